@@ -1,0 +1,3 @@
+from eomt_deploy.cli import main
+
+main()

@@ -1,0 +1,42 @@
+"""Where a benchmark ran: without it a number means nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+from eomt_deploy import __version__, devices
+
+PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+)
+
+
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """Facts of this machine and process, ready for JSON.
+
+    Args:
+        threads: CPU threads asked for; None means the run-time's own choice.
+    """
+    versions = {name: devices.package_version(name) for name in PACKAGES}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": devices.cpu_name(),
+        "cpu_flags": devices.cpu_flags(),
+        "cores": devices.usable_cores(),
+        "threads": threads,
+        "memory_gib": round((devices.memory_bytes() or 0) / 2**30, 1),
+        "gpus": devices.cuda_device_names(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {"eomt-deploy": __version__} | {k: v for k, v in versions.items() if v},
+    }

@@ -1,0 +1,167 @@
+"""The data that people add to: `export/`, `engines/` and `benchmarks/` at the top of the
+repository, one TOML file an entry. They travel in the wheel as `eomt_deploy/_data/`."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+from eomt_deploy.classes import make_classes
+from eomt_deploy.errors import EomtDeployError, UsageError
+from eomt_deploy.spec import ClassInfo, Task
+
+PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors printed: the score of ``metric`` in percent, FPS on ``device``."""
+
+    metric: str
+    score: float
+    source: str
+    fps: float | None = None
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One published checkpoint.
+
+    Attributes:
+        name: file name of its TOML, and what users type.
+        size: (H, W) it was trained at, pixels.
+        weights: ``hf://owner/name``, or a file beside the TOML.
+        classes: name of a list in ``export/classes/``.
+    """
+
+    name: str
+    task: Task
+    size: tuple[int, int]
+    dataset: str
+    classes: str
+    backbone: str
+    queries: int
+    parameters: int
+    weights: str
+    licence: str
+    published: Published | None = None
+    note: str = ""
+
+    @property
+    def source(self) -> str:
+        """What :func:`eomt_deploy.checkpoints.read_checkpoint` takes: hub name or path."""
+        return self.weights if "://" in self.weights else str(folder("export") / self.weights)
+
+    def class_list(self) -> tuple[ClassInfo, ...]:
+        path = folder("export") / "classes" / f"{self.classes}.toml"
+        return make_classes(_read_toml(path).get("classes", []), str(path))
+
+
+@dataclass(frozen=True)
+class EngineProfile:
+    """How an artifact is run: one file of ``engines/``."""
+
+    name: str
+    backend: str
+    device: str
+    precision: str
+    summary: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """What a benchmark measures: one file of ``benchmarks/``."""
+
+    name: str
+    summary: str
+    stages: tuple[str, ...]
+    warmup: int
+    iterations: int
+    unstable_cv: float
+
+
+def folder(name: str) -> Path:
+    """``export``, ``engines`` or ``benchmarks``, in the wheel or in the repository."""
+    packed = PACKAGE / "_data" / name
+    return packed if packed.is_dir() else PACKAGE.parent / name
+
+
+@cache
+def checkpoints() -> dict[str, CatalogEntry]:
+    """All entries of ``export/``, by name."""
+    return {path.stem: _checkpoint(path) for path in _entries("export")}
+
+
+@cache
+def engine_profiles() -> dict[str, EngineProfile]:
+    """All entries of ``engines/``, by name."""
+    return {p.stem: _build(EngineProfile, p, _read_toml(p)) for p in _entries("engines")}
+
+
+@cache
+def benchmark_plans() -> dict[str, BenchmarkPlan]:
+    """All entries of ``benchmarks/``, by name."""
+    return {p.stem: _build(BenchmarkPlan, p, _read_toml(p)) for p in _entries("benchmarks")}
+
+
+def find_checkpoint(name: str) -> CatalogEntry:
+    """The entry called ``name``.
+
+    Raises:
+        UsageError: there is none; the message has the nearest names.
+    """
+    known = checkpoints()
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    raise UsageError(
+        f"{name!r} is neither a file, a folder, an hf:// name nor in the catalog.",
+        fix=(f"Did you mean {', '.join(near)}? " if near else "")
+        + "`eomt-deploy list` shows the catalog.",
+    )
+
+
+def match_weights(weights: str) -> CatalogEntry | None:
+    """The entry whose weights are ``weights``, so that an hf:// name brings its classes."""
+    return next((e for e in checkpoints().values() if e.weights == weights), None)
+
+
+def _entries(name: str) -> list[Path]:
+    return sorted(folder(name).glob("*.toml"))
+
+
+def _checkpoint(path: Path) -> CatalogEntry:
+    data = _read_toml(path)
+    if data.get("task") not in get_args(Task):
+        raise EomtDeployError(f"{path} has task {data.get('task')!r}.")
+    if "published" in data:
+        data["published"] = _build(Published, path, data["published"], named=False)
+    entry: CatalogEntry = _build(CatalogEntry, path, data)
+    return entry
+
+
+def _build(kind: Any, path: Path, data: dict[str, Any], *, named: bool = True) -> Any:
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    if named:
+        values["name"] = path.stem
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise EomtDeployError(
+            f"{path} is not a {kind.__name__}: {error}.",
+            fix="Compare it with its neighbours in the folder.",
+        ) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise EomtDeployError(f"{path} cannot be read: {error}.") from error

@@ -1,0 +1,45 @@
+"""What every checkpoint reader returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eomt_deploy.architecture import Architecture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights in our own key layout, with what could be read off them.
+
+    Attributes:
+        tensors: state dict of :class:`eomt_deploy.network.eomt.EoMT`, dtypes as stored.
+        architecture: all widths and counts.
+        native_grid: patch grid (rows, columns) that ``pos_embed`` was trained at, or None
+            when its length is no square and nothing else tells.
+        attn_mask_probs: masked-attention probability of each of the last blocks; None when
+            the file has none.
+        class_names: names stored beside the weights (Hugging Face), else None.
+        source_format: ``official`` or ``huggingface``.
+        sha256: digest of the weight files.
+    """
+
+    tensors: Mapping[str, Tensor]
+    architecture: Architecture
+    native_grid: tuple[int, int] | None
+    attn_mask_probs: tuple[float, ...] | None
+    class_names: tuple[str, ...] | None
+    source_format: str
+    sha256: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values; the two normalisation buffers are none."""
+        return sum(t.numel() for k, t in self.tensors.items() if not k.startswith("pixel_"))

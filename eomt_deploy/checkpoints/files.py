@@ -1,0 +1,143 @@
+"""Read tensors from a file without ever running code that is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eomt_deploy.errors import CheckpointError
+
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+SAFETENSORS_SUFFIX = ".safetensors"
+# Where trainers put the weights inside a larger dictionary.
+CONTAINERS = ("state_dict", "model")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All named tensors of one weight file.
+
+    Raises:
+        CheckpointError: unreadable, truncated, not a checkpoint, or with code inside.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"{path} is empty.", fix="Download or copy it again.")
+        with path.open("rb") as file:
+            magic = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    # The name lies more often than the bytes: safetensors starts with a length and '{'.
+    if path.suffix == SAFETENSORS_SUFFIX or magic[8:9] == b"{":
+        return _read_safetensors(path)
+    if magic[:2] == b"PK" and not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is cut off: it starts as a PyTorch file but its end is missing "
+            f"({path.stat().st_size:,} bytes are here).",
+            fix="Download or copy it again.",
+        )
+    return _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file: {error}.",
+            fix="Download or copy it again.",
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise CheckpointError(
+                f"{path} holds more than tensors, and reading that would run code from it.",
+                why=_first_line(error),
+                fix="If you trust it, keep only the weights: "
+                "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt').",
+            ) from error
+        raise _not_a_checkpoint(path, error) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise _not_a_checkpoint(path, error) from error
+    return _flat_tensors(path, content)
+
+
+def _flat_tensors(path: Path, content: object) -> dict[str, Tensor]:
+    while isinstance(content, dict):
+        inner = next((content[c] for c in CONTAINERS if isinstance(content.get(c), dict)), None)
+        if inner is None:
+            tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+            if tensors:
+                return tensors
+            break
+        content = inner
+    raise CheckpointError(
+        f"{path} holds no named tensors (found: {type(content).__name__}).",
+        fix="Pass the file with the state dict of a trained EoMT.",
+    )
+
+
+def _not_a_checkpoint(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not a PyTorch or safetensors checkpoint, or it is damaged.",
+        why=_first_line(error),
+        fix="Pass an official .bin/.pt/.ckpt file, a .safetensors file or a Hugging Face folder.",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a Hugging Face model folder, shards in order.
+
+    Raises:
+        CheckpointError: the folder has none, or its index names one that is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} cannot be read: {error}.") from error
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks weight files that its index names: {', '.join(missing)}.",
+                fix="Download the folder again.",
+            )
+        return [folder / name for name in names]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+    raise CheckpointError(
+        f"{folder} has no model.safetensors or pytorch_model.bin.",
+        fix="Pass a Hugging Face model folder, or the weight file itself.",
+    )
+
+
+def sha256(paths: Sequence[Path]) -> str:
+    """Digest of the bytes of all files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()

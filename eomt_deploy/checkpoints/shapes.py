@@ -1,0 +1,117 @@
+"""Everything that tensor shapes tell about an EoMT checkpoint."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from eomt_deploy.architecture import Architecture
+from eomt_deploy.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEAD_WIDTH = 64
+"""Head width of every published model; the number of heads is not stored."""
+
+NEEDED = (
+    "backbone.cls_token",
+    "backbone.pos_embed",
+    "backbone.patch_embed.proj.weight",
+    "backbone.blocks.0.mlp.fc1.weight",
+    "backbone.blocks.0.mlp.fc2.weight",
+    "q.weight",
+    "class_head.weight",
+    "upscale.0.conv1.weight",
+)
+RANKS = {"backbone.pos_embed": 3, "backbone.cls_token": 3, "backbone.patch_embed.proj.weight": 4}
+
+
+def read_architecture(
+    tensors: Mapping[str, Tensor], *, num_blocks: int | None, heads: int | None, norm_eps: float
+) -> Architecture:
+    """Widths and counts of the network that ``tensors`` belong to.
+
+    Args:
+        tensors: weights in our key layout.
+        num_blocks: length of ``attn_mask_probs``, or None where the file has none.
+        heads: attention heads, or None for width / 64.
+        norm_eps: LayerNorm epsilon, which no shape tells.
+
+    Raises:
+        CheckpointError: keys are missing or their shapes fit no EoMT.
+    """
+    missing = [key for key in NEEDED if key not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"This is not a whole EoMT checkpoint: {len(missing)} of the keys that define the "
+            f"network are missing: {', '.join(missing)}.",
+            why=f"The file has {len(tensors)} tensors, such as {', '.join(list(tensors)[:3])}.",
+            fix="Pass a trained EoMT (official, Hugging Face), not a backbone or another network.",
+        )
+    shapes = {key: tuple(tensors[key].shape) for key in tensors}
+    wrong = [
+        f"{key} has shape {list(shapes[key])}, expected {RANKS.get(key, 2)} dimensions"
+        for key in NEEDED[:-1]
+        if len(shapes[key]) != RANKS.get(key, 2)
+    ]
+    if wrong:
+        raise CheckpointError("The shapes fit no EoMT: " + "; ".join(wrong) + ".")
+    if num_blocks is None:
+        raise CheckpointError(
+            "The checkpoint has no attn_mask_probs, whose length tells how many blocks see "
+            "the queries.",
+            fix="Pass a whole EoMT checkpoint, or say it: --num-blocks 4 (S and B: 3, L: 4, g: 5).",
+        )
+
+    width, _, patch_size, _ = shapes["backbone.patch_embed.proj.weight"]
+    depth = _count(tensors, r"backbone\.blocks\.(\d+)\.")
+    fc1_out = shapes["backbone.blocks.0.mlp.fc1.weight"][0]
+    mlp_hidden = shapes["backbone.blocks.0.mlp.fc2.weight"][1]
+    registers = shapes["backbone.reg_token"][1] if "backbone.reg_token" in shapes else 0
+    if num_blocks > depth:
+        raise CheckpointError(f"{num_blocks} query blocks do not fit in {depth} blocks.")
+    return Architecture(
+        width=width,
+        depth=depth,
+        heads=_heads(width, heads),
+        mlp="swiglu" if fc1_out == 2 * mlp_hidden else "gelu",
+        mlp_hidden=mlp_hidden,
+        registers=registers,
+        patch_size=patch_size,
+        num_queries=shapes["q.weight"][0],
+        num_blocks=num_blocks,
+        num_classes=shapes["class_head.weight"][0] - 1,
+        num_upscale=_count(tensors, r"upscale\.(\d+)\."),
+        norm_eps=norm_eps,
+    )
+
+
+def square_grid(pos_embed: Tensor) -> tuple[int, int] | None:
+    """The square patch grid of ``pos_embed`` [1, N, D], or None when N is no square."""
+    side = math.isqrt(pos_embed.shape[1])
+    return (side, side) if side * side == pos_embed.shape[1] else None
+
+
+def _heads(width: int, heads: int | None) -> int:
+    if heads is None:
+        if width % HEAD_WIDTH:
+            raise CheckpointError(
+                f"The number of attention heads is not stored, and width {width} is no multiple "
+                f"of {HEAD_WIDTH}, the head width of every published model.",
+                fix="Say it: --heads N.",
+            )
+        return width // HEAD_WIDTH
+    if heads < 1 or width % heads:
+        raise CheckpointError(
+            f"Width {width} cannot be split into {heads} heads.",
+            fix="Pass the --heads that the model was trained with.",
+        )
+    return heads
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    found = [int(match[1]) for key in tensors if (match := re.match(pattern, key))]
+    return max(found, default=-1) + 1

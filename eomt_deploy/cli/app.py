@@ -1,0 +1,57 @@
+"""The `eomt-deploy` command: its verbs, and how errors reach the user."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from eomt_deploy import __version__
+from eomt_deploy.cli import bench, doctor, export, inspect, list_, predict
+from eomt_deploy.cli.console import stderr
+from eomt_deploy.errors import EomtDeployError
+
+app = typer.Typer(
+    name="eomt-deploy",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Run EoMT (Encoder-only Mask Transformer) in production: export, predict, measure.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"eomt-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("list")(list_.list_checkpoints)
+app.command("export")(export.export)
+app.command("inspect")(inspect.inspect)
+app.command("predict")(predict.predict)
+app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; our errors become words on stderr and an exit code."""
+    try:
+        app(None if arguments is None else list(arguments))
+    except EomtDeployError as error:
+        stderr.print("error:", error.what, style="bold red", markup=False, soft_wrap=True)
+        for label, text in (("why", error.why), ("fix", error.fix)):
+            if text:
+                stderr.print(f"  {label}: {text}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,107 @@
+"""`eomt-deploy doctor`: what is here, what can run, and what would add the rest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from eomt_deploy import catalog, devices
+from eomt_deploy.benchmarking.environment import environment
+from eomt_deploy.cli.console import print_json, stdout
+from eomt_deploy.engines import BACKENDS
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something that eomt-deploy can do, and whether it can do it here."""
+
+    name: str
+    works: bool
+    detail: str
+    fix: str = ""
+
+
+# What the user gains -> distributions that it needs -> the extra that brings them.
+PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("export checkpoints", ("torch", "onnxscript", "safetensors"), "export"),
+    ("download from the Hugging Face hub", ("huggingface-hub",), "export"),
+)
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Say what is installed, what can run here, and which command adds what is missing."""
+    machine = environment()
+    abilities = [*_engine_abilities(), *_package_abilities()]
+    if json:
+        print_json({"environment": machine, "abilities": [asdict(a) for a in abilities]})
+    else:
+        _show(machine, abilities)
+    if not any(a.works for a in abilities if a.name.startswith("run")):
+        raise typer.Exit(3)
+
+
+def _engine_abilities() -> list[Ability]:
+    gpus = devices.cuda_device_names()
+    result = []
+    for profile in catalog.engine_profiles().values():
+        backend = BACKENDS[profile.backend]
+        name = f"run {', '.join(backend.suffixes)} with {profile.backend} on {profile.device}"
+        if not backend.installed:
+            extra = "cuda" if profile.device == "cuda" else "cpu"
+            fix = f"pip install 'eomt-deploy[{extra}]'"
+            result.append(Ability(name, False, f"{backend.package} is missing", fix))
+        elif profile.device == "cuda":
+            result.append(_cuda_ability(name, gpus))
+        else:
+            result.append(Ability(name, True, profile.summary))
+    return result
+
+
+def _cuda_ability(name: str, gpus: list[str]) -> Ability:
+    if not gpus:
+        return Ability(name, False, "the NVIDIA driver reports no GPU")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        fix = "pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'"
+        return Ability(name, False, "this ONNX Runtime is built for the CPU only", fix)
+    return Ability(name, True, ", ".join(gpus))
+
+
+def _package_abilities() -> list[Ability]:
+    result = []
+    for name, packages, extra in PACKAGE_ABILITIES:
+        missing = [p for p in packages if devices.package_version(p) is None]
+        found = ", ".join(f"{p} {devices.package_version(p)}" for p in packages)
+        if missing:
+            detail = f"{', '.join(missing)} is missing"
+            result.append(Ability(name, False, detail, f"pip install 'eomt-deploy[{extra}]'"))
+        else:
+            result.append(Ability(name, True, found))
+    return result
+
+
+def _show(machine: dict[str, object], abilities: list[Ability]) -> None:
+    facts = Table(show_header=False, box=None)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    versions = machine["versions"]
+    assert isinstance(versions, dict)
+    facts.add_row("CPU", f"{machine['cpu']}, {machine['cores']} cores")
+    facts.add_row("instructions", " ".join(devices.cpu_flags()) or "unknown")
+    facts.add_row("memory", f"{machine['memory_gib']} GiB")
+    facts.add_row("GPU", ", ".join(devices.cuda_device_names()) or "none")
+    facts.add_row("Python", f"{machine['python']}, {machine['system']}")
+    facts.add_row("packages", ", ".join(f"{k} {v}" for k, v in versions.items()))
+    stdout.print(facts, highlight=False)
+    stdout.print()
+    table = Table("", "what", "state", "to add it", box=None)
+    for ability in abilities:
+        mark = "[green]yes[/]" if ability.works else "[red]no[/]"
+        table.add_row(mark, ability.name, ability.detail, ability.fix.replace("[", r"\["))
+    stdout.print(table, highlight=False)

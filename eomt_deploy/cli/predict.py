@@ -1,0 +1,166 @@
+"""`eomt-deploy predict`: photos in, pictures and results out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eomt_deploy.cli.console import bar, stderr, stdout, write_json
+from eomt_deploy.errors import ImageError, OutputError, UsageError
+from eomt_deploy.files import check_writable
+from eomt_deploy.result import Segmentation
+from eomt_deploy.segmenter import Segmenter
+from eomt_deploy.sources import find_images
+
+FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
+
+
+@dataclass(frozen=True)
+class _Options:
+    score_threshold: float | None
+    mask_threshold: float | None
+    overlap_threshold: float | None
+
+
+def predict(
+    artifact: Annotated[Path, typer.Argument(help="An exported model.")],
+    images: Annotated[list[str], typer.Argument(help="Photos, folders or globs.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="A folder; for one photo also .png .jpg .json .npz."),
+    ],
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
+    mask_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    overlap_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write predictions.json here (- for stdout).")
+    ] = None,
+) -> None:
+    """Segment photos.
+
+    A folder gets overlay/*.jpg (pictures), labels/*.png (semantic class ids, or COCO panoptic
+    ids) and predictions.json. A single file is written by its suffix.
+    """
+    paths = find_images(images)
+    options = _Options(score_threshold, mask_threshold, overlap_threshold)
+    with Segmenter(artifact, device=device, threads=threads) as segmenter:
+        segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        stderr.print(f"{segmenter.engine.backend} on {segmenter.engine.device}", highlight=False)
+        if output.suffix.lower() in FILE_SUFFIXES and not output.is_dir():
+            _predict_file(segmenter, paths, output, options)
+        else:
+            _predict_folder(segmenter, paths, output, options, json)
+
+
+def _run(segmenter: Segmenter, path: Path, options: _Options) -> Segmentation:
+    return segmenter.predict(
+        path,
+        score_threshold=options.score_threshold,
+        mask_threshold=options.mask_threshold,
+        overlap_threshold=options.overlap_threshold,
+    )
+
+
+def _predict_file(
+    segmenter: Segmenter, paths: Sequence[Path], output: Path, options: _Options
+) -> None:
+    if len(paths) > 1:
+        raise UsageError(
+            f"{len(paths)} photos do not fit into one file, {output}.", fix="Name a folder."
+        )
+    check_writable(output)
+    result = _run(segmenter, paths[0], options)
+    result.save(output)
+    stdout.print(f"wrote {output}: {result}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _predict_folder(
+    segmenter: Segmenter,
+    paths: Sequence[Path],
+    output: Path,
+    options: _Options,
+    json: Path | None,
+) -> None:
+    names = _output_names(paths)
+    entries: list[dict[str, Any]] = []
+    failures = []
+    check_writable(output / "predictions.json")
+    with bar("predicting", len(paths)) as progress:
+        for index, (path, name) in enumerate(zip(paths, names, strict=True)):
+            try:
+                result = _run(segmenter, path, options)
+            except ImageError as error:
+                failures.append(error)
+                stderr.print("error:", error, style="bold red", markup=False, soft_wrap=True)
+            else:
+                entries.append(_write(result, output, name, len(entries), path))
+            progress(index + 1)
+    spec = segmenter.spec
+    summary = {
+        "model": spec.name,
+        "task": spec.task,
+        "checkpoint_sha256": spec.provenance.get("checkpoint_sha256"),
+        "categories": [
+            {"id": c.id, "name": c.name, "isthing": int(c.thing), "color": list(c.color)}
+            for c in spec.classes
+        ],
+        "images": entries,
+    }
+    write_json(output / "predictions.json", summary)
+    if json:
+        write_json(json, summary)
+    console = stderr if str(json) == "-" else stdout
+    console.print(
+        f"wrote {len(entries)} of {len(paths)} results to {output}/",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if failures:
+        raise ImageError(
+            f"{len(failures)} of {len(paths)} images could not be read; see the lines above."
+        )
+
+
+def _output_names(paths: Sequence[Path]) -> list[Path]:
+    """Where results go below the output folder: the photos' own names, kept apart."""
+    common = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    relative = [path.absolute().relative_to(common) for path in paths]
+    stems = [path.with_suffix("") for path in relative]
+    # cat.jpg beside cat.png: the suffix must stay, or one would overwrite the other.
+    return [
+        stem if stems.count(stem) == 1 else path.with_name(path.name.replace(".", "_"))
+        for stem, path in zip(stems, relative, strict=True)
+    ]
+
+
+def _write(
+    result: Segmentation, output: Path, name: Path, image_id: int, source: Path
+) -> dict[str, Any]:
+    overlay = output / "overlay" / f"{name}.jpg"
+    result.save(overlay)
+    entry: dict[str, Any] = {
+        "id": image_id,
+        "file_name": str(source),
+        "height": result.size[0],
+        "width": result.size[1],
+        "overlay": str(overlay.relative_to(output)),
+    }
+    if result.task != "instance":  # instances overlap: no label picture can hold them
+        labels = output / "labels" / f"{name}.png"
+        try:
+            labels.parent.mkdir(parents=True, exist_ok=True)
+            result.label_image().save(labels)
+        except OSError as error:
+            raise OutputError(f"{labels} cannot be written: {error.strerror}.") from error
+        entry["labels"] = str(labels.relative_to(output))
+    if result.task == "panoptic":
+        entry["segments_info"] = result.to_panoptic()[1]
+    else:
+        entry["annotations"] = result.to_coco(image_id)
+    return entry

@@ -1,0 +1,85 @@
+"""A result painted over its image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from eomt_deploy.result import Segment, Segmentation
+from eomt_deploy.sources import RgbImage
+
+INSTANCE_SHADES = (1.0, 0.72, 0.86, 0.6)
+"""Instances of one class stand apart by brightness."""
+SMALLEST_LABEL = 0.004
+"""Share of the image that a region needs to carry its name."""
+
+
+def draw_overlay(
+    result: Segmentation, image: RgbImage, *, alpha: float, labels: bool, min_score: float
+) -> Image.Image:
+    """Colours, outlines and names over a copy of ``image`` (uint8 RGB [H, W, 3])."""
+    # Small pictures are enlarged, so that names and outlines stay readable.
+    scale = max(1, round(480 / max(1, min(result.size))))
+    height, width = result.size[0] * scale, result.size[1] * scale
+    canvas: npt.NDArray[Any] = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    least = min_score if result.task == "instance" else 0
+    shown = [s for s in result.regions() if s.area and s.score >= least]
+    tags: list[tuple[str, tuple[int, int], tuple[int, int, int]]] = []
+    # Large regions first: small ones stay visible on top.
+    for segment in sorted(shown, key=lambda s: -s.area):
+        mask: npt.NDArray[Any] = segment.mask.astype(np.uint8)
+        color = _color(result, segment)
+        if scale > 1:
+            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+        inside = mask.astype(bool)
+        canvas[inside] = (canvas[inside] * (1 - alpha) + np.array(color) * alpha).astype(np.uint8)
+        if segment.thing:
+            outline, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+            cv2.drawContours(canvas, outline, -1, (255, 255, 255), 1, cv2.LINE_AA)
+        if labels and segment.area >= SMALLEST_LABEL * result.size[0] * result.size[1]:
+            text = segment.class_name
+            if segment.thing and result.task != "semantic":
+                text += f" {segment.score:.2f}"
+            tags.append((text, _centre(mask), color))
+    for text, centre, color in tags:
+        _write(canvas, text, centre, color)
+    return Image.fromarray(canvas)
+
+
+def _color(result: Segmentation, segment: Segment) -> tuple[int, int, int]:
+    red, green, blue = result.classes[segment.class_id].color
+    if not segment.thing or result.task == "semantic":
+        return red, green, blue
+    shade = INSTANCE_SHADES[segment.id % len(INSTANCE_SHADES)]
+    return round(red * shade), round(green * shade), round(blue * shade)
+
+
+def _centre(mask: npt.NDArray[Any]) -> tuple[int, int]:
+    """(x, y) of the pixel farthest from the region's border: always inside it."""
+    padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
+    _, _, _, (x, y) = cv2.minMaxLoc(distance)
+    return x - 1, y - 1
+
+
+def _write(
+    canvas: npt.NDArray[Any],
+    text: str,
+    centre: tuple[int, int],
+    color: tuple[int, int, int],
+) -> None:
+    height, width = canvas.shape[:2]
+    size = max(0.4, min(height, width) / 1100)
+    weight = 1 if size < 0.8 else 2
+    (text_width, text_height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, weight)
+    x = min(max(2, centre[0] - text_width // 2), max(2, width - text_width - 2))
+    y = min(max(text_height + 2, centre[1] + text_height // 2), height - base - 2)
+    back = tuple(c // 3 for c in color)
+    cv2.rectangle(canvas, (x - 3, y - text_height - 3), (x + text_width + 3, y + base), back, -1)
+    cv2.putText(
+        canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), weight, cv2.LINE_AA
+    )

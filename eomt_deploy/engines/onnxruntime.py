@@ -1,0 +1,68 @@
+"""ONNX Runtime on CPU or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from eomt_deploy.artifact import parse_spec
+from eomt_deploy.engines.base import Engine, Outputs
+from eomt_deploy.errors import ArtifactError, DeviceError
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+OUTPUT_NAMES = ["class_logits", "mask_logits"]
+QUIET = 3  # errors only: a missing GPU is reported by our own check below
+
+
+class OnnxRuntimeEngine(Engine):
+    """Runs an ``.onnx`` file; arguments as in :func:`eomt_deploy.engines.open_engine`."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
+        super().__init__()
+        options = ort.SessionOptions()
+        options.log_severity_level = QUIET
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        wants_cuda = device == "cuda" or (device is None and CUDA in ort.get_available_providers())
+        if device == "cuda" and CUDA not in ort.get_available_providers():
+            raise DeviceError(
+                "This ONNX Runtime has no CUDA provider "
+                f"(it has {', '.join(ort.get_available_providers())}).",
+                fix="pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'",
+            )
+        try:
+            session = ort.InferenceSession(
+                path, options, providers=[CUDA, CPU] if wants_cuda else [CPU]
+            )
+        except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
+            raise ArtifactError(
+                f"{path} cannot be opened by ONNX Runtime {ort.__version__}.",
+                why=str(error).strip().splitlines()[0],
+                fix="Export the checkpoint again; copy a .onnx.data file along with its .onnx.",
+            ) from error
+        # ONNX Runtime lists CUDA without a GPU and falls back to the CPU without a word.
+        used = session.get_providers()[0]
+        if device == "cuda" and used != CUDA:
+            raise DeviceError(
+                "ONNX Runtime could not start on the GPU and fell back to the CPU.",
+                why="Its CUDA provider did not load: no GPU, driver, CUDA or cuDNN that fits.",
+                fix="`eomt-deploy doctor` shows what is missing; or pass device='cpu'.",
+            )
+        self.spec = parse_spec(session.get_modelmeta().custom_metadata_map, path)
+        self.device = "cuda" if used == CUDA else "cpu"
+        self._session: ort.InferenceSession | None = session
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        assert self._session is not None  # Engine.run refuses closed engines
+        class_logits, mask_logits = self._session.run(OUTPUT_NAMES, {"images": images})
+        return class_logits, mask_logits
+
+    def close(self) -> None:
+        super().close()
+        self._session = None

@@ -1,0 +1,194 @@
+"""Checkpoint + what the user said + catalog -> ModelSpec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from eomt_deploy import __version__, catalog
+from eomt_deploy.checkpoints import Checkpoint
+from eomt_deploy.checkpoints.huggingface import HUB_PREFIX
+from eomt_deploy.classes import read_classes, things_or_stuff
+from eomt_deploy.errors import CheckpointError, UsageError
+from eomt_deploy.exporting.config import ExportConfig
+from eomt_deploy.spec import (
+    RESIZE_RULES,
+    TASK_THRESHOLDS,
+    Backbone,
+    ClassInfo,
+    ModelSpec,
+    Task,
+)
+
+FAR_FROM_NATIVE = 1.5
+"""Ratio of sides from which accuracy is known to suffer without fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights are, and the catalog entry that knows them, if any."""
+
+    location: str
+    entry: catalog.CatalogEntry | None
+
+
+def find_source(config: ExportConfig) -> Source:
+    """Resolve the checkpoint argument: an existing path wins over a catalog name.
+
+    Raises:
+        UsageError: it is neither a path, an ``hf://`` name nor in the catalog.
+    """
+    entry = catalog.find_checkpoint(config.name) if config.name else None
+    text = config.checkpoint
+    if text.startswith(HUB_PREFIX):
+        return Source(text, entry or catalog.match_weights(text))
+    # What looks like a path is a path: "no such file" is the clearer error then.
+    if Path(text).exists() or "/" in text or Path(text).suffix:
+        return Source(text, entry)
+    named = catalog.find_checkpoint(text)
+    return Source(named.source, entry or named)
+
+
+def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> ModelSpec:
+    """The description that travels with the exported model.
+
+    Raises:
+        UsageError: task or classes are unknown, or contradict the checkpoint.
+    """
+    arch = checkpoint.architecture
+    task = config.task or (source.entry.task if source.entry else None)
+    if task is None:
+        raise UsageError(
+            "The checkpoint does not say which task it was trained for.",
+            fix="Pass --task semantic, instance or panoptic, or --name with a catalog entry.",
+        )
+    return ModelSpec(
+        name=config.output.stem if source.entry is None else source.entry.name,
+        task=task,
+        image_size=image_size(config, source, checkpoint),
+        patch_size=arch.patch_size,
+        num_queries=arch.num_queries,
+        num_blocks=arch.num_blocks,
+        num_upscale=arch.num_upscale,
+        classes=_classes(config, source, checkpoint, task),
+        resize=RESIZE_RULES[task],
+        thresholds=TASK_THRESHOLDS[task],
+        backbone=Backbone(
+            family="dinov2",
+            width=arch.width,
+            depth=arch.depth,
+            heads=arch.heads,
+            mlp=arch.mlp,
+            registers=arch.registers,
+            parameters=checkpoint.parameters,
+        ),
+        precision=config.precision,
+        batch=config.batch,
+        provenance={
+            "checkpoint": Path(config.checkpoint).name,
+            "checkpoint_sha256": checkpoint.sha256,
+            "source_format": checkpoint.source_format,
+            "masked_attention": _annealing(checkpoint),
+            "eomt_deploy": __version__,
+            "torch": _version("torch"),
+            "onnx": _version("onnx"),
+        },
+    )
+
+
+def image_size(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> tuple[int, int]:
+    """Network input (H, W): asked for, else the catalog's, else the trained one."""
+    if config.size:
+        return config.size
+    if source.entry:
+        return source.entry.size
+    size = config.native_size or native_size(checkpoint)
+    if size is None:
+        raise UsageError(
+            "The trained size cannot be read off the checkpoint: its position embeddings are "
+            "no square.",
+            fix="Pass --native-size HxW, the size that it was trained at.",
+        )
+    return size
+
+
+def native_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
+    """Trained (H, W) in pixels, where the checkpoint tells."""
+    grid, patch = checkpoint.native_grid, checkpoint.architecture.patch_size
+    return None if grid is None else (grid[0] * patch, grid[1] * patch)
+
+
+def warnings(config: ExportConfig, checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
+    """What the user should know although nothing is wrong."""
+    notes = []
+    if checkpoint.attn_mask_probs is None:
+        notes.append("The checkpoint does not say whether masked attention was annealed away.")
+    elif any(checkpoint.attn_mask_probs):
+        notes.append("Masked attention was NOT annealed away; expect far lower accuracy.")
+    native = config.native_size or native_size(checkpoint)
+    if native:
+        ratios = [max(a / b, b / a) for a, b in zip(spec.image_size, native, strict=True)]
+        if max(ratios) >= FAR_FROM_NATIVE:
+            notes.append(
+                f"{spec.image_size[0]}x{spec.image_size[1]} is far from the trained "
+                f"{native[0]}x{native[1]}; expect lower accuracy without fine-tuning."
+            )
+    return notes
+
+
+def check_annealed(checkpoint: Checkpoint, allow: bool) -> None:
+    """Refuse weights that still need masked attention.
+
+    Raises:
+        CheckpointError: ``attn_mask_probs`` is not zero and ``allow`` is not set.
+    """
+    probabilities = checkpoint.attn_mask_probs
+    if allow or probabilities is None or not any(probabilities):
+        return
+    shown = ", ".join(f"{p:g}" for p in probabilities)
+    raise CheckpointError(
+        f"Masked attention was not annealed away: attn_mask_probs is [{shown}], not all 0.",
+        why="The exported graph has no masked attention. Without annealing the paper's model "
+        "falls from 56.0 to 27.4 PQ (table 7).",
+        fix="Train on until it is 0, or pass --allow-unannealed if you know better "
+        "(a Hugging Face model that was annealed may still store ones).",
+    )
+
+
+def _classes(
+    config: ExportConfig, source: Source, checkpoint: Checkpoint, task: Task
+) -> tuple[ClassInfo, ...]:
+    count = checkpoint.architecture.num_classes
+    if config.classes:
+        classes, origin = read_classes(config.classes), str(config.classes)
+    elif source.entry:
+        classes, origin = source.entry.class_list(), f"catalog entry {source.entry.name}"
+    elif checkpoint.class_names and task != "panoptic":
+        # Only a panoptic model mixes things and stuff.
+        classes = things_or_stuff(checkpoint.class_names, thing=task == "instance")
+        origin = "config.json"
+    else:
+        raise UsageError(
+            f"The names of the {count} classes are unknown"
+            + (", or which of them are things." if checkpoint.class_names else "."),
+            fix='Pass --classes classes.json: [{"name": "road", "thing": false}, …] in the order '
+            "of the class logits, or --name with a catalog entry.",
+        )
+    if len(classes) != count:
+        raise UsageError(
+            f"{origin} has {len(classes)} classes, the checkpoint has {count}.",
+            fix="List every class in the order of the class logits, without 'no object'.",
+        )
+    return classes
+
+
+def _annealing(checkpoint: Checkpoint) -> str:
+    if checkpoint.attn_mask_probs is None:
+        return "unknown"
+    return "not annealed" if any(checkpoint.attn_mask_probs) else "annealed"
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

@@ -1,0 +1,136 @@
+"""Does the exported file compute what the checkpoint computes? Asked on real photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from eomt_deploy.engines import Engine
+from eomt_deploy.errors import VerificationError
+from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.processing import Processor
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What an export may differ by; errors are relative to the largest logit."""
+
+    relative_error: float
+    agreement: float
+
+
+TOLERANCES = {"fp32": Tolerance(relative_error=1e-3, agreement=0.999)}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Differences between the exported file and the checkpoint in PyTorch.
+
+    Attributes:
+        images: photos compared.
+        inputs: network inputs compared (windows count apart).
+        class_max, class_mean: absolute error of the class logits.
+        mask_max, mask_mean: absolute error of the mask logits.
+        relative_max: largest error of either over the largest logit of its kind.
+        class_agreement: share of queries with the same best class.
+        mask_agreement: share of mask pixels on the same side of zero.
+    """
+
+    images: int
+    inputs: int
+    class_max: float
+    class_mean: float
+    mask_max: float
+    mask_mean: float
+    relative_max: float
+    class_agreement: float
+    mask_agreement: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def default_images() -> list[Path]:
+    """The photos that come with the package."""
+    return sorted(ASSETS.glob("*.jpg"))
+
+
+def compare(
+    engine: Engine,
+    reference: EoMT,
+    images: Sequence[Path],
+    progress: Callable[[str], None] = lambda _: None,
+) -> Verification:
+    """Run both on the same photos.
+
+    Args:
+        engine: the exported file.
+        reference: the network before any fold.
+        images: photos; at least one.
+        progress: told which photo is being compared.
+    """
+    processor = Processor(engine.spec)
+    errors: dict[str, list[npt.NDArray[np.float32]]] = {"class": [], "mask": []}
+    largest = {"class": 0.0, "mask": 0.0}
+    same_class, same_side = [], []
+    inputs = 0
+    for index, path in enumerate(images):
+        progress(f"verifying on {path.name} ({index + 1} of {len(images)})")
+        batch, _ = processor.preprocess(path)
+        inputs += len(batch)
+        with torch.inference_mode():
+            wanted = [t.numpy() for t in reference(torch.from_numpy(batch))]
+        found = engine.run(batch)
+        for kind, have, want in zip(errors, found, wanted, strict=True):
+            errors[kind].append(np.abs(have - want).ravel())
+            largest[kind] = max(largest[kind], float(np.abs(want).max()))
+        same_class.append(found[0].argmax(-1) == wanted[0].argmax(-1))
+        same_side.append((found[1] > 0) == (wanted[1] > 0))
+    joined = {kind: np.concatenate(parts) for kind, parts in errors.items()}
+    return Verification(
+        images=len(images),
+        inputs=inputs,
+        class_max=float(joined["class"].max()),
+        class_mean=float(joined["class"].mean()),
+        mask_max=float(joined["mask"].max()),
+        mask_mean=float(joined["mask"].mean()),
+        relative_max=max(float(joined[k].max()) / max(largest[k], 1e-12) for k in joined),
+        class_agreement=float(np.mean(np.concatenate([s.ravel() for s in same_class]))),
+        mask_agreement=float(np.mean(np.concatenate([s.ravel() for s in same_side]))),
+    )
+
+
+def check(result: Verification, precision: str) -> None:
+    """Pass or raise.
+
+    Raises:
+        VerificationError: an error or agreement is beyond the tolerance of ``precision``.
+    """
+    tolerance = TOLERANCES[precision]
+    problems = []
+    # Written so that NaN fails: a comparison with NaN is never true.
+    if not result.relative_max <= tolerance.relative_error:
+        problems.append(
+            f"relative error {result.relative_max:.2e} (allowed {tolerance.relative_error:.0e})"
+        )
+    for name in ("class_agreement", "mask_agreement"):
+        if not getattr(result, name) >= tolerance.agreement:
+            problems.append(
+                f"{name.replace('_', ' ')} {getattr(result, name):.4%} "
+                f"(needed {tolerance.agreement:.2%})"
+            )
+    if problems:
+        raise VerificationError(
+            f"The exported model differs from the checkpoint: {'; '.join(problems)}. "
+            "Nothing was written.",
+            why=f"Compared on {result.images} photos; largest errors: class logits "
+            f"{result.class_max:.3g}, mask logits {result.mask_max:.3g}.",
+            fix="Please report it with the checkpoint's architecture; this should not happen.",
+        )

@@ -1,0 +1,63 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from eomt_deploy.errors import OutputError
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside ``target``, for files that are renamed into place at the end.
+
+    The same file system makes the rename atomic; whatever is left is removed.
+
+    Raises:
+        OutputError: the folder of ``target`` cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    with folder as name:
+        yield Path(name)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, or leave what was there.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with staging_folder(path) as folder:
+        temporary = folder / path.name
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+
+def check_writable(path: Path) -> None:
+    """Fail early where a long job would fail late.
+
+    Raises:
+        OutputError: ``path`` is a folder, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder.", fix="Name the file inside it.")
+    with staging_folder(path):
+        pass
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{path} cannot be written: {error.strerror}.",
+        fix="Name a place that you may write to, with enough space.",
+    )

@@ -1,0 +1,201 @@
+"""EoMT at inference: a plain ViT whose last blocks also carry the queries.
+
+Module and parameter names give the official checkpoint keys without their
+``network.`` and ``network.encoder.`` prefixes. Masked attention is not here: annealed
+models do not use it (paper, section 3.3).
+Shapes: B batch, Q queries, N patches, D width, C classes, P = 1 + registers.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eomt_deploy.architecture import Architecture
+
+UPSCALE_NORM_EPS = 1e-6
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_width = width // heads
+        self.scale = self.head_width**-0.5
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Batch stays -1: the only size that may be unknown when the graph is traced.
+        heads = (-1, x.shape[1], self.heads, self.head_width)
+        q, k, v = (t.reshape(heads).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        if self.scale != 1.0:
+            q = q * self.scale
+        # Written out, because run-times recognise MatMul-Softmax-MatMul as one attention.
+        x = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v  # [B, heads, tokens, head_width]
+        x = self.proj(x.transpose(1, 2).flatten(2))
+        return x
+
+
+class GeluMlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc2(F.gelu(self.fc1(x)))
+        return x
+
+
+class SwigluMlp(nn.Module):
+    """``fc2(silu(gate) * value)`` with gate and value packed in ``fc1``, gate first."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 2 * hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        x = self.fc2(F.silu(gate) * value)
+        return x
+
+
+class Block(nn.Module):
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        mlp = SwigluMlp if arch.mlp == "swiglu" else GeluMlp
+        self.norm1 = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+        self.attn = Attention(arch.width, arch.heads)
+        self.ls1: nn.Module = LayerScale(arch.width)
+        self.norm2 = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+        self.mlp = mlp(arch.width, arch.mlp_hidden)
+        self.ls2: nn.Module = LayerScale(arch.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        x = x + self.ls2(self.mlp(self.norm2(x)))
+        return x
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(x)  # [B, D, h, w]
+        return x.flatten(2).transpose(1, 2)
+
+
+class Backbone(nn.Module):
+    """The encoder's parameters under their timm names; :class:`EoMT` runs them."""
+
+    def __init__(self, arch: Architecture, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, arch.width))
+        if arch.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, arch.registers, arch.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], arch.width))
+        self.patch_embed = PatchEmbed(arch.width, arch.patch_size)
+        self.blocks = nn.ModuleList(Block(arch) for _ in range(arch.depth))
+        self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
+
+    @property
+    def layers(self) -> list[Block]:
+        """``blocks`` with their type, which ModuleList forgets."""
+        return cast("list[Block]", list(self.blocks))
+
+    def prefix(self) -> Tensor:
+        """Class and register tokens [1, P, D]; they carry no position."""
+        registers = getattr(self, "reg_token", None)
+        return self.cls_token if registers is None else torch.cat([self.cls_token, registers], 1)
+
+
+class UpscaleBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.norm = nn.LayerNorm(width, eps=UPSCALE_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(F.gelu(self.conv1(x)))
+        x = self.norm(x.permute(0, 2, 3, 1))  # over channels
+        return x.permute(0, 3, 1, 2)
+
+
+class EoMT(nn.Module):
+    """Encoder-only Mask Transformer without masked attention.
+
+    Args:
+        arch: widths and counts.
+        image_size: (H, W) in pixels, multiples of the patch size.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, arch: Architecture, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.arch = arch
+        self.grid = (image_size[0] // arch.patch_size, image_size[1] // arch.patch_size)
+        width = arch.width
+        self.normalize = True
+        self.register_buffer("pixel_mean", torch.zeros(1, 3, 1, 1))
+        self.register_buffer("pixel_std", torch.ones(1, 3, 1, 1))
+        self.backbone = Backbone(arch, self.grid)
+        self.q = nn.Embedding(arch.num_queries, width)
+        self.class_head = nn.Linear(width, arch.num_classes + 1)
+        self.mask_head = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(),
+            nn.Linear(width, width), nn.GELU(),
+            nn.Linear(width, width),
+        )  # fmt: skip
+        self.upscale = nn.Sequential(*(UpscaleBlock(width) for _ in range(arch.num_upscale)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment a batch.
+
+        Args:
+            images: uint8 [B, H, W, 3], RGB 0-255.
+
+        Returns:
+            class logits [B, Q, C+1] (last column "no object") and
+            mask logits [B, Q, H/4, W/4] (patch 16), both before any activation.
+        """
+        arch, backbone = self.arch, self.backbone
+        x = images.to(self.q.weight.dtype).permute(0, 3, 1, 2)
+        if self.normalize:
+            x = (x / 255 - self.pixel_mean) / self.pixel_std
+        x = backbone.patch_embed(x) + backbone.pos_embed
+        x = torch.cat([backbone.prefix().expand(images.shape[0], -1, -1), x], dim=1)
+        for index, block in enumerate(backbone.layers):
+            if index == arch.depth - arch.num_blocks:
+                queries = self.q.weight.unsqueeze(0).expand(images.shape[0], -1, -1)
+                x = torch.cat([queries, x], dim=1)
+            x = block(x)
+        return self.predict(backbone.norm(x))
+
+    def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Class and mask logits of normalised tokens [B, Q + P + N, D]."""
+        queries = tokens[:, : self.arch.num_queries]
+        patches = tokens[:, self.arch.num_queries + self.arch.num_prefix :]
+        features = patches.transpose(1, 2).reshape(-1, self.arch.width, *self.grid)
+        features = self.upscale(features)  # [B, D, 4h, 4w]
+        mask_logits = self.mask_head(queries) @ features.flatten(2)
+        size = features.shape[-2:]
+        return self.class_head(queries), mask_logits.reshape(-1, self.arch.num_queries, *size)

@@ -1,0 +1,190 @@
+"""A model's own pre- and post-processing, without any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.errors import UsageError
+from eomt_deploy.processing import geometry as geo
+from eomt_deploy.processing.geometry import Geometry
+from eomt_deploy.processing.instance import find_instances
+from eomt_deploy.processing.panoptic import merge_segments
+from eomt_deploy.processing.resize import Float, resize_photo, unletterbox
+from eomt_deploy.processing.semantic import class_map
+from eomt_deploy.result import Segment, Segmentation, encode_mask
+from eomt_deploy.sources import ImageSource, load_image
+from eomt_deploy.spec import ModelSpec, Task, Thresholds
+
+THRESHOLDS_OF: dict[Task, tuple[str, ...]] = {
+    "semantic": (),
+    "instance": ("score",),
+    "panoptic": ("score", "mask", "overlap"),
+}
+
+
+class Processor:
+    """Images to network inputs, network outputs to a :class:`Segmentation`.
+
+    >>> processor = Processor(spec)  # doctest: +SKIP
+    >>> images, geometry = processor.preprocess("street.jpg")  # doctest: +SKIP
+    >>> result = processor.postprocess(*engine.run(images), geometry)  # doctest: +SKIP
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._stuff = frozenset(c.id for c in spec.classes if not c.thing)
+
+    def preprocess(self, image: ImageSource) -> tuple[npt.NDArray[np.uint8], Geometry]:
+        """Resize (Pillow bilinear) and pad or window one image.
+
+        Args:
+            image: anything that :func:`eomt_deploy.load_image` takes.
+
+        Returns:
+            uint8 [N, H, W, 3] (N = 1, or the number of windows) and the geometry that
+            :meth:`postprocess` needs.
+
+        Raises:
+            ImageError: the image cannot be read or is too thin.
+        """
+        photo = load_image(image)
+        height, width = self.spec.image_size
+        plan = geo.plan((photo.shape[0], photo.shape[1]), (height, width), self.spec.resize)
+        scaled = resize_photo(photo, plan.scaled_size)
+        if plan.windows:
+            crops = [
+                scaled[start:end] if plan.axis == 0 else scaled[:, start:end]
+                for start, end in plan.windows
+            ]
+            return np.stack(crops), plan
+        canvas = np.zeros((1, height, width, 3), np.uint8)
+        canvas[0, : scaled.shape[0], : scaled.shape[1]] = scaled
+        return canvas, plan
+
+    def postprocess(
+        self,
+        class_logits: npt.NDArray[np.floating],
+        mask_logits: npt.NDArray[np.floating],
+        geometry: Geometry,
+        *,
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+    ) -> Segmentation:
+        """Turn the outputs for one image into its segmentation at the image's own size.
+
+        Args:
+            class_logits: [N, Q, C+1], N as :meth:`preprocess` returned.
+            mask_logits: [N, Q, h, w].
+            geometry: from :meth:`preprocess`.
+            score_threshold: panoptic: least class score of a query (strict); instance: least
+                final score. None takes the model's default; semantic has none.
+            mask_threshold: panoptic: least mask probability of a pixel.
+            overlap_threshold: panoptic: least share of its mask that a segment must win.
+
+        Raises:
+            UsageError: a threshold that the task does not have, or outputs of another model.
+        """
+        thresholds = self.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        classes = np.asarray(class_logits, np.float32)
+        masks = np.asarray(mask_logits, np.float32)
+        self._check_outputs(classes, masks, geometry)
+        if self.spec.task == "semantic":
+            return Segmentation(
+                task="semantic",
+                size=geometry.image_size,
+                classes=self.spec.classes,
+                class_map=class_map(classes, masks, geometry),
+            )
+
+        def mask_at(query: int) -> Float:
+            return unletterbox(masks[0, query], geometry)
+
+        build = self._instance if self.spec.task == "instance" else self._panoptic
+        return build(classes[0], mask_at, geometry, thresholds)
+
+    def thresholds(
+        self,
+        score: float | None = None,
+        mask: float | None = None,
+        overlap: float | None = None,
+    ) -> Thresholds:
+        """The model's defaults with the given ones put in.
+
+        Raises:
+            UsageError: outside 0 to 1, or a threshold that the task does not have.
+        """
+        asked = {"score": score, "mask": mask, "overlap": overlap}
+        given = {name: value for name, value in asked.items() if value is not None}
+        known = THRESHOLDS_OF[self.spec.task]
+        for name, value in given.items():
+            if name not in known:
+                raise UsageError(
+                    f"A {self.spec.task} model has no {name} threshold.",
+                    fix=f"It has: {', '.join(known) or 'none'}.",
+                )
+            if not 0 <= value <= 1:
+                raise UsageError(f"The {name} threshold {value} is not between 0 and 1.")
+        return replace(self.spec.thresholds, **given)
+
+    def _panoptic(
+        self,
+        class_logits: Float,
+        mask_at: Callable[[int], Float],
+        geometry: Geometry,
+        thresholds: Thresholds,
+    ) -> Segmentation:
+        size = geometry.image_size
+        segment_map, found = merge_segments(class_logits, mask_at, size, self._stuff, thresholds)
+        segments = (
+            self._segment(segment_id, class_id, score, segment_map == segment_id)
+            for segment_id, (class_id, score) in enumerate(found)
+        )
+        return Segmentation(
+            task="panoptic",
+            size=size,
+            classes=self.spec.classes,
+            segment_map=segment_map,
+            segments=tuple(segments),
+        )
+
+    def _instance(
+        self,
+        class_logits: Float,
+        mask_at: Callable[[int], Float],
+        geometry: Geometry,
+        thresholds: Thresholds,
+    ) -> Segmentation:
+        found = find_instances(class_logits, mask_at, thresholds.score)
+        segments = (
+            self._segment(index, instance.class_id, instance.score, instance.mask)
+            for index, instance in enumerate(found)
+        )
+        return Segmentation(
+            task="instance",
+            size=geometry.image_size,
+            classes=self.spec.classes,
+            segments=tuple(segments),
+        )
+
+    def _segment(
+        self, segment_id: int, class_id: int, score: float, mask: npt.NDArray[np.bool_]
+    ) -> Segment:
+        return Segment.from_rle(segment_id, self.spec.classes[class_id], score, encode_mask(mask))
+
+    def _check_outputs(self, classes: Float, masks: Float, geometry: Geometry) -> None:
+        spec = self.spec
+        count = geometry.num_inputs
+        expected = (
+            (count, spec.num_queries, len(spec.classes) + 1),
+            (count, spec.num_queries, *spec.mask_size),
+        )
+        if (classes.shape, masks.shape) != expected:
+            raise UsageError(
+                f"Outputs of shape {list(classes.shape)} and {list(masks.shape)} do not belong "
+                f"to {spec.name}: expected {list(expected[0])} and {list(expected[1])}."
+            )

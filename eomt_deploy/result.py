@@ -1,0 +1,297 @@
+"""Segmentation: one result type for all tasks, which knows how to become other formats."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.files import write_atomically
+from eomt_deploy.sources import RgbImage
+from eomt_deploy.spec import ClassInfo, Task
+
+if TYPE_CHECKING:
+    import supervision
+
+Rle = dict[str, Any]
+"""COCO's compressed run-length encoding: ``{"size": [H, W], "counts": bytes}``."""
+
+VOID = -1
+VOID_LABEL = 255
+"""Void in 8-bit label pictures, by custom; more classes than this need 16 bits."""
+PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+SHOWN_SCORE = 0.5
+"""Instances below this score are kept in the result but not drawn."""
+
+
+def encode_mask(mask: npt.NDArray[np.bool_]) -> Rle:
+    """Boolean [H, W] to COCO RLE."""
+    rle: Rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return rle
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic or instance result.
+
+    Attributes:
+        id: its value in ``segment_map`` (panoptic), its rank by score (instance).
+        class_id: column of the class logits.
+        class_name: name of the class.
+        thing: countable thing (True) or stuff.
+        score: 0 to 1.
+        area: pixels.
+        box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
+        rle: the mask as COCO RLE.
+    """
+
+    id: int
+    class_id: int
+    class_name: str
+    thing: bool
+    score: float
+    area: int
+    box: tuple[int, int, int, int]
+    rle: Rle
+
+    @classmethod
+    def from_rle(cls, segment_id: int, info: ClassInfo, score: float, rle: Rle) -> Segment:
+        x, y, width, height = (int(v) for v in coco_mask.toBbox(rle))
+        area = int(coco_mask.area(rle))
+        box = (x, y, x + width, y + height)
+        return cls(segment_id, info.id, info.name, info.thing, score, area, box, rle)
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Boolean [H, W] at image size, decoded on each call."""
+        return np.asarray(coco_mask.decode(self.rle), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What a model saw in one image.
+
+    Attributes:
+        task: ``semantic``, ``instance`` or ``panoptic``.
+        size: (H, W) of the image.
+        classes: all classes of the model.
+        class_map: semantic: class ids, int32 [H, W].
+        segment_map: panoptic: segment ids, int32 [H, W], -1 where there is none.
+        segments: panoptic and instance: the segments; instances best first, may overlap.
+        image: the image, uint8 RGB [H, W, 3], where it is known; not copied.
+    """
+
+    task: Task
+    size: tuple[int, int]
+    classes: tuple[ClassInfo, ...]
+    class_map: npt.NDArray[np.int32] | None = None
+    segment_map: npt.NDArray[np.int32] | None = None
+    segments: tuple[Segment, ...] = ()
+    image: RgbImage | None = None
+
+    def __post_init__(self) -> None:
+        for name, only in (("class_map", "semantic"), ("segment_map", "panoptic")):
+            value = getattr(self, name)
+            if (value is not None) != (self.task == only):
+                raise ValueError(f"{name} belongs to a {only} result, this one is {self.task}")
+            if value is not None and (value.shape != self.size or value.dtype != np.int32):
+                raise ValueError(f"{name} must be int32 of shape {self.size}")
+        if self.segments and self.task == "semantic":
+            raise ValueError("a semantic result has no segments")
+        if self.image is not None and self.image.shape != (*self.size, 3):
+            raise ValueError(f"the image must have shape {(*self.size, 3)}")
+
+    def __repr__(self) -> str:
+        what = f"{len(self.segments)} segments"
+        if self.class_map is not None:
+            what = f"{len(np.unique(self.class_map))} classes"
+        return f"Segmentation({self.task}, {self.size[0]}x{self.size[1]}, {what})"
+
+    def regions(self) -> tuple[Segment, ...]:
+        """The segments; for a semantic result one region per class that occurs, score 1."""
+        if self.class_map is None:
+            return self.segments
+        present = np.unique(self.class_map)
+        return tuple(
+            Segment.from_rle(i, self.classes[c], 1.0, encode_mask(self.class_map == c))
+            for i, c in enumerate(present)
+        )
+
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
+        """COCO annotations with RLE masks, ready for JSON.
+
+        ``category_id`` is the class id of the model; ``bbox`` is (x, y, width, height).
+        """
+        return [
+            {
+                "image_id": image_id,
+                "category_id": segment.class_id,
+                "category_name": segment.class_name,
+                "isthing": int(segment.thing),
+                "iscrowd": 0,
+                "score": segment.score,
+                "area": segment.area,
+                "bbox": _xywh(segment),
+                "segmentation": {
+                    "size": list(self.size),
+                    "counts": segment.rle["counts"].decode("ascii"),
+                },
+            }
+            for segment in self.regions()
+        ]
+
+    def to_panoptic(self) -> tuple[Image.Image, list[dict[str, Any]]]:
+        """COCO's panoptic format: the id picture and its ``segments_info``.
+
+        Ids are segment ids + 1, written as R + 256 G + 65536 B; 0 is void.
+
+        Raises:
+            UsageError: the result is not panoptic.
+        """
+        if self.segment_map is None:
+            raise UsageError(
+                f"A {self.task} result has no panoptic picture.", fix="Use to_coco() instead."
+            )
+        ids = (self.segment_map + 1).astype(np.uint32)
+        channels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1)
+        info = [
+            {
+                "id": segment.id + 1,
+                "category_id": segment.class_id,
+                "category_name": segment.class_name,
+                "isthing": int(segment.thing),
+                "iscrowd": 0,
+                "score": segment.score,
+                "area": segment.area,
+                "bbox": _xywh(segment),
+            }
+            for segment in self.segments
+        ]
+        return Image.fromarray(channels.astype(np.uint8)), info
+
+    def to_supervision(self) -> supervision.Detections:
+        """``supervision.Detections`` with masks; class names in ``data["class_name"]``.
+
+        Raises:
+            MissingDependencyError: supervision is not installed.
+        """
+        try:
+            import supervision as sv
+        except ImportError as error:
+            raise MissingDependencyError(
+                "to_supervision() needs the package supervision.", fix="pip install supervision"
+            ) from error
+        regions = self.regions()
+        if not regions:
+            return sv.Detections.empty()
+        return sv.Detections(
+            xyxy=np.array([r.box for r in regions], np.float32),
+            mask=np.stack([r.mask for r in regions]),
+            confidence=np.array([r.score for r in regions], np.float32),
+            class_id=np.array([r.class_id for r in regions]),
+            data={"class_name": np.array([r.class_name for r in regions])},
+        )
+
+    def label_image(self) -> Image.Image:
+        """The result as a lossless picture: class ids (semantic) or COCO panoptic ids.
+
+        Raises:
+            UsageError: instances overlap and have no such picture.
+        """
+        if self.class_map is not None:
+            dtype = np.uint8 if len(self.classes) <= VOID_LABEL else np.uint16
+            return Image.fromarray(self.class_map.astype(dtype))
+        return self.to_panoptic()[0]
+
+    def overlay(
+        self,
+        image: RgbImage | None = None,
+        *,
+        alpha: float = 0.55,
+        labels: bool = True,
+        min_score: float = SHOWN_SCORE,
+    ) -> Image.Image:
+        """The segments painted over the image.
+
+        Args:
+            image: uint8 RGB [H, W, 3]; None takes the image that was predicted.
+            alpha: opacity of the colours, 0 to 1.
+            labels: write class names.
+            min_score: instances below it are left out.
+
+        Raises:
+            UsageError: no image is known, or one of another size is given.
+        """
+        from eomt_deploy.drawing import draw_overlay
+
+        image = self.image if image is None else image
+        if image is None or image.shape != (*self.size, 3):
+            raise UsageError(
+                "There is no image to draw on."
+                if image is None
+                else f"The image is {list(image.shape)}, the result needs {[*self.size, 3]}.",
+                fix="Pass it: result.overlay(image), uint8 RGB.",
+            )
+        return draw_overlay(self, image, alpha=alpha, labels=labels, min_score=min_score)
+
+    def save(self, path: str | Path) -> None:
+        """Write the result; the suffix decides how.
+
+        ``.png``, ``.jpg``: :meth:`overlay`. ``.json``: :meth:`to_coco` with size and task.
+        ``.npz``: maps, boxes, scores, class ids and bit-packed masks. For a lossless label
+        picture use :meth:`label_image`.
+
+        Raises:
+            UsageError: another suffix, or no image is known to draw on.
+            OutputError: the file cannot be written.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        buffer = io.BytesIO()
+        if suffix in PICTURE_FORMATS:
+            self.overlay().save(buffer, PICTURE_FORMATS[suffix], quality=92)
+        elif suffix == ".json":
+            content = {"task": self.task, "size": list(self.size), "annotations": self.to_coco()}
+            buffer.write(json.dumps(content, ensure_ascii=False).encode())
+        elif suffix == ".npz":
+            np.savez_compressed(buffer, allow_pickle=False, **self._arrays())
+        else:
+            raise UsageError(
+                f"A result cannot be saved as {suffix or 'a file without suffix'}.",
+                fix="Use .png or .jpg (picture), .json (COCO) or .npz (arrays).",
+            )
+        write_atomically(path, buffer.getvalue())
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        if self.class_map is not None:
+            return {"class_map": self.class_map}
+        masks = [np.packbits(segment.mask) for segment in self.segments]
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "size": np.array(self.size),
+            "boxes": np.array([s.box for s in self.segments], np.int32).reshape(-1, 4),
+            "scores": np.array([s.score for s in self.segments], np.float32),
+            "class_ids": np.array([s.class_id for s in self.segments], np.int32),
+            "masks_packed": np.stack(masks) if masks else np.zeros((0, 0), np.uint8),
+        }
+        if self.segment_map is not None:
+            arrays["segment_map"] = self.segment_map
+        return arrays
+
+    def _repr_png_(self) -> bytes:
+        image = np.zeros((*self.size, 3), np.uint8) if self.image is None else self.image
+        buffer = io.BytesIO()
+        self.overlay(image).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def _xywh(segment: Segment) -> list[int]:
+    x0, y0, x1, y1 = segment.box
+    return [x0, y0, x1 - x0, y1 - y0]

@@ -1,0 +1,137 @@
+"""Segmenter: preprocess, run, postprocess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from eomt_deploy.engines import Engine, open_engine
+from eomt_deploy.processing import Processor
+from eomt_deploy.result import Segmentation
+from eomt_deploy.sources import ColorOrder, ImageSource, load_image
+from eomt_deploy.spec import ModelSpec
+
+
+class Segmenter:
+    """Segments images with an exported model.
+
+    Args:
+        engine: path of an artifact that eomt-deploy wrote, or an open :class:`Engine`.
+        backend: run-time by name; None chooses by suffix and by what is installed.
+        device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
+        threads: CPU threads; None leaves it to the run-time.
+
+    Raises:
+        ArtifactError: no such file, damaged, or not written by eomt-deploy.
+        MissingDependencyError: no run-time for it is installed.
+        DeviceError: the device cannot be used.
+
+    >>> with Segmenter("model.onnx") as segmenter:  # doctest: +SKIP
+    ...     segmenter.predict("street.jpg").overlay().save("seen.png")
+    """
+
+    def __init__(
+        self,
+        engine: str | Path | Engine,
+        *,
+        backend: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if isinstance(engine, str | Path):
+            engine = open_engine(engine, backend=backend, device=device, threads=threads)
+        self.engine: Engine = engine
+        self.processor = Processor(engine.spec)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's description."""
+        return self.engine.spec
+
+    def predict(
+        self,
+        image: ImageSource,
+        *,
+        color_order: ColorOrder = "rgb",
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+    ) -> Segmentation:
+        """Segment one image.
+
+        Args:
+            image: path, uint8 array [H, W, 3] or PIL image.
+            color_order: channel order of an array; ``"bgr"`` for what OpenCV reads.
+            score_threshold: see :meth:`Processor.postprocess`, as for the other thresholds.
+
+        Raises:
+            ImageError: the image cannot be read.
+            UsageError: a threshold that the task does not have.
+        """
+        pixels = load_image(image, color_order=color_order)
+        images, geometry = self.processor.preprocess(pixels)
+        result = self.processor.postprocess(
+            *self.engine.run(images),
+            geometry,
+            score_threshold=score_threshold,
+            mask_threshold=mask_threshold,
+            overlap_threshold=overlap_threshold,
+        )
+        return replace(result, image=pixels)
+
+    def predict_batch(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        color_order: ColorOrder = "rgb",
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+    ) -> list[Segmentation]:
+        """Segment several images in one network call; arguments as in :meth:`predict`."""
+        if not images:
+            return []
+        photos = [load_image(image, color_order=color_order) for image in images]
+        prepared = [self.processor.preprocess(photo) for photo in photos]
+        class_logits, mask_logits = self.engine.run(np.concatenate([p[0] for p in prepared]))
+        results = []
+        start = 0
+        for photo, (inputs, geometry) in zip(photos, prepared, strict=True):
+            own = slice(start, start + len(inputs))
+            start += len(inputs)
+            result = self.processor.postprocess(
+                class_logits[own],
+                mask_logits[own],
+                geometry,
+                score_threshold=score_threshold,
+                mask_threshold=mask_threshold,
+                overlap_threshold=overlap_threshold,
+            )
+            results.append(replace(result, image=photo))
+        return results
+
+    def stream(
+        self, images: Iterable[ImageSource], *, color_order: ColorOrder = "rgb"
+    ) -> Iterator[Segmentation]:
+        """Segment images one after another, without keeping any."""
+        for image in images:
+            yield self.predict(image, color_order=color_order)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
