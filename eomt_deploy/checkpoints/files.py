@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,16 +65,17 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        # torch's own text advises to load it all the same; only the culprit's name is of use.
+        if culprit := re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error)):
             raise CheckpointError(
                 f"{path} holds more than tensors, and reading that would run code from it.",
-                why=_first_line(error),
+                why=f"It refers to {culprit[1] or culprit[2]}.",
                 fix="If you trust it, keep only the weights: "
                 "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt').",
             ) from error
-        raise _not_a_checkpoint(path, error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise _not_a_checkpoint(path, error) from error
+        raise _not_a_checkpoint(path, "its bytes are no tensors") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _not_a_checkpoint(path, str(error)) from error
     return _flat_tensors(path, content)
 
 
@@ -92,17 +94,12 @@ def _flat_tensors(path: Path, content: object) -> dict[str, Tensor]:
     )
 
 
-def _not_a_checkpoint(path: Path, error: Exception) -> CheckpointError:
+def _not_a_checkpoint(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is not a PyTorch or safetensors checkpoint, or it is damaged.",
-        why=_first_line(error),
+        why=why.strip().partition("\n")[0],
         fix="Pass an official .bin/.pt/.ckpt file, a .safetensors file or a Hugging Face folder.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eomt_deploy.checkpoints import read_checkpoint
-from eomt_deploy.engines import open_engine
+from eomt_deploy.engines import choose_backend, open_engine
 from eomt_deploy.errors import UsageError
 from eomt_deploy.exporting import describe, graph, verify
 from eomt_deploy.exporting.config import ExportConfig
@@ -41,8 +41,10 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         UsageError: something that only the user knows is missing or contradicts.
         VerificationError: the export does not agree with the checkpoint; nothing is written.
         OutputError: the output cannot be written.
+        MissingDependencyError: no run-time to verify with is installed.
     """
     check_writable(config.output)
+    choose_backend(config.output, None)  # verification will need it: say so now
     images = (
         find_images([config.verify_images]) if config.verify_images else verify.default_images()
     )

@@ -1,0 +1,33 @@
+# Two commands for a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo
+
+.PHONY: demo test check setup clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/eomt-deploy export eomt-tiny-scenes -o $(DEMO)/tiny.onnx
+	$(BIN)/eomt-deploy predict $(DEMO)/tiny.onnx examples/scenes -o $(DEMO)/out
+	$(BIN)/eomt-deploy bench --engine $(DEMO)/tiny.onnx --image examples/scenes/scene-1.png --json $(DEMO)/bench.json
+	@echo
+	@echo "Look at $(DEMO)/out/overlay/*.jpg"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

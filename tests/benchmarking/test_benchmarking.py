@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from eomt_deploy import Segmenter, catalog
+from eomt_deploy.benchmarking import Report, Row, bench_stages
+from eomt_deploy.benchmarking.clock import interleave
+from eomt_deploy.errors import UsageError
+
+PLAN = catalog.benchmark_plans()["stages"]
+
+
+def test_interleave_takes_turns_and_drops_the_warm_up():
+    calls: list[str] = []
+    rounds: list[int] = []
+    works = {name: lambda name=name: calls.append(name) for name in "ab"}
+    samples = interleave(works, warmup=2, iterations=3, progress=rounds.append)
+    assert calls == list("ab" * 5)
+    assert rounds == [1, 2, 3, 4, 5]
+    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3}
+    assert all(value >= 0 for values in samples.values() for value in values)
+
+
+def test_row_statistics():
+    row = Row("m", "onnxruntime", "cpu", "network", tuple(float(i) for i in range(1, 102)))
+    assert row.percentile(50) == 51
+    assert row.percentile(95) == 96
+    assert row.fps == pytest.approx(1000 / 51)
+    assert Row("m", "o", "cpu", "n", (2.0, 2.0)).cv == 0
+
+
+def test_report_warns_of_what_makes_numbers_wrong():
+    steady = Row("m", "o", "cpu", "network", (10.0, 10.1, 10.0))
+    shaky = Row("m", "o", "cpu", "decode", (1.0, 3.0, 1.0))
+    quiet = {"load_average": 0.1, "cores": 2}
+    assert Report(quiet, "x", (steady,), 0.1).warnings == []
+    assert "decode: unstable" in Report(quiet, "x", (steady, shaky), 0.1).warnings[0]
+    assert "busy" in Report(quiet | {"load_average": 1.9}, "x", (steady,), 0.1).warnings[0]
+
+
+def test_stages_of_two_engines(exported, photo):
+    paths = [exported("panoptic"), exported("semantic")]
+    segmenters = [(path.name, Segmenter(path)) for path in paths]
+    report = bench_stages(segmenters, photo, PLAN, warmup=0, iterations=3, threads=2)
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["schema"] == 1
+    assert data["environment"]["cpu"]
+    assert data["environment"]["versions"]["onnxruntime"]
+    assert [(r["engine"], r["stage"]) for r in data["rows"]] == [
+        (path.name, stage) for path in paths for stage in PLAN.stages
+    ]
+    for row in data["rows"]:
+        assert row["unit"] == "ms"
+        assert len(row["samples"]) == 3
+        assert min(row["samples"]) <= row["p50"] <= row["p95"] <= max(row["samples"])
+
+
+def test_too_few_rounds_or_unknown_stages(exported, photo):
+    with Segmenter(exported("panoptic")) as segmenter:
+        engines = [("m", segmenter)]
+        with pytest.raises(UsageError, match="say nothing"):
+            bench_stages(engines, photo, PLAN, iterations=1)
+        with pytest.raises(UsageError, match="lunch"):
+            bench_stages(engines, photo, replace(PLAN, stages=("lunch",)))

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from eomt_deploy.checkpoints import read_checkpoint
+from eomt_deploy.checkpoints.huggingface import download
+from eomt_deploy.errors import CheckpointError
+
+
+def test_everything_that_shapes_tell(files):
+    checkpoint = read_checkpoint(files.checkpoint)
+    assert checkpoint.architecture == tiny.ARCH
+    assert checkpoint.native_grid == (4, 4)
+    assert checkpoint.attn_mask_probs == (0.0, 0.0)
+    assert checkpoint.source_format == "official"
+    assert checkpoint.class_names is None
+    assert len(checkpoint.sha256) == 64
+    model = tiny.network()
+    assert checkpoint.parameters == sum(p.numel() for p in model.parameters())
+
+
+def wrapped(state):
+    return {
+        "plain": state,
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "compiled": {k.replace("network.", "network._orig_mod."): v for k, v in state.items()},
+        "distributed": {f"module.{k}": v for k, v in state.items()},
+    }
+
+
+@pytest.mark.parametrize("kind", ["plain", "state_dict", "compiled", "distributed"])
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt"])
+def test_official_files_of_every_kind(tmp_path, kind, suffix):
+    model = tiny.network()
+    path = tmp_path / f"model{suffix}"
+    torch.save(wrapped(tiny.official_keys(model))[kind], path)
+    tensors = read_checkpoint(path).tensors
+    assert tensors.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensors[k], v) for k, v in model.state_dict().items())
+
+
+def test_safetensors_file_and_one_under_another_name(tmp_path):
+    state = {k: v.contiguous() for k, v in tiny.official_keys(tiny.network()).items()}
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    disguised = tmp_path / "model.bin"
+    shutil.copy(path, disguised)
+    assert read_checkpoint(path).architecture == read_checkpoint(disguised).architecture
+
+
+def test_legacy_torch_format(tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save(tiny.official_keys(tiny.network()), path, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(path).architecture == tiny.ARCH
+
+
+@pytest.mark.shared_data
+def test_lightning_checkpoint_and_hf_folder_of_the_official_model(shared):
+    folder = shared / "golden/instance_96"
+    plain = read_checkpoint(folder / "pytorch_model.bin", heads=2)
+    for other in (
+        read_checkpoint(folder / "lightning.ckpt", heads=2),
+        read_checkpoint(folder / "hf"),
+    ):
+        assert other.architecture == plain.architecture
+        assert other.tensors.keys() == plain.tensors.keys()
+        for key, tensor in plain.tensors.items():
+            torch.testing.assert_close(other.tensors[key], tensor, rtol=0, atol=1e-7)
+    assert read_checkpoint(folder / "hf").class_names[0] == "person"
+
+
+def test_sharded_folder(tmp_path):
+    state = {k: v.contiguous() for k, v in tiny.official_keys(tiny.network()).items()}
+    keys = list(state)
+    shards = {"model-00001-of-00002.safetensors": keys[:20], "model-00002-of-00002.safetensors": keys[20:]}  # noqa: E501  # fmt: skip
+    for name, part in shards.items():
+        save_file({k: state[k] for k in part}, tmp_path / name)
+    index = {"weight_map": {k: name for name, part in shards.items() for k in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert read_checkpoint(tmp_path).architecture == tiny.ARCH
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model-00002-of-00002"):
+        read_checkpoint(tmp_path)
+
+
+class Code:
+    def __reduce__(self):
+        return Path.touch, (Path("code-was-run"),)
+
+
+def test_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": tiny.official_keys(tiny.network()), "hook": Code()}, "evil.ckpt")
+    with pytest.raises(CheckpointError, match="run code"):
+        read_checkpoint("evil.ckpt")
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(CheckpointError):
+        read_checkpoint("plain.pkl")
+    assert not Path("code-was-run").exists()
+
+
+def test_damaged_and_foreign_files(tmp_path, files):
+    whole = files.checkpoint.read_bytes()
+    cases = {
+        "cut.bin": (whole[: len(whole) // 2], "cut off"),
+        "empty.bin": (b"", "is empty"),
+        "text.bin": (b"hello, this is no checkpoint", "not a PyTorch or safetensors"),
+        "photo.bin": (b"\xff\xd8\xff\xe0" + bytes(100), "not a PyTorch or safetensors"),
+        "cut.safetensors": (b"\x20\0\0\0\0\0\0\0" + b'{"a": ', "not a whole safetensors"),
+    }
+    for name, (content, word) in cases.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=word):
+            read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        read_checkpoint(tmp_path / "none.bin")
+    with pytest.raises(CheckpointError, match="has no model"):
+        read_checkpoint(tmp_path)
+
+
+def save(folder: Path, state) -> Path:
+    path = folder / "state.bin"
+    torch.save(state, path)
+    return path
+
+
+def test_wrong_keys(tmp_path):
+    state = tiny.official_keys(tiny.network())
+    without = {k: v for k, v in state.items() if "q.weight" not in k}
+    for content, word in (
+        ({"blocks.0.weight": torch.zeros(2)}, "no EoMT"),
+        ({"epoch": 3}, "no named tensors"),
+        ([1, 2], "no named tensors"),
+        (without, r"missing: q\.weight"),
+        (state | {"network.encoder.backbone.pos_embed": torch.zeros(5)}, "3 dimensions"),
+        ({k: v for k, v in state.items() if "attn_mask" not in k}, "--num-blocks"),
+    ):
+        with pytest.raises(CheckpointError, match=word):
+            read_checkpoint(save(tmp_path, content))
+
+
+def test_heads(tmp_path):
+    files = tiny.write(tmp_path)
+    assert read_checkpoint(files.checkpoint, heads=4).architecture.heads == 4
+    with pytest.raises(CheckpointError, match="5 heads"):
+        read_checkpoint(files.checkpoint, heads=5)
+
+
+def test_num_blocks_where_the_file_does_not_tell(tmp_path):
+    state = tiny.official_keys(tiny.network())
+    del state["network.attn_mask_probs"]
+    checkpoint = read_checkpoint(save(tmp_path, state), num_blocks=2)
+    assert checkpoint.architecture == tiny.ARCH
+    assert checkpoint.attn_mask_probs is None
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ("{", "cannot be read"),
+        ('{"model_type": "mask2former"}', "mask2former"),
+        ("[]", "cannot be read"),
+    ],
+)
+def test_config_that_is_not_ours(tmp_path, config, word):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=word):
+        read_checkpoint(tmp_path)
+
+
+def test_download_without_network_says_so(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"cannot be downloaded(.|\n)*local folder"):
+        download("tue-mps/coco_panoptic_eomt_large_640")
+
+
+def test_download_takes_what_the_cache_holds(monkeypatch, tmp_path):
+    """The hub's own cache layout, as a finished download leaves it."""
+    import huggingface_hub
+
+    repository = tmp_path / "models--owner--tiny"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    state = {k: v.contiguous() for k, v in tiny.official_keys(tiny.network()).items()}
+    save_file(state, snapshot / "model.safetensors")
+    real = huggingface_hub.snapshot_download
+
+    def offline(*args, **kwargs):
+        return real(*args, cache_dir=tmp_path, local_files_only=True, **kwargs)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    assert read_checkpoint("hf://owner/tiny").architecture == tiny.ARCH

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import eomt_deploy
+from eomt_deploy import catalog
+
+
+def test_version_and_help(cli):
+    assert cli("--version")[1].strip() == f"eomt-deploy {eomt_deploy.__version__}"
+    done = subprocess.run(
+        [sys.executable, "-m", "eomt_deploy", "--help"], capture_output=True, text=True, check=True
+    )
+    for verb in ("list", "export", "inspect", "predict", "bench", "doctor"):
+        assert verb in done.stdout
+
+
+def test_list(cli):
+    code, out, _ = cli("list")
+    assert code == 0
+    assert "coco-panoptic-eomt-large-640" in out
+    code, out, _ = cli("list", "--task", "instance", "--json")
+    names = [entry["name"] for entry in json.loads(out)]
+    assert names
+    assert names == [n for n, e in catalog.checkpoints().items() if e.task == "instance"]
+
+
+def test_export_inspect_predict_bench(cli, files, tmp_path, photo, picture):
+    model, report = tmp_path / "m.onnx", tmp_path / "report.json"
+    code, out, _ = cli(
+        "export", files.checkpoint, "--task", "panoptic", "--size", 96, "--classes", files.classes,
+        "-o", model, "--json", report,
+    )  # fmt: skip
+    assert code == 0
+    assert "verified against PyTorch" in out
+    assert json.loads(report.read_text())["verification"]["mask_agreement"] > 0.999
+
+    code, out, _ = cli("inspect", model)
+    assert code == 0
+    assert "96x96" in out
+    assert "cat*" in out
+    assert json.loads(cli("inspect", model, "--json")[1])["spec"]["task"] == "panoptic"
+
+    folder = tmp_path / "out"
+    code, out, _ = cli("predict", model, photo, picture.parent / "*.png", "-o", folder)
+    assert code == 0
+    assert "wrote 2 of 2" in out
+    summary = json.loads((folder / "predictions.json").read_text())
+    assert [entry["width"] for entry in summary["images"]] == [600, 53]
+    for entry in summary["images"]:
+        with Image.open(folder / entry["overlay"]) as image:
+            image.verify()
+        ids = np.asarray(Image.open(folder / entry["labels"])).astype(int) @ [1, 256, 65536]
+        assert set(np.unique(ids)) - {0} == {s["id"] for s in entry["segments_info"]}
+
+    data = tmp_path / "bench.json"
+    code, out, _ = cli("bench", "--engine", model, "--iterations", 2, "--warmup", 0, "--json", data)
+    assert code == 0
+    assert "end-to-end" in out
+    assert json.loads(data.read_text())["rows"][2]["stage"] == "network"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".json", ".npz"])
+def test_predict_to_one_file(cli, exported, photo, tmp_path, suffix):
+    target = tmp_path / f"seen{suffix}"
+    assert cli("predict", exported("semantic"), photo, "-o", target)[0] == 0
+    assert target.stat().st_size > 100
+
+
+def test_predict_goes_on_after_a_bad_image_and_fails_in_the_end(cli, exported, photo, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    folder = tmp_path / "out"
+    code, out, err = cli("predict", exported("instance"), bad, photo, "-o", folder)
+    assert code == 2
+    assert "wrote 1 of 2" in out
+    assert "bad.jpg is not an image" in err
+    assert "1 of 2 images could not be read" in err
+    assert len(json.loads((folder / "predictions.json").read_text())["images"]) == 1
+
+
+def test_predict_keeps_same_names_apart(cli, exported, gradient, tmp_path):
+    for name in ("a/x.png", "a/x.bmp", "b/x.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(gradient).save(path)
+    folder = tmp_path / "out"
+    assert cli("predict", exported("semantic"), tmp_path / "in", "-o", folder)[0] == 0
+    labels = sorted(p.relative_to(folder / "labels").as_posix() for p in folder.rglob("labels/**/*.png"))  # noqa: E501  # fmt: skip
+    assert labels == ["a/x_bmp.png", "a/x_png.png", "b/x.png"]
+
+
+def test_json_on_stdout_is_only_json(cli, exported, photo, tmp_path):
+    model = exported("semantic")
+    out = cli("predict", model, photo, "-o", tmp_path / "out", "--json", "-")[1]
+    assert json.loads(out)["task"] == "semantic"
+    out = cli("bench", "--engine", model, "--iterations", 2, "--warmup", 0, "--json", "-")[1]
+    assert json.loads(out)["schema"] == 1
+
+
+def test_doctor(cli):
+    code, out, _ = cli("doctor")
+    assert code == 0
+    assert "onnxruntime on cpu" in out
+    data = json.loads(cli("doctor", "--json")[1])
+    works = {a["name"]: a["works"] for a in data["abilities"]}
+    assert works["run .onnx with onnxruntime on cpu"]
+    assert all(a["detail"] for a in data["abilities"])
+
+
+def bad_inputs(tmp_path, files, exported, photo):
+    """Arguments -> exit code and a word of the message."""
+    text = tmp_path / "text.bin"
+    text.write_text("not a checkpoint")
+    cut = tmp_path / "cut.bin"
+    cut.write_bytes(files.checkpoint.read_bytes()[:9000])
+    wrong_keys = tmp_path / "keys.bin"
+    torch.save({"weight": torch.zeros(1)}, wrong_keys)
+    other = tmp_path / "other.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])), other)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    occupied = tmp_path / "occupied"
+    occupied.write_text("")
+    target = tmp_path / "never.onnx"
+    known = ("--task", "semantic", "--classes", files.classes)
+    model = exported("semantic")
+    return {
+        "not a checkpoint": (("export", text, "-o", target, *known), "not a PyTorch"),
+        "truncated": (("export", cut, "-o", target, *known), "cut off"),
+        "wrong keys": (("export", wrong_keys, "-o", target, *known), "no EoMT"),
+        "no file": (("export", tmp_path / "no.bin", "-o", target, *known), "no checkpoint at"),
+        "no name": (("export", "coco-eomt", "-o", target), "Did you mean"),
+        "no classes": (("export", files.checkpoint, "-o", target, "--task", "semantic"), "classes"),
+        "precision": (
+            ("export", files.checkpoint, "-o", target, "--precision", "int3", *known), "int3"),
+        "size": (("export", files.checkpoint, "-o", target, "--size", "big", *known), "'big'"),
+        "unwritable": (
+            ("export", files.checkpoint, "-o", occupied / "m.onnx", *known), "cannot be written"),
+        "not our onnx": (("predict", other, photo, "-o", tmp_path / "o"), "ONNX"),
+        "inspect other": (("inspect", other), "not written by eomt-deploy"),
+        "no image": (("predict", model, text, "-o", tmp_path / "o"), "not an image"),
+        "empty folder": (("predict", model, empty, "-o", tmp_path / "o"), "holds no image"),
+        "two in one": (("predict", model, photo, text, "-o", tmp_path / "x.png"), "Name a folder"),
+        "no output": (("predict", model, photo, "-o", occupied / "o"), "cannot be written"),
+        "threshold": (
+            ("predict", model, photo, "-o", tmp_path / "o", "--score-threshold", "0.5"),
+            "no score threshold"),
+        "bench image": (("bench", "--engine", model, "--image", text), "not an image"),
+        "no option": (("export", files.checkpoint), "-o"),
+    }  # fmt: skip
+
+
+def test_bad_inputs_have_words_and_exit_code_2(cli, tmp_path, files, exported, photo):
+    for name, (arguments, word) in bad_inputs(tmp_path, files, exported, photo).items():
+        code, out, err = cli(*arguments)
+        assert code == 2, (name, err)
+        assert word in err, (name, err)
+        assert "Traceback" not in out + err, name
+    assert not (tmp_path / "never.onnx").exists()
+
+
+def test_missing_packages_and_failed_verification_have_their_codes(
+    cli, files, tmp_path, exported, monkeypatch
+):
+    from eomt_deploy.exporting import verify
+
+    strict = {"fp32": verify.Tolerance(relative_error=0, agreement=1)}
+    monkeypatch.setattr(verify, "TOLERANCES", strict)
+    known = ("--task", "semantic", "--classes", files.classes)
+    code, _, err = cli("export", files.checkpoint, "-o", tmp_path / "m.onnx", *known)
+    assert code == 4
+    assert "differs from the checkpoint" in err
+    assert not (tmp_path / "m.onnx").exists()
+    assert cli("bench", "--engine", exported("semantic"), "--device", "cuda")[0] == 3

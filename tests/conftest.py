@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from eomt_deploy.cli import main
+from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.spec import Task
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The development data beside the repository; tests that need it carry `shared_data`."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the development data are not here ({SHARED})")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tiny.Files:
+    """A tiny official checkpoint and its class list."""
+    return tiny.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, files: tiny.Files) -> Callable[[Task], Path]:
+    """The tiny checkpoint as ONNX, exported once per task."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def get(task: Task) -> Path:
+        path = folder / f"{task}.onnx"
+        if not path.exists():
+            export(ExportConfig(str(files.checkpoint), path, task=task, classes=files.classes))
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def photo() -> Path:
+    """A real photo, 400x600."""
+    import eomt_deploy
+
+    return Path(eomt_deploy.__file__).parent / "assets" / "coffee.jpg"
+
+
+@pytest.fixture
+def gradient() -> np.ndarray:
+    """A small colourful picture without symmetry, uint8 [37, 53, 3]."""
+    y, x = np.mgrid[:37, :53]
+    return np.stack([y * 6, x * 4, (x * y) % 256], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def picture(tmp_path: Path, gradient: np.ndarray) -> Path:
+    path = tmp_path / "gradient.png"
+    Image.fromarray(gradient).save(path)
+    return path
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        code = stop.value.code
+        return int(code or 0), captured.out, captured.err
+
+    return run

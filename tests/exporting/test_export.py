@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+
+from eomt_deploy import Segmenter
+from eomt_deploy.artifact import read_artifact
+from eomt_deploy.checkpoints import read_checkpoint
+from eomt_deploy.engines import open_engine
+from eomt_deploy.errors import CheckpointError, OutputError, UsageError, VerificationError
+from eomt_deploy.exporting import ExportConfig, export, graph, verify
+from eomt_deploy.network.build import build_network
+from eomt_deploy.spec import METADATA_KEY, TASKS
+
+
+def config(files, output: Path, **changes) -> ExportConfig:
+    base = ExportConfig(str(files.checkpoint), output, task="panoptic", classes=files.classes)
+    return replace(base, **changes)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_description_travels_inside(exported, task):
+    artifact = read_artifact(exported(task))
+    spec = artifact.spec
+    assert (spec.task, spec.image_size, spec.num_queries, spec.num_blocks) == (
+        task,
+        (64, 64),
+        12,
+        2,
+    )
+    assert [(c.name, c.thing) for c in spec.classes] == [
+        (c["name"], c["thing"]) for c in tiny.CLASSES
+    ]
+    assert spec.classes[1].color == (10, 200, 30)
+    assert spec.resize == ("windows" if task == "semantic" else "letterbox")
+    assert spec.backbone.parameters == sum(p.numel() for p in tiny.network().parameters())
+    assert spec.provenance["masked_attention"] == "annealed"
+    assert len(spec.provenance["checkpoint_sha256"]) == 64
+
+
+def test_tensor_contract(exported):
+    artifact = read_artifact(exported("panoptic"))
+    shown = {t.name: (t.dtype, t.shape[1:]) for t in (*artifact.inputs, *artifact.outputs)}
+    assert shown == {
+        "images": ("uint8", (64, 64, 3)),
+        "class_logits": ("float32", (12, 6)),
+        "mask_logits": ("float32", (12, 16, 16)),
+    }
+    assert all(t.shape[0] == "batch" for t in (*artifact.inputs, *artifact.outputs))
+
+
+def test_the_graph_is_the_network_and_nothing_else(exported):
+    model = onnx.load(exported("panoptic"))
+    onnx.checker.check_model(model, full_check=True)
+    operators = Counter(node.op_type for node in model.graph.node)
+    depth, upscales = tiny.ARCH.depth, tiny.ARCH.num_upscale
+    # LayerNorm and GELU stay operators, for run-times to fuse and to keep precise.
+    assert operators["LayerNormalization"] == 2 * depth + 1 + upscales
+    assert operators["Gelu"] == depth + 2 + upscales
+    assert {o.domain: o.version for o in model.opset_import} == {"": graph.OPSET}
+    # One softmax per block, fed by the product of q and k alone: nothing masks or scales it.
+    makers = {output: node for node in model.graph.node for output in node.output}
+    softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == depth
+    assert all(makers[node.input[0]].op_type == "MatMul" for node in softmaxes)
+    # Masked attention needs a comparison, a choice, or a resized mask; none may be left.
+    masking = {"Where", "Less", "Greater", "GreaterOrEqual", "LessOrEqual", "Not", "And", "Or",
+               "Resize", "Sigmoid", "ScatterND", "Equal", "If", "RandomUniform"}  # fmt: skip
+    assert not masking & operators.keys()
+    # Folded: no normalisation, no LayerScale, no attention scale.
+    assert not {"Mul", "Div", "Sub", "Sqrt", "Pow"} & operators.keys()
+
+
+def test_nothing_of_this_machine_is_in_the_file(exported):
+    assert str(Path(tiny.__file__).parent).encode() not in exported("panoptic").read_bytes()
+    assert b"site-packages" not in exported("panoptic").read_bytes()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_batch_gives_the_same_numbers(exported, files, batch):
+    images = np.random.default_rng(0).integers(0, 256, (batch, 64, 64, 3), np.uint8)
+    with torch.inference_mode():
+        model = build_network(read_checkpoint(files.checkpoint), (64, 64))
+        wanted = model(torch.from_numpy(images))
+    with open_engine(exported("panoptic")) as engine:
+        for have, want in zip(engine.run(images), wanted, strict=True):
+            assert np.abs(have - want.numpy()).max() < 1e-5 * want.abs().max()
+
+
+def test_fixed_batch(files, tmp_path):
+    report = export(config(files, tmp_path / "m.onnx", batch=2))
+    assert read_artifact(report.files[0]).inputs[0].shape == (2, 64, 64, 3)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    with open_engine(report.files[0]) as engine:
+        three = engine.run(images)
+        last = engine.run(images[2:])
+    assert three[0].shape == (3, 12, 6)
+    np.testing.assert_allclose(three[1][2:], last[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(48, 96), (128, 32)])
+def test_other_sizes_warn_when_far_from_the_trained_one(files, tmp_path, size):
+    report = export(config(files, tmp_path / "m.onnx", size=size))
+    assert report.spec.image_size == size
+    assert any("far from the trained 64x64" in w for w in report.warnings)
+    with Segmenter(tmp_path / "m.onnx") as segmenter:
+        assert segmenter.predict(np.zeros((50, 70, 3), np.uint8)).size == (50, 70)
+
+
+def test_native_size_of_a_model_that_is_not_square(tmp_path):
+    files = tiny.write(tmp_path, tiny.network(size=(32, 96)))
+    with pytest.raises(UsageError, match="--native-size"):
+        export(config(files, tmp_path / "m.onnx"))
+    with pytest.raises(UsageError, match="grid of 4x4"):
+        export(config(files, tmp_path / "m.onnx", native_size=(64, 64)))
+    report = export(config(files, tmp_path / "m.onnx", native_size=(32, 96)))
+    assert report.spec.image_size == (32, 96)
+    assert not report.warnings
+
+
+def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph.save, "__kwdefaults__", {"limit": 1000})
+    path = tmp_path / "m.onnx"
+    report = export(config(files, path))
+    assert [f.name for f in report.files] == ["m.onnx.data", "m.onnx"]
+    assert read_artifact(path).bytes == sum(f.stat().st_size for f in tmp_path.glob("m.onnx*"))
+    with Segmenter(path) as segmenter:
+        segmenter.predict(np.zeros((50, 70, 3), np.uint8))
+    monkeypatch.undo()
+    export(config(files, path))  # a smaller one of the same name leaves no orphan behind
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["m.onnx"]
+
+
+def test_a_wrong_export_is_caught_and_nothing_is_written(files, tmp_path, monkeypatch):
+    real = graph.trace
+
+    def off_by_a_little(model, spec):
+        with torch.no_grad():
+            model.class_head.bias[0] += 0.5
+        return real(model, spec)
+
+    monkeypatch.setattr(graph, "trace", off_by_a_little)
+    with pytest.raises(VerificationError, match="differs from the checkpoint"):
+        export(config(files, tmp_path / "m.onnx"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verification_fails_on_nan():
+    good = verify.Verification(1, 1, 0, 0, 0, 0, 0.0, 1.0, 1.0)
+    verify.check(good, "fp32")
+    for change in ({"relative_max": float("nan")}, {"mask_agreement": 0.99}):
+        with pytest.raises(VerificationError):
+            verify.check(replace(good, **change), "fp32")
+
+
+def test_an_interrupted_export_leaves_nothing(files, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "compare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export(config(files, tmp_path / "m.onnx"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_were_not_annealed(tmp_path):
+    state = tiny.official_keys(tiny.network())
+    state["network.attn_mask_probs"] = torch.tensor([0.0, 0.25])
+    files = tiny.write(tmp_path)
+    torch.save(state, files.checkpoint)
+    path = tmp_path / "m.onnx"
+    with pytest.raises(CheckpointError, match=r"\[0, 0.25\](.|\n)*27.4(.|\n)*--allow-unannealed"):
+        export(config(files, path))
+    report = export(config(files, path, allow_unannealed=True))
+    assert any("NOT annealed" in warning for warning in report.warnings)
+    assert report.spec.provenance["masked_attention"] == "not annealed"
+
+
+def test_classes_must_be_known_and_fit(files, tmp_path):
+    path = tmp_path / "m.onnx"
+    with pytest.raises(UsageError, match="names of the 5 classes are unknown"):
+        export(config(files, path, classes=None))
+    short = tmp_path / "short.json"
+    short.write_text(json.dumps(tiny.CLASSES[:3]))
+    with pytest.raises(UsageError, match="has 3 classes, the checkpoint has 5"):
+        export(config(files, path, classes=short))
+    with pytest.raises(UsageError, match="133 classes, the checkpoint has 5"):
+        export(config(files, path, classes=None, name="coco-panoptic-eomt-large-640"))
+    with pytest.raises(UsageError, match="which task"):
+        export(config(files, path, task=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"precision": "int3"}, "int3"),
+        ({"task": "depth"}, "depth"),
+        ({"output": Path("model.engine")}, r"model\.onnx"),
+        ({"output": Path("model")}, r"model\.onnx"),
+        ({"batch": 0}, "--batch 0"),
+    ],
+)
+def test_wrong_configurations(files, change, word):
+    with pytest.raises(UsageError, match=word):
+        config(files, **{"output": Path("m.onnx"), **change})
+
+
+def test_output_is_checked_before_the_work(files, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        export(config(files, tmp_path / "file" / "m.onnx"), lambda step: pytest.fail(step))
+
+
+def test_metadata_is_readable_by_plain_onnx(exported):
+    model = onnx.load(exported("semantic"))
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert json.loads(metadata[METADATA_KEY])["task"] == "semantic"

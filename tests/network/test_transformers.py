@@ -1,0 +1,134 @@
+"""Against transformers' own class and image processor, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from eomt_deploy import Segmenter
+from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.sources import load_image
+
+transformers = pytest.importorskip("transformers")
+from transformers.models.eomt.image_processing_pil_eomt import EomtImageProcessorPil  # noqa: E402
+
+SIZE = 64
+QUERIES = 20
+TASKS = ("semantic", "panoptic", "instance")
+
+
+def make_folder(folder: Path, *, swiglu: bool, annealed: bool = True):
+    """A Hugging Face model folder with random, confident weights; returns the model."""
+    torch.manual_seed(3)
+    config = transformers.EomtConfig(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_blocks=2,
+        num_queries=QUERIES,
+        image_size=SIZE,
+        num_register_tokens=3,
+        use_swiglu_ffn=swiglu,
+        id2label={i: c["name"] for i, c in enumerate(tiny.CLASSES)},
+    )
+    model = transformers.EomtForUniversalSegmentation(config).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1:
+                value.normal_(std=1.5 * value[0].numel() ** -0.5)
+            elif "lambda" in name:
+                value.uniform_(0.1, 1)
+        model.class_predictor.weight.mul_(10)
+        if annealed:
+            model.attn_mask_probs.zero_()
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["gelu", "swiglu"])
+def saved(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hf")
+    return folder, make_folder(folder, swiglu=request.param)
+
+
+def processor_for(task: str) -> EomtImageProcessorPil:
+    if task == "semantic":
+        size = {"shortest_edge": SIZE, "longest_edge": None}
+        return EomtImageProcessorPil(do_split_image=True, do_pad=False, size=size)
+    size = {"shortest_edge": SIZE, "longest_edge": SIZE}
+    return EomtImageProcessorPil(do_split_image=False, do_pad=True, size=size)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_same_logits_and_results(saved, task, tmp_path, files, photo):
+    folder, model = saved
+    path = tmp_path / "m.onnx"
+    export(ExportConfig(str(folder), path, task=task, classes=files.classes))
+    theirs = processor_for(task)
+    # A size at which both codes round alike; theirs truncates, the official one rounds.
+    pixels = np.ascontiguousarray(load_image(photo)[:384, :576])
+    inputs = theirs(images=pixels, return_tensors="pt")
+    offsets = inputs.pop("patch_offsets", None)
+    with torch.inference_mode():
+        outputs = model(**inputs, patch_offsets=offsets)
+
+    with Segmenter(path) as segmenter:
+        images, geometry = segmenter.processor.preprocess(pixels)
+        class_logits, mask_logits = segmenter.engine.run(images)
+        for have, want in (
+            (class_logits, outputs.class_queries_logits.numpy()),
+            (mask_logits, outputs.masks_queries_logits.numpy()),
+        ):
+            assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
+        # Random masks overlap far more than trained ones: keep segments that win a little.
+        lenient = {"score_threshold": 0.5, "overlap_threshold": 0.05}
+        thresholds = lenient if task == "panoptic" else {}
+        result = segmenter.processor.postprocess(class_logits, mask_logits, geometry, **thresholds)
+
+    if task == "semantic":
+        wanted = theirs.post_process_semantic_segmentation(outputs, [pixels.shape[:2]])[0]
+        assert (result.class_map == wanted.numpy()).mean() >= 0.999
+    elif task == "panoptic":
+        stuff = [i for i, c in enumerate(tiny.CLASSES) if not c["thing"]]
+        wanted = theirs.post_process_panoptic_segmentation(
+            outputs,
+            [pixels.shape[:2]],
+            stuff_classes=stuff,
+            threshold=lenient["score_threshold"],
+            overlap_mask_area_threshold=lenient["overlap_threshold"],
+        )[0]
+        assert len(result.segments) >= 2
+        assert [(s.id, s.class_id) for s in result.segments] == [
+            (s["id"], s["label_id"]) for s in wanted["segments_info"]
+        ]
+        assert (result.segment_map == wanted["segmentation"].numpy()).mean() >= 0.999
+    else:
+        assert len(result.segments) == 100  # the official rule; theirs is another
+
+
+def test_swiglu_folder_of_transformers_4(tmp_path, files):
+    """4.x packs gate and value; 5.x itself loads such folders with random weights."""
+    new, old = tmp_path / "new", tmp_path / "old"
+    make_folder(new, swiglu=True)
+    old.mkdir()
+    tensors = load_file(new / "model.safetensors")
+    for key in [k for k in tensors if ".gate_proj." in k]:
+        gate, value = tensors.pop(key), tensors.pop(key.replace("gate_proj", "up_proj"))
+        tensors[key.replace("gate_proj", "weights_in")] = torch.cat([gate, value])
+    for key in [k for k in tensors if ".down_proj." in k]:
+        tensors[key.replace("down_proj", "weights_out")] = tensors.pop(key)
+    save_file(tensors, old / "model.safetensors", metadata={"format": "pt"})
+    (old / "config.json").write_text((new / "config.json").read_text())
+
+    from eomt_deploy.checkpoints import read_checkpoint
+
+    first, second = read_checkpoint(new), read_checkpoint(old)
+    assert first.architecture == second.architecture
+    assert first.architecture.mlp == "swiglu"
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(first.tensors[k], second.tensors[k]) for k in first.tensors)

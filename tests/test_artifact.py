@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from eomt_deploy.artifact import read_artifact
+from eomt_deploy.errors import ArtifactError
+
+
+def test_onnx_of_others_is_refused(tmp_path):
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    value = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
+    graph = onnx.helper.make_graph([node], "identity", value[:1], value[1:])
+    path = tmp_path / "other.onnx"
+    onnx.save(onnx.helper.make_model(graph), path)
+    with pytest.raises(ArtifactError, match="not written by eomt-deploy"):
+        read_artifact(path)
+
+
+def test_files_that_are_no_onnx(tmp_path, exported):
+    text = tmp_path / "text.onnx"
+    text.write_text("hello")
+    cut = tmp_path / "cut.onnx"
+    whole = exported("panoptic").read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    for path in (text, cut):
+        with pytest.raises(ArtifactError, match="not an ONNX model"):
+            read_artifact(path)
+    with pytest.raises(ArtifactError, match="No such file"):
+        read_artifact(tmp_path / "none.onnx")
+    with pytest.raises(ArtifactError, match=r"not an \.onnx file"):
+        read_artifact(tmp_path / "model.engine")

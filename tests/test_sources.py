@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.sources import find_images, load_image
+
+
+def test_arrays_of_every_shape(gradient):
+    grey = gradient[:, :, 0]
+    rgba = np.dstack([gradient, grey])
+    assert load_image(gradient) is gradient or np.shares_memory(load_image(gradient), gradient)
+    assert (load_image(gradient, color_order="bgr") == gradient[:, :, ::-1]).all()
+    assert (load_image(rgba) == gradient).all()
+    for array in (grey, grey[:, :, None]):
+        assert (load_image(array) == grey[:, :, None]).all()
+        assert load_image(array).shape == (*grey.shape, 3)
+
+
+def test_path_and_pil_agree(picture, gradient):
+    assert (load_image(picture) == gradient).all()
+    assert (load_image(str(picture)) == gradient).all()
+    assert (load_image(Image.open(picture)) == gradient).all()
+
+
+def test_exif_orientation_is_applied(tmp_path, gradient):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    path = tmp_path / "turned.png"
+    Image.fromarray(gradient).save(path, exif=exif)
+    assert (load_image(path) == np.rot90(gradient, k=-1)).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr"])
+def test_pil_modes_become_rgb(mode, gradient):
+    image = Image.fromarray(gradient).convert(mode)
+    assert (load_image(image) == np.asarray(image.convert("RGB"))).all()
+
+
+def test_cmyk_jpeg_file(tmp_path, gradient):
+    path = tmp_path / "print.jpg"
+    Image.fromarray(gradient).convert("CMYK").save(path, quality=95)
+    assert load_image(path).shape == gradient.shape
+
+
+def test_palette_with_transparency(tmp_path, gradient):
+    path = tmp_path / "palette.png"
+    Image.fromarray(gradient).convert("P").save(path, transparency=0)
+    assert load_image(path).shape == gradient.shape
+
+
+def test_16_bit_is_refused_with_words(tmp_path, gradient):
+    import cv2
+
+    deep = gradient.astype(np.uint16) * 257
+    for name, array in (("grey.png", deep[:, :, 0]), ("colour.png", deep)):
+        cv2.imwrite(str(tmp_path / name), array)
+        with pytest.raises(ImageError, match=r"bits(.|\n)*Scale it to 8 bits"):
+            load_image(tmp_path / name)
+    with pytest.raises(ImageError, match="uint16"):
+        load_image(deep)
+
+
+@pytest.mark.parametrize(
+    ("array", "word"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((4, 4, 2), np.uint8), "shape"),
+        (np.zeros((3, 40, 50), np.uint8), "channels come last"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "shape"),
+        (np.zeros((0, 4, 3), np.uint8), "shape"),
+    ],
+)
+def test_arrays_that_are_no_image(array, word):
+    with pytest.raises(ImageError, match=word):
+        load_image(array)
+
+
+def test_unknown_color_order(gradient):
+    with pytest.raises(UsageError, match="'rgb' or 'bgr'"):
+        load_image(gradient, color_order="gbr")  # type: ignore[arg-type]
+
+
+def test_files_that_are_no_image(tmp_path, photo):
+    text = tmp_path / "notes.jpg"
+    text.write_text("not a picture")
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photo.read_bytes()[:20_000])
+    for path, word in (
+        (text, "not an image"),
+        (cut, "cannot be decoded"),
+        (tmp_path, "folder"),
+        (tmp_path / "none.jpg", "no image at"),
+    ):
+        with pytest.raises(ImageError, match=word):
+            load_image(path)
+    with pytest.raises(ImageError, match="address"):
+        load_image("https://example.com/cat.jpg")
+    with pytest.raises(ImageError, match="BytesIO"):
+        load_image(io.BytesIO())  # type: ignore[arg-type]
+
+
+def test_find_images_in_folders_and_globs(tmp_path, gradient):
+    names = ("b.png", "a.jpg", "deep/er/c.webp")
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(gradient).save(path)
+    (tmp_path / "readme.txt").write_text("no picture")
+    found = find_images([tmp_path])
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == ["a.jpg", "b.png", names[2]]
+    assert find_images([tmp_path / "a.jpg", tmp_path / "*.jpg"]) == [tmp_path / "a.jpg"]
+
+
+def test_find_images_finds_nothing(tmp_path):
+    for source, word in (
+        (tmp_path, "holds no image"),
+        (tmp_path / "*.png", "No file matches"),
+        (tmp_path / "none", "no image or folder"),
+    ):
+        with pytest.raises(ImageError, match=word):
+            find_images([source])

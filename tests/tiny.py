@@ -1,0 +1,81 @@
+"""Tiny EoMT checkpoints with random weights, made in a moment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eomt_deploy.architecture import Architecture
+from eomt_deploy.network.eomt import EoMT
+
+ARCH = Architecture(
+    width=64,
+    depth=3,
+    heads=1,
+    mlp="gelu",
+    mlp_hidden=96,
+    registers=2,
+    patch_size=16,
+    num_queries=12,
+    num_blocks=2,
+    num_classes=5,
+    num_upscale=2,
+)
+SIZE = (64, 64)
+CLASSES = [
+    {"name": "sky", "thing": False},
+    {"name": "grass", "thing": False, "color": [10, 200, 30]},
+    {"name": "cat", "thing": True},
+    {"name": "dog", "thing": True},
+    {"name": "car", "thing": True},
+]
+
+
+@dataclass(frozen=True)
+class Files:
+    checkpoint: Path
+    classes: Path
+
+
+def network(arch: Architecture = ARCH, size: tuple[int, int] = SIZE, seed: int = 0) -> EoMT:
+    """A network whose random weights give confident classes and structured masks."""
+    torch.manual_seed(seed)
+    model = EoMT(arch, size).eval()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.ndim > 1:
+                value.normal_(std=value[0].numel() ** -0.5)
+            elif name.endswith("norm.weight") or ".norm" in name:
+                value.uniform_(0.5, 1.5)
+            elif "gamma" in name:
+                value.uniform_(0.1, 1)
+            else:
+                value.normal_(std=0.1)
+        model.class_head.weight.mul_(12)
+        model.pixel_mean.copy_(torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1))
+        model.pixel_std.copy_(torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1))
+    return model.requires_grad_(False)
+
+
+def official_keys(model: EoMT) -> dict[str, Tensor]:
+    """The state dict as the official code saves it."""
+    in_encoder = ("backbone.", "pixel_")
+    state = {
+        f"network.encoder.{key}" if key.startswith(in_encoder) else f"network.{key}": value
+        for key, value in model.state_dict().items()
+    }
+    state["network.attn_mask_probs"] = torch.zeros(model.arch.num_blocks)
+    state["criterion.empty_weight"] = torch.ones(model.arch.num_classes + 1)
+    return state
+
+
+def write(folder: Path, model: EoMT | None = None) -> Files:
+    """Checkpoint and class list in ``folder``."""
+    files = Files(folder / "tiny.bin", folder / "classes.json")
+    torch.save(official_keys(model or network()), files.checkpoint)
+    files.classes.write_text(json.dumps(CLASSES))
+    return files
