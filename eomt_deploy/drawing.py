@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -48,6 +49,17 @@ def draw_overlay(
     for text, centre, color in tags:
         _write(canvas, text, centre, color)
     return Image.fromarray(canvas)
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one height in a row."""
+    height = max(picture.height for picture in pictures)
+    row = Image.new("RGB", (sum(p.width for p in pictures) + 4 * (len(pictures) - 1), height))
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + 4
+    return row
 
 
 def _color(result: Segmentation, segment: Segment) -> tuple[int, int, int]:

@@ -47,6 +47,12 @@ class ImageError(EomtDeployError):
     exit_code = 2
 
 
+class DatasetError(EomtDeployError):
+    """Labelled data that are incomplete, contradict themselves or do not fit the model."""
+
+    exit_code = 2
+
+
 class ArtifactError(EomtDeployError):
     """An exported file that is broken, or was not written by eomt-deploy."""
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eomt_deploy.errors import OutputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 @contextmanager
@@ -42,6 +49,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.replace(temporary, path)
         except OSError as error:
             raise _unwritable(path, error) from error
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its suffix.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, PICTURE_FORMATS[path.suffix.lower()], quality=92)
+    write_atomically(path, buffer.getvalue())
 
 
 def check_writable(path: Path) -> None:

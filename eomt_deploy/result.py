@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from hotcoco import mask as coco_mask
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from eomt_deploy.errors import MissingDependencyError, UsageError
-from eomt_deploy.files import write_atomically
+from eomt_deploy.files import PICTURE_FORMATS, save_picture, write_atomically
 from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import ClassInfo, Task
 
@@ -27,14 +27,13 @@ Rle = dict[str, Any]
 VOID = -1
 VOID_LABEL = 255
 """Void in 8-bit label pictures, by custom; more classes than this need 16 bits."""
-PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 SHOWN_SCORE = 0.5
 """Instances below this score are kept in the result but not drawn."""
 
 
 def encode_mask(mask: npt.NDArray[np.bool_]) -> Rle:
     """Boolean [H, W] to COCO RLE."""
-    rle: Rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    rle: Rle = coco_mask.encode(np.asarray(mask, dtype=bool))
     return rle
 
 
@@ -64,10 +63,16 @@ class Segment:
 
     @classmethod
     def from_rle(cls, segment_id: int, info: ClassInfo, score: float, rle: Rle) -> Segment:
-        x, y, width, height = (int(v) for v in coco_mask.toBbox(rle))
+        x, y, width, height = (int(v) for v in coco_mask.to_bbox(rle))
         area = int(coco_mask.area(rle))
         box = (x, y, x + width, y + height)
         return cls(segment_id, info.id, info.name, info.thing, score, area, box, rle)
+
+    @classmethod
+    def from_mask(
+        cls, segment_id: int, info: ClassInfo, score: float, mask: npt.NDArray[np.bool_]
+    ) -> Segment:
+        return cls.from_rle(segment_id, info, score, encode_mask(mask))
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -121,7 +126,7 @@ class Segmentation:
             return self.segments
         present = np.unique(self.class_map)
         return tuple(
-            Segment.from_rle(i, self.classes[c], 1.0, encode_mask(self.class_map == c))
+            Segment.from_mask(i, self.classes[c], 1.0, self.class_map == c)
             for i, c in enumerate(present)
         )
 
@@ -255,20 +260,20 @@ class Segmentation:
         """
         path = Path(path)
         suffix = path.suffix.lower()
-        buffer = io.BytesIO()
         if suffix in PICTURE_FORMATS:
-            self.overlay().save(buffer, PICTURE_FORMATS[suffix], quality=92)
+            save_picture(self.overlay(), path)
         elif suffix == ".json":
             content = {"task": self.task, "size": list(self.size), "annotations": self.to_coco()}
-            buffer.write(json.dumps(content, ensure_ascii=False).encode())
+            write_atomically(path, json.dumps(content, ensure_ascii=False).encode())
         elif suffix == ".npz":
+            buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **self._arrays())
+            write_atomically(path, buffer.getvalue())
         else:
             raise UsageError(
                 f"A result cannot be saved as {suffix or 'a file without suffix'}.",
                 fix="Use .png or .jpg (picture), .json (COCO) or .npz (arrays).",
             )
-        write_atomically(path, buffer.getvalue())
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         if self.class_map is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ ImageSource = str | Path | npt.NDArray[Any] | Image.Image
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 # Pillow would read these by keeping the high byte or refusing; both hide the user's range.
 DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DEEP_FIX = "Scale it to 8 bits yourself, with the range that your data use, and pass uint8."
 
 
@@ -61,25 +63,28 @@ def _from_path(path: Path) -> RgbImage:
     if path.is_dir():
         raise ImageError(f"{path} is a folder, not an image.", fix="Pass the images inside.")
     try:
-        with Image.open(path) as image:
-            # Pillow quietly halves 16-bit colour PNG to 8 bits; the header still tells.
-            if image.format == "PNG" and _png_bit_depth(path) == 16:
-                raise ImageError(f"{path} has 16 bits per channel.", fix=DEEP_FIX)
-            return _from_pil(image, str(path))
+        return decode_image(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise ImageError(f"There is no image at {path}.") from error
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def decode_image(data: bytes, origin: str) -> RgbImage:
+    """Pixels of an encoded image; as :func:`load_image`, ``origin`` names it in errors."""
+    # Pillow quietly halves 16-bit colour PNG to 8 bits; the header still tells.
+    if data[:8] == PNG_SIGNATURE and data[24:25] == b"\x10":
+        raise ImageError(f"{origin} has 16 bits per channel.", fix=DEEP_FIX)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _from_pil(image, origin)
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} is not an image that can be read.",
+            f"{origin} is not an image that can be read.",
             fix="Pass a JPEG, PNG, WebP, BMP or TIFF file.",
         ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path} cannot be decoded: {error}.") from error
-
-
-def _png_bit_depth(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(25)[24]  # signature 8, length 4, "IHDR" 4, width 4, height 4
+        raise ImageError(f"{origin} cannot be decoded: {error}.") from error
 
 
 def _from_pil(image: Image.Image, origin: str) -> RgbImage:

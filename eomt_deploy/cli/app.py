@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from eomt_deploy import __version__
-from eomt_deploy.cli import bench, doctor, export, inspect, list_, predict
+from eomt_deploy.cli import bench, compare, doctor, eval, export, inspect, list_, predict
 from eomt_deploy.cli.console import stderr
 from eomt_deploy.errors import EomtDeployError
 
@@ -41,6 +41,8 @@ app.command("list")(list_.list_checkpoints)
 app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
 app.command("predict")(predict.predict)
+app.command("eval")(eval.evaluate)
+app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 

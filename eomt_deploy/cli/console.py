@@ -64,6 +64,21 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: progress.update(task, completed=done)
 
 
+@contextmanager
+def scored_bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar that also shows a running score."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[score]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(title, total=total, score="")
+        yield lambda done, score: progress.update(task, completed=done, score=score)
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """``640`` or ``480x640`` (height x width) to (H, W).
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from eomt_deploy.cli.console import bar, stderr, stdout, write_json
-from eomt_deploy.errors import ImageError, OutputError, UsageError
-from eomt_deploy.files import check_writable
+from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.files import check_writable, save_picture
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import find_images
@@ -153,11 +153,7 @@ def _write(
     }
     if result.task != "instance":  # instances overlap: no label picture can hold them
         labels = output / "labels" / f"{name}.png"
-        try:
-            labels.parent.mkdir(parents=True, exist_ok=True)
-            result.label_image().save(labels)
-        except OSError as error:
-            raise OutputError(f"{labels} cannot be written: {error.strerror}.") from error
+        save_picture(result.label_image(), labels)
         entry["labels"] = str(labels.relative_to(output))
     if result.task == "panoptic":
         entry["segments_info"] = result.to_panoptic()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,11 +23,13 @@ class Engine(ABC):
         spec: the model's description, from inside the artifact.
         backend: name of the run-time.
         device: where it really runs, in words.
+        path: the artifact, where there is one.
     """
 
     spec: ModelSpec
     backend: str
     device: str
+    path: Path | None = None
 
     def __init__(self) -> None:
         self._closed = False

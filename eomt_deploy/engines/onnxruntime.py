@@ -25,6 +25,7 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
         super().__init__()
+        self.path = path
         options = ort.SessionOptions()
         options.log_severity_level = QUIET
         if threads is not None:

@@ -15,7 +15,7 @@ from eomt_deploy.processing.instance import find_instances
 from eomt_deploy.processing.panoptic import merge_segments
 from eomt_deploy.processing.resize import Float, resize_photo, unletterbox
 from eomt_deploy.processing.semantic import class_map
-from eomt_deploy.result import Segment, Segmentation, encode_mask
+from eomt_deploy.result import Segment, Segmentation
 from eomt_deploy.sources import ImageSource, load_image
 from eomt_deploy.spec import ModelSpec, Task, Thresholds
 
@@ -141,7 +141,9 @@ class Processor:
         size = geometry.image_size
         segment_map, found = merge_segments(class_logits, mask_at, size, self._stuff, thresholds)
         segments = (
-            self._segment(segment_id, class_id, score, segment_map == segment_id)
+            Segment.from_mask(
+                segment_id, self.spec.classes[class_id], score, segment_map == segment_id
+            )
             for segment_id, (class_id, score) in enumerate(found)
         )
         return Segmentation(
@@ -161,7 +163,9 @@ class Processor:
     ) -> Segmentation:
         found = find_instances(class_logits, mask_at, thresholds.score)
         segments = (
-            self._segment(index, instance.class_id, instance.score, instance.mask)
+            Segment.from_mask(
+                index, self.spec.classes[instance.class_id], instance.score, instance.mask
+            )
             for index, instance in enumerate(found)
         )
         return Segmentation(
@@ -170,11 +174,6 @@ class Processor:
             classes=self.spec.classes,
             segments=tuple(segments),
         )
-
-    def _segment(
-        self, segment_id: int, class_id: int, score: float, mask: npt.NDArray[np.bool_]
-    ) -> Segment:
-        return Segment.from_rle(segment_id, self.spec.classes[class_id], score, encode_mask(mask))
 
     def _check_outputs(self, classes: Float, masks: Float, geometry: Geometry) -> None:
         spec = self.spec

@@ -1,0 +1,157 @@
+"""`eomt-deploy compare`: two models on the same images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from eomt_deploy.cli.console import bar, stderr, stdout, write_json
+from eomt_deploy.errors import MissingDependencyError, UsageError, VerificationError
+from eomt_deploy.files import PICTURE_FORMATS, check_writable
+
+if TYPE_CHECKING:
+    from eomt_deploy.evaluation.compare import Comparison
+    from eomt_deploy.evaluation.truth import Sample
+    from eomt_deploy.segmenter import Segmenter
+    from eomt_deploy.spec import ModelSpec
+
+ARTIFACT_SUFFIX = ".onnx"
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="An exported model, or a checkpoint.")],
+    b: Annotated[Path, typer.Argument(help="The other; one of the two must be exported.")],
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Photos, folders or globs; or pass --data.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Labelled data: scores of both, too.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the labelled data.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="Exit with 4 if more than this percentage of pixels differs."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Picture of where they differ most.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
+    ] = None,
+) -> None:
+    """Hold B against A: logits, labels, masks, and with labels the difference of scores."""
+    from eomt_deploy.evaluation.compare import compare as run_comparison
+
+    if bool(images) == bool(data):
+        raise UsageError("Name images to compare on, or labelled data with --data (not both).")
+    if output:
+        if output.suffix.lower() not in PICTURE_FORMATS:
+            raise UsageError(f"{output} is no picture.", fix="Use .png or .jpg.")
+        check_writable(output)
+    first, second = _open(a, b, device)
+    with first, second:
+        samples = _samples(images or [], data or [], first.spec, split)[:limit]
+        with bar("comparing", len(samples)) as progress:
+            result = run_comparison(first, second, samples, labelled=bool(data), progress=progress)
+        if json:
+            write_json(json, result.to_dict())
+        if str(json) != "-":
+            _show(result, a, b)
+        if output:
+            _draw(first, second, samples, result, output)
+    differs = 100 * (1 - result.label_agreement)
+    if tolerance is not None and not differs <= tolerance:
+        raise VerificationError(
+            f"{b} differs from {a} in {differs:.3f}% of the pixels; {tolerance:g}% is allowed."
+        )
+
+
+def _open(a: Path, b: Path, device: str | None) -> tuple[Segmenter, Segmenter]:
+    from eomt_deploy.segmenter import Segmenter
+
+    exported = [path.suffix.lower() == ARTIFACT_SUFFIX for path in (a, b)]
+    if not any(exported):
+        raise UsageError(
+            f"Neither {a} nor {b} is an exported model.",
+            why="A checkpoint alone does not tell task, classes and size.",
+            fix="Export one of them first.",
+        )
+    if all(exported):
+        return Segmenter(a, device=device), Segmenter(b, device=device)
+    try:
+        from eomt_deploy.exporting.reference import TorchEngine
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Running a checkpoint needs {error.name}, which is not installed.",
+            fix="pip install 'eomt-deploy[export]'",
+        ) from error
+    artifact, checkpoint = (a, b) if exported[0] else (b, a)
+    known = Segmenter(artifact, device=device)
+    reference = Segmenter(TorchEngine(checkpoint, known.spec))
+    return (known, reference) if exported[0] else (reference, known)
+
+
+def _samples(
+    images: list[str], data: list[Path], spec: ModelSpec, split: str | None
+) -> tuple[Sample, ...]:
+    from eomt_deploy.evaluation import open_dataset
+    from eomt_deploy.evaluation.truth import Sample, Truth
+    from eomt_deploy.sources import find_images, load_image
+
+    if data:
+        return open_dataset(data, spec, split=split).samples
+
+    def unlabelled() -> Truth:
+        raise UsageError("These images have no labels.")
+
+    return tuple(
+        Sample(path.name, lambda path=path: load_image(path), unlabelled)  # type: ignore[misc]
+        for path in find_images(images)
+    )
+
+
+def _show(result: Comparison, a: Path, b: Path) -> None:
+    logits = (
+        "different shapes, not comparable"
+        if result.logit_max is None
+        else f"largest {result.logit_max:.2e}, mean {result.logit_mean:.2e} of the largest logit"
+    )
+    lines = [
+        f"{b} against {a} on {result.images} images",
+        f"  logit error      {logits}",
+        f"  label agreement  {result.label_agreement:.4%} of the pixels",
+        f"  mask IoU         {result.mask_iou:.4%}",
+        f"  {result.metric} with the first as truth: {result.score:.3f}",
+    ]
+    if found := result.labelled:
+        lines.append(
+            f"  {found.metric} against the labels: {found.a:.3f} -> {found.b:.3f}, difference "
+            f"{found.difference:+.3f} (95% interval {found.low:+.3f} to {found.high:+.3f})"
+        )
+    for line in lines:
+        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _draw(
+    first: Segmenter,
+    second: Segmenter,
+    samples: tuple[Sample, ...],
+    result: Comparison,
+    output: Path,
+) -> None:
+    from eomt_deploy.drawing import side_by_side
+    from eomt_deploy.evaluation.compare import difference_picture
+    from eomt_deploy.files import save_picture
+
+    agreement = [share for _, share in result.per_image]
+    worst = samples[agreement.index(min(agreement))]
+    parts = difference_picture(first, second, worst)
+    save_picture(side_by_side([part.overlay() for part in parts]), output)
+    stderr.print(
+        f"wrote {output}: {worst.name} by the first, the second, and where they differ",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""`eomt-deploy eval`: how good an exported model is on labelled data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from eomt_deploy.cli.console import scored_bar, stderr, stdout, write_json
+from eomt_deploy.files import check_writable
+
+if TYPE_CHECKING:
+    from eomt_deploy.evaluation import EvalReport
+    from eomt_deploy.evaluation.truth import Dataset
+    from eomt_deploy.segmenter import Segmenter
+
+WORST_IMAGES = 10
+
+
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="An exported model.")],
+    data: Annotated[
+        list[Path], typer.Option("--data", help="Folder or official zip; repeat for several.")
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="coco-panoptic, coco-instances, cityscapes, ade20k or folder; recognised."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Such as val2017, if there are several.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
+    mask_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    overlap_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="File that lets a stopped evaluation go on.")
+    ] = None,
+    worst: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of the worst images.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
+    ] = None,
+) -> None:
+    """Score a model: mIoU, mask AP or PQ by its task, on the artifact that will run."""
+    from eomt_deploy.evaluation import evaluate as run_evaluation
+    from eomt_deploy.evaluation import open_dataset
+    from eomt_deploy.segmenter import Segmenter
+
+    if json and str(json) != "-":
+        check_writable(json)
+    with Segmenter(artifact, device=device, threads=threads) as segmenter:
+        thresholds = segmenter.processor.thresholds(
+            score_threshold, mask_threshold, overlap_threshold
+        )
+        dataset = open_dataset(data, segmenter.spec, format=format, split=split)
+        total = min(len(dataset.samples), limit or len(dataset.samples))
+        stderr.print(
+            f"{total} images of {dataset.origin} ({dataset.format}); "
+            f"{segmenter.engine.backend} on {segmenter.engine.device}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        with scored_bar("evaluating", total) as progress:
+            report = run_evaluation(
+                segmenter,
+                dataset,
+                limit=limit,
+                thresholds=thresholds,
+                resume=resume,
+                progress=progress,
+            )
+        if worst:
+            _draw_worst(segmenter, dataset, report, worst)
+    if json:
+        write_json(json, report.to_dict())
+    if str(json) != "-":
+        _show(report)
+
+
+def _show(report: EvalReport) -> None:
+    rows = report.scores.per_class
+    if rows:
+        table = Table(box=None)
+        for name in rows[0]:
+            table.add_column(name, justify="left" if name == "class" else "right")
+        for row in rows:
+            table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+        stdout.print(table, highlight=False)
+    numbers = "  ".join(f"{name} {value:.2f}" for name, value in report.scores.summary.items())
+    stdout.print(numbers or "nothing could be scored", markup=False, highlight=False)
+    facts = report.facts
+    digest = facts["artifact"]["sha256"]
+    stdout.print(
+        f"{facts['images']} images; artifact {facts['artifact']['file']} "
+        f"({facts['artifact']['precision']}, sha256 {digest[:12]}…); {facts['evaluator']}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _draw_worst(segmenter: Segmenter, dataset: Dataset, report: EvalReport, folder: Path) -> None:
+    from eomt_deploy.drawing import side_by_side
+    from eomt_deploy.files import save_picture
+
+    names = report.worst(WORST_IMAGES)
+    samples = {sample.name: sample for sample in dataset.samples}
+    for rank, name in enumerate(names, 1):
+        image, truth = samples[name].image(), samples[name].truth()
+        found = segmenter.predict(image)
+        labelled = truth.as_result(segmenter.spec.task, segmenter.spec.classes, image)
+        save_picture(
+            side_by_side([found.overlay(), labelled.overlay()]),
+            folder / f"{rank:02d}-{Path(name).stem}.jpg",
+        )
+    stdout.print(
+        f"wrote the {len(names)} worst to {folder}/ (found | labelled)",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip

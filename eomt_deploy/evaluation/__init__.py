@@ -1,0 +1,6 @@
+"""How good an exported model is: labelled data, metrics of a kept library, and reports."""
+
+from eomt_deploy.evaluation.datasets import open_dataset
+from eomt_deploy.evaluation.evaluate import EvalReport, evaluate
+
+__all__ = ["EvalReport", "evaluate", "open_dataset"]

@@ -1,0 +1,227 @@
+"""Two models side by side: how far apart their logits, labels, masks and scores are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from hotcoco import mask as coco_mask
+
+from eomt_deploy.errors import UsageError
+from eomt_deploy.evaluation.scorers import Evidence, Scorer, scorer_for
+from eomt_deploy.evaluation.truth import VOID, Sample, Truth, TruthSegment
+from eomt_deploy.result import SHOWN_SCORE, Segment, Segmentation
+from eomt_deploy.segmenter import Segmenter
+from eomt_deploy.spec import ClassInfo
+
+RESAMPLES = {"semantic": 500, "panoptic": 500, "instance": 100}
+"""Bootstrap resamples; an AP over all images costs far more than the other sums."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Score of B minus score of A on labelled images, in percent points, with its interval."""
+
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B held against A.
+
+    Attributes:
+        images: compared.
+        logit_max, logit_mean: absolute logit error over A's largest logit; None where the two
+            have different shapes.
+        label_agreement: share of pixels with the same class (or the same void).
+        mask_iou: mean IoU of A's masks with B's best mask of the same class.
+        score: what B scores with A as the truth, percent.
+        metric: name of that score.
+        labelled: scores of both against labels, where there are some.
+        per_image: label agreement of each image.
+    """
+
+    images: int
+    logit_max: float | None
+    logit_mean: float | None
+    label_agreement: float
+    mask_iou: float
+    score: float
+    metric: str
+    labelled: Difference | None
+    per_image: tuple[tuple[str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    a: Segmenter,
+    b: Segmenter,
+    samples: Sequence[Sample],
+    *,
+    labelled: bool,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Comparison:
+    """Run both models on the same images.
+
+    Args:
+        a: taken as the truth.
+        b: held against it.
+        samples: images; their labels are read only where ``labelled`` is set.
+        labelled: also score both against the labels, with a paired bootstrap over images.
+        progress: told the images done.
+
+    Raises:
+        UsageError: the models have different tasks or classes, or there are no images.
+    """
+    names = [[info.name for info in model.spec.classes] for model in (a, b)]
+    if a.spec.task != b.spec.task or names[0] != names[1]:
+        raise UsageError(
+            f"{a.spec.name} ({a.spec.task}, {len(names[0])} classes) and {b.spec.name} "
+            f"({b.spec.task}, {len(names[1])} classes) cannot be compared: task and class names "
+            "must be the same."
+        )
+    if not samples:
+        raise UsageError("There are no images to compare on.")
+    scorer = scorer_for(a.spec)
+    errors = _LogitErrors()
+    agreement, overlaps, against_a = [], [], []
+    evidence: tuple[list[Evidence], list[Evidence]] = ([], [])
+    for index, sample in enumerate(samples):
+        image = sample.image()
+        first, logits_a = _predict(a, image)
+        second, logits_b = _predict(b, image)
+        errors.add(logits_a, logits_b)
+        agreement.append(float((_labels(first) == _labels(second)).mean()))
+        overlaps += _best_overlaps(first, second)
+        against_a.append(scorer.evidence(_as_truth(first), second))
+        if labelled:
+            truth = sample.truth()
+            evidence[0].append(scorer.evidence(truth, first))
+            evidence[1].append(scorer.evidence(truth, second))
+        progress(index + 1)
+    return Comparison(
+        images=len(samples),
+        logit_max=errors.largest(),
+        logit_mean=errors.mean(),
+        label_agreement=float(np.mean(agreement)),
+        mask_iou=float(np.mean(overlaps)) if overlaps else 1.0,
+        score=scorer.scores(against_a).value,
+        metric=scorer.main,
+        labelled=paired_difference(scorer, *evidence, RESAMPLES[a.spec.task]) if labelled else None,
+        per_image=tuple((s.name, x) for s, x in zip(samples, agreement, strict=True)),
+    )
+
+
+def paired_difference(
+    scorer: Scorer, a: Sequence[Evidence], b: Sequence[Evidence], resamples: int
+) -> Difference:
+    """Difference of two scores with its bootstrap interval, both on the same drawn images."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(resamples):
+        chosen = rng.integers(0, len(a), len(a))
+        scores = [scorer.scores([items[i] for i in chosen]).value for items in (a, b)]
+        drawn.append(scores[1] - scores[0])
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(drawn, [tail, 100 - tail])
+    first, second = scorer.scores(a).value, scorer.scores(b).value
+    return Difference(scorer.main, first, second, second - first, float(low), float(high))
+
+
+def difference_picture(a: Segmenter, b: Segmenter, sample: Sample) -> list[Segmentation]:
+    """Results of both on one image, and a third that marks where they differ."""
+    image = sample.image()
+    first, second = a.predict(image), b.predict(image)
+    differs = _labels(first) != _labels(second)
+    info = ClassInfo(0, "differs", True, (255, 0, 0))
+    mark = Segment.from_mask(0, info, 1.0, differs)
+    marked = Segmentation("instance", first.size, (info,), segments=(mark,), image=image)
+    return [first, second, marked]
+
+
+def _predict(model: Segmenter, image: npt.NDArray[np.uint8]) -> tuple[Segmentation, Any]:
+    images, geometry = model.processor.preprocess(image)
+    outputs = model.engine.run(images)
+    return model.processor.postprocess(*outputs, geometry), outputs
+
+
+class _LogitErrors:
+    """Running errors relative to the largest logit of A, class and mask logits apart."""
+
+    def __init__(self) -> None:
+        self._largest = [0.0, 0.0]
+        self._error = [0.0, 0.0]
+        self._sum = [0.0, 0.0]
+        self._count = [0, 0]
+        self._comparable = True
+
+    def add(self, a: Any, b: Any) -> None:
+        for kind, (x, y) in enumerate(zip(a, b, strict=True)):
+            if x.shape != y.shape:
+                self._comparable = False
+                continue
+            error = np.abs(x - y)
+            self._largest[kind] = max(self._largest[kind], float(np.abs(x).max()))
+            self._error[kind] = max(self._error[kind], float(error.max()))
+            self._sum[kind] += float(error.sum())
+            self._count[kind] += error.size
+
+    def largest(self) -> float | None:
+        return self._relative(self._error)
+
+    def mean(self) -> float | None:
+        return self._relative([s / max(n, 1) for s, n in zip(self._sum, self._count, strict=True)])
+
+    def _relative(self, errors: Sequence[float]) -> float | None:
+        if not self._comparable:
+            return None
+        return max(e / max(s, 1e-12) for e, s in zip(errors, self._largest, strict=True))
+
+
+def _shown(result: Segmentation) -> list[Segment]:
+    """Segments that a user sees: of an instance result only the likely ones."""
+    least = SHOWN_SCORE if result.task == "instance" else 0
+    return [segment for segment in result.segments if segment.score >= least]
+
+
+def _labels(result: Segmentation) -> npt.NDArray[np.int32]:
+    """Class of every pixel, -1 where there is none; the best instance lies on top."""
+    if result.class_map is not None:
+        return result.class_map
+    labels = np.full(result.size, VOID, np.int32)
+    for segment in reversed(_shown(result)):
+        labels[segment.mask] = segment.class_id
+    return labels
+
+
+def _as_truth(result: Segmentation) -> Truth:
+    if result.class_map is not None:
+        return Truth(result.size, class_map=result.class_map)
+    segments = tuple(TruthSegment(s.class_id, s.rle) for s in _shown(result))
+    return Truth(result.size, segments=segments)
+
+
+def _best_overlaps(first: Segmentation, second: Segmentation) -> list[float]:
+    """For each mask of the first, the IoU of the second's best mask of that class."""
+    found = _visible(second)
+    overlaps = []
+    for region in _visible(first):
+        same = [r.rle for r in found if r.class_id == region.class_id]
+        iou = coco_mask.iou(same, [region.rle], [0]) if same else np.zeros(1)
+        overlaps.append(float(iou.max()))
+    return overlaps
+
+
+def _visible(result: Segmentation) -> list[Segment]:
+    return list(result.regions()) if result.class_map is not None else _shown(result)

@@ -1,0 +1,79 @@
+"""What every data set reader gives: samples with an image and its ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.result import Rle, Segment, Segmentation
+from eomt_deploy.sources import RgbImage
+from eomt_deploy.spec import ClassInfo, Task
+
+VOID = -1
+
+
+@dataclass(frozen=True)
+class TruthSegment:
+    """One labelled segment; a crowd is a region of many instances, not told apart."""
+
+    class_id: int
+    rle: Rle
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels of one image, in the classes of the model.
+
+    Attributes:
+        size: (H, W).
+        class_map: semantic: class ids, int32 [H, W], -1 void.
+        segments: panoptic and instance.
+    """
+
+    size: tuple[int, int]
+    class_map: npt.NDArray[np.int32] | None = None
+    segments: tuple[TruthSegment, ...] = ()
+
+    def as_result(
+        self, task: Task, classes: tuple[ClassInfo, ...], image: RgbImage
+    ) -> Segmentation:
+        """The labels as if a model had seen them, for pictures."""
+        segments = tuple(
+            Segment.from_rle(index, classes[s.class_id], 1.0, s.rle)
+            for index, s in enumerate(self.segments)
+        )
+        if task == "semantic" and self.class_map is not None:
+            present = [i for i in np.unique(self.class_map).tolist() if i != VOID]
+            segments = tuple(
+                Segment.from_mask(i, classes[i], 1.0, self.class_map == i) for i in present
+            )
+        # Void has no place in a semantic result; as instances the labels need no map.
+        return Segmentation("instance", self.size, classes, segments=segments, image=image)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image; both parts are read when they are called for."""
+
+    name: str
+    image: Callable[[], RgbImage]
+    truth: Callable[[], Truth]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images for one task.
+
+    Attributes:
+        format: which reader made it.
+        origin: where it came from, for people.
+        samples: in a fixed order.
+    """
+
+    format: str
+    origin: str
+    samples: tuple[Sample, ...]

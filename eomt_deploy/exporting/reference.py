@@ -1,0 +1,54 @@
+"""A checkpoint run by PyTorch as an engine, to hold exported artifacts against it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from eomt_deploy.checkpoints import read_checkpoint
+from eomt_deploy.engines import Engine
+from eomt_deploy.engines.base import Outputs
+from eomt_deploy.errors import UsageError
+from eomt_deploy.network.build import build_network
+from eomt_deploy.spec import ModelSpec
+
+
+class TorchEngine(Engine):
+    """The network before any fold, in float32 on the CPU.
+
+    Args:
+        path: checkpoint of any kind.
+        spec: description of the artifact that it is compared with.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        UsageError: it does not have the artifact's shape.
+    """
+
+    backend = "torch"
+    device = "cpu"
+
+    def __init__(self, path: Path, spec: ModelSpec) -> None:
+        super().__init__()
+        checkpoint = read_checkpoint(path, heads=spec.backbone.heads, num_blocks=spec.num_blocks)
+        arch = checkpoint.architecture
+        found = (arch.width, arch.depth, arch.num_queries, arch.num_classes)
+        wanted = (
+            spec.backbone.width, spec.backbone.depth, spec.num_queries, len(spec.classes),
+        )  # fmt: skip
+        if found != wanted:
+            raise UsageError(
+                f"{path} (width, depth, queries, classes: {found}) is not the checkpoint of "
+                f"{spec.name} {wanted}."
+            )
+        self.path = path if path.is_file() else None
+        self.spec = spec
+        self._model = build_network(checkpoint, spec.image_size)
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        with torch.inference_mode():
+            class_logits, mask_logits = self._model(torch.from_numpy(images))
+        return class_logits.numpy(), mask_logits.numpy()
