@@ -125,7 +125,8 @@ def _show(result: Comparison, a: Path, b: Path) -> None:
         f"  logit error      {logits}",
         f"  label agreement  {result.label_agreement:.4%} of the pixels",
         f"  mask IoU         {result.mask_iou:.4%}",
-        f"  {result.metric} with the first as truth: {result.score:.3f}",
+        f"  {result.metric} with the first as truth: "
+        + ("nothing was found" if result.score is None else f"{result.score:.3f}"),
     ]
     if found := result.labelled:
         lines.append(

@@ -44,7 +44,7 @@ class Comparison:
             have different shapes.
         label_agreement: share of pixels with the same class (or the same void).
         mask_iou: mean IoU of A's masks with B's best mask of the same class.
-        score: what B scores with A as the truth, percent.
+        score: what B scores with A as the truth, percent; None where A saw nothing.
         metric: name of that score.
         labelled: scores of both against labels, where there are some.
         per_image: label agreement of each image.
@@ -55,7 +55,7 @@ class Comparison:
     logit_mean: float | None
     label_agreement: float
     mask_iou: float
-    score: float
+    score: float | None
     metric: str
     labelled: Difference | None
     per_image: tuple[tuple[str, float], ...]
@@ -125,17 +125,23 @@ def compare(
 
 def paired_difference(
     scorer: Scorer, a: Sequence[Evidence], b: Sequence[Evidence], resamples: int
-) -> Difference:
-    """Difference of two scores with its bootstrap interval, both on the same drawn images."""
+) -> Difference | None:
+    """Difference of two scores with its bootstrap interval, both on the same drawn images.
+
+    None where there is nothing to score.
+    """
+    first, second = scorer.scores(a).value, scorer.scores(b).value
+    if first is None or second is None:
+        return None
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(resamples):
         chosen = rng.integers(0, len(a), len(a))
-        scores = [scorer.scores([items[i] for i in chosen]).value for items in (a, b)]
-        drawn.append(scores[1] - scores[0])
+        one, other = (scorer.scores([items[i] for i in chosen]).value for items in (a, b))
+        if one is not None and other is not None:  # a draw without any labelled object
+            drawn.append(other - one)
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail])
-    first, second = scorer.scores(a).value, scorer.scores(b).value
+    low, high = np.percentile(drawn, [tail, 100 - tail])
     return Difference(scorer.main, first, second, second - first, float(low), float(high))
 
 

@@ -34,12 +34,12 @@ class EvalReport:
     """
 
     scores: Scores
-    per_image: tuple[tuple[str, float], ...]
+    per_image: tuple[tuple[str, float | None], ...]
     facts: dict[str, Any]
 
     def worst(self, count: int) -> list[str]:
         """Names of the images with the lowest scores, worst first."""
-        scored = [(score, name) for name, score in self.per_image if score == score]
+        scored = [(score, name) for name, score in self.per_image if score is not None]
         return [name for _, name in sorted(scored)[:count]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +98,8 @@ def evaluate(
                 log.flush()
             now = time.monotonic()
             if now >= next_score:
-                shown = f"{scorer.main} {scorer.scores(items).value:.2f}"
+                score = scorer.scores(items).value
+                shown = "" if score is None else f"{scorer.main} {score:.2f}"
                 next_score = now + RUNNING_SCORE_SHARE * (time.monotonic() - now)
             progress(len(items), shown)
     finally:

@@ -37,9 +37,9 @@ class Scores:
     per_class: Sequence[Mapping[str, Any]]
 
     @property
-    def value(self) -> float:
-        """The main number; NaN where nothing could be scored."""
-        return self.summary.get(self.main, float("nan"))
+    def value(self) -> float | None:
+        """The main number; None where nothing could be scored."""
+        return self.summary.get(self.main)
 
 
 class Scorer(Protocol):
@@ -211,6 +211,7 @@ class InstanceScorer:
         evaluation = hotcoco.COCOeval(truth, truth.load_res(found), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
+        evaluation.summary_lines()  # summarize() without its printing
         results = evaluation.get_results(per_class=True)
         names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
         summary = {name: results[name] for name in names if name in results}

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import made_up
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from eomt_deploy.artifact import read_artifact
+from eomt_deploy.classes import make_classes
+from eomt_deploy.errors import DatasetError, UsageError
+from eomt_deploy.evaluation import open_dataset
+from eomt_deploy.evaluation.datasets.label_maps import CITYSCAPES_IDS
+from eomt_deploy.spec import TASKS
+
+
+@pytest.fixture
+def spec(exported):
+    return lambda task: read_artifact(exported(task)).spec
+
+
+def zipped(folder: Path, target: Path, prefix: str = "") -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                archive.write(path, prefix + path.relative_to(folder).as_posix())
+    return target
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_panoptic_labels_serve_all_tasks(tmp_path, spec, task):
+    root = made_up.coco_panoptic(tmp_path / "data")
+    dataset = open_dataset([root], spec(task))
+    assert dataset.format == "coco-panoptic"
+    assert [s.name for s in dataset.samples] == ["0.jpg", "1.jpg", "2.jpg"]
+    for index, sample in enumerate(dataset.samples):
+        truth = sample.truth()
+        ids = made_up.segment_ids(index, truth.size)
+        assert sample.image().shape[:2] == truth.size
+        if task == "semantic":
+            assert (truth.class_map == np.where(ids == 0, -1, ids)).all()
+            continue
+        masks = {s.class_id: s for s in truth.segments}
+        wanted = {i for i in np.unique(ids) if i and (task == "panoptic" or i >= 2)}
+        assert masks.keys() == wanted
+        assert all(s.crowd == (c == 4) for c, s in masks.items())
+
+
+def test_zips_as_coco_ships_them(tmp_path, spec):
+    """val2017.zip, and an annotations zip that holds the PNG files in a zip of its own."""
+    root = made_up.coco_panoptic(tmp_path / "data")
+    inner = zipped(root / "panoptic", tmp_path / "inner.zip", "panoptic_val2017/")
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    zipped(root / "images", downloads / "val2017.zip", "val2017/")
+    with zipfile.ZipFile(downloads / "panoptic_annotations_trainval2017.zip", "w") as archive:
+        archive.write(root / "panoptic.json", "annotations/panoptic_val2017.json")
+        archive.write(root / "panoptic.json", "annotations/panoptic_train2017.json")
+        archive.write(inner, "annotations/panoptic_val2017.zip")
+    with pytest.raises(DatasetError, match="--split"):
+        open_dataset([downloads], spec("panoptic"))
+    plain = open_dataset([root], spec("panoptic"))
+    for paths in ([downloads], sorted(downloads.iterdir())):
+        packed = open_dataset(paths, spec("panoptic"), split="val2017")
+        for a, b in zip(plain.samples, packed.samples, strict=True):
+            assert a.truth() == b.truth()
+            assert (a.image() == b.image()).all()
+
+
+def test_instances_json_with_polygons_rle_and_crowd(tmp_path, spec):
+    (tmp_path / "val2017").mkdir()
+    made_up.photo(0, (20, 30)).save(tmp_path / "val2017/a.jpg")
+    square = [[5, 4, 15, 4, 15, 14, 5, 14]]
+    column = {"size": [20, 30], "counts": [0, 20, 580]}
+    annotations = [
+        {"segmentation": square, "iscrowd": 0, "category_id": 12},
+        {"segmentation": column, "iscrowd": 1, "category_id": 13},
+    ]
+    document = {
+        "images": [{"id": 3, "file_name": "a.jpg", "height": 20, "width": 30}],
+        "annotations": [a | {"id": i, "image_id": 3} for i, a in enumerate(annotations)],
+        "categories": [c for c in made_up.CATEGORIES if c["isthing"]],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(document))
+    things = make_classes([c for c in tiny.CLASSES if c["thing"]], "things")
+    dataset = open_dataset([tmp_path], replace(spec("instance"), classes=things))
+    assert dataset.format == "coco-instances"
+    first, second = dataset.samples[0].truth().segments
+    assert (first.class_id, first.crowd, second.class_id, second.crowd) == (0, False, 1, True)
+    from eomt_deploy.result import Segment
+
+    assert Segment.from_rle(0, things[0], 1, first.rle).area == 100
+    assert Segment.from_rle(0, things[0], 1, second.rle).mask[:, 0].all()
+
+
+def test_folder_of_label_pictures(tmp_path, spec):
+    root = made_up.label_folder(tmp_path / "data")
+    for paths in ([root], [zipped(root, tmp_path / "data.zip", "camvid/")]):
+        dataset = open_dataset(paths, spec("semantic"))
+        assert (dataset.format, len(dataset.samples)) == ("folder", 3)
+        labels = dataset.samples[1].truth().class_map
+        assert (labels[:3] == -1).all()
+        assert (labels[3:] == made_up.segment_ids(1, (40, 60))[3:]).all()
+
+
+def test_cityscapes(tmp_path, spec):
+    label = tmp_path / "gtFine/val/ulm/ulm_0_gtFine_labelIds.png"
+    image = tmp_path / "leftImg8bit/val/ulm/ulm_0_leftImg8bit.png"
+    other = tmp_path / "gtFine/train/bonn/bonn_0_gtFine_labelIds.png"
+    for path in (label, image, other):
+        path.parent.mkdir(parents=True)
+    values = np.arange(34, dtype=np.uint8).reshape(2, 17)
+    for path in (label, other):
+        Image.fromarray(values).save(path)
+    made_up.photo(0, (2, 17)).save(image)
+    many = make_classes([{"name": str(i), "thing": False} for i in range(19)], "test")
+    dataset = open_dataset([tmp_path], replace(spec("semantic"), classes=many))
+    assert [s.name for s in dataset.samples] == ["ulm_0_leftImg8bit.png"]
+    found = dataset.samples[0].truth().class_map.ravel()
+    assert [int(np.flatnonzero(found == i)[0]) for i in range(19)] == list(CITYSCAPES_IDS)
+    assert (found == -1).sum() == 34 - 19
+    with pytest.raises(DatasetError, match="Cityscapes has 19 classes"):
+        open_dataset([tmp_path], spec("semantic"))
+
+
+def test_ade20k(tmp_path, spec):
+    root = tmp_path / "ADEChallengeData2016"
+    for part in ("images/validation", "annotations/validation"):
+        (root / part).mkdir(parents=True)
+    values = np.array([[0, 1, 150]], np.uint8)
+    Image.fromarray(values).save(root / "annotations/validation/ADE_val_1.png")
+    made_up.photo(0, (1, 3)).save(root / "images/validation/ADE_val_1.jpg")
+    many = make_classes([{"name": str(i), "thing": False} for i in range(150)], "test")
+    for path in (tmp_path, zipped(tmp_path, tmp_path.parent / f"{tmp_path.name}.zip")):
+        dataset = open_dataset([path], replace(spec("semantic"), classes=many))
+        assert dataset.format == "ade20k"
+        assert dataset.samples[0].truth().class_map.tolist() == [[-1, 0, 149]]
+
+
+@pytest.mark.shared_data
+def test_real_coco_panoptic(shared, spec):
+    from eomt_deploy import catalog
+
+    classes = catalog.find_checkpoint("coco-panoptic-eomt-large-640").class_list()
+    model = replace(spec("panoptic"), classes=classes)
+    dataset = open_dataset([shared / "data/coco_panoptic_100"], model)
+    segments = [s for sample in dataset.samples for s in sample.truth().segments]
+    things = sum(classes[s.class_id].thing for s in segments)
+    assert (len(dataset.samples), things, len(segments) - things) == (100, 746, 365)
+
+
+def broken(root: Path, kind: str) -> str:
+    """Break a good data set; returns a word that the error must hold."""
+    path = root / "panoptic.json"
+    document = json.loads(path.read_text())
+    if kind == "missing png":
+        (root / "panoptic/1.png").unlink()
+        return "1.png is missing"
+    if kind == "missing image":
+        (root / "images/1.jpg").unlink()
+        return "1.jpg is missing"
+    if kind == "cut png":
+        png = root / "panoptic/1.png"
+        png.write_bytes(png.read_bytes()[:60])
+        return "1.png"
+    if kind == "unknown id":
+        document["annotations"][1]["segments_info"].pop()
+    elif kind == "size":
+        document["images"][1]["width"] += 5
+    elif kind == "no keys":
+        del document["categories"]
+    elif kind == "no annotation key":
+        del document["annotations"][1]["segments_info"]
+    elif kind == "other classes":
+        document["categories"][0]["name"] = "submarine"
+    elif kind == "empty":
+        document["annotations"] = []
+    path.write_text("{" if kind == "not json" else json.dumps(document))
+    return {
+        "unknown id": "1.png has segment ids",
+        "size": "1.png is 44x57",
+        "no keys": "has no categories",
+        "no annotation key": "segments_info",
+        "other classes": "submarine",
+        "empty": "no labelled image",
+        "not json": "panoptic.json is not JSON",
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["missing png", "missing image", "cut png", "unknown id", "size", "no keys", "empty",
+     "no annotation key", "other classes", "not json"],
+)  # fmt: skip
+def test_broken_panoptic_data_name_the_file(tmp_path, spec, kind):
+    root = made_up.coco_panoptic(tmp_path / "data")
+    word = broken(root, kind)
+
+    def read_all() -> None:
+        for sample in open_dataset([root], spec("panoptic")).samples:
+            sample.truth()
+
+    with pytest.raises(Exception, match=word) as caught:
+        read_all()
+    assert type(caught.value).__module__ == "eomt_deploy.errors"
+
+
+def test_broken_folders(tmp_path, spec):
+    root = made_up.label_folder(tmp_path / "data")
+    Image.fromarray(np.full((40, 60), 37, np.uint8)).save(root / "labels/1.png")
+    sample = open_dataset([root], spec("semantic")).samples[1]
+    with pytest.raises(DatasetError, match=r"1\.png has values that are no class: 37"):
+        sample.truth()
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(root / "labels/1.png")
+    with pytest.raises(DatasetError, match=r"1\.png is a RGB picture"):
+        sample.truth()
+    (root / "images/1.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"1\.png has no image beside it"):
+        open_dataset([root], spec("semantic"))
+    shutil.copy(root / "images/0.jpg", root / "images/1.jpg")
+    (root / "classes.json").write_text(json.dumps([{"name": "x", "thing": False}]))
+    with pytest.raises(DatasetError, match=r"classes\.json are not those"):
+        open_dataset([root], spec("semantic"))
+
+
+def test_nothing_there(tmp_path, spec):
+    with pytest.raises(DatasetError, match="no data at"):
+        open_dataset([tmp_path / "none"], spec("semantic"))
+    with pytest.raises(DatasetError, match=r"No semantic labels were recognised(.|\n)*labels/"):
+        open_dataset([tmp_path], spec("semantic"))
+    (tmp_path / "cut.zip").write_bytes(b"PK\3\4 and no more")
+    with pytest.raises(DatasetError, match=r"cut\.zip is not a folder"):
+        open_dataset([tmp_path / "cut.zip"], spec("semantic"))
+    with pytest.raises(UsageError, match="pascal"):
+        open_dataset([], spec("semantic"), format="pascal")
+    with pytest.raises(UsageError, match="has no panoptic labels"):
+        open_dataset([], spec("panoptic"), format="folder")

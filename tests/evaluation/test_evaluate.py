@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+
+import made_up
+import numpy as np
+import pytest
+from PIL import Image
+
+from eomt_deploy import Segmenter
+from eomt_deploy.errors import DatasetError, UsageError
+from eomt_deploy.evaluation import evaluate, open_dataset
+from eomt_deploy.evaluation.compare import compare, paired_difference
+from eomt_deploy.evaluation.scorers import scorer_for
+from eomt_deploy.exporting.reference import TorchEngine
+from eomt_deploy.spec import TASKS
+
+
+@pytest.fixture
+def opened(tmp_path, exported):
+    root = made_up.coco_panoptic(tmp_path / "data")
+
+    def get(task):
+        segmenter = Segmenter(exported(task))
+        return segmenter, open_dataset([root], segmenter.spec)
+
+    return get
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_report(opened, task):
+    told = []
+    report = evaluate(*opened(task), progress=lambda done, score: told.append((done, score)))
+    data = json.loads(json.dumps(report.to_dict()))
+    main = {"semantic": "mIoU", "instance": "AP", "panoptic": "PQ"}[task]
+    assert 0 <= data[main] <= 100
+    assert data["images"] == 3
+    assert len(data["artifact"]["sha256"]) == 64
+    assert [row["image"] for row in data["per_image"]] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [done for done, _ in told] == [0, 1, 2, 3]
+    assert told[-1][1].startswith(main)
+    assert len(report.worst(2)) <= 2
+
+
+def test_a_model_scores_full_marks_on_its_own_results(tmp_path, exported):
+    """Labels made by the model itself: whatever it predicts is right."""
+    root = made_up.label_folder(tmp_path / "data")
+    with Segmenter(exported("semantic")) as segmenter:
+        for path in (root / "images").iterdir():
+            segmenter.predict(path).label_image().save(root / f"labels/{path.stem}.png")
+        report = evaluate(segmenter, open_dataset([root], segmenter.spec))
+        assert report.scores.value == 100
+        for path in (root / "labels").iterdir():
+            shuffled = (np.asarray(Image.open(path)) + 1) % 5
+            Image.fromarray(shuffled.astype(np.uint8)).save(path)
+        assert evaluate(segmenter, open_dataset([root], segmenter.spec)).scores.value < 1
+
+
+def test_stopped_evaluation_goes_on(opened, tmp_path, monkeypatch):
+    segmenter, dataset = opened("panoptic")
+    whole = evaluate(segmenter, dataset)
+    log = tmp_path / "log.jsonl"
+    real = segmenter.engine.run
+    runs = []
+
+    def run_twice(images):
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        runs.append(1)
+        return real(images)
+
+    monkeypatch.setattr(segmenter.engine, "run", run_twice)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(segmenter, dataset, resume=log)
+    assert len(log.read_text().splitlines()) == 3
+    with log.open("a") as file:
+        file.write('{"half a li')  # killed while writing
+    monkeypatch.setattr(segmenter.engine, "run", lambda i: runs.append(1) or real(i))
+    resumed = evaluate(segmenter, dataset, resume=log)
+    assert len(runs) == 3  # two before the stop, one after
+    assert resumed.to_dict() == whole.to_dict()
+    assert evaluate(segmenter, dataset, resume=log).to_dict() == whole.to_dict()
+    assert len(runs) == 3
+
+
+def test_log_of_another_evaluation(opened, tmp_path):
+    segmenter, dataset = opened("panoptic")
+    log = tmp_path / "log.jsonl"
+    evaluate(segmenter, dataset, limit=1, resume=log)
+    before = log.read_text()
+    with pytest.raises(UsageError, match="another evaluation"):
+        evaluate(segmenter, dataset, limit=2, resume=log)
+    assert log.read_text() == before
+    log.write_text("something else")
+    with pytest.raises(UsageError, match="--resume"):
+        evaluate(segmenter, dataset, resume=log)
+
+
+def test_labels_of_another_size(tmp_path, exported):
+    root = made_up.label_folder(tmp_path / "data")
+    made_up.photo(0, (30, 60)).save(root / "images/1.jpg")
+    segmenter = Segmenter(exported("semantic"))
+    with pytest.raises(DatasetError, match=r"1\.jpg is 30x60, its labels are 40x60"):
+        evaluate(segmenter, open_dataset([root], segmenter.spec))
+    with pytest.raises(UsageError, match="--limit 0"):
+        evaluate(segmenter, open_dataset([root], segmenter.spec), limit=0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_artifact_against_its_checkpoint(opened, files, task):
+    segmenter, dataset = opened(task)
+    reference = Segmenter(TorchEngine(files.checkpoint, segmenter.spec))
+    result = compare(segmenter, reference, dataset.samples, labelled=True)
+    assert result.logit_max < 1e-4
+    assert result.label_agreement > 0.999
+    assert result.mask_iou > 0.99
+    assert result.labelled.low <= result.labelled.difference <= result.labelled.high
+    assert abs(result.labelled.difference) < 0.5
+    # The random panoptic model keeps no segment: there is nothing to score then.
+    assert result.score is None if task == "panoptic" else result.score >= 99.5
+
+
+def test_models_that_cannot_be_compared(opened):
+    (a, dataset), (b, _) = opened("panoptic"), opened("semantic")
+    with pytest.raises(UsageError, match="cannot be compared"):
+        compare(a, b, dataset.samples, labelled=False)
+    with pytest.raises(UsageError, match="no images"):
+        compare(a, a, [], labelled=False)
+
+
+def test_paired_interval_tells_a_real_difference_from_none(opened):
+    segmenter, _ = opened("semantic")
+    scorer = scorer_for(segmenter.spec)
+    rng = np.random.default_rng(0)
+    good = [{"confusion": [[0, 0, 900 + int(n)], [0, 1, 100]]} for n in rng.integers(0, 90, 30)]
+    worse = [{"confusion": [[0, 0, c["confusion"][0][2] - 150], [0, 1, 250]]} for c in good]
+    same = paired_difference(scorer, good, good, 100)
+    assert same.low <= 0 <= same.high
+    other = paired_difference(scorer, good, worse, 100)
+    assert other.high < 0
+    assert other.low <= other.difference <= other.high
+
+
+def test_command_line(cli, tmp_path, exported, files):
+    root = made_up.coco_panoptic(tmp_path / "data")
+    model = exported("panoptic")
+    target, worst = tmp_path / "e.json", tmp_path / "worst"
+    code, out, _ = cli("eval", model, "--data", root, "--json", target, "--worst", worst)
+    assert code == 0
+    assert "PQ_things" in out
+    assert json.loads(target.read_text())["task"] == "panoptic"
+    assert len(list(worst.iterdir())) == 3
+    code, _, err = cli("eval", model, "--data", tmp_path / "none")
+    assert code == 2
+    assert "no data at" in err
+
+    picture = tmp_path / "differs.png"
+    code, out, _ = cli("compare", model, files.checkpoint, root / "images", "-o", picture,
+                       "--tolerance", 0.1)  # fmt: skip
+    assert code == 0
+    assert "label agreement" in out
+    assert picture.is_file()
+    code, out, _ = cli("compare", model, files.checkpoint, "--data", root)
+    assert code == 0
+    assert "95% interval" in out
+    assert cli("compare", model, model)[0] == 2
+    assert cli("compare", files.checkpoint, files.checkpoint, root / "images")[0] == 2
+
+
+def test_compare_beyond_the_tolerance_exits_with_4(cli, tmp_path, exported, files):
+    import tiny
+    import torch
+
+    other = tmp_path / "other.bin"
+    torch.save(tiny.official_keys(tiny.network(seed=1)), other)
+    root = made_up.coco_panoptic(tmp_path / "data")
+    code, _, err = cli("compare", exported("panoptic"), other, root / "images", "--tolerance", 1)
+    assert code == 4
+    assert "1% is allowed" in err
