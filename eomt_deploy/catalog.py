@@ -106,8 +106,13 @@ def engine_profiles() -> dict[str, EngineProfile]:
 
 @cache
 def benchmark_plans() -> dict[str, BenchmarkPlan]:
-    """All entries of ``benchmarks/``, by name."""
-    return {p.stem: _build(BenchmarkPlan, p, _read_toml(p)) for p in _entries("benchmarks")}
+    """The entries of ``benchmarks/`` that `bench` runs, by name."""
+    plans = {path: _read_toml(path) for path in _entries("benchmarks")}
+    return {
+        path.stem: _build(BenchmarkPlan, path, data)
+        for path, data in plans.items()
+        if data.pop("kind", None) == "stages"
+    }
 
 
 def find_checkpoint(name: str) -> CatalogEntry:

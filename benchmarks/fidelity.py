@@ -1,0 +1,151 @@
+"""How faithful every artifact is: its score, and the difference from the checkpoint in PyTorch.
+
+Rows are made from what exists: every precision that can be exported, on every run-time that is
+installed here. A new precision or run-time shows up by itself.
+
+    python benchmarks/fidelity.py                          # the embedded model on held-out scenes
+    python benchmarks/fidelity.py --name camvid --checkpoint camvid.bin --task semantic \\
+        --classes classes.json --data camvid/val           # a model and labelled data of yours
+
+Writes benchmarks/results/fidelity-NAME.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from eomt_deploy import Segmenter
+from eomt_deploy.benchmarking.environment import environment
+from eomt_deploy.engines import BACKENDS
+from eomt_deploy.evaluation import open_dataset
+from eomt_deploy.evaluation.compare import Comparison, compare
+from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.exporting.config import PRECISIONS
+from eomt_deploy.exporting.describe import find_source
+from eomt_deploy.exporting.reference import TorchEngine
+
+HERE = Path(__file__).parent
+SCENES = HERE.parent / "examples" / "tiny_checkpoint" / "scenes.py"
+
+
+@dataclass(frozen=True)
+class Row:
+    artifact: str
+    precision: str
+    megabytes: float
+    comparison: Comparison
+
+
+def main() -> None:
+    plan = tomllib.loads((HERE / "fidelity.toml").read_text())
+    parser = argparse.ArgumentParser(description="Score and fidelity of every artifact.")
+    parser.add_argument("--name", default="scenes", help="name of the result files")
+    parser.add_argument("--checkpoint", default=plan["checkpoint"])
+    parser.add_argument("--data", nargs="+", help="labelled data; default: made-up scenes")
+    parser.add_argument("--task")
+    parser.add_argument("--classes", type=Path)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        data = options.data or [make_scenes(work / "scenes", plan["count"], plan["seed"])]
+        # The last two parts of a path name the data, not the machine that they lie on.
+        named = [str(Path(*Path(d).parts[-2:])) for d in options.data or []]
+        origin = " ".join(named) or f"{plan['count']} {plan['data']}, seed {plan['seed']}"
+        rows = list(measure(options, work, data, console))
+    write(options, origin, rows)
+
+
+def make_scenes(folder: Path, count: int, seed: int) -> Path:
+    command = [sys.executable, SCENES, folder, "--count", str(count), "--seed", str(seed)]
+    subprocess.run(command, check=True)
+    return folder
+
+
+def measure(
+    options: argparse.Namespace, work: Path, data: list[Any], console: Console
+) -> Iterator[Row]:
+    for precision in PRECISIONS:
+        path = work / f"model.{precision}.onnx"
+        config = ExportConfig(
+            options.checkpoint,
+            path,
+            task=options.task,
+            classes=options.classes,
+            precision=precision,
+        )
+        console.print(f"exporting {precision}")
+        report = export(config)
+        location = find_source(config).location
+        reference = Segmenter(TorchEngine(Path(location), report.spec))
+        samples = open_dataset(data, report.spec).samples[: options.limit]
+        for name, backend in BACKENDS.items():
+            if not backend.installed or ".onnx" not in backend.suffixes:
+                continue
+            with Segmenter(path, backend=name) as segmenter:
+                console.print(f"{name}, {precision}: {len(samples)} images")
+                found = compare(reference, segmenter, samples, labelled=True)
+                place = f"{name} ({segmenter.engine.device})"
+            size = sum(file.stat().st_size for file in report.files) / 1e6
+            yield Row(place, precision, size, found)
+
+
+def write(options: argparse.Namespace, origin: str, rows: list[Row]) -> None:
+    machine = environment()
+    first = rows[0].comparison
+    header = (
+        f"| artifact | precision | MB | {first.metric} | difference | 95% interval | same labels "
+        "| logit error |\n|---|---|---|---|---|---|---|---|\n"
+    )
+    reference = first.labelled
+    table = header
+    if reference:
+        table += f"| checkpoint in PyTorch | fp32 | | {reference.a:.2f} | | | | |\n"
+    for row in rows:
+        found = row.comparison
+        score = found.labelled
+        numbers = (
+            f"{score.b:.2f} | {score.difference:+.3f} | {score.low:+.3f} … {score.high:+.3f}"
+            if score
+            else " | | "
+        )
+        error = "" if found.logit_max is None else f"{found.logit_max:.1e}"
+        table += (
+            f"| {row.artifact} | {row.precision} | {row.megabytes:.1f} | {numbers} "
+            f"| {found.label_agreement:.4%} | {error} |\n"
+        )
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
+    text = (
+        f"# Fidelity: {options.name}\n\n{Path(options.checkpoint).name} on {origin} "
+        f"({first.images} images).\n\n{table}\n{machine['cpu']}, {machine['cores']} cores; "
+        f"{versions}; {machine['date'][:10]}.\n"
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    target = options.output / f"fidelity-{options.name}"
+    target.with_suffix(".md").write_text(text)
+    content = {
+        "schema": 1,
+        "environment": machine,
+        "checkpoint": Path(options.checkpoint).name,
+        "data": origin,
+        "rows": [asdict(row) for row in rows],
+    }
+    target.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
