@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +55,38 @@ def parse_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
     return ModelSpec.from_json(metadata[METADATA_KEY])
 
 
+def check_contract(
+    spec: ModelSpec, tensors: Mapping[str, tuple[str, Sequence[int | str | None]]], path: Path
+) -> None:
+    """The graph's tensors must be those that the description promises.
+
+    Args:
+        tensors: type and shape by name; free sizes are no integers.
+
+    Raises:
+        ArtifactError: a tensor is missing or has another shape.
+    """
+    wanted: dict[str, tuple[int | None, ...]] = {
+        "images": (spec.batch, *spec.image_size, 3),
+        "class_logits": (spec.batch, spec.num_queries, len(spec.classes) + 1),
+        "mask_logits": (spec.batch, spec.num_queries, *spec.mask_size),
+    }
+    for name, shape in wanted.items():
+        found = tensors.get(name, ("missing", ()))
+        sizes = tuple(size if isinstance(size, int) else None for size in found[1])
+        if sizes != shape:
+            raise ArtifactError(
+                f"{path} contradicts itself: by its description {name} is {_sizes(shape)}, "
+                f"in its graph {_sizes(sizes) if name in tensors else 'missing'}.",
+                why="The file was changed after the export.",
+                fix="Export the checkpoint again.",
+            )
+
+
+def _sizes(shape: Sequence[int | None]) -> str:
+    return f"[{', '.join('batch' if size is None else str(size) for size in shape)}]"
+
+
 def read_artifact(path: str | Path) -> Artifact:
     """Describe an exported ``.onnx`` file; weights in a side file are not read.
 
@@ -76,13 +108,17 @@ def read_artifact(path: str | Path) -> Artifact:
             f"{path} is not an ONNX model, or it is damaged.", fix="Export or copy it again."
         ) from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    spec = parse_spec(metadata, path)
+    inputs = tuple(_tensor(value) for value in model.graph.input)
+    outputs = tuple(_tensor(value) for value in model.graph.output)
+    check_contract(spec, {t.name: (t.dtype, t.shape) for t in (*inputs, *outputs)}, path)
     external = path.with_name(path.name + EXTERNAL_SUFFIX)
     return Artifact(
         path=path,
-        spec=parse_spec(metadata, path),
+        spec=spec,
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
-        inputs=tuple(_tensor(value) for value in model.graph.input),
-        outputs=tuple(_tensor(value) for value in model.graph.output),
+        inputs=inputs,
+        outputs=outputs,
         operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
         bytes=path.stat().st_size + (external.stat().st_size if external.is_file() else 0),
     )

@@ -29,7 +29,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+        folder = tempfile.TemporaryDirectory(prefix=".eomt-deploy-", dir=target.parent)
     except OSError as error:
         raise _unwritable(target, error) from error
     with folder as name:
@@ -42,13 +42,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    with staging_folder(path) as folder:
-        temporary = folder / path.name
-        try:
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device: there is nothing to replace
+            path.write_bytes(content)
+            return
+        # A link keeps pointing at the file whose content changes.
+        target = Path(os.path.realpath(path))
+        with staging_folder(target) as folder:
+            temporary = folder / "content"
             temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise _unwritable(path, error) from error
+            os.replace(temporary, target)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -58,7 +63,14 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         OutputError: the file cannot be written.
     """
     buffer = io.BytesIO()
-    picture.save(buffer, PICTURE_FORMATS[path.suffix.lower()], quality=92)
+    try:
+        picture.save(buffer, PICTURE_FORMATS[path.suffix.lower()], quality=92)
+    except (OSError, ValueError) as error:  # JPEG ends at 65,500 pixels a side
+        raise OutputError(
+            f"A picture of {picture.width}x{picture.height} cannot be written as {path.name}: "
+            f"{error}.",
+            fix="Write a .png instead.",
+        ) from error
     write_atomically(path, buffer.getvalue())
 
 
@@ -68,10 +80,16 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: ``path`` is a folder, or its folder cannot be written.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder.", fix="Name the file inside it.")
-    with staging_folder(path):
-        pass
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder.", fix="Name the file inside it.")
+        if path.exists() and not path.is_file():
+            return
+        folder = next(p for p in Path(os.path.abspath(path)).parents if p.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.files import PICTURE_FORMATS, save_picture, write_atomically
-from eomt_deploy.sources import RgbImage
+from eomt_deploy.sources import ImageSource, RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def encode_mask(mask: npt.NDArray[np.bool_]) -> Rle:
     return rle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segment:
     """One segment of a panoptic or instance result.
 
@@ -80,7 +80,7 @@ class Segment:
         return np.asarray(coco_mask.decode(self.rle), dtype=bool)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """What a model saw in one image.
 
@@ -218,16 +218,16 @@ class Segmentation:
 
     def overlay(
         self,
-        image: RgbImage | None = None,
+        image: ImageSource | None = None,
         *,
         alpha: float = 0.55,
         labels: bool = True,
         min_score: float = SHOWN_SCORE,
     ) -> Image.Image:
-        """The segments painted over the image.
+        """The segments painted over the image; small images are enlarged to be readable.
 
         Args:
-            image: uint8 RGB [H, W, 3]; None takes the image that was predicted.
+            image: anything that load_image takes; None takes the image that was predicted.
             alpha: opacity of the colours, 0 to 1.
             labels: write class names.
             min_score: instances below it are left out.
@@ -237,15 +237,17 @@ class Segmentation:
         """
         from eomt_deploy.drawing import draw_overlay
 
-        image = self.image if image is None else image
-        if image is None or image.shape != (*self.size, 3):
+        if not 0 <= alpha <= 1:
+            raise UsageError(f"alpha {alpha} is not between 0 and 1.")
+        pixels = self.image if image is None else load_image(image)
+        if pixels is None or pixels.shape != (*self.size, 3):
             raise UsageError(
                 "There is no image to draw on."
-                if image is None
-                else f"The image is {list(image.shape)}, the result needs {[*self.size, 3]}.",
-                fix="Pass it: result.overlay(image), uint8 RGB.",
+                if pixels is None
+                else f"The image is {list(pixels.shape)}, the result needs {[*self.size, 3]}.",
+                fix="Pass it: result.overlay(image).",
             )
-        return draw_overlay(self, image, alpha=alpha, labels=labels, min_score=min_score)
+        return draw_overlay(self, pixels, alpha=alpha, labels=labels, min_score=min_score)
 
     def save(self, path: str | Path) -> None:
         """Write the result; the suffix decides how.
@@ -264,10 +266,10 @@ class Segmentation:
             save_picture(self.overlay(), path)
         elif suffix == ".json":
             content = {"task": self.task, "size": list(self.size), "annotations": self.to_coco()}
-            write_atomically(path, json.dumps(content, ensure_ascii=False).encode())
+            write_atomically(path, json.dumps(content).encode())
         elif suffix == ".npz":
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **self._arrays())
+            np.savez_compressed(buffer, **self._arrays())
             write_atomically(path, buffer.getvalue())
         else:
             raise UsageError(
@@ -275,11 +277,11 @@ class Segmentation:
                 fix="Use .png or .jpg (picture), .json (COCO) or .npz (arrays).",
             )
 
-    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def _arrays(self) -> dict[str, Any]:
         if self.class_map is not None:
             return {"class_map": self.class_map}
         masks = [np.packbits(segment.mask) for segment in self.segments]
-        arrays: dict[str, npt.NDArray[Any]] = {
+        arrays: dict[str, Any] = {
             "size": np.array(self.size),
             "boxes": np.array([s.box for s in self.segments], np.int32).reshape(-1, 4),
             "scores": np.array([s.score for s in self.segments], np.float32),

@@ -8,12 +8,18 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 
 from eomt_deploy.engines import Engine, open_engine
+from eomt_deploy.engines.base import Outputs
+from eomt_deploy.errors import UsageError
 from eomt_deploy.processing import Processor
 from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ColorOrder, ImageSource, load_image
 from eomt_deploy.spec import ModelSpec
+
+MAX_INPUTS = 8
+"""Network inputs of one engine call."""
 
 
 class Segmenter:
@@ -42,6 +48,12 @@ class Segmenter:
         device: str | None = None,
         threads: int | None = None,
     ) -> None:
+        given = {"backend": backend, "device": device, "threads": threads}
+        if not isinstance(engine, str | Path) and any(v is not None for v in given.values()):
+            raise UsageError(
+                "backend, device and threads are for a path; this engine is open already.",
+                fix="Pass them to open_engine().",
+            )
         if isinstance(engine, str | Path):
             engine = open_engine(engine, backend=backend, device=device, threads=threads)
         self.engine: Engine = engine
@@ -75,7 +87,7 @@ class Segmenter:
         pixels = load_image(image, color_order=color_order)
         images, geometry = self.processor.preprocess(pixels)
         result = self.processor.postprocess(
-            *self.engine.run(images),
+            *self._run(images),
             geometry,
             score_threshold=score_threshold,
             mask_threshold=mask_threshold,
@@ -92,12 +104,12 @@ class Segmenter:
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
     ) -> list[Segmentation]:
-        """Segment several images in one network call; arguments as in :meth:`predict`."""
-        if not images:
+        """Segment several images together; arguments as in :meth:`predict`."""
+        if len(images) == 0:
             return []
         photos = [load_image(image, color_order=color_order) for image in images]
         prepared = [self.processor.preprocess(photo) for photo in photos]
-        class_logits, mask_logits = self.engine.run(np.concatenate([p[0] for p in prepared]))
+        class_logits, mask_logits = self._run(np.concatenate([p[0] for p in prepared]))
         results = []
         start = 0
         for photo, (inputs, geometry) in zip(photos, prepared, strict=True):
@@ -115,11 +127,33 @@ class Segmenter:
         return results
 
     def stream(
-        self, images: Iterable[ImageSource], *, color_order: ColorOrder = "rgb"
+        self,
+        images: Iterable[ImageSource],
+        *,
+        color_order: ColorOrder = "rgb",
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
     ) -> Iterator[Segmentation]:
-        """Segment images one after another, without keeping any."""
+        """Segment images one after another, without keeping any; as :meth:`predict`."""
         for image in images:
-            yield self.predict(image, color_order=color_order)
+            yield self.predict(
+                image,
+                color_order=color_order,
+                score_threshold=score_threshold,
+                mask_threshold=mask_threshold,
+                overlap_threshold=overlap_threshold,
+            )
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run all inputs, a bounded number at a time: a long photo makes many windows."""
+        parts = [
+            self.engine.run(images[start : start + MAX_INPUTS])
+            for start in range(0, len(images), MAX_INPUTS)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def close(self) -> None:
         """Free the engine."""

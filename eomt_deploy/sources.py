@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import glob
 import io
+import os
+import re
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +23,12 @@ RgbImage = npt.NDArray[np.uint8]
 ColorOrder = Literal["rgb", "bgr"]
 ImageSource = str | Path | npt.NDArray[Any] | Image.Image
 
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error)
+"""What Pillow raises on damaged data."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 # Pillow would read these by keeping the high byte or refusing; both hide the user's range.
 DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TIFF_BITS_PER_SAMPLE = 258
 DEEP_FIX = "Scale it to 8 bits yourself, with the range that your data use, and pass uint8."
 
 
@@ -43,8 +48,15 @@ def load_image(source: ImageSource, *, color_order: ColorOrder = "rgb") -> RgbIm
     Raises:
         ImageError: not an image, damaged, empty, or deeper than 8 bits.
     """
+    if color_order not in ("rgb", "bgr"):
+        raise UsageError(f"color_order {color_order!r} is unknown.", fix="Use 'rgb' or 'bgr'.")
     if isinstance(source, np.ndarray):
         return _from_array(source, color_order)
+    if color_order != "rgb":
+        raise UsageError(
+            "color_order is for arrays; files and PIL images know their own.",
+            fix="Leave color_order out.",
+        )
     if isinstance(source, Image.Image):
         return _from_pil(source, "the PIL image")
     if isinstance(source, str | Path):
@@ -60,10 +72,12 @@ def _from_path(path: Path) -> RgbImage:
         raise ImageError(
             f"{path} is an address; images are read from files.", fix="Download it first."
         )
-    if path.is_dir():
-        raise ImageError(f"{path} is a folder, not an image.", fix="Pass the images inside.")
     try:
         return decode_image(path.read_bytes(), str(path))
+    except IsADirectoryError as error:
+        raise ImageError(
+            f"{path} is a folder, not an image.", fix="Pass the images inside."
+        ) from error
     except FileNotFoundError as error:
         raise ImageError(f"There is no image at {path}.") from error
     except OSError as error:
@@ -72,35 +86,48 @@ def _from_path(path: Path) -> RgbImage:
 
 def decode_image(data: bytes, origin: str) -> RgbImage:
     """Pixels of an encoded image; as :func:`load_image`, ``origin`` names it in errors."""
-    # Pillow quietly halves 16-bit colour PNG to 8 bits; the header still tells.
-    if data[:8] == PNG_SIGNATURE and data[24:25] == b"\x10":
-        raise ImageError(f"{origin} has 16 bits per channel.", fix=DEEP_FIX)
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if _bits_per_channel(image, data) > 8:
+                raise ImageError(f"{origin} has more than 8 bits per channel.", fix=DEEP_FIX)
             return _from_pil(image, origin)
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{origin} is not an image that can be read.",
             fix="Pass a JPEG, PNG, WebP, BMP or TIFF file.",
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise ImageError(f"{origin} cannot be decoded: {error}.") from error
+
+
+def _bits_per_channel(image: Image.Image, data: bytes) -> int:
+    """Depth as the file states it: Pillow itself quietly brings 16-bit colour down to 8."""
+    if image.format == "PNG":
+        return data[24]  # signature 8, length 4, "IHDR" 4, width 4, height 4
+    if image.format == "TIFF":
+        bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE, (8,))
+        return max(bits)
+    if image.format == "PPM":
+        header = re.sub(rb"#[^\n]*", b"", data[:200]).split()
+        return 16 if header[0] in (b"P5", b"P6") and int(header[3]) > 255 else 8
+    return 8
 
 
 def _from_pil(image: Image.Image, origin: str) -> RgbImage:
     if image.mode in DEEP_MODES:
         raise ImageError(f"{origin} has more than 8 bits per channel ({image.mode}).", fix=DEEP_FIX)
-    image = ImageOps.exif_transpose(image)
-    if image.mode != "RGB":
-        # A palette with transparency must go through RGBA or Pillow warns and guesses.
-        through_rgba = image.mode == "P" and "transparency" in image.info
-        image = (image.convert("RGBA") if through_rgba else image).convert("RGB")
-    return np.asarray(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode != "RGB":
+            # A palette with transparency must go through RGBA or Pillow warns and guesses.
+            through_rgba = image.mode == "P" and "transparency" in image.info
+            image = (image.convert("RGBA") if through_rgba else image).convert("RGB")
+        return np.asarray(image)
+    except DECODE_ERRORS as error:
+        raise ImageError(f"{origin} cannot be decoded: {error}.") from error
 
 
 def _from_array(array: npt.NDArray[Any], color_order: ColorOrder) -> RgbImage:
-    if color_order not in ("rgb", "bgr"):
-        raise UsageError(f"color_order {color_order!r} is unknown.", fix="Use 'rgb' or 'bgr'.")
     if array.dtype != np.uint8:
         raise ImageError(
             f"The array is {array.dtype}, an image must be uint8.",
@@ -124,7 +151,7 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
     Raises:
         ImageError: a path that is not there, a glob or folder without any image.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for source in sources:
         path = Path(source)
         if path.is_file():
@@ -144,5 +171,6 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
                 raise ImageError(f"No file matches {source}.")
         else:
             raise ImageError(f"There is no image or folder at {path}.")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        for match in matches:  # one photo named twice, as a/x.jpg and ./a/x.jpg, is one photo
+            found.setdefault(os.path.abspath(match), match)
+    return list(found.values())

@@ -4,7 +4,9 @@ import onnx
 import pytest
 
 from eomt_deploy.artifact import read_artifact
+from eomt_deploy.engines import open_engine
 from eomt_deploy.errors import ArtifactError
+from eomt_deploy.spec import METADATA_KEY
 
 
 def test_onnx_of_others_is_refused(tmp_path):
@@ -30,3 +32,14 @@ def test_files_that_are_no_onnx(tmp_path, exported):
         read_artifact(tmp_path / "none.onnx")
     with pytest.raises(ArtifactError, match=r"not an \.onnx file"):
         read_artifact(tmp_path / "model.engine")
+
+
+def test_file_that_contradicts_its_own_description(tmp_path, exported):
+    model = onnx.load(exported("panoptic"))
+    entry = next(e for e in model.metadata_props if e.key == METADATA_KEY)
+    entry.value = entry.value.replace('"image_size": [64, 64]', '"image_size": [96, 64]')
+    path = tmp_path / "changed.onnx"
+    onnx.save(model, path)
+    for read in (read_artifact, open_engine):
+        with pytest.raises(ArtifactError, match=r"\[batch, 96, 64, 3\].*\[batch, 64, 64, 3\]"):
+            read(path)

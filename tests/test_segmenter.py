@@ -73,3 +73,25 @@ def test_takes_an_open_engine(exported, gradient):
 def test_bad_image(exported):
     with Segmenter(exported("semantic")) as segmenter, pytest.raises(ImageError):
         segmenter.predict("nowhere.jpg")
+
+
+def test_long_photos_run_a_bounded_number_of_windows_at_a_time(exported, monkeypatch):
+    from eomt_deploy import segmenter as module
+
+    long = np.random.default_rng(0).integers(0, 256, (40, 400, 3), np.uint8)
+    with Segmenter(exported("semantic")) as segmenter:
+        wanted = segmenter.predict(long)
+        monkeypatch.setattr(module, "MAX_INPUTS", 3)
+        assert same(segmenter.predict(long), wanted)
+
+
+def test_options_of_an_engine_that_is_open_already(exported):
+    engine = open_engine(exported("semantic"))
+    with pytest.raises(UsageError, match="open already"):
+        Segmenter(engine, threads=2)
+
+
+def test_batch_as_one_array(exported):
+    images = np.zeros((2, 40, 50, 3), np.uint8)
+    with Segmenter(exported("semantic")) as segmenter:
+        assert len(segmenter.predict_batch(images)) == 2

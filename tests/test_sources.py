@@ -124,3 +124,32 @@ def test_find_images_finds_nothing(tmp_path):
     ):
         with pytest.raises(ImageError, match=word):
             find_images([source])
+
+
+def test_16_bit_tiff_and_ppm_are_refused(tmp_path, gradient):
+    import cv2
+
+    deep = gradient.astype(np.uint16) * 257
+    for name in ("deep.tif", "deep.ppm"):
+        cv2.imwrite(str(tmp_path / name), deep)
+        with pytest.raises(ImageError, match="8 bits"):
+            load_image(tmp_path / name)
+        cv2.imwrite(str(tmp_path / name), gradient[:, :, ::-1])
+        assert (load_image(tmp_path / name) == gradient).all()
+
+
+def test_color_order_of_what_knows_its_own(picture):
+    for source in (picture, Image.open(picture)):
+        with pytest.raises(UsageError, match="for arrays"):
+            load_image(source, color_order="bgr")
+
+
+def test_truncated_pil_image(tmp_path, photo):
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photo.read_bytes()[:20_000])
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(Image.open(cut))
+
+
+def test_one_photo_named_twice_is_one_photo(picture):
+    assert len(find_images([picture, picture.parent / "." / picture.name, picture.parent])) == 1

@@ -105,10 +105,7 @@ def read_config(folder: Path) -> Config | None:
     try:
         data: dict[str, Any] = json.loads(path.read_text("utf-8"))
         model_type = data.get("model_type", "eomt")
-        labels: dict[str, str] = data.get("id2label") or {}
-        names = tuple(labels[key] for key in sorted(labels, key=int))
-        size = data.get("image_size")
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     if model_type != "eomt":
         raise CheckpointError(
@@ -116,15 +113,36 @@ def read_config(folder: Path) -> Config | None:
             "(the DINOv2 family).",
             fix="Pass an EoMT checkpoint with a DINOv2 backbone.",
         )
-    if isinstance(size, int):
-        size = (size, size)
+    size = data.get("image_size")
+    labels = data.get("id2label") or {}
+    checks = {
+        "num_attention_heads": _is_count(data.get("num_attention_heads", 1)),
+        "layer_norm_eps": isinstance(data.get("layer_norm_eps", 1e-6), float),
+        "hidden_act": data.get("hidden_act", "gelu") == "gelu",
+        "image_size": size is None
+        or _is_count(size)
+        or (isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))),
+        "id2label": isinstance(labels, dict)
+        and set(labels) == {str(i) for i in range(len(labels))}
+        and all(isinstance(name, str) for name in labels.values()),
+    }
+    wrong = [name for name, fine in checks.items() if not fine]
+    if wrong:
+        shown = "; ".join(f"{name} is {json.dumps(data.get(name))[:60]}" for name in wrong)
+        raise CheckpointError(f"{path} has values that no EoMT has: {shown}.")
+    names = tuple(labels[str(index)] for index in range(len(labels)))
+    sides = [size, size] if isinstance(size, int) else size
     return Config(
         heads=data.get("num_attention_heads"),
         norm_eps=data.get("layer_norm_eps", 1e-6),
-        image_size=(int(size[0]), int(size[1])) if size else None,
+        image_size=(sides[0], sides[1]) if sides else None,
         # LABEL_0, LABEL_1 … are transformers' placeholders, not names.
         class_names=names if names and names[0] != "LABEL_0" else None,
     )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def download(repository: str) -> Path:

@@ -51,6 +51,12 @@ def read_checkpoint(
         )
 
     mask_probs = tensors.pop("attn_mask_probs", None)
+    if mask_probs is not None and num_blocks not in (None, mask_probs.numel()):
+        raise CheckpointError(
+            f"--num-blocks {num_blocks} contradicts the checkpoint, whose attn_mask_probs has "
+            f"{mask_probs.numel()} entries.",
+            fix="Leave --num-blocks out.",
+        )
     architecture = shapes.read_architecture(
         tensors,
         num_blocks=num_blocks if mask_probs is None else mask_probs.numel(),
@@ -61,8 +67,14 @@ def read_checkpoint(
     tensors.setdefault("pixel_std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1))
     grid = shapes.square_grid(tensors["backbone.pos_embed"])
     if config and config.image_size:
-        patch = architecture.patch_size
+        patch, tokens = architecture.patch_size, tensors["backbone.pos_embed"].shape[1]
         grid = (config.image_size[0] // patch, config.image_size[1] // patch)
+        if grid[0] * grid[1] != tokens:
+            raise CheckpointError(
+                f"config.json says image_size {config.image_size[0]}x{config.image_size[1]}, a "
+                f"grid of {grid[0]}x{grid[1]} patches; the weights have {tokens} position "
+                "embeddings."
+            )
     return Checkpoint(
         tensors=tensors,
         architecture=architecture,

@@ -26,7 +26,12 @@ NEEDED = (
     "class_head.weight",
     "upscale.0.conv1.weight",
 )
-RANKS = {"backbone.pos_embed": 3, "backbone.cls_token": 3, "backbone.patch_embed.proj.weight": 4}
+RANKS = {
+    "backbone.pos_embed": 3,
+    "backbone.cls_token": 3,
+    "backbone.reg_token": 3,
+    "backbone.patch_embed.proj.weight": 4,
+}
 
 
 def read_architecture(
@@ -54,8 +59,8 @@ def read_architecture(
     shapes = {key: tuple(tensors[key].shape) for key in tensors}
     wrong = [
         f"{key} has shape {list(shapes[key])}, expected {RANKS.get(key, 2)} dimensions"
-        for key in NEEDED[:-1]
-        if len(shapes[key]) != RANKS.get(key, 2)
+        for key in (*NEEDED[:-1], "backbone.reg_token")
+        if key in shapes and len(shapes[key]) != RANKS.get(key, 2)
     ]
     if wrong:
         raise CheckpointError("The shapes fit no EoMT: " + "; ".join(wrong) + ".")
@@ -71,8 +76,11 @@ def read_architecture(
     fc1_out = shapes["backbone.blocks.0.mlp.fc1.weight"][0]
     mlp_hidden = shapes["backbone.blocks.0.mlp.fc2.weight"][1]
     registers = shapes["backbone.reg_token"][1] if "backbone.reg_token" in shapes else 0
-    if num_blocks > depth:
-        raise CheckpointError(f"{num_blocks} query blocks do not fit in {depth} blocks.")
+    if not 1 <= num_blocks <= depth:
+        raise CheckpointError(
+            f"The queries enter {num_blocks} blocks before the end; the network has {depth}.",
+            fix="Pass a whole EoMT checkpoint.",
+        )
     return Architecture(
         width=width,
         depth=depth,

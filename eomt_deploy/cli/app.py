@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -10,7 +12,7 @@ import typer
 
 from eomt_deploy import __version__
 from eomt_deploy.cli import bench, compare, doctor, eval, export, inspect, list_, predict
-from eomt_deploy.cli.console import stderr
+from eomt_deploy.cli.console import say, stderr
 from eomt_deploy.errors import EomtDeployError
 
 app = typer.Typer(
@@ -48,12 +50,22 @@ app.command("doctor")(doctor.doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; our errors become words on stderr and an exit code."""
+    """Run the command line; errors become words on stderr and an exit code."""
+    # A SIGTERM unwinds as Ctrl-C does, so that temporary files are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(None if arguments is None else list(arguments))
     except EomtDeployError as error:
-        stderr.print("error:", error.what, style="bold red", markup=False, soft_wrap=True)
+        say(f"error: {error.what}", stderr, "bold red")
         for label, text in (("why", error.why), ("fix", error.fix)):
             if text:
-                stderr.print(f"  {label}: {text}", markup=False, highlight=False, soft_wrap=True)
+                say(f"  {label}: {text}", stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # Whatever else the file system refuses: names too long, folders without permission.
+        place = f"{error.filename}: " if error.filename else ""
+        say(f"error: {place}{error.strerror or error}", stderr, "bold red")
+        sys.exit(2)

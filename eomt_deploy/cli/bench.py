@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from eomt_deploy import catalog
-from eomt_deploy.cli.console import bar, stderr, stdout, write_json
+from eomt_deploy.cli.console import bar, check_report, say, stdout, warn, write_json
 from eomt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,10 +42,17 @@ def bench(
     plan = catalog.benchmark_plans()[DEFAULT_PLAN]
     if len(set(engine)) < len(engine):
         raise UsageError("An engine is named twice.", fix="Copy the file to compare it to itself.")
+    if json:
+        check_report(json, *engine)
     rounds = (plan.warmup if warmup is None else warmup) + (iterations or plan.iterations)
+    # File names are enough to tell most engines apart; whole paths make the table unreadable.
+    distinct = len({path.name for path in engine}) == len(engine)
     with ExitStack() as stack:
         segmenters = [
-            (str(path), stack.enter_context(Segmenter(path, device=device, threads=threads)))
+            (
+                path.name if distinct else str(path),
+                stack.enter_context(Segmenter(path, device=device, threads=threads)),
+            )
             for path in engine
         ]
         with bar("measuring", rounds) as progress:
@@ -58,26 +65,22 @@ def bench(
                 threads=threads,
                 progress=progress,
             )
-    if json:
-        write_json(json, report.to_dict())
     if str(json) != "-":
         _show(report)
+    if json:
+        write_json(json, report.to_dict())
     for warning in report.warnings:
-        stderr.print("warning:", warning, style="yellow", markup=False, soft_wrap=True)
+        warn(warning)
 
 
 def _show(report: Report) -> None:
     machine = report.environment
     threads = machine["threads"] or "run-time's choice of"
     gpus = ", ".join(machine["gpus"]) or "no GPU"
-    stdout.print(
-        f"{report.image} on {machine['cpu']}, {machine['cores']} cores, "
-        f"{threads} threads, {gpus}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    say(f"{report.image} on {machine['cpu']}, {machine['cores']} cores, {threads} threads, {gpus}")
     table = Table(box=None)
     for name in ("engine", "on", "stage"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("p50 ms", "p90", "p95", "p99", "variation", "FPS"):
         table.add_column(name, justify="right")
     previous = ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eomt_deploy.cli.console import bar, stderr, stdout, write_json
+from eomt_deploy.cli.console import bar, check_report, say, stderr, write_json
 from eomt_deploy.errors import MissingDependencyError, UsageError, VerificationError
 from eomt_deploy.files import PICTURE_FORMATS, check_writable
 
@@ -52,6 +52,8 @@ def compare(
         if output.suffix.lower() not in PICTURE_FORMATS:
             raise UsageError(f"{output} is no picture.", fix="Use .png or .jpg.")
         check_writable(output)
+    if json:
+        check_report(json, a, b)
     first, second = _open(a, b, device)
     with first, second:
         samples = _samples(images or [], data or [], first.spec, split)[:limit]
@@ -134,7 +136,7 @@ def _show(result: Comparison, a: Path, b: Path) -> None:
             f"{found.difference:+.3f} (95% interval {found.low:+.3f} to {found.high:+.3f})"
         )
     for line in lines:
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _draw(
@@ -152,7 +154,4 @@ def _draw(
     worst = samples[agreement.index(min(agreement))]
     parts = difference_picture(first, second, worst)
     save_picture(side_by_side([part.overlay() for part in parts]), output)
-    stderr.print(
-        f"wrote {output}: {worst.name} by the first, the second, and where they differ",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    say(f"wrote {output}: {worst.name} by the first, the second, and where they differ", stderr)

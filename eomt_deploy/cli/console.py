@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,26 +12,53 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from eomt_deploy.errors import UsageError
-from eomt_deploy.files import write_atomically
+from eomt_deploy.files import check_writable, write_atomically
 
 WIDE = 120
 """Columns where there is no terminal to ask, as in a pipe or a log."""
 
 
 def _console(*, to_stderr: bool) -> Console:
-    console = Console(stderr=to_stderr)
-    return console if console.is_terminal else Console(stderr=to_stderr, width=WIDE)
+    # No markup: "[red]" in a file name is a file name.
+    options: dict[str, Any] = {"stderr": to_stderr, "markup": False, "emoji": False}
+    console = Console(**options, highlight=False)
+    return console if console.is_terminal else Console(**options, highlight=False, width=WIDE)
 
 
 stdout = _console(to_stderr=False)
 stderr = _console(to_stderr=True)
 
 
+def say(text: str, console: Console = stdout, style: str | None = None) -> None:
+    """One line of text as it is: neither wrapped nor interpreted."""
+    console.print(text, style=style, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A warning on stderr."""
+    say(f"warning: {text}", stderr, "yellow")
+
+
 def print_json(data: Any) -> None:
     """Plain JSON on stdout: nothing wrapped, nothing coloured."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    print(json.dumps(data, indent=2))
+
+
+def check_report(path: Path, *others: Path) -> None:
+    """Fail before the work if its report could not be written, or would replace its input.
+
+    Raises:
+        UsageError: ``path`` is one of ``others``.
+        OutputError: it cannot be written.
+    """
+    if str(path) == "-":
+        return
+    if os.path.realpath(path) in map(os.path.realpath, others):
+        raise UsageError(f"--json {path} would replace the model.", fix="Name another file.")
+    check_writable(path)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -37,17 +66,17 @@ def write_json(path: Path, data: Any) -> None:
     if str(path) == "-":
         print_json(data)
     else:
-        write_atomically(path, json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
+        write_atomically(path, json.dumps(data, indent=1).encode() + b"\n")
 
 
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """A spinner that names the step; plain lines where there is no terminal."""
     if not stderr.is_terminal:
-        yield lambda text: stderr.print(text, markup=False)
+        yield lambda text: say(text, stderr)
         return
     with stderr.status("starting") as status:
-        yield lambda text: status.update(text)
+        yield lambda text: status.update(Text(text))
 
 
 @contextmanager
@@ -71,7 +100,7 @@ def scored_bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}"),
+        TextColumn("{task.fields[score]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=stderr, transient=True) as progress:
@@ -87,10 +116,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text, re.IGNORECASE)
+    if match is None:
         raise UsageError(
             f"Size {text!r} cannot be read.", fix="Write 640, or 480x640 for height x width."
         )
-    sides = [int(part) for part in parts]
-    return sides[0], sides[-1]
+    return int(match[1]), int(match[2] or match[1])

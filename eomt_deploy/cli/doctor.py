@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from eomt_deploy import catalog, devices
 from eomt_deploy.benchmarking.environment import environment
@@ -98,10 +99,10 @@ def _show(machine: dict[str, object], abilities: list[Ability]) -> None:
     facts.add_row("GPU", ", ".join(devices.cuda_device_names()) or "none")
     facts.add_row("Python", f"{machine['python']}, {machine['system']}")
     facts.add_row("packages", ", ".join(f"{k} {v}" for k, v in versions.items()))
-    stdout.print(facts, highlight=False)
+    stdout.print(facts)
     stdout.print()
     table = Table("", "what", "state", "to add it", box=None)
     for ability in abilities:
-        mark = "[green]yes[/]" if ability.works else "[red]no[/]"
-        table.add_row(mark, ability.name, ability.detail, ability.fix.replace("[", r"\["))
-    stdout.print(table, highlight=False)
+        mark = Text("yes", "green") if ability.works else Text("no", "red")
+        table.add_row(mark, ability.name, ability.detail, ability.fix)
+    stdout.print(table)

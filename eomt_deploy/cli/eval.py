@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from eomt_deploy.cli.console import scored_bar, stderr, stdout, write_json
-from eomt_deploy.files import check_writable
+from eomt_deploy.cli.console import check_report, say, scored_bar, stderr, stdout, write_json
 
 if TYPE_CHECKING:
     from eomt_deploy.evaluation import EvalReport
@@ -54,19 +53,19 @@ def evaluate(
     from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.segmenter import Segmenter
 
-    if json and str(json) != "-":
-        check_writable(json)
+    if json:
+        check_report(json, artifact)
     with Segmenter(artifact, device=device, threads=threads) as segmenter:
         thresholds = segmenter.processor.thresholds(
             score_threshold, mask_threshold, overlap_threshold
         )
         dataset = open_dataset(data, segmenter.spec, format=format, split=split)
         total = min(len(dataset.samples), limit or len(dataset.samples))
-        stderr.print(
+        say(
             f"{total} images of {dataset.origin} ({dataset.format}); "
             f"{segmenter.engine.backend} on {segmenter.engine.device}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            stderr,
+        )
         with scored_bar("evaluating", total) as progress:
             report = run_evaluation(
                 segmenter,
@@ -78,10 +77,10 @@ def evaluate(
             )
         if worst:
             _draw_worst(segmenter, dataset, report, worst)
-    if json:
-        write_json(json, report.to_dict())
     if str(json) != "-":
         _show(report)
+    if json:
+        write_json(json, report.to_dict())
 
 
 def _show(report: EvalReport) -> None:
@@ -92,16 +91,15 @@ def _show(report: EvalReport) -> None:
             table.add_column(name, justify="left" if name == "class" else "right")
         for row in rows:
             table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
-        stdout.print(table, highlight=False)
+        stdout.print(table)
     numbers = "  ".join(f"{name} {value:.2f}" for name, value in report.scores.summary.items())
-    stdout.print(numbers or "nothing could be scored", markup=False, highlight=False)
+    say(numbers or "nothing could be scored")
     facts = report.facts
     digest = facts["artifact"]["sha256"]
-    stdout.print(
+    say(
         f"{facts['images']} images; artifact {facts['artifact']['file']} "
-        f"({facts['artifact']['precision']}, sha256 {digest[:12]}…); {facts['evaluator']}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"({facts['artifact']['precision']}, sha256 {digest[:12]}…); {facts['evaluator']}"
+    )
 
 
 def _draw_worst(segmenter: Segmenter, dataset: Dataset, report: EvalReport, folder: Path) -> None:
@@ -118,7 +116,4 @@ def _draw_worst(segmenter: Segmenter, dataset: Dataset, report: EvalReport, fold
             side_by_side([found.overlay(), labelled.overlay()]),
             folder / f"{rank:02d}-{Path(name).stem}.jpg",
         )
-    stdout.print(
-        f"wrote the {len(names)} worst to {folder}/ (found | labelled)",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    say(f"wrote the {len(names)} worst to {folder}/ (found | labelled)")

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from eomt_deploy.cli.console import parse_size, stderr, stdout, steps, write_json
+from eomt_deploy.cli.console import (
+    check_report,
+    parse_size,
+    say,
+    stderr,
+    stdout,
+    steps,
+    warn,
+    write_json,
+)
 from eomt_deploy.errors import MissingDependencyError
 
 
@@ -51,7 +60,7 @@ def export(
     ] = None,
 ) -> None:
     """Export a checkpoint, verified against PyTorch on real photos."""
-    from eomt_deploy.exporting.config import ExportConfig
+    from eomt_deploy.exporting import ExportConfig
 
     config = ExportConfig(
         checkpoint=checkpoint,
@@ -68,8 +77,10 @@ def export(
         allow_unannealed=allow_unannealed,
         verify_images=verify_images,
     )
+    if json:
+        check_report(json, output)
     try:
-        from eomt_deploy.exporting import export as run_export
+        from eomt_deploy.exporting.run import export as run_export
     except ImportError as error:
         raise MissingDependencyError(
             f"Exporting needs {error.name}, which is not installed.",
@@ -78,7 +89,7 @@ def export(
     with steps() as progress:
         report = run_export(config, progress)
     for warning in report.warnings:
-        stderr.print("warning:", warning, style="yellow", markup=False, soft_wrap=True)
+        warn(warning)
     if json:
         write_json(
             json,
@@ -101,4 +112,4 @@ def export(
     )
     console = stderr if str(json) == "-" else stdout
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line, console)

@@ -61,7 +61,7 @@ def inspect(
     table.add_column(overflow="fold")
     for key, value in rows.items():
         table.add_row(key, value)
-    stdout.print(table, markup=False, highlight=False)
+    stdout.print(table)
 
 
 def _shape(tensor: TensorInfo) -> str:

@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from eomt_deploy import catalog
-from eomt_deploy.cli.console import print_json, stdout
+from eomt_deploy.cli.console import print_json, say, stdout
+from eomt_deploy.errors import UsageError
 
 
 def list_checkpoints(
@@ -18,9 +19,12 @@ def list_checkpoints(
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """List the checkpoints that can be exported by name."""
+    known = catalog.checkpoints().values()
+    _check("task", task, {entry.task for entry in known})
+    _check("dataset", dataset, {entry.dataset.lower() for entry in known})
     entries = [
         entry
-        for entry in catalog.checkpoints().values()
+        for entry in known
         if (task is None or entry.task == task)
         and (dataset is None or entry.dataset.lower() == dataset.lower())
     ]
@@ -44,9 +48,14 @@ def list_checkpoints(
             fps,
         )
     stdout.print(table)
-    stdout.print(
+    say(
         "\nScores and FPS are the published ones, each with its GPU. Export one with: "
-        "eomt-deploy export NAME -o model.onnx",
-        markup=False,
-        soft_wrap=True,
+        "eomt-deploy export NAME -o model.onnx"
     )
+
+
+def _check(option: str, value: str | None, known: set[str]) -> None:
+    if value is not None and value.lower() not in known:
+        raise UsageError(
+            f"No checkpoint has the {option} {value!r}.", fix=f"Known: {', '.join(sorted(known))}."
+        )

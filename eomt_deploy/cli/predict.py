@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from eomt_deploy.cli.console import bar, stderr, stdout, write_json
+from eomt_deploy.cli.console import bar, check_report, say, stderr, stdout, write_json
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.files import check_writable, save_picture
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
-from eomt_deploy.sources import find_images
+from eomt_deploy.sources import IMAGE_SUFFIXES, find_images
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
+OTHER_SUFFIXES = (IMAGE_SUFFIXES | {".gif", ".csv", ".txt", ".pdf", ".mp4"}) - set(FILE_SUFFIXES)
+RESULT_FOLDERS = ("overlay", "labels")
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,36 @@ def predict(
     A folder gets overlay/*.jpg (pictures), labels/*.png (semantic class ids, or COCO panoptic
     ids) and predictions.json. A single file is written by its suffix.
     """
-    paths = find_images(images)
+    as_file = output.suffix.lower() in FILE_SUFFIXES and not output.is_dir()
+    if as_file and json:
+        raise UsageError("--json goes with a folder.", fix=f"Write one of the two: {output}.")
+    if not as_file and output.suffix.lower() in OTHER_SUFFIXES and not output.is_dir():
+        raise UsageError(
+            f"Results are not written as {output.suffix}.",
+            fix=f"Use a folder, or for one photo {', '.join(FILE_SUFFIXES)}.",
+        )
+    if json:
+        check_report(json, artifact)
+    paths = _without_results(find_images(images), output)
     options = _Options(score_threshold, mask_threshold, overlap_threshold)
     with Segmenter(artifact, device=device, threads=threads) as segmenter:
         segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        stderr.print(f"{segmenter.engine.backend} on {segmenter.engine.device}", highlight=False)
-        if output.suffix.lower() in FILE_SUFFIXES and not output.is_dir():
+        say(f"{segmenter.engine.backend} on {segmenter.engine.device}", stderr)
+        if as_file:
             _predict_file(segmenter, paths, output, options)
         else:
             _predict_folder(segmenter, paths, output, options, json)
+
+
+def _without_results(paths: list[Path], output: Path) -> list[Path]:
+    """Leave out what an earlier run wrote into the output folder, and say so."""
+    written = [Path(os.path.abspath(output)) / name for name in RESULT_FOLDERS]
+    photos = [p for p in paths if not any(f in Path(os.path.abspath(p)).parents for f in written)]
+    if len(photos) < len(paths):
+        say(f"left out {len(paths) - len(photos)} earlier results in {output}", stderr)
+    if not photos:
+        raise ImageError(f"All {len(paths)} images are earlier results in {output}.")
+    return photos
 
 
 def _run(segmenter: Segmenter, path: Path, options: _Options) -> Segmentation:
@@ -78,7 +102,7 @@ def _predict_file(
     check_writable(output)
     result = _run(segmenter, paths[0], options)
     result.save(output)
-    stdout.print(f"wrote {output}: {result}", markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {output}: {result}")
 
 
 def _predict_folder(
@@ -98,7 +122,7 @@ def _predict_folder(
                 result = _run(segmenter, path, options)
             except ImageError as error:
                 failures.append(error)
-                stderr.print("error:", error, style="bold red", markup=False, soft_wrap=True)
+                say(f"error: {error}", stderr, "bold red")
             else:
                 entries.append(_write(result, output, name, len(entries), path))
             progress(index + 1)
@@ -117,30 +141,29 @@ def _predict_folder(
     if json:
         write_json(json, summary)
     console = stderr if str(json) == "-" else stdout
-    console.print(
-        f"wrote {len(entries)} of {len(paths)} results to {output}/",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    say(f"wrote {len(entries)} of {len(paths)} results to {output}/", console)
     if failures:
         raise ImageError(
             f"{len(failures)} of {len(paths)} images could not be read; see the lines above."
         )
 
 
-def _output_names(paths: Sequence[Path]) -> list[Path]:
-    """Where results go below the output folder: the photos' own names, kept apart."""
-    common = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    relative = [path.absolute().relative_to(common) for path in paths]
-    stems = [path.with_suffix("") for path in relative]
-    # cat.jpg beside cat.png: the suffix must stay, or one would overwrite the other.
-    return [
-        stem if stems.count(stem) == 1 else path.with_name(path.name.replace(".", "_"))
-        for stem, path in zip(stems, relative, strict=True)
-    ]
+def _output_names(paths: Sequence[Path]) -> list[str]:
+    """Where results go below the output folder: the photos' own names, kept apart.
+
+    ``x.jpg`` gives ``x``; where several photos would give the same, all keep their suffix.
+    """
+    # abspath, not resolve: "a/../b" must not climb out of the output folder, but a linked
+    # photo keeps the name that the user gave it.
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    common = Path(os.path.commonpath([path.parent for path in absolute]))
+    relative = [path.relative_to(common) for path in absolute]
+    stems = Counter(path.with_suffix("") for path in relative)
+    return [str(p.with_suffix("") if stems[p.with_suffix("")] == 1 else p) for p in relative]
 
 
 def _write(
-    result: Segmentation, output: Path, name: Path, image_id: int, source: Path
+    result: Segmentation, output: Path, name: str, image_id: int, source: Path
 ) -> dict[str, Any]:
     overlay = output / "overlay" / f"{name}.jpg"
     result.save(overlay)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from eomt_deploy.artifact import parse_spec
+from eomt_deploy.artifact import check_contract, parse_spec
 from eomt_deploy.engines.base import Engine, Outputs
 from eomt_deploy.errors import ArtifactError, DeviceError
 
@@ -56,12 +56,21 @@ class OnnxRuntimeEngine(Engine):
                 fix="`eomt-deploy doctor` shows what is missing; or pass device='cpu'.",
             )
         self.spec = parse_spec(session.get_modelmeta().custom_metadata_map, path)
+        tensors = (*session.get_inputs(), *session.get_outputs())
+        check_contract(self.spec, {t.name: (t.type, t.shape) for t in tensors}, path)
         self.device = "cuda" if used == CUDA else "cpu"
         self._session: ort.InferenceSession | None = session
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         assert self._session is not None  # Engine.run refuses closed engines
-        class_logits, mask_logits = self._session.run(OUTPUT_NAMES, {"images": images})
+        try:
+            class_logits, mask_logits = self._session.run(OUTPUT_NAMES, {"images": images})
+        except Exception as error:  # as above; most often the memory is full
+            raise DeviceError(
+                f"ONNX Runtime failed on a batch of {len(images)}.",
+                why=str(error).strip().splitlines()[0],
+                fix="Use smaller batches or images, or a machine with more memory.",
+            ) from error
         return class_logits, mask_logits
 
     def close(self) -> None:

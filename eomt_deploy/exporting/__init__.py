@@ -1,6 +1,24 @@
-"""Checkpoint -> self-describing ONNX, verified on real photos. Needs torch."""
+"""Checkpoint -> self-describing ONNX, verified on real photos.
+
+:class:`ExportConfig` needs no torch, so that mistakes are told at once; the rest does, and is
+imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from eomt_deploy.exporting.config import ExportConfig
-from eomt_deploy.exporting.export import ExportReport, export
+
+if TYPE_CHECKING:
+    from eomt_deploy.exporting.run import ExportReport, export
 
 __all__ = ["ExportConfig", "ExportReport", "export"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ExportReport", "export"):
+        from eomt_deploy.exporting import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

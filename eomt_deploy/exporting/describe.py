@@ -63,7 +63,9 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
             fix="Pass --task semantic, instance or panoptic, or --name with a catalog entry.",
         )
     return ModelSpec(
-        name=config.output.stem if source.entry is None else source.entry.name,
+        name=source.entry.name
+        if source.entry and task == source.entry.task
+        else config.output.stem,
         task=task,
         image_size=image_size(config, source, checkpoint),
         patch_size=arch.patch_size,
@@ -118,9 +120,33 @@ def native_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
     return None if grid is None else (grid[0] * patch, grid[1] * patch)
 
 
-def warnings(config: ExportConfig, checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
+def native_grid(size: tuple[int, int], checkpoint: Checkpoint) -> tuple[int, int]:
+    """Patch grid of the trained size that the user names.
+
+    Raises:
+        UsageError: it is no grid of as many patches as the checkpoint has positions for.
+    """
+    patch = checkpoint.architecture.patch_size
+    tokens = checkpoint.tensors["backbone.pos_embed"].shape[1]
+    rows, columns = size[0] // patch, size[1] // patch
+    if (rows * patch, columns * patch) != size or rows * columns != tokens:
+        raise UsageError(
+            f"--native-size {size[0]}x{size[1]} is a grid of {size[0] / patch:g}x"
+            f"{size[1] / patch:g} patches; the checkpoint has {tokens} position embeddings."
+        )
+    return rows, columns
+
+
+def warnings(
+    config: ExportConfig, source: Source, checkpoint: Checkpoint, spec: ModelSpec
+) -> list[str]:
     """What the user should know although nothing is wrong."""
     notes = []
+    if source.entry and spec.task != source.entry.task:
+        notes.append(
+            f"{source.entry.name} was trained as a {source.entry.task} model and is exported as "
+            f"a {spec.task} one, as asked."
+        )
     if checkpoint.attn_mask_probs is None:
         notes.append("The checkpoint does not say whether masked attention was annealed away.")
     elif any(checkpoint.attn_mask_probs):

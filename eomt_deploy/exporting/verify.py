@@ -75,6 +75,9 @@ def compare(
         reference: the network before any fold.
         images: photos; at least one.
         progress: told which photo is being compared.
+
+    Raises:
+        VerificationError: the exported file gives NaN or infinity.
     """
     processor = Processor(engine.spec)
     errors: dict[str, list[npt.NDArray[np.float32]]] = {"class": [], "mask": []}
@@ -89,6 +92,11 @@ def compare(
             wanted = [t.numpy() for t in reference(torch.from_numpy(batch))]
         found = engine.run(batch)
         for kind, have, want in zip(errors, found, wanted, strict=True):
+            if not np.isfinite(have).all():
+                raise VerificationError(
+                    f"The exported model gives {kind} logits that are NaN or infinite on "
+                    f"{path.name}. Nothing was written."
+                )
             errors[kind].append(np.abs(have - want).ravel())
             largest[kind] = max(largest[kind], float(np.abs(want).max()))
         same_class.append(found[0].argmax(-1) == wanted[0].argmax(-1))

@@ -17,7 +17,7 @@ def build_network(checkpoint: Checkpoint, image_size: tuple[int, int]) -> EoMT:
     """The float32 network, ready to run at ``image_size`` (H, W), in evaluation mode.
 
     Raises:
-        CheckpointError: keys are missing, extra or mis-shaped; all are listed.
+        CheckpointError: keys are missing, extra or mis-shaped, all listed; or values not finite.
         UsageError: the size is no multiple of the patch, or the trained size is unknown.
     """
     arch = checkpoint.architecture
@@ -31,21 +31,33 @@ def build_network(checkpoint: Checkpoint, image_size: tuple[int, int]) -> EoMT:
     new_grid = (image_size[0] // patch, image_size[1] // patch)
     position = tensors["backbone.pos_embed"]
     old_grid = checkpoint.native_grid
-    if old_grid is None or old_grid[0] * old_grid[1] != position.shape[1]:
-        if new_grid[0] * new_grid[1] != position.shape[1]:
-            raise UsageError(
-                f"The checkpoint has {position.shape[1]} position embeddings, which is no square, "
-                "so its trained size is unknown.",
-                fix="Pass --native-size HxW, the size that it was trained at.",
-            )
-        old_grid = new_grid
-    tensors["backbone.pos_embed"] = resample_position(position, old_grid, new_grid)
+    if old_grid is None:
+        raise UsageError(
+            f"The checkpoint has {position.shape[1]} position embeddings, which is no square, "
+            "so its trained size is unknown.",
+            fix="Pass --native-size HxW, the size that it was trained at.",
+        )
+    # In float32: rounding resampled values to the checkpoint's 16 bits would lose accuracy.
+    tensors["backbone.pos_embed"] = resample_position(position.float(), old_grid, new_grid)
 
     with torch.device("meta"):
         model = EoMT(arch, image_size)
     _check_keys(model, tensors)
+    _check_finite(tensors)
     model.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
+    broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} tensors of the checkpoint hold NaN or infinity: "
+            + ", ".join(broken[:SHOWN_KEYS])
+            + (", …" if len(broken) > SHOWN_KEYS else "."),
+            why="A training run that diverged, or a damaged file.",
+            fix="Pass an earlier checkpoint.",
+        )
 
 
 def _nearest(side: int, patch: int) -> int:

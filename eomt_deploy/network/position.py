@@ -11,11 +11,11 @@ def resample_position(
 ) -> Tensor:
     """Resample ``pos_embed`` [1, h*w, D] from one patch grid (h, w) to another.
 
-    Bicubic with antialiasing, in float32: what timm's ``resample_abs_pos_embed`` does and
+    Bicubic with antialiasing: what timm's ``resample_abs_pos_embed`` does and
     therefore what the official code does at a size other than the trained one.
     """
     if old_grid == new_grid:
         return pos_embed
-    grid = pos_embed.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    grid = pos_embed.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new_grid, mode="bicubic", antialias=True)
-    return grid.permute(0, 2, 3, 1).flatten(1, 2).to(pos_embed.dtype)
+    return grid.permute(0, 2, 3, 1).flatten(1, 2)

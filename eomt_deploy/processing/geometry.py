@@ -10,6 +10,9 @@ from eomt_deploy.spec import ResizeRule
 
 Size = tuple[int, int]
 
+MAX_WINDOWS = 64
+"""Aspect ratio from which the scores of all windows would fill the memory."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -44,6 +47,12 @@ def plan(image_size: Size, input_size: Size, rule: ResizeRule) -> Geometry:
     """
     if rule == "windows":
         scaled = cover_size(image_size, input_size)
+        if max(s / i for s, i in zip(scaled, input_size, strict=True)) > MAX_WINDOWS:
+            raise ImageError(
+                f"An image of {image_size[0]}x{image_size[1]} is so thin that it would take more "
+                f"than {MAX_WINDOWS} windows of {input_size[0]}x{input_size[1]}.",
+                fix="Cut the image into less extreme pieces.",
+            )
         axis = 0 if scaled[0] * input_size[1] > scaled[1] * input_size[0] else 1
         windows = window_spans(scaled[axis], input_size[axis])
         return Geometry(image_size, scaled, input_size, windows, axis)

@@ -46,7 +46,8 @@ def find_instances(
         if query not in masks:
             logits = mask_at(query)
             mask = logits > 0
-            quality = float(sigmoid(logits[mask]).sum(dtype=np.float64)) / (mask.sum() + 1e-6)
+            inside = float(sigmoid(logits[mask]).sum(dtype=np.float64))
+            quality = inside / (int(mask.sum()) + 1e-6)
             masks[query] = mask, quality
         mask, quality = masks[query]
         score = float(scores[query, class_id]) * quality

@@ -141,6 +141,8 @@ def test_wrong_keys(tmp_path):
         ({"epoch": 3}, "no named tensors"),
         ([1, 2], "no named tensors"),
         (without, r"missing: q\.weight"),
+        (state | {"network.attn_mask_probs": torch.zeros(0)}, "0 blocks"),
+        (state | {"network.encoder.backbone.reg_token": torch.zeros(5)}, "3 dimensions"),
         (state | {"network.encoder.backbone.pos_embed": torch.zeros(5)}, "3 dimensions"),
         ({k: v for k, v in state.items() if "attn_mask" not in k}, "--num-blocks"),
     ):
@@ -169,6 +171,12 @@ def test_num_blocks_where_the_file_does_not_tell(tmp_path):
         ("{", "cannot be read"),
         ('{"model_type": "mask2former"}', "mask2former"),
         ("[]", "cannot be read"),
+        ('{"image_size": [96]}', r"image_size is \[96\]"),
+        ('{"image_size": "96x96"}', "image_size"),
+        ('{"num_attention_heads": "2"}', "num_attention_heads"),
+        ('{"layer_norm_eps": null}', "layer_norm_eps is null"),
+        ('{"hidden_act": "relu"}', "relu"),
+        ('{"id2label": {"a": "sky"}}', "id2label"),
     ],
 )
 def test_config_that_is_not_ours(tmp_path, config, word):

@@ -95,7 +95,7 @@ def test_predict_keeps_same_names_apart(cli, exported, gradient, tmp_path):
     folder = tmp_path / "out"
     assert cli("predict", exported("semantic"), tmp_path / "in", "-o", folder)[0] == 0
     labels = sorted(p.relative_to(folder / "labels").as_posix() for p in folder.rglob("labels/**/*.png"))  # noqa: E501  # fmt: skip
-    assert labels == ["a/x_bmp.png", "a/x_png.png", "b/x.png"]
+    assert labels == ["a/x.bmp.png", "a/x.png.png", "b/x.png"]
 
 
 def test_json_on_stdout_is_only_json(cli, exported, photo, tmp_path):
@@ -181,3 +181,119 @@ def test_missing_packages_and_failed_verification_have_their_codes(
     assert "differs from the checkpoint" in err
     assert not (tmp_path / "m.onnx").exists()
     assert cli("bench", "--engine", exported("semantic"), "--device", "cuda")[0] == 3
+
+
+def pictures(folder, array, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+def test_results_never_leave_the_output_folder(cli, exported, gradient, tmp_path, monkeypatch):
+    """Once, `..` in a photo's path led out of the folder and onto the photo itself."""
+    pictures(tmp_path, gradient, "in/sub/a.png", "pics/x.png")
+    before = (tmp_path / "pics/x.png").read_bytes()
+    monkeypatch.chdir(tmp_path / "in/sub")
+    code, _, _ = cli("predict", exported("semantic"), ".", "../../pics", "-o", "../../out")
+    assert code == 0
+    assert (tmp_path / "pics/x.png").read_bytes() == before
+    assert len(list(tmp_path.glob("out/labels/**/*.png"))) == 2
+    assert len(list(tmp_path.glob("pics/*"))) == 1
+
+
+def test_every_photo_gets_its_own_result(cli, exported, gradient, tmp_path):
+    pictures(tmp_path / "in", gradient, "x.png", "x.bmp", "x_png.png", "[red]y.png", "z:car:.png")
+    cli("predict", exported("semantic"), tmp_path / "in", "-o", tmp_path / "out")
+    assert len(list((tmp_path / "out/labels").iterdir())) == 5
+    assert (tmp_path / "out/overlay/[red]y.jpg").is_file()
+
+
+def test_second_run_does_not_segment_the_results_of_the_first(cli, exported, gradient, tmp_path):
+    pictures(tmp_path, gradient, "x.png")
+    for _ in range(2):
+        _, out, err = cli("predict", exported("semantic"), tmp_path, "-o", tmp_path / "out")
+        assert "wrote 1 of 1" in out
+    assert "left out 2 earlier results" in err
+
+
+def test_brackets_in_names_are_shown_as_they_are(cli, exported, tmp_path, photo):
+    import shutil
+
+    model = tmp_path / "m[red].onnx"
+    shutil.copy(exported("semantic"), model)
+    code, out, _ = cli("bench", "--engine", model, "--iterations", 2, "--warmup", 0)
+    assert code == 0
+    assert "m[red].onnx" in out
+    assert "no image or folder at a:car:.jpg" in cli("predict", model, "a:car:.jpg", "-o", "x")[2]
+
+
+def test_names_that_are_no_text(cli, exported, gradient, tmp_path):
+    folder = tmp_path / "in"
+    pictures(folder, gradient, "plain.png")
+    (folder / "plain.png").rename(folder / "caf\udce9.png")
+    code, _, _ = cli("predict", exported("semantic"), folder, "-o", tmp_path / "out")
+    assert code == 0
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+
+
+def test_thin_photos(cli, exported, tmp_path):
+    pictures(tmp_path / "in", np.zeros((2, 100, 3), np.uint8), "thin.png")
+    pictures(tmp_path / "in", np.zeros((1, 3000, 3), np.uint8), "thinner.png")
+    code, out, err = cli("predict", exported("semantic"), tmp_path / "in", "-o", tmp_path / "out")
+    assert code == 2
+    assert "wrote 1 of 2" in out
+    assert "more than 64 windows" in err
+    assert Image.open(tmp_path / "out/overlay/thin.jpg").width <= 2048
+
+
+def test_more_wrong_use(cli, files, exported, photo, tmp_path):
+    model = exported("semantic")
+    known = ("--task", "semantic", "--classes", files.classes)
+    target = tmp_path / "new" / "m.onnx"
+    for arguments, word in (
+        (("list", "--task", "panotpic"), "panoptic"),
+        (("predict", model, photo, "-o", tmp_path / "x.webp"), ".webp"),
+        (("predict", model, photo, "-o", tmp_path / "x.png", "--json", "-"), "--json"),
+        (("bench", "--engine", model, "--json", model), "would replace the model"),
+        (("export", files.checkpoint, "-o", target, "--json", target, *known), "would replace"),
+        (("export", files.checkpoint, "-o", target, "--size", "²", *known), "Size"),
+        (("export", files.checkpoint, "-o", target, "--num-blocks", 1, *known), "2 entries"),
+        (("export", "x" * 300 + ".bin", "-o", target, *known), "name too long"),
+        (("predict", model, "x" * 300 + ".jpg", "-o", tmp_path / "o"), "name too long"),
+    ):
+        code, out, err = cli(*arguments)
+        assert code == 2, (arguments, err)
+        assert word in err, (arguments, err)
+        assert "Traceback" not in out + err
+    assert not target.parent.exists()
+
+
+def test_export_without_torch_says_what_to_install(files, tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from eomt_deploy.cli import main\n"
+        f"main(['export', {str(files.checkpoint)!r}, '-o', {str(tmp_path / 'm.onnx')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "eomt-deploy[export" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_terminated_export_leaves_nothing(files, tmp_path):
+    import signal
+    import time
+
+    command = [
+        sys.executable, "-m", "eomt_deploy", "export", str(files.checkpoint), "--task", "semantic",
+        "--classes", str(files.classes), "-o", str(tmp_path / "m.onnx"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("verifying"):
+            break
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == []

@@ -124,6 +124,8 @@ def test_native_size_of_a_model_that_is_not_square(tmp_path):
     report = export(config(files, tmp_path / "m.onnx", native_size=(32, 96)))
     assert report.spec.image_size == (32, 96)
     assert not report.warnings
+    with pytest.raises(UsageError, match=r"4\.9375x4"):
+        export(config(files, tmp_path / "m.onnx", native_size=(79, 64)))
 
 
 def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
@@ -223,3 +225,24 @@ def test_metadata_is_readable_by_plain_onnx(exported):
     model = onnx.load(exported("semantic"))
     metadata = {p.key: p.value for p in model.metadata_props}
     assert json.loads(metadata[METADATA_KEY])["task"] == "semantic"
+
+
+def test_other_task_than_the_catalog_says_is_told(tmp_path):
+    report = export(ExportConfig("eomt-tiny-scenes", tmp_path / "m.onnx", task="semantic"))
+    assert any("trained as a panoptic model" in warning for warning in report.warnings)
+    assert report.spec.name == "m"
+
+
+def test_output_that_is_not_finite_fails(exported, files, photo):
+    class Broken:
+        spec = read_artifact(exported("panoptic")).spec
+
+        def run(self, images):
+            with open_engine(exported("panoptic")) as engine:
+                class_logits, mask_logits = engine.run(images)
+            mask_logits[0, 0, 0, 0] = np.nan
+            return class_logits, mask_logits
+
+    model = build_network(read_checkpoint(files.checkpoint), (64, 64))
+    with pytest.raises(VerificationError, match="mask logits that are NaN"):
+        verify.compare(Broken(), model, [photo])

@@ -82,6 +82,27 @@ def test_position_embeddings_that_are_no_square(tmp_path):
     files = tiny.write(tmp_path, tiny.network(size=(32, 96)))
     checkpoint = read_checkpoint(files.checkpoint)
     assert checkpoint.native_grid is None
-    build_network(checkpoint, (32, 96))  # the count fits: nothing to resample
-    with pytest.raises(UsageError, match="--native-size"):
-        build_network(checkpoint, (64, 64))
+    # Also where the count fits: 32x96 and 64x48 have as many patches.
+    for size in ((64, 64), (32, 96), (64, 48)):
+        with pytest.raises(UsageError, match="--native-size"):
+            build_network(checkpoint, size)
+    build_network(replace(checkpoint, native_grid=(2, 6)), (32, 96))
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    model = tiny.network()
+    model.mask_head[4].weight[0, 0] = float("nan")
+    files = tiny.write(tmp_path, model)
+    with pytest.raises(CheckpointError, match=r"NaN or infinity: mask_head\.4\.weight"):
+        build_network(read_checkpoint(files.checkpoint), (64, 64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_positions_of_half_precision_checkpoints_are_resampled_in_full(tmp_path, dtype):
+    state = tiny.official_keys(tiny.network())
+    key = "network.encoder.backbone.pos_embed"
+    state[key] = state[key].to(dtype)
+    files = tiny.write(tmp_path)
+    torch.save(state, files.checkpoint)
+    found = build_network(read_checkpoint(files.checkpoint), (96, 96)).backbone.pos_embed
+    assert not torch.equal(found, found.to(dtype).float())

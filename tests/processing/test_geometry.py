@@ -45,7 +45,7 @@ def test_the_last_pixel_that_the_official_code_loses():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 96), (96, 48)])
-@given(image=st.tuples(st.integers(1, 900), st.integers(1, 900)))
+@given(image=st.tuples(st.integers(30, 900), st.integers(30, 900)))
 def test_plans_fit(size, image):
     covering = plan(image, size, "windows")
     across = 1 - covering.axis
@@ -58,5 +58,7 @@ def test_plans_fit(size, image):
 
 
 def test_too_thin_an_image_is_refused():
+    with pytest.raises(ImageError, match="more than 64 windows"):
+        plan((1, 65), (64, 64), "windows")
     with pytest.raises(ImageError, match="nothing is left"):
         plan((1, 640), (64, 64), "letterbox")

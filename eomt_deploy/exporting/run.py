@@ -9,7 +9,6 @@ from pathlib import Path
 
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.engines import choose_backend, open_engine
-from eomt_deploy.errors import UsageError
 from eomt_deploy.exporting import describe, graph, verify
 from eomt_deploy.exporting.config import ExportConfig
 from eomt_deploy.files import check_writable, staging_folder
@@ -53,16 +52,8 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     checkpoint = read_checkpoint(source.location, heads=config.heads, num_blocks=config.num_blocks)
     describe.check_annealed(checkpoint, config.allow_unannealed)
     if config.native_size:
-        patch = checkpoint.architecture.patch_size
-        rows, columns = config.native_size[0] // patch, config.native_size[1] // patch
-        tokens = checkpoint.tensors["backbone.pos_embed"].shape[1]
-        if rows * columns != tokens:
-            raise UsageError(
-                f"--native-size {config.native_size[0]}x{config.native_size[1]} is a grid of "
-                f"{rows}x{columns} patches; the checkpoint has {tokens} position embeddings."
-            )
-        checkpoint = replace(checkpoint, native_grid=(rows, columns))
-
+        grid = describe.native_grid(config.native_size, checkpoint)
+        checkpoint = replace(checkpoint, native_grid=grid)
     spec = describe.describe(config, source, checkpoint)
     progress(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
     reference = build_network(checkpoint, spec.image_size)
@@ -81,5 +72,5 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         files=tuple(config.output.with_name(file.name) for file in files),
         spec=spec,
         verification=result,
-        warnings=tuple(describe.warnings(config, checkpoint, spec)),
+        warnings=tuple(describe.warnings(config, source, checkpoint, spec)),
     )
