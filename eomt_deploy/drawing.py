@@ -24,7 +24,7 @@ def draw_overlay(
 ) -> Image.Image:
     """Colours, outlines and names over a copy of ``image`` (uint8 RGB [H, W, 3])."""
     # Small pictures are enlarged, so that names and outlines stay readable.
-    scale = max(1, min(480 // min(result.size), 2048 // max(result.size)))
+    scale = max(1, min(round(480 / min(result.size)), 2048 // max(result.size)))
     height, width = result.size[0] * scale, result.size[1] * scale
     canvas: npt.NDArray[Any] = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     least = min_score if result.task == "instance" else 0
