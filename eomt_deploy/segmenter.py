@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,12 @@ import numpy.typing as npt
 from eomt_deploy.engines import Engine, open_engine
 from eomt_deploy.engines.base import Outputs
 from eomt_deploy.errors import UsageError
-from eomt_deploy.processing import Processor
+from eomt_deploy.processing import Geometry, Processor
 from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ColorOrder, ImageSource, load_image
 from eomt_deploy.spec import ModelSpec
 
+Logits = npt.NDArray[Any]
 MAX_INPUTS = 8
 """Network inputs of one engine call."""
 
@@ -85,15 +87,23 @@ class Segmenter:
             UsageError: a threshold that the task does not have.
         """
         pixels = load_image(image, color_order=color_order)
-        images, geometry = self.processor.preprocess(pixels)
         result = self.processor.postprocess(
-            *self._run(images),
-            geometry,
+            *self.logits(pixels),
             score_threshold=score_threshold,
             mask_threshold=mask_threshold,
             overlap_threshold=overlap_threshold,
         )
         return replace(result, image=pixels)
+
+    def logits(self, image: ImageSource) -> tuple[Logits, Logits, Geometry]:
+        """What the network says of one image, ready for :meth:`Processor.postprocess`.
+
+        Returns:
+            class logits [N, Q, C+1], mask logits [N, Q, H/4, W/4] (N = 1, or the number of
+            windows), and where they stand in the image.
+        """
+        images, geometry = self.processor.preprocess(image)
+        return *self._run(images), geometry
 
     def predict_batch(
         self,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,17 +17,12 @@ from eomt_deploy.files import check_writable, save_picture
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import IMAGE_SUFFIXES, find_images
+from eomt_deploy.spec import ModelSpec
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
 OTHER_SUFFIXES = (IMAGE_SUFFIXES | {".gif", ".csv", ".txt", ".pdf", ".mp4"}) - set(FILE_SUFFIXES)
+Predict = Callable[[Path], Segmentation]
 RESULT_FOLDERS = ("overlay", "labels")
-
-
-@dataclass(frozen=True)
-class _Options:
-    score_threshold: float | None
-    mask_threshold: float | None
-    overlap_threshold: float | None
 
 
 def predict(
@@ -62,14 +57,19 @@ def predict(
     if json:
         check_report(json, artifact)
     paths = _without_results(find_images(images), output)
-    options = _Options(score_threshold, mask_threshold, overlap_threshold)
     with Segmenter(artifact, device=device, threads=threads) as segmenter:
         segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(f"{segmenter.engine.backend} on {segmenter.engine.device}", stderr)
+        run = partial(
+            segmenter.predict,
+            score_threshold=score_threshold,
+            mask_threshold=mask_threshold,
+            overlap_threshold=overlap_threshold,
+        )
         if as_file:
-            _predict_file(segmenter, paths, output, options)
+            _predict_file(run, paths, output)
         else:
-            _predict_folder(segmenter, paths, output, options, json)
+            _predict_folder(run, paths, output, segmenter.spec, json)
 
 
 def _without_results(paths: list[Path], output: Path) -> list[Path]:
@@ -83,50 +83,30 @@ def _without_results(paths: list[Path], output: Path) -> list[Path]:
     return photos
 
 
-def _run(segmenter: Segmenter, path: Path, options: _Options) -> Segmentation:
-    return segmenter.predict(
-        path,
-        score_threshold=options.score_threshold,
-        mask_threshold=options.mask_threshold,
-        overlap_threshold=options.overlap_threshold,
-    )
-
-
-def _predict_file(
-    segmenter: Segmenter, paths: Sequence[Path], output: Path, options: _Options
-) -> None:
+def _predict_file(run: Predict, paths: Sequence[Path], output: Path) -> None:
     if len(paths) > 1:
         raise UsageError(
             f"{len(paths)} photos do not fit into one file, {output}.", fix="Name a folder."
         )
     check_writable(output)
-    result = _run(segmenter, paths[0], options)
+    result = run(paths[0])
     result.save(output)
     say(f"wrote {output}: {result}")
 
 
 def _predict_folder(
-    segmenter: Segmenter,
-    paths: Sequence[Path],
-    output: Path,
-    options: _Options,
-    json: Path | None,
+    run: Predict, paths: Sequence[Path], output: Path, spec: ModelSpec, json: Path | None
 ) -> None:
-    names = _output_names(paths)
+    summary_file = output / "predictions.json"
+    check_writable(summary_file)
     entries: list[dict[str, Any]] = []
-    failures = []
-    check_writable(output / "predictions.json")
     with bar("predicting", len(paths)) as progress:
-        for index, (path, name) in enumerate(zip(paths, names, strict=True)):
+        for index, (path, name) in enumerate(zip(paths, _output_names(paths), strict=True)):
             try:
-                result = _run(segmenter, path, options)
+                entries.append(_write(run(path), output, name, len(entries), path))
             except ImageError as error:
-                failures.append(error)
                 say(f"error: {error}", stderr, "bold red")
-            else:
-                entries.append(_write(result, output, name, len(entries), path))
             progress(index + 1)
-    spec = segmenter.spec
     summary = {
         "model": spec.name,
         "task": spec.task,
@@ -137,15 +117,15 @@ def _predict_folder(
         ],
         "images": entries,
     }
-    write_json(output / "predictions.json", summary)
+    write_json(summary_file, summary)
     if json:
         write_json(json, summary)
-    console = stderr if str(json) == "-" else stdout
-    say(f"wrote {len(entries)} of {len(paths)} results to {output}/", console)
-    if failures:
-        raise ImageError(
-            f"{len(failures)} of {len(paths)} images could not be read; see the lines above."
-        )
+    say(
+        f"wrote {len(entries)} of {len(paths)} results to {output}/",
+        stderr if str(json) == "-" else stdout,
+    )
+    if failed := len(paths) - len(entries):
+        raise ImageError(f"{failed} of {len(paths)} images could not be read; see the lines above.")
 
 
 def _output_names(paths: Sequence[Path]) -> list[str]:
@@ -159,7 +139,9 @@ def _output_names(paths: Sequence[Path]) -> list[str]:
     common = Path(os.path.commonpath([path.parent for path in absolute]))
     relative = [path.relative_to(common) for path in absolute]
     stems = Counter(path.with_suffix("") for path in relative)
-    return [str(p.with_suffix("") if stems[p.with_suffix("")] == 1 else p) for p in relative]
+    names = [str(p.with_suffix("") if stems[p.with_suffix("")] == 1 else p) for p in relative]
+    # x.png beside x.bmp is "x.png" now, and so is x.png.jpg without its suffix.
+    return names if len(set(names)) == len(names) else [str(p) for p in relative]
 
 
 def _write(

@@ -99,9 +99,10 @@ def compare(
     evidence: tuple[list[Evidence], list[Evidence]] = ([], [])
     for index, sample in enumerate(samples):
         image = sample.image()
-        first, logits_a = _predict(a, image)
-        second, logits_b = _predict(b, image)
-        errors.add(logits_a, logits_b)
+        logits_a, logits_b = a.logits(image), b.logits(image)
+        first = a.processor.postprocess(*logits_a)
+        second = b.processor.postprocess(*logits_b)
+        errors.add(logits_a[:2], logits_b[:2])
         agreement.append(float((_labels(first) == _labels(second)).mean()))
         overlaps += _best_overlaps(first, second)
         against_a.append(scorer.evidence(_as_truth(first), second))
@@ -154,12 +155,6 @@ def difference_picture(a: Segmenter, b: Segmenter, sample: Sample) -> list[Segme
     mark = Segment.from_mask(0, info, 1.0, differs)
     marked = Segmentation("instance", first.size, (info,), segments=(mark,), image=image)
     return [first, second, marked]
-
-
-def _predict(model: Segmenter, image: npt.NDArray[np.uint8]) -> tuple[Segmentation, Any]:
-    images, geometry = model.processor.preprocess(image)
-    outputs = model.engine.run(images)
-    return model.processor.postprocess(*outputs, geometry), outputs
 
 
 class _LogitErrors:

@@ -122,14 +122,7 @@ def _one(
             f"{truth.size[0]}x{truth.size[1]}.",
             fix="Labels must have the size of their image; check that the two belong together.",
         )
-    images, geometry = segmenter.processor.preprocess(image)
-    outputs = segmenter.engine.run(images)
-    given = asdict(thresholds) if segmenter.spec.task != "semantic" else {}
-    if segmenter.spec.task == "instance":
-        given = {"score": thresholds.score}
-    result = segmenter.processor.postprocess(
-        *outputs, geometry, **{f"{name}_threshold": value for name, value in given.items()}
-    )
+    result = segmenter.processor.postprocess_with(*segmenter.logits(image), thresholds)
     return evidence(truth, result)
 
 

@@ -90,6 +90,16 @@ class Processor:
             UsageError: a threshold that the task does not have, or outputs of another model.
         """
         thresholds = self.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        return self.postprocess_with(class_logits, mask_logits, geometry, thresholds)
+
+    def postprocess_with(
+        self,
+        class_logits: npt.NDArray[np.floating],
+        mask_logits: npt.NDArray[np.floating],
+        geometry: Geometry,
+        thresholds: Thresholds,
+    ) -> Segmentation:
+        """As :meth:`postprocess`, with all thresholds at once; those of other tasks are unused."""
         classes = np.asarray(class_logits, np.float32)
         masks = np.asarray(mask_logits, np.float32)
         self._check_outputs(classes, masks, geometry)
