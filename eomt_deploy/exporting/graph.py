@@ -66,11 +66,14 @@ def save(
         the files written, the one that refers to the others last.
     """
     path = folder / name
-    if graph.ByteSize() <= limit:
+    # Not ByteSize(): it fails on the very graphs that are too large.
+    if sum(len(tensor.raw_data) for tensor in graph.graph.initializer) <= limit:
         onnx.save(graph, path)
         return [path]
     side = name + EXTERNAL_SUFFIX
     onnx.save(graph, path, save_as_external_data=True, location=side, size_threshold=1024)
+    # onnx creates the side file for its owner alone; both files must be readable by the same.
+    (folder / side).chmod(path.stat().st_mode)
     return [folder / side, path]
 
 

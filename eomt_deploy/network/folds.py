@@ -1,7 +1,7 @@
 """Exact rewrites that move run-time arithmetic into the weights.
 
-Each fold changes an :class:`EoMT` in place, in the precision of its weights, and leaves
-its outputs equal. Call them on float64 weights and convert afterwards to lose nothing.
+Each fold changes an :class:`EoMT` in place and leaves its outputs equal. The arithmetic is done
+in float64, a tensor at a time, so that a result is rounded once and no copy of the model is made.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def fold_normalization(model: EoMT) -> None:
         return
     conv = model.backbone.patch_embed.proj
     assert conv.bias is not None  # by construction in PatchEmbed
-    weight = conv.weight / model.pixel_std
-    conv.bias.sub_((weight * model.pixel_mean).sum(dim=(1, 2, 3)))
+    weight = conv.weight.double() / model.pixel_std.double()
+    conv.bias.copy_(conv.bias.double() - (weight * model.pixel_mean.double()).sum(dim=(1, 2, 3)))
     conv.weight.copy_(weight / 255)
     model.normalize = False
 
@@ -40,9 +40,9 @@ def fold_layer_scale(model: EoMT) -> None:
 
 def _scaled_into(linear: nn.Linear, scale: nn.Module) -> nn.Module:
     if isinstance(scale, LayerScale):
-        gamma: Tensor = scale.gamma
-        linear.weight.mul_(gamma[:, None])
-        linear.bias.mul_(gamma)
+        gamma: Tensor = scale.gamma.double()
+        linear.weight.copy_(linear.weight.double() * gamma[:, None])
+        linear.bias.copy_(linear.bias.double() * gamma)
     return nn.Identity()
 
 
@@ -52,8 +52,8 @@ def fold_attention_scale(model: EoMT) -> None:
     for block in model.backbone.layers:
         attn = block.attn
         width = attn.proj.in_features
-        attn.qkv.weight[:width].mul_(attn.scale)
-        attn.qkv.bias[:width].mul_(attn.scale)
+        for parameter in (attn.qkv.weight, attn.qkv.bias):
+            parameter[:width].copy_(parameter[:width].double() * attn.scale)
         attn.scale = 1.0
 
 
@@ -65,9 +65,7 @@ FOLDS: tuple[Callable[[EoMT], None], ...] = (
 
 
 def fold(model: EoMT) -> EoMT:
-    """Apply every fold in float64, then return to the model's own precision."""
-    dtype = model.q.weight.dtype
-    model.double()
+    """Apply every fold."""
     for step in FOLDS:
         step(model)
-    return model.to(dtype)
+    return model

@@ -33,6 +33,7 @@ class Plan:
     learning_rate: float
     anneal: tuple[int, int]  # first step with a lowered probability, first step with none
     keep_masks: bool
+    average: float  # decay of the moving average
 
     def rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / self.warmup)
@@ -95,7 +96,7 @@ class Trainer:
         self.out, self.plan, self.seed, self.batch, self.aux = out, plan, seed, batch, aux
         torch.manual_seed(seed)
         self.model = EoMT(shape)
-        self.average = Average(self.model, 0.999)
+        self.average = Average(self.model, plan.average)
         self.optimizer = torch.optim.AdamW(
             decay_groups(self.model), plan.learning_rate, betas=(0.9, 0.98), fused=True
         )
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--aux", type=int, default=1, help="intermediate predictions in a step")
     parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--average", type=float, default=0.999, help="decay; 0.99 for short runs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=int, default=50)
@@ -199,7 +201,7 @@ def main() -> None:
     torch.set_flush_denormal(True)  # tiny averages of gradients would slow AdamW down
     np.random.seed(args.seed)
     first, last = args.anneal or (math.ceil(0.3 * args.steps), math.ceil(0.8 * args.steps))
-    plan = Plan(args.steps, 200, args.lr, (first, last), args.keep_masks)
+    plan = Plan(args.steps, 200, args.lr, (first, last), args.keep_masks, args.average)
     args.out.mkdir(parents=True, exist_ok=True)
     write_classes(args.out / "classes.json")
     trainer = Trainer(args.out, Shape(), plan, args.seed, args.batch, args.aux)

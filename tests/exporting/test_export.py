@@ -133,6 +133,7 @@ def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
     report = export(config(files, path))
     assert [f.name for f in report.files] == ["m.onnx.data", "m.onnx"]
+    assert len({f.stat().st_mode for f in report.files}) == 1
     assert read_artifact(path).bytes == sum(f.stat().st_size for f in tmp_path.glob("m.onnx*"))
     with Segmenter(path) as segmenter:
         segmenter.predict(np.zeros((50, 70, 3), np.uint8))
