@@ -28,12 +28,14 @@ from rich.console import Console
 from eomt_deploy import Segmenter
 from eomt_deploy.benchmarking.environment import environment
 from eomt_deploy.engines import BACKENDS
+from eomt_deploy.errors import EomtDeployError
 from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.compare import Comparison, compare
 from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.exporting.config import PRECISIONS
 from eomt_deploy.exporting.describe import find_source
 from eomt_deploy.exporting.reference import TorchEngine
+from eomt_deploy.files import write_atomically
 
 HERE = Path(__file__).parent
 SCENES = HERE.parent / "examples" / "tiny_checkpoint" / "scenes.py"
@@ -119,7 +121,7 @@ def write(options: argparse.Namespace, origin: str, rows: list[Row]) -> None:
         score = found.labelled
         numbers = (
             f"{score.b:.2f} | {score.difference:+.3f} | {score.low:+.3f} … {score.high:+.3f}"
-            if score
+            if score and score.low is not None
             else " | | "
         )
         error = "" if found.logit_max is None else f"{found.logit_max:.1e}"
@@ -133,9 +135,8 @@ def write(options: argparse.Namespace, origin: str, rows: list[Row]) -> None:
         f"({first.images} images).\n\n{table}\n{machine['cpu']}, {machine['cores']} cores; "
         f"{versions}; {machine['date'][:10]}.\n"
     )
-    options.output.mkdir(parents=True, exist_ok=True)
     target = options.output / f"fidelity-{options.name}"
-    target.with_suffix(".md").write_text(text)
+    write_atomically(target.with_suffix(".md"), text.encode())
     content = {
         "schema": 1,
         "environment": machine,
@@ -143,9 +144,12 @@ def write(options: argparse.Namespace, origin: str, rows: list[Row]) -> None:
         "data": origin,
         "rows": [asdict(row) for row in rows],
     }
-    target.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    write_atomically(target.with_suffix(".json"), json.dumps(content, indent=1).encode() + b"\n")
     print(text)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EomtDeployError as error:
+        sys.exit(f"error: {error}")

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eomt_deploy.cli.console import bar, check_report, say, stderr, write_json
+from eomt_deploy import catalog
+from eomt_deploy.cli.console import (
+    bar,
+    check_not_inside,
+    check_report,
+    say,
+    stderr,
+    write_json,
+)
 from eomt_deploy.errors import MissingDependencyError, UsageError, VerificationError
 from eomt_deploy.files import PICTURE_FORMATS, check_writable
 
@@ -33,7 +41,7 @@ def compare(
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Exit with 4 if more than this percentage of pixels differs."),
+        typer.Option(help="Exit with 4 if classes or masks differ by more percent."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Picture of where they differ most.")
@@ -48,6 +56,14 @@ def compare(
 
     if bool(images) == bool(data):
         raise UsageError("Name images to compare on, or labelled data with --data (not both).")
+    if split and not data:
+        raise UsageError("--split goes with --data.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit} leaves nothing to compare on.")
+    if tolerance is not None and not 0 <= tolerance <= 100:
+        raise UsageError(f"--tolerance {tolerance:g} is no percentage.")
+    for target in (json, output):
+        check_not_inside(target, [*map(Path, images or []), *(data or [])])
     if output:
         if output.suffix.lower() not in PICTURE_FORMATS:
             raise UsageError(f"{output} is no picture.", fix="Use .png or .jpg.")
@@ -65,10 +81,18 @@ def compare(
             _show(result, a, b)
         if output:
             _draw(first, second, samples, result, output)
-    differs = 100 * (1 - result.label_agreement)
-    if tolerance is not None and not differs <= tolerance:
+    if tolerance is not None:
+        _check(result, tolerance, a, b)
+
+
+def _check(result: Comparison, tolerance: float, a: Path, b: Path) -> None:
+    pixels = 100 * (1 - result.label_agreement)
+    # Two objects that melt into one change no pixel's class, but their masks.
+    masks = 0.0 if result.mask_iou is None else 100 * (1 - result.mask_iou)
+    if not max(pixels, masks) <= tolerance:
         raise VerificationError(
-            f"{b} differs from {a} in {differs:.3f}% of the pixels; {tolerance:g}% is allowed."
+            f"{b} differs from {a} in {pixels:.3f}% of the pixels' classes and {masks:.3f}% of the "
+            f"masks (1 - IoU); {tolerance:g}% is allowed."
         )
 
 
@@ -92,6 +116,8 @@ def _open(a: Path, b: Path, device: str | None) -> tuple[Segmenter, Segmenter]:
             fix="pip install 'eomt-deploy[export]'",
         ) from error
     artifact, checkpoint = (a, b) if exported[0] else (b, a)
+    if not checkpoint.exists() and str(checkpoint) in catalog.checkpoints():
+        checkpoint = Path(catalog.find_checkpoint(str(checkpoint)).source)
     known = Segmenter(artifact, device=device)
     reference = Segmenter(TorchEngine(checkpoint, known.spec))
     return (known, reference) if exported[0] else (reference, known)
@@ -126,14 +152,20 @@ def _show(result: Comparison, a: Path, b: Path) -> None:
         f"{b} against {a} on {result.images} images",
         f"  logit error      {logits}",
         f"  label agreement  {result.label_agreement:.4%} of the pixels",
-        f"  mask IoU         {result.mask_iou:.4%}",
+        "  mask IoU         "
+        + ("no masks" if result.mask_iou is None else f"{result.mask_iou:.4%}"),
         f"  {result.metric} with the first as truth: "
         + ("nothing was found" if result.score is None else f"{result.score:.3f}"),
     ]
     if found := result.labelled:
         lines.append(
             f"  {found.metric} against the labels: {found.a:.3f} -> {found.b:.3f}, difference "
-            f"{found.difference:+.3f} (95% interval {found.low:+.3f} to {found.high:+.3f})"
+            f"{found.difference:+.3f} "
+            + (
+                "(no interval from one image)"
+                if found.low is None
+                else f"(95% interval {found.low:+.3f} to {found.high:+.3f})"
+            )
         )
     for line in lines:
         say(line)

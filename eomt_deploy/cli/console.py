@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,25 @@ def check_report(path: Path, *others: Path) -> None:
     check_writable(path)
 
 
+def check_not_inside(path: Path | None, data: Sequence[Path]) -> None:
+    """Fail before an existing file among the labelled data would be replaced.
+
+    Raises:
+        UsageError: ``path`` is such a file.
+    """
+    if path is None or not path.is_file():
+        return
+    real = Path(os.path.realpath(path))
+    if any(real == (own := Path(os.path.realpath(d))) or own in real.parents for d in data):
+        raise UsageError(f"{path} is one of the data's own files.", fix="Name another file.")
+
+
 def write_json(path: Path, data: Any) -> None:
     """JSON to a file, or to stdout for ``-``."""
     if str(path) == "-":
         print_json(data)
     else:
-        write_atomically(path, json.dumps(data, indent=1).encode() + b"\n")
+        write_atomically(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
 
 
 @contextmanager

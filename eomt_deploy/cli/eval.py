@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from eomt_deploy.cli.console import check_report, say, scored_bar, stderr, stdout, write_json
+from eomt_deploy.cli.console import (
+    check_not_inside,
+    check_report,
+    say,
+    scored_bar,
+    stderr,
+    stdout,
+    warn,
+    write_json,
+)
+from eomt_deploy.errors import UsageError
+from eomt_deploy.files import check_writable
 
 if TYPE_CHECKING:
     from eomt_deploy.evaluation import EvalReport
     from eomt_deploy.evaluation.truth import Dataset
     from eomt_deploy.segmenter import Segmenter
+    from eomt_deploy.spec import Thresholds
 
 WORST_IMAGES = 10
 
@@ -54,7 +66,14 @@ def evaluate(
     from eomt_deploy.segmenter import Segmenter
 
     if json:
-        check_report(json, artifact)
+        check_report(json, artifact, *([resume] if resume else []))
+    for target in (json, resume):
+        check_not_inside(target, data)
+    if worst:
+        check_not_inside(worst, data)
+        if worst.is_dir() and any(worst.iterdir()):
+            raise UsageError(f"{worst} is not empty.", fix="Name a new folder for --worst.")
+        check_writable(worst / "picture.jpg")
     with Segmenter(artifact, device=device, threads=threads) as segmenter:
         thresholds = segmenter.processor.thresholds(
             score_threshold, mask_threshold, overlap_threshold
@@ -66,6 +85,8 @@ def evaluate(
             f"{segmenter.engine.backend} on {segmenter.engine.device}",
             stderr,
         )
+        for note in dataset.notes:
+            warn(note)
         with scored_bar("evaluating", total) as progress:
             report = run_evaluation(
                 segmenter,
@@ -75,12 +96,12 @@ def evaluate(
                 resume=resume,
                 progress=progress,
             )
+        if str(json) != "-":
+            _show(report)
+        if json:
+            write_json(json, report.to_dict())
         if worst:
-            _draw_worst(segmenter, dataset, report, worst)
-    if str(json) != "-":
-        _show(report)
-    if json:
-        write_json(json, report.to_dict())
+            _draw_worst(segmenter, dataset, report, thresholds, worst)
 
 
 def _show(report: EvalReport) -> None:
@@ -102,18 +123,24 @@ def _show(report: EvalReport) -> None:
     )
 
 
-def _draw_worst(segmenter: Segmenter, dataset: Dataset, report: EvalReport, folder: Path) -> None:
+def _draw_worst(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    report: EvalReport,
+    thresholds: Thresholds,
+    folder: Path,
+) -> None:
     from eomt_deploy.drawing import side_by_side
     from eomt_deploy.files import save_picture
 
-    names = report.worst(WORST_IMAGES)
-    samples = {sample.name: sample for sample in dataset.samples}
-    for rank, name in enumerate(names, 1):
-        image, truth = samples[name].image(), samples[name].truth()
-        found = segmenter.predict(image)
+    positions = report.worst(WORST_IMAGES)
+    for rank, position in enumerate(positions, 1):
+        sample = dataset.samples[position]
+        image, truth = sample.image(), sample.truth()
+        found = segmenter.processor.postprocess_with(*segmenter.logits(image), thresholds)
         labelled = truth.as_result(segmenter.spec.task, segmenter.spec.classes, image)
         save_picture(
-            side_by_side([found.overlay(), labelled.overlay()]),
-            folder / f"{rank:02d}-{Path(name).stem}.jpg",
+            side_by_side([found.overlay(image), labelled.overlay()]),
+            folder / f"{rank:02d}-{Path(sample.name).stem}.jpg",
         )
-    say(f"wrote the {len(names)} worst to {folder}/ (found | labelled)")
+    say(f"wrote the {len(positions)} worst to {folder}/ (found | labelled)", stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from hotcoco import mask as coco_mask
 
 from eomt_deploy.errors import UsageError
+from eomt_deploy.evaluation.evaluate import checked_logits, read_sample
 from eomt_deploy.evaluation.scorers import Evidence, Scorer, scorer_for
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth, TruthSegment
 from eomt_deploy.result import SHOWN_SCORE, Segment, Segmentation
@@ -19,6 +21,9 @@ from eomt_deploy.spec import ClassInfo
 
 RESAMPLES = {"semantic": 500, "panoptic": 500, "instance": 100}
 """Bootstrap resamples; an AP over all images costs far more than the other sums."""
+LEAST_RESAMPLES = 100
+BOOTSTRAP_SECONDS = 60.0
+"""Large data sets get fewer resamples, not minutes of silence."""
 CONFIDENCE = 0.95
 
 
@@ -30,8 +35,8 @@ class Difference:
     a: float
     b: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Comparison:
         logit_max, logit_mean: absolute logit error over A's largest logit; None where the two
             have different shapes.
         label_agreement: share of pixels with the same class (or the same void).
-        mask_iou: mean IoU of A's masks with B's best mask of the same class.
+        mask_iou: mean IoU of each mask with the other's best mask of its class, both ways; None
+            where both saw nothing.
         score: what B scores with A as the truth, percent; None where A saw nothing.
         metric: name of that score.
         labelled: scores of both against labels, where there are some.
@@ -54,7 +60,7 @@ class Comparison:
     logit_max: float | None
     logit_mean: float | None
     label_agreement: float
-    mask_iou: float
+    mask_iou: float | None
     score: float | None
     metric: str
     labelled: Difference | None
@@ -98,16 +104,15 @@ def compare(
     agreement, overlaps, against_a = [], [], []
     evidence: tuple[list[Evidence], list[Evidence]] = ([], [])
     for index, sample in enumerate(samples):
-        image = sample.image()
-        logits_a, logits_b = a.logits(image), b.logits(image)
+        image, truth = read_sample(sample) if labelled else (sample.image(), None)
+        logits_a, logits_b = (checked_logits(m, sample.name, image) for m in (a, b))
         first = a.processor.postprocess(*logits_a)
         second = b.processor.postprocess(*logits_b)
         errors.add(logits_a[:2], logits_b[:2])
         agreement.append(float((_labels(first) == _labels(second)).mean()))
-        overlaps += _best_overlaps(first, second)
+        overlaps += _best_overlaps(first, second) + _best_overlaps(second, first)
         against_a.append(scorer.evidence(_as_truth(first), second))
-        if labelled:
-            truth = sample.truth()
+        if truth is not None:
             evidence[0].append(scorer.evidence(truth, first))
             evidence[1].append(scorer.evidence(truth, second))
         progress(index + 1)
@@ -116,7 +121,7 @@ def compare(
         logit_max=errors.largest(),
         logit_mean=errors.mean(),
         label_agreement=float(np.mean(agreement)),
-        mask_iou=float(np.mean(overlaps)) if overlaps else 1.0,
+        mask_iou=float(np.mean(overlaps)) if overlaps else None,
         score=scorer.scores(against_a).value,
         metric=scorer.main,
         labelled=paired_difference(scorer, *evidence, RESAMPLES[a.spec.task]) if labelled else None,
@@ -129,14 +134,19 @@ def paired_difference(
 ) -> Difference | None:
     """Difference of two scores with its bootstrap interval, both on the same drawn images.
 
-    None where there is nothing to score.
+    None where there is nothing to score; without an interval where there is one image.
     """
     first, second = scorer.scores(a).value, scorer.scores(b).value
     if first is None or second is None:
         return None
+    if len(a) < 2:
+        return Difference(scorer.main, first, second, second - first, None, None)
     rng = np.random.default_rng(0)
     drawn = []
-    for _ in range(resamples):
+    began = time.monotonic()
+    for done in range(resamples):
+        if done >= LEAST_RESAMPLES and time.monotonic() - began > BOOTSTRAP_SECONDS:
+            break
         chosen = rng.integers(0, len(a), len(a))
         one, other = (scorer.scores([items[i] for i in chosen]).value for items in (a, b))
         if one is not None and other is not None:  # a draw without any labelled object

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from eomt_deploy.errors import DatasetError, OutputError, UsageError
-from eomt_deploy.evaluation.scorers import EVALUATOR, Evidence, Scores, scorer_for
-from eomt_deploy.evaluation.truth import Dataset, Sample
-from eomt_deploy.segmenter import Segmenter
+import numpy as np
+
+from eomt_deploy.artifact import EXTERNAL_SUFFIX
+from eomt_deploy.errors import DatasetError, OutputError, UsageError, VerificationError
+from eomt_deploy.evaluation.scorers import EVALUATOR, Evidence, Scorer, Scores, scorer_for
+from eomt_deploy.evaluation.truth import Dataset, Sample, Truth
+from eomt_deploy.files import write_atomically
+from eomt_deploy.processing import Geometry
+from eomt_deploy.segmenter import Logits, Segmenter
+from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import Thresholds
 
 SCHEMA = 1
@@ -37,10 +43,10 @@ class EvalReport:
     per_image: tuple[tuple[str, float | None], ...]
     facts: dict[str, Any]
 
-    def worst(self, count: int) -> list[str]:
-        """Names of the images with the lowest scores, worst first."""
-        scored = [(score, name) for name, score in self.per_image if score is not None]
-        return [name for _, name in sorted(scored)[:count]]
+    def worst(self, count: int) -> list[int]:
+        """Positions of the images with the lowest scores, worst first."""
+        scored = [(s, i) for i, (_, s) in enumerate(self.per_image) if s is not None]
+        return [index for _, index in sorted(scored)[:count]]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON: the overall numbers at the top, then everything behind them."""
@@ -86,15 +92,18 @@ def evaluate(
     items: list[Evidence] = []
     log: TextIO | None = None
     if resume is not None:
-        items, log = _open_log(resume, facts, len(samples))
+        items, log = _open_log(resume, facts, samples, scorer)
     shown, next_score = "", 0.0
     progress(len(items), shown)
     try:
         for sample in samples[len(items) :]:
-            item = _one(segmenter, sample, used, scorer.evidence)
+            image, truth = read_sample(sample)
+            logits = checked_logits(segmenter, sample.name, image)
+            result = segmenter.processor.postprocess_with(*logits, used)
+            item = scorer.evidence(truth, result)
             items.append(item)
             if log is not None:
-                log.write(json.dumps(item) + "\n")
+                log.write(json.dumps({"image": sample.name, **item}) + "\n")
                 log.flush()
             now = time.monotonic()
             if now >= next_score:
@@ -105,16 +114,22 @@ def evaluate(
     finally:
         if log is not None:
             log.close()
+    scores = scorer.scores(items)
+    if scores.value is None:
+        raise DatasetError(
+            f"Nothing in {dataset.origin} could be scored: no image has a label that counts.",
+            fix="Some data sets keep the labels of their test split to themselves; use val.",
+        )
     per_image = ((s.name, scorer.scores([i]).value) for s, i in zip(samples, items, strict=True))
-    return EvalReport(scorer.scores(items), tuple(per_image), facts)
+    return EvalReport(scores, tuple(per_image), facts)
 
 
-def _one(
-    segmenter: Segmenter,
-    sample: Sample,
-    thresholds: Thresholds,
-    evidence: Callable[..., Evidence],
-) -> Evidence:
+def read_sample(sample: Sample) -> tuple[RgbImage, Truth]:
+    """Image and labels of a sample.
+
+    Raises:
+        DatasetError: one is broken, or they have different sizes.
+    """
     truth, image = sample.truth(), sample.image()
     if image.shape[:2] != truth.size:
         raise DatasetError(
@@ -122,8 +137,25 @@ def _one(
             f"{truth.size[0]}x{truth.size[1]}.",
             fix="Labels must have the size of their image; check that the two belong together.",
         )
-    result = segmenter.processor.postprocess_with(*segmenter.logits(image), thresholds)
-    return evidence(truth, result)
+    return image, truth
+
+
+def checked_logits(
+    segmenter: Segmenter, name: str, image: RgbImage
+) -> tuple[Logits, Logits, Geometry]:
+    """The network's outputs for an image.
+
+    Raises:
+        VerificationError: they are not finite: no score of such a model means anything.
+    """
+    class_logits, mask_logits, geometry = segmenter.logits(image)
+    if not (np.isfinite(class_logits).all() and np.isfinite(mask_logits).all()):
+        raise VerificationError(
+            f"{segmenter.spec.name} ({segmenter.spec.precision}, {segmenter.engine.backend}) gives "
+            f"NaN or infinite logits on {name}.",
+            fix="Export again with a precision whose range its values fit, such as fp32.",
+        )
+    return class_logits, mask_logits, geometry
 
 
 def _facts(
@@ -145,9 +177,9 @@ def _facts(
         "data": {
             "format": dataset.format,
             "origin": dataset.origin,
-            "sha256_of_names": hashlib.sha256(
-                "\n".join(sample.name for sample in samples).encode()
-            ).hexdigest(),
+            "fingerprint": dataset.fingerprint,
+            "first": samples[0].name,
+            "last": samples[-1].name,
         },
         "thresholds": asdict(thresholds),
         "evaluator": EVALUATOR,
@@ -155,32 +187,52 @@ def _facts(
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a model's bytes, those of its side file with weights included."""
+    digest = hashlib.sha256()
+    for part in (path, path.with_name(path.name + EXTERNAL_SUFFIX)):
+        if part.is_file():
+            with part.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _open_log(path: Path, facts: dict[str, Any], count: int) -> tuple[list[Evidence], TextIO]:
-    header = {"schema": SCHEMA, **facts}
+def _open_log(
+    path: Path, facts: dict[str, Any], samples: Sequence[Sample], scorer: Scorer
+) -> tuple[list[Evidence], TextIO]:
+    """What an earlier run left, and the file opened to go on behind it."""
+    header = json.dumps({"schema": SCHEMA, **facts})
     items: list[Evidence] = []
     try:
-        if path.exists():
-            lines = path.read_text("utf-8").splitlines()
-            if not lines or json.loads(lines[0]) != header:
-                raise UsageError(
-                    f"{path} belongs to another evaluation (artifact, data, limit or thresholds).",
-                    fix="Name another file for --resume, or delete this one.",
-                )
-            for line in lines[1 : count + 1]:
-                try:
-                    items.append(json.loads(line))
-                except ValueError:
-                    break  # the line that was being written when the last run was stopped
-        log = path.open("w", encoding="utf-8")
-        log.writelines(json.dumps(entry) + "\n" for entry in (header, *items))
-        log.flush()
+        content = path.read_text("utf-8") if path.exists() else ""
+        # The line that was being written when the last run was stopped has no end.
+        lines = content[: content.rfind("\n") + 1].splitlines()
+        if lines and lines[0] != header:
+            raise UsageError(
+                f"{path} belongs to another evaluation (artifact, data, limit or thresholds), or "
+                "is no file of --resume.",
+                fix="Name another file for --resume, or delete this one.",
+            )
+        for number, (line, sample) in enumerate(zip(lines[1:], samples, strict=False), 2):
+            items.append(_read_item(line, sample.name, scorer, f"line {number} of {path}"))
+        kept = [header, *lines[1 : len(items) + 1]]
+        # Replaced as a whole, then appended to: no moment at which progress could be lost.
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+        return items, path.open("a", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not a file of --resume.") from error
-    return items, log
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no file of --resume.") from error
+
+
+def _read_item(line: str, name: str, scorer: Scorer, place: str) -> Evidence:
+    try:
+        item: Evidence = json.loads(line)
+        if item.pop("image") != name:
+            raise ValueError("it is of another image")
+        scorer.scores([item])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UsageError(
+            f"The {place} is damaged ({error}).", fix="Delete the file and start again."
+        ) from error
+    return item

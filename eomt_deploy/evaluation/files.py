@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.sources import IMAGE_SUFFIXES, RgbImage, decode_image
 
-Source = Path | zipfile.ZipFile
+READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError)
+"""What reading a damaged, encrypted or oddly packed file raises."""
+DATA_SUFFIXES = IMAGE_SUFFIXES | {".json"}
+
+
+class _Entry(NamedTuple):
+    source: Path | zipfile.ZipFile
+    member: str
+    owner: str
 
 
 class FileIndex:
     """Every file below some folders and zip files, by its relative POSIX name.
 
-    Zip files that lie at the top of a folder are opened, too.
+    Zip files that lie at the top of a folder are opened, too; what macOS leaves is not seen.
 
     Raises:
-        DatasetError: a path that is not there, is no folder or zip, or is a damaged zip.
+        DatasetError: a path that is not there, is no folder or zip, or is a damaged zip; or two
+            paths that hold different files of one name.
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
-        self._files: dict[str, Source] = {}
+        self._files: dict[str, _Entry] = {}
         self.paths = [Path(path) for path in paths]
         for path in self.paths:
             if path.is_dir():
                 self._add_folder(path)
             elif path.is_file():
-                self._add_zip(path, str(path))
+                self._add_zip(path, str(path), str(path))
             else:
                 raise DatasetError(f"There are no data at {path}.")
 
@@ -43,6 +55,21 @@ class FileIndex:
     @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._files))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of all names, sizes and times or checksums: other data, other fingerprint."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            source, member, _ = self._files[name]
+            if isinstance(source, zipfile.ZipFile):
+                info = source.getinfo(member)
+                facts = (info.file_size, info.CRC)
+            else:
+                stat = (source / member).stat()
+                facts = (stat.st_size, stat.st_mtime_ns)
+            digest.update(f"{name}\0{facts}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -58,13 +85,16 @@ class FileIndex:
         Raises:
             DatasetError: it cannot be read.
         """
-        source = self._files[name]
+        source, member, _ = self._files[name]
         try:
             if isinstance(source, zipfile.ZipFile):
-                return source.read(name)
-            return (source / name).read_bytes()
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DatasetError(f"{self.describe(name)} cannot be read: {error}.") from error
+                return source.read(member)
+            return (source / member).read_bytes()
+        except READ_ERRORS as error:
+            raise DatasetError(
+                f"{self.describe(name)} cannot be read: {error}.",
+                fix="If it lies in a zip, unpack that yourself and pass the folder.",
+            ) from error
 
     def image(self, name: str) -> RgbImage:
         """Pixels of an image file, uint8 RGB."""
@@ -72,75 +102,88 @@ class FileIndex:
 
     def describe(self, name: str) -> str:
         """The file's full place, for messages."""
-        source = self._files.get(name)
+        if name not in self._files:
+            return name
+        source, member, owner = self._files[name]
         if isinstance(source, zipfile.ZipFile):
-            return f"{source.filename or 'a zip inside a zip'}:{name}"
-        return str(source / name) if source else name
+            return f"{source.filename or owner}:{member}"
+        return str(source / member)
 
     def open_inner_zip(self, name: str) -> None:
         """Add the members of a zip that lies inside, as COCO's panoptic PNGs do."""
-        self._add_zip(io.BytesIO(self.read(name)), self.describe(name))
-        del self.__dict__["names"]
+        content = io.BytesIO(self.read(name))
+        self._add_zip(content, self.describe(name), self._files[name].owner)
+        for cached in ("names", "fingerprint", "by_file_name"):
+            self.__dict__.pop(cached, None)
 
     @cached_property
-    def _by_file_name(self) -> dict[str, list[str]]:
+    def by_file_name(self) -> dict[str, list[str]]:
+        """Image files by the last part of their name."""
         found: dict[str, list[str]] = {}
         for name in self.names:
-            if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
-                found.setdefault(PurePosixPath(name).name, []).append(name)
+            path = PurePosixPath(name)
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.setdefault(path.name, []).append(name)
         return found
 
-    def find_image(self, file_name: str, *, outside: str) -> str:
-        """The image called ``file_name`` that does not lie in the folder ``outside``.
-
-        Raises:
-            DatasetError: there is none, or several and nothing tells which.
-        """
-        found = self._by_file_name.get(PurePosixPath(file_name).name, [])
-        found = [name for name in found if not name.startswith(f"{outside}/")]
-        if len(found) > 1:
-            found = [name for name in found if f"/{name}".endswith(f"/{file_name}")] or found
-        if len(found) > 1:
-            found = [name for name in found if "images" in PurePosixPath(name).parts] or found
-        if len(found) != 1:
-            what = "is missing" if not found else f"is ambiguous: {', '.join(found)}"
+    def _add(self, name: str, entry: _Entry) -> None:
+        path = PurePosixPath(name)
+        if path.parts[0] == "__MACOSX" or path.name.startswith("._"):
+            return
+        known = self._files.setdefault(name, entry)
+        # A zip beside its own unpacked copy is fine; two data sets on top of each other are not.
+        if known.owner != entry.owner and path.suffix.lower() in DATA_SUFFIXES:
             raise DatasetError(
-                f"The image {file_name} {what} in {self.origin}.",
-                fix="Pass the folder or zip with the images, too: --data A --data B.",
+                f"{known.owner} and {entry.owner} both hold {name}.",
+                fix="Evaluate them one after the other, or pass a folder that holds both.",
             )
-        return found[0]
 
     def _add_folder(self, root: Path) -> None:
-        for folder, _, names in os.walk(root):
+        seen = set()
+        for folder, subfolders, names in os.walk(root, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link that leads back up
+                subfolders.clear()
+                continue
+            seen.add(real)
             inside = Path(folder).relative_to(root)
             for name in names:
-                self._files.setdefault((inside / name).as_posix(), root)
+                member = (inside / name).as_posix()
+                self._add(member, _Entry(root, member, str(root)))
         for path in sorted(root.glob("*.zip")):
-            self._add_zip(path, str(path))
+            self._add_zip(path, str(path), str(root))
 
-    def _add_zip(self, file: Path | io.BytesIO, origin: str) -> None:
+    def _add_zip(self, file: Path | io.BytesIO, origin: str, owner: str) -> None:
         try:
             archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, OSError) as error:
+        except READ_ERRORS as error:
             raise DatasetError(
                 f"{origin} is not a folder and not a whole zip file.",
                 fix="Download it again, or pass the folder that it unpacks to.",
             ) from error
-        for name in archive.namelist():
-            if not name.endswith("/"):
-                self._files.setdefault(name, archive)
+        for member in archive.namelist():
+            if not member.endswith(("/", "\\")):
+                self._add(member.replace("\\", "/"), _Entry(archive, member, owner))
 
 
 def choose(names: Sequence[str], split: str | None, what: str) -> str:
-    """The one name, or the one of the split.
+    """The one name, or the one of the split: a folder of that name, or ``…_<split>.json``.
 
     Raises:
-        DatasetError: several remain.
+        DatasetError: none is of the split, or several remain.
     """
-    chosen = [name for name in names if split and split in name] or list(names)
-    if len(chosen) != 1:
-        raise DatasetError(
-            f"There are {len(chosen)} files with {what}: {', '.join(chosen)}.",
-            fix="Say which: --split val2017.",
-        )
-    return chosen[0]
+    chosen = [name for name in names if split is None or split in words(name)]
+    if len(chosen) == 1:
+        return chosen[0]
+    if not chosen:
+        raise DatasetError(f"No {what} of the split {split!r}; there are {', '.join(names)}.")
+    raise DatasetError(
+        f"There are {len(chosen)} files with {what}: {', '.join(chosen)}.",
+        fix="Say which: --split val2017.",
+    )
+
+
+def words(name: str) -> set[str]:
+    """Folders of a name, and the parts of its stem between underscores."""
+    path = PurePosixPath(name)
+    return {*path.parent.parts, *path.stem.split("_")}

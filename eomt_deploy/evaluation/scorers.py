@@ -182,7 +182,8 @@ class InstanceScorer:
 
     def evidence(self, truth: Truth, result: Segmentation) -> Evidence:
         labels = [
-            {"c": s.class_id, "rle": _text(s.rle), "crowd": int(s.crowd)} for s in truth.segments
+            {"c": s.class_id, "rle": _text(s.rle), "crowd": int(s.crowd), "area": s.area}
+            for s in truth.segments
         ]
         found = [
             {"c": s.class_id, "rle": _text(s.rle), "score": s.score}
@@ -231,8 +232,8 @@ class InstanceScorer:
             "image_id": image_id,
             "category_id": item["c"] + 1,
             "segmentation": rle,
-            "area": hotcoco.mask.area(rle),
-            "bbox": hotcoco.mask.to_bbox(rle).tolist(),
+            # No box: with one, its area would count as the mask's.
+            "area": item.get("area") or hotcoco.mask.area(rle),
         }
 
 

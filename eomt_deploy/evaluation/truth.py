@@ -17,11 +17,15 @@ VOID = -1
 
 @dataclass(frozen=True)
 class TruthSegment:
-    """One labelled segment; a crowd is a region of many instances, not told apart."""
+    """One labelled segment; a crowd is a region of many instances, not told apart.
+
+    ``area`` is what the data say, where they do: COCO sorts by it into small, medium and large.
+    """
 
     class_id: int
     rle: Rle
     crowd: bool = False
+    area: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,12 @@ class Dataset:
         format: which reader made it.
         origin: where it came from, for people.
         samples: in a fixed order.
+        notes: what was left out, for people.
+        fingerprint: changes when a file does.
     """
 
     format: str
     origin: str
     samples: tuple[Sample, ...]
+    notes: tuple[str, ...]
+    fingerprint: str

@@ -213,6 +213,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="default: mixed")
     parser.add_argument("--split", choices=sorted(SPLITS), default="held-out")
     args = parser.parse_args()
+    if args.count < 1 or args.seed < 0 or (args.size and min(args.size) < 32):
+        parser.error("--count must be 1 or more, --seed 0 or more, --size 32 or more")
+    if (args.out / "panoptic.json").exists():
+        parser.error(f"{args.out} holds scenes already; name a new folder")
     size = (args.size[0], args.size[1]) if args.size else None
     write_coco_panoptic(args.out, args.count, args.seed, size, args.split)
 

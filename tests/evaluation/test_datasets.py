@@ -38,7 +38,7 @@ def test_panoptic_labels_serve_all_tasks(tmp_path, spec, task):
     root = made_up.coco_panoptic(tmp_path / "data")
     dataset = open_dataset([root], spec(task))
     assert dataset.format == "coco-panoptic"
-    assert [s.name for s in dataset.samples] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [s.name for s in dataset.samples] == ["images/0.jpg", "images/1.jpg", "images/2.jpg"]
     for index, sample in enumerate(dataset.samples):
         truth = sample.truth()
         ids = made_up.segment_ids(index, truth.size)
@@ -122,7 +122,7 @@ def test_cityscapes(tmp_path, spec):
     made_up.photo(0, (2, 17)).save(image)
     many = make_classes([{"name": str(i), "thing": False} for i in range(19)], "test")
     dataset = open_dataset([tmp_path], replace(spec("semantic"), classes=many))
-    assert [s.name for s in dataset.samples] == ["ulm_0_leftImg8bit.png"]
+    assert [s.name for s in dataset.samples] == ["leftImg8bit/val/ulm/ulm_0_leftImg8bit.png"]
     found = dataset.samples[0].truth().class_map.ravel()
     assert [int(np.flatnonzero(found == i)[0]) for i in range(19)] == list(CITYSCAPES_IDS)
     assert (found == -1).sum() == 34 - 19
@@ -172,6 +172,16 @@ def broken(root: Path, kind: str) -> str:
         return "1.png"
     if kind == "unknown id":
         document["annotations"][1]["segments_info"].pop()
+    elif kind == "lost id":
+        document["annotations"][1]["segments_info"].append({"id": 9999, "category_id": 11})
+    elif kind == "no category name":
+        del document["categories"][0]["name"]
+    elif kind == "category":
+        document["annotations"][1]["segments_info"][0]["category_id"] = 77
+    elif kind == "twice":
+        document["annotations"].append(document["annotations"][0])
+    elif kind == "stray":
+        document["annotations"][1]["image_id"] = 55
     elif kind == "size":
         document["images"][1]["width"] += 5
     elif kind == "no keys":
@@ -185,6 +195,11 @@ def broken(root: Path, kind: str) -> str:
     path.write_text("{" if kind == "not json" else json.dumps(document))
     return {
         "unknown id": "1.png has segment ids",
+        "lost id": "1.png lacks segment ids that its JSON lists: 9999",
+        "no category name": "has no name",
+        "category": "category 77",
+        "twice": "labels twice",
+        "stray": "image 55",
         "size": "1.png is 44x57",
         "no keys": "has no categories",
         "no annotation key": "segments_info",
@@ -196,8 +211,9 @@ def broken(root: Path, kind: str) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["missing png", "missing image", "cut png", "unknown id", "size", "no keys", "empty",
-     "no annotation key", "other classes", "not json"],
+    ["missing png", "missing image", "cut png", "unknown id", "lost id", "size", "no keys", "empty",
+     "no annotation key", "no category name", "category", "twice", "stray", "other classes",
+     "not json"],
 )  # fmt: skip
 def test_broken_panoptic_data_name_the_file(tmp_path, spec, kind):
     root = made_up.coco_panoptic(tmp_path / "data")
@@ -222,7 +238,7 @@ def test_broken_folders(tmp_path, spec):
     with pytest.raises(DatasetError, match=r"1\.png is a RGB picture"):
         sample.truth()
     (root / "images/1.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"1\.png has no image beside it"):
+    with pytest.raises(DatasetError, match=r"1\.png has no image that belongs to it"):
         open_dataset([root], spec("semantic"))
     shutil.copy(root / "images/0.jpg", root / "images/1.jpg")
     (root / "classes.json").write_text(json.dumps([{"name": "x", "thing": False}]))
@@ -242,3 +258,104 @@ def test_nothing_there(tmp_path, spec):
         open_dataset([], spec("semantic"), format="pascal")
     with pytest.raises(UsageError, match="has no panoptic labels"):
         open_dataset([], spec("panoptic"), format="folder")
+
+
+def test_two_data_sets_on_top_of_each_other_are_refused(tmp_path, spec):
+    first = made_up.coco_panoptic(tmp_path / "a")
+    second = made_up.coco_panoptic(tmp_path / "b")
+    with pytest.raises(DatasetError, match="both hold"):
+        open_dataset([first, second], spec("panoptic"))
+
+
+def test_split_must_exist_and_be_said(tmp_path, spec):
+    made_up.label_folder(tmp_path / "train")
+    made_up.label_folder(tmp_path / "val")
+    with pytest.raises(DatasetError, match=r"several folders: train, val(.|\n)*--split"):
+        open_dataset([tmp_path], spec("semantic"))
+    chosen = open_dataset([tmp_path], spec("semantic"), split="val")
+    assert [s.name for s in chosen.samples] == [f"val/images/{i}.jpg" for i in range(3)]
+    with pytest.raises(DatasetError, match="'test'"):
+        open_dataset([tmp_path], spec("semantic"), split="test")
+    panoptic = made_up.coco_panoptic(tmp_path / "coco")
+    with pytest.raises(DatasetError, match="No panoptic labels of the split 'nonsense'"):
+        open_dataset([panoptic], spec("panoptic"), split="nonsense")
+
+
+def test_photos_of_another_split_are_never_taken(tmp_path, spec):
+    for name in ("train", "val"):
+        made_up.coco_panoptic(tmp_path / name)
+    dataset = open_dataset([tmp_path], spec("panoptic"), split="val")
+    assert all(s.name.startswith("val/images/") for s in dataset.samples)
+    shutil.rmtree(tmp_path / "val/images")
+    with pytest.raises(DatasetError, match=r"0\.jpg is missing"):
+        open_dataset([tmp_path], spec("panoptic"), split="val")
+
+
+def test_what_systems_leave_behind_and_links(tmp_path, spec):
+    root = made_up.label_folder(tmp_path / "real")
+    for junk in ("labels/._0.png", "__MACOSX/labels/._0.png", "images/.DS_Store"):
+        path = root / junk
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"junk")
+    (root / "images/0.jpg").rename(root / "images/0.JPG")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for part in ("images", "labels"):
+        (linked / part).symlink_to(root / part)
+    (linked / "loop").symlink_to(linked)
+    for paths in ([root], [linked], [zipped(root, tmp_path / "data.zip")]):
+        assert len(open_dataset(paths, spec("semantic")).samples) == 3
+
+
+def test_zip_members_that_cannot_be_read(tmp_path, spec):
+    archive = zipped(made_up.label_folder(tmp_path / "data"), tmp_path / "data.zip")
+    content = bytearray(archive.read_bytes())
+    start = content.find(b"labels/0.png") + 40  # inside the first label's bytes
+    content[start : start + 20] = bytes(20)
+    archive.write_bytes(content)
+    sample = open_dataset([archive], spec("semantic")).samples[0]
+    with pytest.raises(DatasetError, match=r"labels/0\.png cannot be read(.|\n)*unpack"):
+        sample.truth()
+
+
+def test_images_without_labels_are_told(tmp_path, spec):
+    root = made_up.label_folder(tmp_path / "data")
+    (root / "labels/1.png").unlink()
+    dataset = open_dataset([root], spec("semantic"))
+    assert len(dataset.samples) == 2
+    assert dataset.notes == ("1 images have no label",)
+    made_up.photo(0, (40, 60)).save(root / "labels/1.jpg")
+    with pytest.raises(DatasetError, match=r"1\.jpg is no PNG"):
+        open_dataset([root], spec("semantic"))
+
+
+def test_instance_model_and_data_with_more_stuff(tmp_path, spec):
+    root = made_up.coco_panoptic(tmp_path / "data")
+    things = make_classes([c for c in tiny.CLASSES if c["thing"]], "things")
+    dataset = open_dataset([root], replace(spec("instance"), classes=things))
+    truths = [sample.truth() for sample in dataset.samples]
+    assert {s.class_id for truth in truths for s in truth.segments} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"category_id": 99}, "category 99"),
+        ({"segmentation": []}, "three points"),
+        ({"segmentation": [[1, 2]]}, "three points"),
+        ({"segmentation": {"size": [9, 9], "counts": [0, 81]}}, r"\[9, 9\]"),
+        ({"image_id": 7}, "image 7"),
+    ],
+)
+def test_broken_instances(tmp_path, spec, change, word):
+    made_up.photo(0, (20, 30)).save(tmp_path / "a.jpg")
+    annotation = {"id": 5, "image_id": 3, "category_id": 12, "iscrowd": 0,
+                  "segmentation": [[5, 4, 15, 4, 15, 14]]}  # fmt: skip
+    document = {
+        "images": [{"id": 3, "file_name": "a.jpg", "height": 20, "width": 30}],
+        "annotations": [annotation | change],
+        "categories": [c for c in made_up.CATEGORIES if c["isthing"]],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    with pytest.raises(DatasetError, match=word):
+        open_dataset([tmp_path], spec("instance"))

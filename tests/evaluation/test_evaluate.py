@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from eomt_deploy import Segmenter
-from eomt_deploy.errors import DatasetError, UsageError
+from eomt_deploy.errors import DatasetError, UsageError, VerificationError
 from eomt_deploy.evaluation import evaluate, open_dataset
 from eomt_deploy.evaluation.compare import compare, paired_difference
 from eomt_deploy.evaluation.scorers import scorer_for
@@ -36,7 +36,11 @@ def test_report(opened, task):
     assert 0 <= data[main] <= 100
     assert data["images"] == 3
     assert len(data["artifact"]["sha256"]) == 64
-    assert [row["image"] for row in data["per_image"]] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert [row["image"] for row in data["per_image"]] == [
+        "images/0.jpg",
+        "images/1.jpg",
+        "images/2.jpg",
+    ]
     assert [done for done, _ in told] == [0, 1, 2, 3]
     assert told[-1][1].startswith(main)
     assert len(report.worst(2)) <= 2
@@ -91,9 +95,57 @@ def test_log_of_another_evaluation(opened, tmp_path):
     with pytest.raises(UsageError, match="another evaluation"):
         evaluate(segmenter, dataset, limit=2, resume=log)
     assert log.read_text() == before
-    log.write_text("something else")
-    with pytest.raises(UsageError, match="--resume"):
-        evaluate(segmenter, dataset, resume=log)
+    for content in ("something else\n", before.replace("images/0.jpg", "images/9.jpg")):
+        log.write_text(content)
+        with pytest.raises(UsageError, match=r"--resume|damaged"):
+            evaluate(segmenter, dataset, limit=1, resume=log)
+        assert log.read_text() == content
+    log.write_text(before + "null\n")  # more lines than images: not ours to judge
+    evaluate(segmenter, dataset, limit=1, resume=log)
+    log.write_text("")
+    evaluate(segmenter, dataset, limit=1, resume=log)
+    assert log.read_text() == before
+
+
+def test_resume_notices_that_the_data_changed(tmp_path, exported):
+    root = made_up.label_folder(tmp_path / "data")
+    log = tmp_path / "log.jsonl"
+    with Segmenter(exported("semantic")) as segmenter:
+        evaluate(segmenter, open_dataset([root], segmenter.spec), resume=log)
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(root / "labels/1.png")
+        with pytest.raises(UsageError, match="another evaluation"):
+            evaluate(segmenter, open_dataset([root], segmenter.spec), resume=log)
+
+
+def test_model_that_gives_nan_is_not_scored(opened, monkeypatch):
+    segmenter, dataset = opened("panoptic")
+    real = segmenter.engine.run
+
+    def broken(images):
+        class_logits, mask_logits = real(images)
+        mask_logits[0, 0, 0, 0] = np.nan
+        return class_logits, mask_logits
+
+    monkeypatch.setattr(segmenter.engine, "run", broken)
+    with pytest.raises(VerificationError, match=r"NaN or infinite logits on images/0\.jpg"):
+        evaluate(segmenter, dataset)
+    with pytest.raises(VerificationError, match="NaN"):
+        compare(segmenter, segmenter, dataset.samples, labelled=False)
+
+
+def test_data_without_any_label_that_counts(tmp_path, exported):
+    root = made_up.label_folder(tmp_path / "data", count=1)
+    Image.fromarray(np.full((40, 60), 255, np.uint8)).save(root / "labels/0.png")
+    segmenter = Segmenter(exported("semantic"))
+    with pytest.raises(DatasetError, match=r"Nothing in .* could be scored"):
+        evaluate(segmenter, open_dataset([root], segmenter.spec))
+
+
+def test_one_image_has_no_interval(opened):
+    segmenter, dataset = opened("semantic")
+    result = compare(segmenter, segmenter, dataset.samples[:1], labelled=True)
+    assert result.labelled.low is None
+    assert result.labelled.difference == 0
 
 
 def test_labels_of_another_size(tmp_path, exported):
@@ -113,7 +165,7 @@ def test_artifact_against_its_checkpoint(opened, files, task):
     result = compare(segmenter, reference, dataset.samples, labelled=True)
     assert result.logit_max < 1e-4
     assert result.label_agreement > 0.999
-    assert result.mask_iou > 0.99
+    assert result.mask_iou is None if task == "panoptic" else result.mask_iou > 0.99
     assert result.labelled.low <= result.labelled.difference <= result.labelled.high
     assert abs(result.labelled.difference) < 0.5
     # The random panoptic model keeps no segment: there is nothing to score then.
@@ -150,6 +202,11 @@ def test_command_line(cli, tmp_path, exported, files):
     assert "PQ_things" in out
     assert json.loads(target.read_text())["task"] == "panoptic"
     assert len(list(worst.iterdir())) == 3
+    assert cli("eval", model, "--data", root, "--worst", worst)[0] == 2  # not empty
+    for option in ("--json", "--resume"):
+        truth = (root / "panoptic.json").read_bytes()
+        assert cli("eval", model, "--data", root, option, root / "panoptic.json")[0] == 2
+        assert (root / "panoptic.json").read_bytes() == truth
     code, _, err = cli("eval", model, "--data", tmp_path / "none")
     assert code == 2
     assert "no data at" in err
@@ -164,6 +221,10 @@ def test_command_line(cli, tmp_path, exported, files):
     assert code == 0
     assert "95% interval" in out
     assert cli("compare", model, model)[0] == 2
+    for wrong in (("--limit", -1), ("--tolerance", "nan"), ("--split", "val")):
+        assert cli("compare", model, model, root / "images", *wrong)[0] == 2
+    photo = root / "images/0.jpg"
+    assert cli("compare", model, model, photo, "-o", photo)[0] == 2
     assert cli("compare", files.checkpoint, files.checkpoint, root / "images")[0] == 2
 
 

@@ -73,7 +73,7 @@ def test_training_network_and_ours_agree(example):
 
 
 def test_masks_are_annealed_block_after_block(example):
-    plan = example("train").Plan(1000, 10, 1e-3, (200, 800), keep_masks=False)
+    plan = example("train").Plan(1000, 10, 1e-3, (200, 800), False, 0.999)
     steps = np.array([plan.mask_probabilities(step, 3) for step in range(1000)])
     assert (steps[:201] == 1).all()
     assert (steps[800:] == 0).all()

@@ -12,7 +12,7 @@ from eomt_deploy.evaluation.files import FileIndex
 from eomt_deploy.evaluation.truth import Dataset, Sample
 from eomt_deploy.spec import TASKS, ModelSpec, Task
 
-Reader = Callable[[FileIndex, ModelSpec, str | None], list[Sample]]
+Reader = Callable[[FileIndex, ModelSpec, str | None], tuple[list[Sample], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Format:
     Attributes:
         marker: regular expression of file names by which it is recognised.
         tasks: tasks that it has labels for.
-        read: makes the samples of a split.
+        read: makes the samples of a split, and notes on what it left out.
     """
 
     marker: str
@@ -30,10 +30,10 @@ class Format:
     read: Reader
 
 
-# In the order in which they are tried: the most telling marker first.
+# In the order in which they are tried: instances before panoptic labels, which hold them, too.
 FORMATS: dict[str, Format] = {
-    "coco-panoptic": Format(coco.PANOPTIC_JSON, TASKS, coco.read_panoptic),
     "coco-instances": Format(coco.INSTANCES_JSON, ("instance",), coco.read_instances),
+    "coco-panoptic": Format(coco.PANOPTIC_JSON, TASKS, coco.read_panoptic),
     "cityscapes": Format(label_maps.CITYSCAPES_LABEL, ("semantic",), label_maps.read_cityscapes),
     "ade20k": Format(label_maps.ADE20K_LABEL, ("semantic",), label_maps.read_ade20k),
     "folder": Format(label_maps.FOLDER_LABEL, ("semantic",), label_maps.read_folder),
@@ -80,7 +80,7 @@ def open_dataset(
             fix="Pass folders or zips with images and labels: --data A --data B. A folder of your "
             "own needs images/*.jpg and labels/*.png with class ids (255 = void).",
         )  # fmt: skip
-    samples = FORMATS[format].read(index, spec, split)
+    samples, notes = FORMATS[format].read(index, spec, split)
     if not samples:
         raise DatasetError(f"{index.origin} holds no labelled image ({format}).")
-    return Dataset(format, index.origin, tuple(samples))
+    return Dataset(format, index.origin, tuple(samples), tuple(notes), index.fingerprint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -16,84 +17,102 @@ from eomt_deploy.evaluation.truth import VOID, Sample, Truth
 from eomt_deploy.sources import IMAGE_SUFFIXES
 from eomt_deploy.spec import ModelSpec
 
-CITYSCAPES_LABEL = r"(^|/)gtFine/\w+/.*_gtFine_labelIds\.png$"
-ADE20K_LABEL = r"(^|/)annotations/(training|validation)/[^/]*\.png$"
-FOLDER_LABEL = r"(^|/)labels/[^/]*\.png$"
+SUFFIXES = "|".join(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
+CITYSCAPES_LABEL = r"(?i)(\w+)/(\w+)/([^/]+)_gtFine_labelIds\.png$"
+CITYSCAPES_PHOTO = rf"(?i)(\w+)/(\w+)/([^/]+)_leftImg8bit\.(?:{SUFFIXES})$"
+ADE20K_LABEL = r"(?i)annotations/(training|validation)/([^/]+)\.png$"
+ADE20K_PHOTO = rf"(?i)images/(training|validation)/([^/]+)\.(?:{SUFFIXES})$"
+FOLDER_LABEL = r"(?i)^(?:(.*)/)?labels/(.+)\.png$"
+FOLDER_PHOTO = rf"(?i)^(?:(.*)/)?images/(.+)\.(?:{SUFFIXES})$"
+FOLDER_OTHER = rf"(?i)(^|/)labels/.+\.(?:{SUFFIXES})$"
 
 FILE_VOID = 255
 # labelIds of the 19 evaluated classes in the order of their train ids (cityscapesScripts).
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 ADE20K_CLASSES = 150
 
+Found = tuple[list[Sample], list[str]]
+"""Samples, and what the user should know of the data."""
 Lookup = npt.NDArray[np.int32]
 """Class id by value in the file; -1 void; -2 no such value."""
 UNKNOWN = -2
 
 
-def read_cityscapes(index: FileIndex, spec: ModelSpec, split: str | None) -> list[Sample]:
-    """``gtFine/<split>/*/*_gtFine_labelIds.png`` beside ``leftImg8bit``; val by default."""
+def read_cityscapes(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
+    """``gtFine/<split>/<city>/*_gtFine_labelIds.png`` and ``leftImg8bit``; val by default."""
     _check_count(spec, len(CITYSCAPES_IDS), "Cityscapes")
     lookup = np.full(256, VOID, np.int32)
     lookup[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
-    labels = [n for n in index.matching(CITYSCAPES_LABEL) if f"gtFine/{split or 'val'}/" in n]
-    return [
-        _sample(
-            index,
-            label,
-            [label.replace("_gtFine_labelIds", "_leftImg8bit").replace("gtFine/", "leftImg8bit/")],
-            lookup,
-        )
-        for label in labels
-    ]
+    return _pair(index, CITYSCAPES_LABEL, CITYSCAPES_PHOTO, split or "val", lookup)
 
 
-def read_ade20k(index: FileIndex, spec: ModelSpec, split: str | None) -> list[Sample]:
+def read_ade20k(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
     """``annotations/<split>/*.png`` beside ``images``; 0 is void; validation by default."""
     _check_count(spec, ADE20K_CLASSES, "ADE20K")
     lookup = np.full(256, UNKNOWN, np.int32)
     lookup[: ADE20K_CLASSES + 1] = np.arange(-1, ADE20K_CLASSES)
-    part = f"annotations/{split or 'validation'}/"
-    return [
-        _sample(
-            index,
-            label,
-            [label.replace("annotations/", "images/").replace(".png", ".jpg")],
-            lookup,
-        )
-        for label in index.matching(ADE20K_LABEL)
-        if part in label
-    ]
+    return _pair(index, ADE20K_LABEL, ADE20K_PHOTO, split or "validation", lookup)
 
 
-def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> list[Sample]:
+def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
     """``labels/*.png`` with class ids (255 void) beside ``images/*``; CamVid-style."""
     _check_class_file(index, spec)
     lookup = np.full(256, UNKNOWN, np.int32)
     lookup[: len(spec.classes)] = np.arange(len(spec.classes))
     lookup[FILE_VOID] = VOID
     labels = index.matching(FOLDER_LABEL)
-    if split:
-        labels = [label for label in labels if split in PurePosixPath(label).parts]
-    samples = []
-    for label in labels:
-        path = PurePosixPath(label)
-        stem = path.parent.parent / "images" / path.stem
-        candidates = [f"{stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
-        samples.append(_sample(index, label, candidates, lookup))
-    return samples
-
-
-def _sample(index: FileIndex, label: str, candidates: list[str], lookup: Lookup) -> Sample:
-    photo = next((name for name in candidates if name in index), None)
-    if photo is None:
+    foreign = sorted(set(index.matching(FOLDER_OTHER)) - set(labels))
+    if foreign:
         raise DatasetError(
-            f"{index.describe(label)} has no image beside it.",
-            why=f"Looked for {candidates[0]}"
-            + (f" and {len(candidates) - 1} other suffixes." if len(candidates) > 1 else "."),
-            fix="Pass the folder or zip with the images, too: --data A --data B.",
+            f"{index.describe(foreign[0])} is no PNG; labels must be stored without loss.",
+            fix="Save labels as 8-bit PNG with class ids.",
         )
-    found = photo
+    folders = sorted({match[1] or "" for name in labels if (match := _match(FOLDER_LABEL, name))})
+    if split is None and len(folders) > 1:
+        raise DatasetError(
+            f"There are labels in several folders: {', '.join(f or '.' for f in folders)}.",
+            fix=f"Say which: --split {PurePosixPath(folders[-1]).name}.",
+        )
+    chosen = [f for f in folders if split is None or split in PurePosixPath(f).parts]
+    if len(chosen) != 1:
+        raise DatasetError(
+            f"{len(chosen)} folders with labels are of the split {split!r}.",
+            why=f"There are {', '.join(f or '.' for f in folders)}.",
+        )
+    return _pair(index, FOLDER_LABEL, FOLDER_PHOTO, chosen[0] or None, lookup)
 
+
+def _pair(
+    index: FileIndex, label_pattern: str, photo_pattern: str, split: str | None, lookup: Lookup
+) -> Found:
+    """Labels and photos whose names agree in every group; the first group is the split.
+
+    Raises:
+        DatasetError: no label of the split, or one without its photo.
+    """
+    labels = {m.groups(): n for n in index.names if (m := _match(label_pattern, n))}
+    photos = {m.groups(): n for n in index.names if (m := _match(photo_pattern, n))}
+    wanted = [key for key in labels if key[0] == split]
+    if not wanted:
+        known = ", ".join(sorted({str(key[0]) for key in labels}))
+        raise DatasetError(f"There are no labels of the split {split!r}, only of {known}.")
+    for key in wanted:
+        if key not in photos:
+            raise DatasetError(
+                f"{index.describe(labels[key])} has no image that belongs to it.",
+                why=f"Among {len(photos)} photos none has the same split and name.",
+                fix="Pass the folder or zip with the images, too: --data A --data B.",
+            )
+    bare = sum(key[0] == split and key not in labels for key in photos)
+    samples = [_sample(index, labels[key], photos[key], lookup) for key in wanted]
+    return samples, [f"{bare} images have no label"] if bare else []
+
+
+def _match(pattern: str, name: str) -> re.Match[str] | None:
+    return re.search(pattern, name)
+
+
+def _sample(index: FileIndex, label: str, photo: str, lookup: Lookup) -> Sample:
     def truth() -> Truth:
         values = _read_labels(index, label)
         class_map = lookup[values]
@@ -106,7 +125,7 @@ def _sample(index: FileIndex, label: str, candidates: list[str], lookup: Lookup)
             )
         return Truth((values.shape[0], values.shape[1]), class_map=class_map)
 
-    return Sample(PurePosixPath(found).name, lambda: index.image(found), truth)
+    return Sample(photo, lambda: index.image(photo), truth)
 
 
 def _read_labels(index: FileIndex, name: str) -> npt.NDArray[np.uint8]:
