@@ -6,6 +6,7 @@ installed here. A new precision or run-time shows up by itself.
     python benchmarks/fidelity.py                          # the embedded model on held-out scenes
     python benchmarks/fidelity.py --name camvid --checkpoint camvid.bin --task semantic \\
         --classes classes.json --data camvid/val           # a model and labelled data of yours
+    python benchmarks/fidelity.py --images photos/ …       # agreement only, no labels needed
 
 Writes benchmarks/results/fidelity-NAME.json and .md.
 """
@@ -31,11 +32,13 @@ from eomt_deploy.engines import BACKENDS
 from eomt_deploy.errors import EomtDeployError
 from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.compare import Comparison, compare
+from eomt_deploy.evaluation.truth import unlabelled
 from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.exporting.config import PRECISIONS
 from eomt_deploy.exporting.describe import find_source
 from eomt_deploy.exporting.reference import TorchEngine
 from eomt_deploy.files import write_atomically
+from eomt_deploy.sources import find_images
 
 HERE = Path(__file__).parent
 SCENES = HERE.parent / "examples" / "tiny_checkpoint" / "scenes.py"
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--name", default="scenes", help="name of the result files")
     parser.add_argument("--checkpoint", default=plan["checkpoint"])
     parser.add_argument("--data", nargs="+", help="labelled data; default: made-up scenes")
+    parser.add_argument("--images", nargs="+", help="photos without labels: agreement only")
     parser.add_argument("--task")
     parser.add_argument("--classes", type=Path)
     parser.add_argument("--limit", type=int)
@@ -63,9 +67,10 @@ def main() -> None:
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        data = options.data or [make_scenes(work / "scenes", plan["count"], plan["seed"])]
+        given = options.images or options.data
+        data = given or [make_scenes(work / "scenes", plan["count"], plan["seed"])]
         # The last two parts of a path name the data, not the machine that they lie on.
-        named = [str(Path(*Path(d).parts[-2:])) for d in options.data or []]
+        named = [str(Path(*Path(d).parts[-2:])) for d in given or []]
         origin = " ".join(named) or f"{plan['count']} {plan['data']}, seed {plan['seed']}"
         rows = list(measure(options, work, data, console))
     write(options, origin, rows)
@@ -93,13 +98,16 @@ def measure(
         report = export(config)
         location = find_source(config).location
         reference = Segmenter(TorchEngine(Path(location), report.spec))
-        samples = open_dataset(data, report.spec).samples[: options.limit]
+        if options.images:
+            samples = unlabelled(find_images(options.images))[: options.limit]
+        else:
+            samples = open_dataset(data, report.spec).samples[: options.limit]
         for name, backend in BACKENDS.items():
             if not backend.installed or ".onnx" not in backend.suffixes:
                 continue
             with Segmenter(path, backend=name) as segmenter:
                 console.print(f"{name}, {precision}: {len(samples)} images")
-                found = compare(reference, segmenter, samples, labelled=True)
+                found = compare(reference, segmenter, samples, labelled=not options.images)
                 place = f"{name} ({segmenter.engine.device})"
             size = sum(file.stat().st_size for file in report.files) / 1e6
             yield Row(place, precision, size, found)

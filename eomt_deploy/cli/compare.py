@@ -127,18 +127,11 @@ def _samples(
     images: list[str], data: list[Path], spec: ModelSpec, split: str | None
 ) -> tuple[Sample, ...]:
     from eomt_deploy.evaluation import open_dataset
-    from eomt_deploy.evaluation.truth import Sample, Truth
-    from eomt_deploy.sources import find_images, load_image
+    from eomt_deploy.evaluation.truth import unlabelled
+    from eomt_deploy.sources import find_images
 
-    if data:
-        return open_dataset(data, spec, split=split).samples
-
-    def unlabelled() -> Truth:
-        raise UsageError("These images have no labels.")
-
-    return tuple(
-        Sample(path.name, lambda path=path: load_image(path), unlabelled)  # type: ignore[misc]
-        for path in find_images(images)
+    return (
+        open_dataset(data, spec, split=split).samples if data else unlabelled(find_images(images))
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from eomt_deploy.errors import UsageError
 from eomt_deploy.result import Rle, Segment, Segmentation
-from eomt_deploy.sources import RgbImage
+from eomt_deploy.sources import RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
 
 VOID = -1
@@ -66,6 +68,18 @@ class Sample:
     name: str
     image: Callable[[], RgbImage]
     truth: Callable[[], Truth]
+
+
+def unlabelled(paths: Iterable[Path]) -> tuple[Sample, ...]:
+    """Photos without labels, to compare models on."""
+
+    def sample(path: Path) -> Sample:
+        def truth() -> Truth:
+            raise UsageError(f"{path} has no labels.")
+
+        return Sample(str(path), lambda: load_image(path), truth)
+
+    return tuple(sample(path) for path in paths)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from eomt_deploy.errors import DatasetError, UsageError, VerificationError
 from eomt_deploy.evaluation import evaluate, open_dataset
 from eomt_deploy.evaluation.compare import compare, paired_difference
 from eomt_deploy.evaluation.scorers import scorer_for
+from eomt_deploy.evaluation.truth import unlabelled
 from eomt_deploy.exporting.reference import TorchEngine
 from eomt_deploy.spec import TASKS
 
@@ -170,6 +171,13 @@ def test_artifact_against_its_checkpoint(opened, files, task):
     assert abs(result.labelled.difference) < 0.5
     # The random panoptic model keeps no segment: there is nothing to score then.
     assert result.score is None if task == "panoptic" else result.score >= 99.5
+
+
+def test_photos_without_labels(photo):
+    sample = unlabelled([photo])[0]
+    assert sample.image().shape == (400, 600, 3)
+    with pytest.raises(UsageError, match="no labels"):
+        sample.truth()
 
 
 def test_models_that_cannot_be_compared(opened):
