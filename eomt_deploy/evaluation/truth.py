@@ -77,7 +77,7 @@ def unlabelled(paths: Iterable[Path]) -> tuple[Sample, ...]:
         def truth() -> Truth:
             raise UsageError(f"{path} has no labels.")
 
-        return Sample(str(path), lambda: load_image(path), truth)
+        return Sample(path.name, lambda: load_image(path), truth)
 
     return tuple(sample(path) for path in paths)
 
