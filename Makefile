@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+RUN := $(VENV)/.run
 READY := $(VENV)/.ready
 DEMO := demo
 
@@ -9,12 +11,16 @@ DEMO := demo
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,export,dev]'
-	touch $@
+	$(PIP) -e '.[cpu,export]'
+	@touch $@
 
-demo: $(READY)
+$(READY): $(RUN)
+	$(PIP) -e '.[cpu,export,dev]'
+	@touch $@
+
+demo: $(RUN)
 	$(BIN)/eomt-deploy export eomt-tiny-scenes -o $(DEMO)/tiny.onnx
 	$(BIN)/eomt-deploy predict $(DEMO)/tiny.onnx examples/scenes -o $(DEMO)/out
 	$(BIN)/eomt-deploy bench --engine $(DEMO)/tiny.onnx --image examples/scenes/scene-1.png --json $(DEMO)/bench.json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -19,6 +19,9 @@ from eomt_deploy.cli.console import (
     write_json,
 )
 from eomt_deploy.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from eomt_deploy.spec import Task
 
 
 def export(
@@ -65,7 +68,7 @@ def export(
     config = ExportConfig(
         checkpoint=checkpoint,
         output=output,
-        task=task,  # type: ignore[arg-type]  # checked by ExportConfig, with words
+        task=cast("Task | None", task),  # ExportConfig checks it, with words
         classes=classes,
         size=parse_size(size),
         native_size=parse_size(native_size),

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 from eomt_deploy.engines.base import Engine
 from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
+
+
+class OpenEngine(Protocol):
+    """How every engine is made."""
+
+    def __call__(self, path: Path, *, device: str | None, threads: int | None) -> Engine: ...
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,10 @@ class Backend:
     def installed(self) -> bool:
         return find_spec(self.package) is not None
 
-    def load(self) -> type[Engine]:
+    def load(self) -> OpenEngine:
+        """Import the engine's class, and only now its run-time."""
         module, name = self.target.split(":")
-        engine: type[Engine] = getattr(import_module(module), name)
+        engine: OpenEngine = getattr(import_module(module), name)
         return engine
 
 
@@ -117,5 +125,4 @@ def open_engine(
         raise UsageError(f"{name} has no device {device!r}.", fix=f"It has {', '.join(devices)}.")
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot run anything.", fix="Pass 1 or more.")
-    engine_class = BACKENDS[name].load()
-    return engine_class(path, device=device, threads=threads)  # type: ignore[call-arg]
+    return BACKENDS[name].load()(path, device=device, threads=threads)
