@@ -114,7 +114,7 @@ def _show(report: EvalReport) -> None:
             table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
         stdout.print(table)
     numbers = "  ".join(f"{name} {value:.2f}" for name, value in report.scores.summary.items())
-    say(numbers or "nothing could be scored")
+    say(numbers)
     facts = report.facts
     digest = facts["artifact"]["sha256"]
     say(
