@@ -82,7 +82,7 @@ def test_arrays_that_are_no_image(array, word):
 
 def test_unknown_color_order(gradient):
     with pytest.raises(UsageError, match="'rgb' or 'bgr'"):
-        load_image(gradient, color_order="gbr")  # type: ignore[arg-type]
+        load_image(gradient, color_order="gbr")
 
 
 def test_files_that_are_no_image(tmp_path, photo):
@@ -101,7 +101,7 @@ def test_files_that_are_no_image(tmp_path, photo):
     with pytest.raises(ImageError, match="address"):
         load_image("https://example.com/cat.jpg")
     with pytest.raises(ImageError, match="BytesIO"):
-        load_image(io.BytesIO())  # type: ignore[arg-type]
+        load_image(io.BytesIO())
 
 
 def test_find_images_in_folders_and_globs(tmp_path, gradient):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from eomt_deploy.errors import CheckpointError
 
-TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SAFETENSORS_SUFFIX = ".safetensors"
 # Where trainers put the weights inside a larger dictionary.
 CONTAINERS = ("state_dict", "model")

@@ -253,7 +253,7 @@ def _initialise(model: EoMT) -> None:
     with torch.no_grad():
         projection = model.encoder.backbone.patch_embed.proj
         projection.weight.copy_(_cosine_filters(model.shape.width))
-        nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(projection.get_parameter("bias"))
         position = _sine_positions(model.shape.size // PATCH, model.shape.width)
         model.encoder.backbone.pos_embed.copy_(position)
 

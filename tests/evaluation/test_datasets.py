@@ -337,6 +337,15 @@ def test_instance_model_and_data_with_more_stuff(tmp_path, spec):
     assert {s.class_id for truth in truths for s in truth.segments} == {0, 1, 2}
 
 
+def test_thing_that_the_model_holds_for_stuff_is_refused(tmp_path, spec):
+    root = made_up.coco_panoptic(tmp_path / "data")
+    document = json.loads((root / "panoptic.json").read_text())
+    document["categories"][0]["isthing"] = 1  # sky
+    (root / "panoptic.json").write_text(json.dumps(document))
+    with pytest.raises(DatasetError, match=r"same things(.|\n)*only in the data: sky"):
+        open_dataset([root], spec("instance"))
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import made_up
 import numpy as np
@@ -11,6 +14,7 @@ from eomt_deploy import Segmenter
 from eomt_deploy.errors import DatasetError, UsageError, VerificationError
 from eomt_deploy.evaluation import evaluate, open_dataset
 from eomt_deploy.evaluation.compare import compare, paired_difference
+from eomt_deploy.evaluation.evaluate import file_sha256
 from eomt_deploy.evaluation.scorers import scorer_for
 from eomt_deploy.evaluation.truth import unlabelled
 from eomt_deploy.exporting.reference import TorchEngine
@@ -246,3 +250,34 @@ def test_compare_beyond_the_tolerance_exits_with_4(cli, tmp_path, exported, file
     code, _, err = cli("compare", exported("panoptic"), other, root / "images", "--tolerance", 1)
     assert code == 4
     assert "1% is allowed" in err
+
+
+def test_objects_that_melt_into_one_are_a_difference():
+    """No pixel changes its class then, but the masks do."""
+    from eomt_deploy.cli.compare import _check
+    from eomt_deploy.evaluation.compare import Comparison
+
+    merged = Comparison(1, 0.0, 0.0, 1.0, 0.5, None, "PQ", None, ())
+    with pytest.raises(VerificationError, match=r"50\.000% of the masks"):
+        _check(merged, 1.0, Path("a.onnx"), Path("b.onnx"))
+    _check(replace(merged, mask_iou=0.995), 1.0, Path("a.onnx"), Path("b.onnx"))
+
+
+def test_hash_covers_the_side_file_with_the_weights(tmp_path):
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"graph")
+    alone = file_sha256(model)
+    assert alone == hashlib.sha256(b"graph").hexdigest()
+    (tmp_path / "m.onnx.data").write_bytes(b"weights")
+    assert file_sha256(model) != alone
+
+
+def test_worst_pictures_use_the_thresholds_of_the_run(cli, tmp_path, exported):
+    root = made_up.coco_panoptic(tmp_path / "data")
+    pictures = []
+    for score in (0.0, 1.0):
+        folder = tmp_path / f"worst-{score}"
+        options = ("--score-threshold", score, "--overlap-threshold", 0, "--worst", folder)
+        assert cli("eval", exported("panoptic"), "--data", root, *options)[0] == 0
+        pictures.append(sorted(p.read_bytes() for p in folder.iterdir()))
+    assert pictures[0] != pictures[1]

@@ -233,10 +233,11 @@ def map_categories(
     own = {c.name: c.id for c in spec.classes}
     wanted = {c.name for c in spec.classes if c.thing or not things_only}
     theirs = {c["name"] for c in categories if c.get("isthing", 1) or not things_only}
-    missing, foreign = sorted(wanted - theirs), sorted(theirs - own.keys())
+    missing, foreign = sorted(wanted - theirs), sorted(theirs - wanted)
     if missing or foreign:
         raise DatasetError(
-            f"{origin} and the model {spec.name} do not have the same classes.",
+            f"{origin} and the model {spec.name} do not have the same "
+            + ("things." if things_only else "classes."),
             why=f"only in the model: {', '.join(missing[:8]) or 'none'}; "
             f"only in the data: {', '.join(foreign[:8]) or 'none'}.",
             fix="Evaluate on the data set that the model was trained for; the names in --classes "

@@ -67,7 +67,9 @@ def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
             f"{index.describe(foreign[0])} is no PNG; labels must be stored without loss.",
             fix="Save labels as 8-bit PNG with class ids.",
         )
-    folders = sorted({match[1] or "" for name in labels if (match := _match(FOLDER_LABEL, name))})
+    folders = sorted(
+        {match[1] or "" for name in labels if (match := re.search(FOLDER_LABEL, name))}
+    )
     if split is None and len(folders) > 1:
         raise DatasetError(
             f"There are labels in several folders: {', '.join(f or '.' for f in folders)}.",
@@ -90,8 +92,8 @@ def _pair(
     Raises:
         DatasetError: no label of the split, or one without its photo.
     """
-    labels = {m.groups(): n for n in index.names if (m := _match(label_pattern, n))}
-    photos = {m.groups(): n for n in index.names if (m := _match(photo_pattern, n))}
+    labels = {m.groups(): n for n in index.names if (m := re.search(label_pattern, n))}
+    photos = {m.groups(): n for n in index.names if (m := re.search(photo_pattern, n))}
     wanted = [key for key in labels if key[0] == split]
     if not wanted:
         known = ", ".join(sorted({str(key[0]) for key in labels}))
@@ -106,10 +108,6 @@ def _pair(
     bare = sum(key[0] == split and key not in labels for key in photos)
     samples = [_sample(index, labels[key], photos[key], lookup) for key in wanted]
     return samples, [f"{bare} images have no label"] if bare else []
-
-
-def _match(pattern: str, name: str) -> re.Match[str] | None:
-    return re.search(pattern, name)
 
 
 def _sample(index: FileIndex, label: str, photo: str, lookup: Lookup) -> Sample:
