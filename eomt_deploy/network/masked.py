@@ -1,0 +1,102 @@
+"""EoMT as it is trained: queries attend inside their own mask only (step 4 of the ladder).
+
+The exported network has none of this; it is here to be measured against it.
+Shapes: B batch, Q queries, N patches, P class token and registers, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eomt_deploy.network.eomt import Attention, Backbone, Block, EoMT
+
+AttentionKind = Literal["sdpa", "written"]
+"""``sdpa``: PyTorch's fused kernels, FlashAttention among them, as the paper measured.
+``written``: products and softmax apart, as export needs them."""
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, scale: float, kind: AttentionKind
+) -> Tensor:
+    """Attention of ``q`` [B, heads, n, d] over ``k`` and ``v`` [B, heads, m, d].
+
+    Args:
+        allowed: bool, broadcast to [B, heads, n, m]; True where a query may look. No row may be
+            all False.
+    """
+    if kind == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale)
+    scores = (q * scale) @ k.transpose(-2, -1)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return scores.softmax(dim=-1) @ v
+
+
+class MaskableAttention(Attention):
+    """EoMT's attention, with the choice of kernel and of an attention mask."""
+
+    def __init__(self, width: int, heads: int, kind: AttentionKind) -> None:
+        super().__init__(width, heads)
+        self.kind: AttentionKind = kind
+
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        heads = (-1, x.shape[1], self.heads, self.head_width)
+        q, k, v = (t.reshape(heads).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        x = attend(q, k, v, allowed, scale=self.scale, kind=self.kind)
+        x = self.proj(x.transpose(1, 2).flatten(2))
+        return x
+
+
+def choose_attention(backbone: Backbone, kind: AttentionKind) -> None:
+    """Give every block a :class:`MaskableAttention` with the weights that it has."""
+    for block in backbone.layers:
+        old = block.attn
+        with torch.device("meta"):  # its own weights are thrown away
+            new = MaskableAttention(old.proj.in_features, old.heads, kind)
+        new.qkv, new.proj, new.scale = old.qkv, old.proj, old.scale
+        block.attn = new
+
+
+class MaskedEoMT(EoMT):
+    """EoMT that predicts masks before each of its last blocks and attends inside them.
+
+    Call :func:`choose_attention` on its backbone before it runs.
+    """
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`EoMT.forward`, the paper's figure 2 with masked attention."""
+        arch, backbone = self.arch, self.backbone
+        x = images.to(self.q.weight.dtype).permute(0, 3, 1, 2)
+        if self.normalize:
+            x = (x / 255 - self.pixel_mean) / self.pixel_std
+        x = backbone.patch_embed(x) + backbone.pos_embed
+        x = torch.cat([backbone.prefix().expand(x.shape[0], -1, -1), x], dim=1)
+        first = arch.depth - arch.num_blocks
+        for block in backbone.layers[:first]:
+            x = block(x)
+        x = torch.cat([self.q.weight.unsqueeze(0).expand(x.shape[0], -1, -1), x], dim=1)
+        for block in backbone.layers[first:]:
+            _, mask_logits = self.predict(backbone.norm(x))
+            x = _masked_block(block, x, self.allowed(mask_logits))
+        return self.predict(backbone.norm(x))
+
+    def allowed(self, mask_logits: Tensor) -> Tensor:
+        """Who may look at whom, bool [B, 1, Q + P + N, Q + P + N].
+
+        A query sees all queries, the class token, the registers and the patches of its mask; every
+        other token sees everything. So no row is ever empty.
+        """
+        logits = F.interpolate(mask_logits, self.grid, mode="bilinear", align_corners=False)
+        inside = logits.flatten(2) > 0  # [B, Q, N]
+        queries, prefix, patches = self.arch.num_queries, self.arch.num_prefix, inside.shape[2]
+        return F.pad(inside, (queries + prefix, 0, 0, prefix + patches), value=True).unsqueeze(1)
+
+
+def _masked_block(block: Block, x: Tensor, allowed: Tensor) -> Tensor:
+    x = x + block.ls1(block.attn(block.norm1(x), allowed))
+    x = x + block.ls2(block.mlp(block.norm2(x)))
+    return x
