@@ -7,6 +7,10 @@ installed here. A new precision or run-time shows up by itself.
     python benchmarks/fidelity.py --name camvid --checkpoint camvid.bin --task semantic \\
         --classes classes.json --data camvid/val           # a model and labelled data of yours
     python benchmarks/fidelity.py --images photos/ …       # agreement only, no labels needed
+    … --calibrate photos/ --budget 0.2                     # int8 and fp8, too
+
+FP32 is run by every run-time; lower precisions are what a GPU would compute (`--backend emulation`)
+and, where a CPU runs them, what it computes.
 
 Writes benchmarks/results/fidelity-NAME.json and .md.
 """
@@ -34,13 +38,14 @@ from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.compare import Comparison, compare
 from eomt_deploy.evaluation.truth import unlabelled
 from eomt_deploy.exporting import ExportConfig, export
-from eomt_deploy.exporting.config import PRECISIONS
+from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
 from eomt_deploy.exporting.describe import find_source
 from eomt_deploy.exporting.reference import TorchEngine
 from eomt_deploy.files import write_atomically
 from eomt_deploy.sources import find_images
 
 HERE = Path(__file__).parent
+CALIBRATION_SCENES = 64
 SCENES = HERE.parent / "examples" / "tiny_checkpoint" / "scenes.py"
 
 
@@ -61,6 +66,9 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", help="photos without labels: agreement only")
     parser.add_argument("--task")
     parser.add_argument("--classes", type=Path)
+    parser.add_argument("--calibrate", type=Path, help="photos for int8 and fp8")
+    parser.add_argument("--budget", type=float, help="points that one more int8 row may lose")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     options = parser.parse_args()
@@ -68,6 +76,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         given = options.images or options.data
+        if not given:  # made-up data have made-up calibration photos, of other scenes
+            scenes = make_scenes(work / "calibration", CALIBRATION_SCENES, plan["seed"] + 1)
+            options.calibrate = options.calibrate or scenes / "images"
         data = given or [make_scenes(work / "scenes", plan["count"], plan["seed"])]
         # The last two parts of a path name the data, not the machine that they lie on.
         named = [str(Path(*Path(d).parts[-2:])) for d in given or []]
@@ -85,17 +96,27 @@ def make_scenes(folder: Path, count: int, seed: int) -> Path:
 def measure(
     options: argparse.Namespace, work: Path, data: list[Any], console: Console
 ) -> Iterator[Row]:
-    for precision in PRECISIONS:
-        path = work / f"model.{precision}.onnx"
+    for precision, budget in wanted(options):
+        path = work / f"model.{precision}.{budget}.onnx"
+        high = precision in ("fp32", "bf16")
+        judged = options.data if precision in QUANTIZED and options.data else ()
         config = ExportConfig(
             options.checkpoint,
             path,
             task=options.task,
             classes=options.classes,
             precision=precision,
+            calibrate=None if high else options.calibrate,
+            budget=budget,
+            data=tuple(Path(d) for d in judged) if budget is not None else (),
         )
-        console.print(f"exporting {precision}")
+        console.print(f"exporting {precision}" + (f", budget {budget:g}" if budget else ""))
         report = export(config)
+        if budget is not None and report.verdict:
+            kept = ", ".join(map(str, report.verdict.chosen.kept)) or "none"
+            named = f"{precision}, budget {budget:g}: fp16 blocks {kept}"
+        else:
+            named = precision
         location = find_source(config).location
         reference = Segmenter(TorchEngine(Path(location), report.spec))
         if options.images:
@@ -105,12 +126,24 @@ def measure(
         for name, backend in BACKENDS.items():
             if not backend.installed or ".onnx" not in backend.suffixes:
                 continue
+            # FP32 needs no emulation, and no CPU kernel takes BF16.
+            if (precision, name) in (("fp32", "emulation"), ("bf16", "onnxruntime")):
+                continue
             with Segmenter(path, backend=name) as segmenter:
-                console.print(f"{name}, {precision}: {len(samples)} images")
+                console.print(f"{name}, {named}: {len(samples)} images")
                 found = compare(reference, segmenter, samples, labelled=not options.images)
                 place = f"{name} ({segmenter.engine.device})"
             size = sum(file.stat().st_size for file in report.files) / 1e6
-            yield Row(place, precision, size, found)
+            yield Row(place, named, size, found)
+
+
+def wanted(options: argparse.Namespace) -> list[tuple[str, float | None]]:
+    """Precisions with their budgets: those that need no calibration, or have it."""
+    able = [p for p in options.precisions if p not in QUANTIZED or options.calibrate]
+    rows: list[tuple[str, float | None]] = [(precision, None) for precision in able]
+    if options.budget is not None and "int8" in able:
+        rows.append(("int8", options.budget))
+    return rows
 
 
 def write(options: argparse.Namespace, origin: str, rows: list[Row]) -> None:

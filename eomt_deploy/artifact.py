@@ -128,6 +128,9 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     import onnx
 
     tensor = value.type.tensor_type
-    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    try:
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except KeyError:  # no tensor, or of a type that numpy has not
+        dtype = "unknown"
     shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
     return TensorInfo(value.name, dtype, shape)

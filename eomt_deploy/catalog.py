@@ -8,8 +8,10 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
+from eomt_deploy.benchmarking.plan import Suite
+from eomt_deploy.building.config import BuildConfig, parse_bytes
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import EomtDeployError, UsageError
 from eomt_deploy.spec import ClassInfo, Task
@@ -64,7 +66,7 @@ class CatalogEntry:
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """How an artifact is run: one file of ``engines/``."""
+    """How an artifact is run: a file of ``engines/`` with ``kind = "run"``."""
 
     name: str
     backend: str
@@ -73,8 +75,56 @@ class EngineProfile:
 
 
 @dataclass(frozen=True)
+class BuildProfile:
+    """How an engine is built: a file of ``engines/`` with ``kind = "build"``.
+
+    The fields but ``precision``, ``high`` and ``workspace`` (here ``4GiB``) are those of
+    :class:`eomt_deploy.building.BuildConfig`.
+
+    Attributes:
+        precision: what the model must be exported in; None takes any.
+        high: roles or modules that the export keeps in FP32.
+    """
+
+    name: str
+    summary: str
+    target: str
+    precision: str | None = None
+    high: tuple[str, ...] = ()
+    batch: tuple[int, int, int] | None = None
+    workspace: str | None = None
+    optimization_level: int | None = None
+    tf32: bool = False
+    strip_weights: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    compute_capabilities: tuple[str, ...] = ()
+
+    def config(self, onnx: Path, output: Path) -> BuildConfig:
+        """The build of ``onnx`` to ``output`` by this profile.
+
+        Raises:
+            UsageError: the profile contradicts itself, or the output is no engine.
+        """
+        return BuildConfig(
+            onnx,
+            output,
+            target=cast("Any", self.target),  # BuildConfig checks it, with words
+            batch=self.batch,
+            workspace=None if self.workspace is None else parse_bytes(self.workspace),
+            optimization_level=self.optimization_level,
+            tf32=self.tf32,
+            strip_weights=self.strip_weights,
+            version_compatible=self.version_compatible,
+            hardware_compatibility=cast("Any", self.hardware_compatibility),
+            compute_capabilities=self.compute_capabilities,
+            expect_precision=self.precision,
+        )
+
+
+@dataclass(frozen=True)
 class BenchmarkPlan:
-    """What a benchmark measures: one file of ``benchmarks/``."""
+    """Stages to measure of every engine: a file of ``benchmarks/`` with ``kind = "stages"``."""
 
     name: str
     summary: str
@@ -98,19 +148,49 @@ def checkpoints() -> dict[str, CatalogEntry]:
 
 @cache
 def engine_profiles() -> dict[str, EngineProfile]:
-    """All entries of ``engines/``, by name."""
-    return {p.stem: _build(EngineProfile, p, _read_toml(p)) for p in _entries("engines")}
+    """The entries of ``engines/`` that run artifacts, by name."""
+    return _of_kind("run", EngineProfile, "engines")
+
+
+@cache
+def build_profiles() -> dict[str, BuildProfile]:
+    """The entries of ``engines/`` that build engines, by name."""
+    return _of_kind("build", BuildProfile, "engines")
 
 
 @cache
 def benchmark_plans() -> dict[str, BenchmarkPlan]:
-    """The entries of ``benchmarks/`` that `bench` runs, by name."""
-    plans = {path: _read_toml(path) for path in _entries("benchmarks")}
-    return {
-        path.stem: _build(BenchmarkPlan, path, data)
-        for path, data in plans.items()
-        if data.pop("kind", None) == "stages"
-    }
+    """The entries of ``benchmarks/`` that `bench --engine` runs, by name."""
+    return _of_kind("stages", BenchmarkPlan, "benchmarks")
+
+
+@cache
+def suites() -> dict[str, Suite]:
+    """The entries of ``benchmarks/`` that `bench --suite` runs, by name: tables of the paper."""
+    found = {}
+    for path in _entries("benchmarks"):
+        data = _read_toml(path)
+        if data.pop("kind", None) != "suite":
+            continue
+        try:
+            found[path.stem] = Suite.from_dict({"name": path.stem, **data})
+        except (KeyError, TypeError, ValueError) as error:
+            raise EomtDeployError(
+                f"{path} is not a suite: {error}.", fix="Compare it with its neighbours."
+            ) from error
+    return found
+
+
+def find_suite(name: str) -> Suite:
+    """The suite called ``name``.
+
+    Raises:
+        UsageError: there is none; the message has them all.
+    """
+    known = suites()
+    if name not in known:
+        raise UsageError(f"There is no suite {name!r}.", fix=f"Known: {', '.join(known)}.")
+    return known[name]
 
 
 def find_checkpoint(name: str) -> CatalogEntry:
@@ -130,9 +210,31 @@ def find_checkpoint(name: str) -> CatalogEntry:
     )
 
 
+def find_build_profile(name: str) -> BuildProfile:
+    """The build profile called ``name``.
+
+    Raises:
+        UsageError: there is none; the message has them all.
+    """
+    known = build_profiles()
+    if name not in known:
+        raise UsageError(f"There is no build profile {name!r}.", fix=f"Known: {', '.join(known)}.")
+    return known[name]
+
+
 def match_weights(weights: str) -> CatalogEntry | None:
     """The entry whose weights are ``weights``, so that an hf:// name brings its classes."""
     return next((e for e in checkpoints().values() if e.weights == weights), None)
+
+
+def _of_kind(kind: str, entry: Any, name: str) -> dict[str, Any]:
+    """The entries of a folder whose TOML says ``kind = "…"``, by name."""
+    files = {path: _read_toml(path) for path in _entries(name)}
+    return {
+        path.stem: _build(entry, path, data)
+        for path, data in files.items()
+        if data.pop("kind", None) == kind
+    }
 
 
 def _entries(name: str) -> list[Path]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve")
 """Instruction sets that decide how fast a network runs."""
+
+# CUdevice_attribute numbers of the CUDA driver API.
+COMPUTE_CAPABILITY_MAJOR = 75
+COMPUTE_CAPABILITY_MINOR = 76
 
 
 def cuda_device_count() -> int:
@@ -35,6 +40,43 @@ def cuda_device_names() -> list[str]:
         driver.cuDeviceGetName(buffer, len(buffer), device)
         names.append(buffer.value.decode())
     return names
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Name, compute capability as "8.9", and version of the NVIDIA driver where it tells."""
+
+    name: str
+    compute_capability: str
+    driver: str | None
+
+
+def current_gpu() -> Gpu | None:
+    """The first NVIDIA GPU that this process may use, or None. Never raises."""
+    if cuda_device_count() == 0:
+        return None
+    driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    device, value = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    numbers = []
+    for attribute in (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR):
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        numbers.append(str(value.value))
+    return Gpu(cuda_device_names()[0], ".".join(numbers), _driver_version())
+
+
+def _driver_version() -> str | None:
+    """``580.65.06``, from the management library that comes with the driver."""
+    try:
+        nvml = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
+    except OSError:
+        return None
+    buffer = ctypes.create_string_buffer(80)
+    if nvml.nvmlInit_v2():
+        return None
+    failed = nvml.nvmlSystemGetDriverVersion(buffer, len(buffer))
+    nvml.nvmlShutdown()
+    return None if failed else buffer.value.decode()
 
 
 def cpu_name() -> str:

@@ -81,3 +81,9 @@ class VerificationError(EomtDeployError):
     """The exported model does not compute what the checkpoint computes."""
 
     exit_code = 4
+
+
+class BuildError(EomtDeployError):
+    """TensorRT cannot build this model here; its own reasons are in the message."""
+
+    exit_code = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,6 +91,17 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def cache_folder() -> Path:
+    """The user's own folder for things that can be made again."""
+    if os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "eomt-deploy"
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.engines import Engine, open_engine
-from eomt_deploy.engines.base import Outputs
+from eomt_deploy.engines.base import DeviceEngine, Outputs
 from eomt_deploy.errors import UsageError
 from eomt_deploy.processing import Geometry, Processor
 from eomt_deploy.result import Segmentation
-from eomt_deploy.sources import ColorOrder, ImageSource, load_image
-from eomt_deploy.spec import ModelSpec
+from eomt_deploy.sources import ColorOrder, ImageSource, RgbImage, load_image
+from eomt_deploy.spec import ModelSpec, Thresholds
+
+if TYPE_CHECKING:
+    from eomt_deploy.processing.cuda import CudaProcessor
 
 Logits = npt.NDArray[Any]
 MAX_INPUTS = 8
@@ -60,6 +65,9 @@ class Segmenter:
             engine = open_engine(engine, backend=backend, device=device, threads=threads)
         self.engine: Engine = engine
         self.processor = Processor(engine.spec)
+        # Not isinstance: it would ask a thread's stream, and so start an execution context.
+        on_device = hasattr(engine, "run_device")
+        self._on_device = OnDevice(cast("DeviceEngine", engine)) if on_device else None
 
     @property
     def spec(self) -> ModelSpec:
@@ -87,12 +95,14 @@ class Segmenter:
             UsageError: a threshold that the task does not have.
         """
         pixels = load_image(image, color_order=color_order)
-        result = self.processor.postprocess(
-            *self.logits(pixels),
-            score_threshold=score_threshold,
-            mask_threshold=mask_threshold,
-            overlap_threshold=overlap_threshold,
-        )
+        thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        return self._segment(pixels, thresholds)
+
+    def _segment(self, pixels: RgbImage, thresholds: Thresholds) -> Segmentation:
+        if self._on_device:
+            result = self._on_device.segment(pixels, thresholds)
+        else:
+            result = self.processor.postprocess_with(*self.logits(pixels), thresholds)
         return replace(result, image=pixels)
 
     def logits(self, image: ImageSource) -> tuple[Logits, Logits, Geometry]:
@@ -103,7 +113,7 @@ class Segmenter:
             windows), and where they stand in the image.
         """
         images, geometry = self.processor.preprocess(image)
-        return *self._run(images), geometry
+        return *run_in_parts(self.engine, images), geometry
 
     def predict_batch(
         self,
@@ -117,21 +127,21 @@ class Segmenter:
         """Segment several images together; arguments as in :meth:`predict`."""
         if len(images) == 0:
             return []
+        thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         photos = [load_image(image, color_order=color_order) for image in images]
+        if self._on_device:
+            return [self._segment(photo, thresholds) for photo in photos]
         prepared = [self.processor.preprocess(photo) for photo in photos]
-        class_logits, mask_logits = self._run(np.concatenate([p[0] for p in prepared]))
+        class_logits, mask_logits = run_in_parts(
+            self.engine, np.concatenate([p[0] for p in prepared])
+        )
         results = []
         start = 0
         for photo, (inputs, geometry) in zip(photos, prepared, strict=True):
             own = slice(start, start + len(inputs))
             start += len(inputs)
-            result = self.processor.postprocess(
-                class_logits[own],
-                mask_logits[own],
-                geometry,
-                score_threshold=score_threshold,
-                mask_threshold=mask_threshold,
-                overlap_threshold=overlap_threshold,
+            result = self.processor.postprocess_with(
+                class_logits[own], mask_logits[own], geometry, thresholds
             )
             results.append(replace(result, image=photo))
         return results
@@ -155,19 +165,13 @@ class Segmenter:
                 overlap_threshold=overlap_threshold,
             )
 
-    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run all inputs, a bounded number at a time: a long photo makes many windows."""
-        parts = [
-            self.engine.run(images[start : start + MAX_INPUTS])
-            for start in range(0, len(images), MAX_INPUTS)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
     def close(self) -> None:
         """Free the engine."""
-        self.engine.close()
+        try:
+            if self._on_device:
+                self._on_device.close()
+        finally:
+            self.engine.close()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -179,3 +183,49 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class OnDevice:
+    """The whole way on the GPU: a photo goes in, and only its result comes back.
+
+    Each thread has a processor of its own, on the engine's stream for that thread; it goes with it.
+    """
+
+    def __init__(self, engine: DeviceEngine) -> None:
+        self._engine = engine
+        self._own = threading.local()
+        self._processors: weakref.WeakSet[CudaProcessor] = weakref.WeakSet()
+
+    def segment(self, pixels: RgbImage, thresholds: Thresholds) -> Segmentation:
+        """As :meth:`Segmenter.predict`."""
+        processor = self._processor()
+        images, geometry = processor.preprocess(pixels)
+        outputs = self._engine.run_device(images)
+        return processor.postprocess_with(*outputs, geometry, thresholds)
+
+    def _processor(self) -> CudaProcessor:
+        if not hasattr(self._own, "processor"):
+            from eomt_deploy.processing.cuda import CudaProcessor
+
+            engine = self._engine
+            self._own.processor = CudaProcessor(engine.spec, engine.gpu, engine.stream)
+            self._processors.add(self._own.processor)
+        processor: CudaProcessor = self._own.processor
+        return processor
+
+    def close(self) -> None:
+        """Free the buffers. No other thread may be running."""
+        for processor in list(self._processors):
+            processor.close()
+        self._own = threading.local()
+
+
+def run_in_parts(engine: Engine, images: npt.NDArray[np.uint8]) -> Outputs:
+    """Run all inputs, a bounded number at a time: a long photo makes many windows."""
+    parts = [
+        engine.run(images[start : start + MAX_INPUTS])
+        for start in range(0, len(images), MAX_INPUTS)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

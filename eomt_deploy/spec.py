@@ -163,7 +163,7 @@ class ModelSpec:
             data["thresholds"] = Thresholds(**data["thresholds"])
             data["backbone"] = Backbone(**data["backbone"])
             return cls(**data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ArtifactError(
                 f"The model description inside the file cannot be read ({error!r}).",
                 fix="Export the checkpoint again with this version of eomt-deploy.",

@@ -4,12 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import tiny
 from PIL import Image
 
 from eomt_deploy.cli import main
-from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.exporting import ExportConfig, export, graph
+from eomt_deploy.exporting.calibration import observe
+from eomt_deploy.exporting.config import QUANTIZED
+from eomt_deploy.exporting.lowering import Lowering, lower
+from eomt_deploy.exporting.precision import describe
+from eomt_deploy.exporting.quantization import insert_qdq, quantize_layers
+from eomt_deploy.network.folds import fold
 from eomt_deploy.spec import Task
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -39,6 +46,40 @@ def exported(tmp_path_factory: pytest.TempPathFactory, files: tiny.Files) -> Cal
         if not path.exists():
             export(ExportConfig(str(files.checkpoint), path, task=task, classes=files.classes))
         return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def traced() -> Callable[[int | None], ir.Model]:
+    """The tiny network's annotated FP32 graph, traced once per batch size."""
+    graphs: dict[int | None, ir.Model] = {}
+
+    def get(batch: int | None = None) -> ir.Model:
+        if batch not in graphs:
+            network = fold(tiny.network())
+            graphs[batch] = describe(
+                graph.trace(network, tiny.spec(batch=batch)), tiny.spec(batch=batch)
+            )
+        return graphs[batch].clone()
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def lowered(traced: Callable[[int | None], ir.Model]) -> Callable[..., ir.Model]:
+    """The tiny network's graph in any precision and batch size."""
+    network = fold(tiny.network())
+    activations = observe(network, [tiny.photos()])
+
+    def get(precision: str, batch: int | None = None, task: Task = "panoptic") -> ir.Model:
+        model = traced(batch)
+        if precision in QUANTIZED:
+            layers = quantize_layers(network, activations, precision, "minmax")
+            model = insert_qdq(model, layers, layers)
+        if precision != "fp32":
+            model = lower(model, Lowering(precision))
+        return describe(model, tiny.spec(task, precision, batch))
 
     return get
 

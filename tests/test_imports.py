@@ -11,6 +11,8 @@ HEAVY = (
     "onnxruntime",
     "openvino",
     "tensorrt",
+    "tensorrt_rtx",
+    "cuda",
     "cv2",
     "PIL",
     "numpy",

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     return next(folder.glob("*.whl"))
+
+
+def test_what_is_no_python_is_inside(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "eomt_deploy/engines/cuda/kernels.cu" in names
+    assert "eomt_deploy/_data/engines/tensorrt-rtx.toml" in names
 
 
 def test_light_then_cpu_then_export(wheel, tmp_path, photo, exported):

@@ -6,11 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eomt_deploy.architecture import Architecture
+from eomt_deploy.classes import make_classes
 from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec, Task
 
 ARCH = Architecture(
     width=64,
@@ -79,3 +82,41 @@ def write(folder: Path, model: EoMT | None = None) -> Files:
     torch.save(official_keys(model or network()), files.checkpoint)
     files.classes.write_text(json.dumps(CLASSES))
     return files
+
+
+def spec(task: Task = "panoptic", precision: str = "fp32", batch: int | None = None) -> ModelSpec:
+    """The description of the tiny network."""
+    return ModelSpec(
+        name="tiny",
+        task=task,
+        image_size=SIZE,
+        patch_size=ARCH.patch_size,
+        num_queries=ARCH.num_queries,
+        num_blocks=ARCH.num_blocks,
+        num_upscale=ARCH.num_upscale,
+        classes=make_classes(CLASSES, "tiny"),
+        resize=RESIZE_RULES[task],
+        thresholds=TASK_THRESHOLDS[task],
+        backbone=Backbone("dinov2", ARCH.width, ARCH.depth, ARCH.heads, ARCH.mlp, 2, 0),
+        precision=precision,
+        batch=batch,
+        provenance={"eomt_deploy": "0.1.0"},
+    )
+
+
+def photos(count: int = 4) -> np.ndarray:
+    """Network inputs with structure, uint8 [count, H, W, 3]."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
+    return np.repeat(np.repeat(coarse, SIZE[0] // 8, 1), SIZE[1] // 8, 2)
+
+
+def overflowing() -> EoMT:
+    """A network that computes the same in FP32, but whose values leave FP16's range in block 1."""
+    model = network()
+    block = model.backbone.layers[1]
+    with torch.no_grad():
+        block.attn.qkv.weight[-ARCH.width :] *= 1e5
+        block.attn.qkv.bias[-ARCH.width :] *= 1e5
+        block.attn.proj.weight /= 1e5
+    return model

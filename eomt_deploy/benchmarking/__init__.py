@@ -1,6 +1,33 @@
-"""Honest measuring: what ran where, raw samples, and whether to believe them."""
+"""Honest measuring: what ran where, raw samples, and whether to believe them.
 
-from eomt_deploy.benchmarking.report import Report, Row
-from eomt_deploy.benchmarking.stages import bench_stages
+Names are resolved on first use: the clock, the suites and their reports need neither OpenCV nor a
+run-time, so that they also work on a bare machine with PyTorch.
+"""
 
-__all__ = ["Report", "Row", "bench_stages"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_EXPORTS = {
+    "Report": "eomt_deploy.benchmarking.report",
+    "Row": "eomt_deploy.benchmarking.report",
+    "SuiteConfig": "eomt_deploy.benchmarking.suite",
+    "SuiteReport": "eomt_deploy.benchmarking.suite_report",
+    "bench_stages": "eomt_deploy.benchmarking.stages",
+    "run_suite": "eomt_deploy.benchmarking.suite",
+}
+
+__all__ = ["Report", "Row", "SuiteConfig", "SuiteReport", "bench_stages", "run_suite"]
+
+if TYPE_CHECKING:
+    from eomt_deploy.benchmarking.report import Report, Row
+    from eomt_deploy.benchmarking.stages import bench_stages
+    from eomt_deploy.benchmarking.suite import SuiteConfig, run_suite
+    from eomt_deploy.benchmarking.suite_report import SuiteReport
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from eomt_deploy import __version__
-from eomt_deploy.cli import bench, compare, doctor, eval, export, inspect, list_, predict
+from eomt_deploy.cli import bench, build, compare, doctor, eval, export, inspect, list_, predict
 from eomt_deploy.cli.console import say, stderr
 from eomt_deploy.errors import EomtDeployError
 
@@ -41,6 +41,7 @@ def _main(
 
 app.command("list")(list_.list_checkpoints)
 app.command("export")(export.export)
+app.command("build")(build.build)
 app.command("inspect")(inspect.inspect)
 app.command("predict")(predict.predict)
 app.command("eval")(eval.evaluate)

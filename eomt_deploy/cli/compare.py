@@ -16,6 +16,7 @@ from eomt_deploy.cli.console import (
     stderr,
     write_json,
 )
+from eomt_deploy.engines import BACKENDS
 from eomt_deploy.errors import MissingDependencyError, UsageError, VerificationError
 from eomt_deploy.files import PICTURE_FORMATS, check_writable
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from eomt_deploy.segmenter import Segmenter
     from eomt_deploy.spec import ModelSpec
 
-ARTIFACT_SUFFIX = ".onnx"
+ARTIFACT_SUFFIXES = tuple({suffix for entry in BACKENDS.values() for suffix in entry.suffixes})
 
 
 def compare(
@@ -45,6 +46,9 @@ def compare(
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Picture of where they differ most.")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Run-time by name; emulation shows a GPU's low precision.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
     json: Annotated[
@@ -70,7 +74,7 @@ def compare(
         check_writable(output)
     if json:
         check_report(json, a, b)
-    first, second = _open(a, b, device)
+    first, second = _open(a, b, backend, device)
     with first, second:
         samples = _samples(images or [], data or [], first.spec, split)[:limit]
         with bar("comparing", len(samples)) as progress:
@@ -96,10 +100,10 @@ def _check(result: Comparison, tolerance: float, a: Path, b: Path) -> None:
         )
 
 
-def _open(a: Path, b: Path, device: str | None) -> tuple[Segmenter, Segmenter]:
+def _open(a: Path, b: Path, backend: str | None, device: str | None) -> tuple[Segmenter, Segmenter]:
     from eomt_deploy.segmenter import Segmenter
 
-    exported = [path.suffix.lower() == ARTIFACT_SUFFIX for path in (a, b)]
+    exported = [path.suffix.lower() in ARTIFACT_SUFFIXES for path in (a, b)]
     if not any(exported):
         raise UsageError(
             f"Neither {a} nor {b} is an exported model.",
@@ -107,7 +111,8 @@ def _open(a: Path, b: Path, device: str | None) -> tuple[Segmenter, Segmenter]:
             fix="Export one of them first.",
         )
     if all(exported):
-        return Segmenter(a, device=device), Segmenter(b, device=device)
+        first, second = (Segmenter(path, backend=backend, device=device) for path in (a, b))
+        return first, second
     try:
         from eomt_deploy.exporting.reference import TorchEngine
     except ImportError as error:
@@ -118,7 +123,7 @@ def _open(a: Path, b: Path, device: str | None) -> tuple[Segmenter, Segmenter]:
     artifact, checkpoint = (a, b) if exported[0] else (b, a)
     if not checkpoint.exists() and str(checkpoint) in catalog.checkpoints():
         checkpoint = Path(catalog.find_checkpoint(str(checkpoint)).source)
-    known = Segmenter(artifact, device=device)
+    known = Segmenter(artifact, backend=backend, device=device)
     reference = Segmenter(TorchEngine(checkpoint, known.spec))
     return (known, reference) if exported[0] else (reference, known)
 

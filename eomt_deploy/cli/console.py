@@ -57,7 +57,9 @@ def check_report(path: Path, *others: Path) -> None:
     if str(path) == "-":
         return
     if os.path.realpath(path) in map(os.path.realpath, others):
-        raise UsageError(f"--json {path} would replace the model.", fix="Name another file.")
+        raise UsageError(
+            f"--json {path} would replace another file of this command.", fix="Name another file."
+        )
     check_writable(path)
 
 

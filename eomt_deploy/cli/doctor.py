@@ -11,8 +11,14 @@ from rich.text import Text
 
 from eomt_deploy import catalog, devices
 from eomt_deploy.benchmarking.environment import environment
+from eomt_deploy.building.config import SUFFIX
 from eomt_deploy.cli.console import print_json, stdout
-from eomt_deploy.engines import BACKENDS
+from eomt_deploy.devices import current_gpu
+from eomt_deploy.engines import BACKENDS, library
+from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.sidecar import TARGETS
+
+NO_GPU = "the NVIDIA driver reports no GPU"
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ def doctor(
 ) -> None:
     """Say what is installed, what can run here, and which command adds what is missing."""
     machine = environment()
-    abilities = [*_engine_abilities(), *_package_abilities()]
+    abilities = [*_engine_abilities(), *_build_abilities(), *_package_abilities()]
     if json:
         print_json({"environment": machine, "abilities": [asdict(a) for a in abilities]})
     else:
@@ -54,24 +60,46 @@ def _engine_abilities() -> list[Ability]:
         name = f"run {', '.join(backend.suffixes)} with {profile.backend} on {profile.device}"
         if not backend.installed:
             extra = "cuda" if profile.device == "cuda" else "cpu"
-            fix = f"pip install 'eomt-deploy[{extra}]'"
+            own = profile.backend == "onnxruntime"
+            fix = f"pip install 'eomt-deploy[{extra}]'" if own else backend.install
             result.append(Ability(name, False, f"{backend.package} is missing", fix))
         elif profile.device == "cuda":
-            result.append(_cuda_ability(name, gpus))
+            result.append(_cuda_ability(name, gpus, backend.package))
         else:
             result.append(Ability(name, True, profile.summary))
     return result
 
 
-def _cuda_ability(name: str, gpus: list[str]) -> Ability:
+def _cuda_ability(name: str, gpus: list[str], package: str) -> Ability:
     if not gpus:
-        return Ability(name, False, "the NVIDIA driver reports no GPU")
-    import onnxruntime
+        return Ability(name, False, NO_GPU)
+    if package == "onnxruntime":
+        import onnxruntime
 
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        fix = "pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'"
-        return Ability(name, False, "this ONNX Runtime is built for the CPU only", fix)
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            fix = "pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'"
+            return Ability(name, False, "this ONNX Runtime is built for the CPU only", fix)
     return Ability(name, True, ", ".join(gpus))
+
+
+def _build_abilities() -> list[Ability]:
+    """TensorRT builds on the GPU that will run the engine, TensorRT-RTX anywhere."""
+    result = []
+    for target in TARGETS:
+        name = f"build {SUFFIX} with {library.NAMES[target]}"
+        try:
+            version = str(library.load(target).__version__)
+        except MissingDependencyError as error:
+            result.append(Ability(name, False, error.what, error.fix))
+            continue
+        gpu = current_gpu()
+        if target == "tensorrt" and gpu is None:
+            fix = "build on the machine that will run it, or --target tensorrt-rtx"
+            result.append(Ability(name, False, NO_GPU, fix))
+            continue
+        where = f"for {gpu.name}" if gpu and target == "tensorrt" else "for RTX GPUs, without one"
+        result.append(Ability(name, True, f"{version}, {where}"))
+    return result
 
 
 def _package_abilities() -> list[Ability]:

@@ -45,6 +45,9 @@ def evaluate(
         str | None, typer.Option(help="Such as val2017, if there are several.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Run-time by name; emulation shows a GPU's low precision.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
@@ -74,7 +77,7 @@ def evaluate(
         if worst.is_dir() and any(worst.iterdir()):
             raise UsageError(f"{worst} is not empty.", fix="Name a new folder for --worst.")
         check_writable(worst / "picture.jpg")
-    with Segmenter(artifact, device=device, threads=threads) as segmenter:
+    with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
         thresholds = segmenter.processor.thresholds(
             score_threshold, mask_threshold, overlap_threshold
         )

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+from rich.table import Table
 
+from eomt_deploy import catalog
+from eomt_deploy.artifact import EXTERNAL_SUFFIX
+from eomt_deploy.building.config import SUFFIX as ENGINE
+from eomt_deploy.cli.build import run_build, to_dict
 from eomt_deploy.cli.console import (
     check_report,
     parse_size,
@@ -18,17 +23,36 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
-from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.exporting.config import DEFAULT_SMOOTHING
+from eomt_deploy.exporting.pareto import front_files
+from eomt_deploy.sidecar import sidecar_path
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from eomt_deploy.building import BuildConfig
+    from eomt_deploy.catalog import BuildProfile
+    from eomt_deploy.exporting import ExportReport
+    from eomt_deploy.exporting.config import Attention, Method
+    from eomt_deploy.exporting.verdict import Verdict
     from eomt_deploy.spec import Task
+
+
+DEFAULT_PROFILE = "tensorrt"
+"""How `-o m.engine` builds when no profile is named."""
 
 
 def export(
     checkpoint: Annotated[
         str, typer.Argument(help="File, Hugging Face folder, hf://owner/name or a catalog name.")
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file to write.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="The .onnx or .pt2 file to write, or .engine to build."
+        ),
+    ],
     task: Annotated[
         str | None, typer.Option(help="semantic, instance or panoptic; the catalog may know.")
     ] = None,
@@ -39,9 +63,43 @@ def export(
         str | None, typer.Option(help="Network input: 640, or 480x640 (height x width).")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Catalog entry of this checkpoint.")] = None,
-    precision: Annotated[str, typer.Option(help="Arithmetic of the graph.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="Arithmetic: fp32 (default), fp16, bf16, int8 or fp8.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="With -o m.engine: build by engines/NAME.toml.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Photos to measure ranges on; int8 and fp8 need them.")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Points that int8 or fp8 may lose; blocks stay FP16 to meet it."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Labelled data for the verdict; else photos are held out."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Ranges by output, mse, minmax, percentile or entropy.")
+    ] = None,
+    smooth: Annotated[
+        float, typer.Option(help="SmoothQuant strength, 0 (off) to 1, for int8 and fp8.")
+    ] = DEFAULT_SMOOTHING,
+    high: Annotated[
+        list[str] | None, typer.Option(help="Role or module that stays FP32; repeat it.")
+    ] = None,
+    islands: Annotated[
+        bool, typer.Option(help="Keep in FP32 what leaves the range of FP16.")
+    ] = True,
+    attention: Annotated[
+        str, typer.Option(help="written out, or fused into one operator (opset 23).")
+    ] = "written",
     batch: Annotated[
         int | None, typer.Option(help="Fixed batch size; free when not given.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda, that a .pt2 file is compiled for.")
     ] = None,
     heads: Annotated[
         int | None, typer.Option(help="Attention heads, where not width / 64.")
@@ -65,9 +123,10 @@ def export(
     """Export a checkpoint, verified against PyTorch on real photos."""
     from eomt_deploy.exporting import ExportConfig
 
+    recipe, defaults = _build_config(output, profile)
     config = ExportConfig(
         checkpoint=checkpoint,
-        output=output,
+        output=recipe.onnx if recipe else output,
         task=cast("Task | None", task),  # ExportConfig checks it, with words
         classes=classes,
         size=parse_size(size),
@@ -76,12 +135,28 @@ def export(
         heads=heads,
         num_blocks=num_blocks,
         batch=batch,
-        precision=precision,
+        device=device,
+        precision=precision or (defaults.precision if recipe else None) or "fp32",
+        calibrate=calibrate,
+        budget=budget,
+        data=tuple(data or ()),
+        method=cast("Method | None", method),
+        smooth=smooth,
+        high=tuple(high or (defaults.high if recipe else ())),
+        islands=islands,
+        attention=cast("Attention", attention),
         allow_unannealed=allow_unannealed,
         verify_images=verify_images,
     )
     if json:
-        check_report(json, output)
+        own = (config.output, *front_files(config.output), sidecar_path(output))
+        side = config.output.with_name(config.output.name + EXTERNAL_SUFFIX)
+        given = (Path(checkpoint), *([classes] if classes else []))
+        check_report(json, output, side, *own, *given)
+    if recipe:
+        from eomt_deploy.building import check_ready
+
+        check_ready(recipe)
     try:
         from eomt_deploy.exporting.run import export as run_export
     except ImportError as error:
@@ -89,10 +164,13 @@ def export(
             f"Exporting needs {error.name}, which is not installed.",
             fix="pip install 'eomt-deploy[export,cpu]'",
         ) from error
+    console = stderr if str(json) == "-" else stdout
     with steps() as progress:
         report = run_export(config, progress)
     for warning in report.warnings:
         warn(warning)
+    _show(report, console)
+    built = run_build(recipe, console) if recipe else None
     if json:
         write_json(
             json,
@@ -100,9 +178,38 @@ def export(
                 "files": [str(file) for file in report.files],
                 "spec": asdict(report.spec),
                 "verification": report.verification.to_dict(),
+                "islands": [asdict(island) for island in report.islands],
+                "verdict": report.verdict.to_dict() if report.verdict else None,
                 "warnings": list(report.warnings),
+                "build": to_dict(built) if built else None,
             },
         )
+
+
+def _build_config(output: Path, profile: str | None) -> tuple[BuildConfig | None, BuildProfile]:
+    """What `-o m.engine` builds once `m.onnx` is exported; None for any other output.
+
+    Raises:
+        UsageError: a profile without an engine, or an ONNX file that would be replaced.
+    """
+    recipe = catalog.find_build_profile(profile or DEFAULT_PROFILE)
+    if output.suffix.lower() != ENGINE:
+        if profile:
+            raise UsageError(
+                f"--profile says how an engine is built, and {output} is none.",
+                fix=f"Use -o {output.with_suffix(ENGINE)}.",
+            )
+        return None, recipe
+    model = output.with_suffix(".onnx")
+    if model.exists():
+        raise UsageError(
+            f"{output} is built from {model}, which is there already and would be replaced.",
+            fix=f"Build from it: eomt-deploy build {model} -o {output}; or move it away.",
+        )
+    return recipe.config(model, output), recipe
+
+
+def _show(report: ExportReport, console: Console) -> None:
     spec, result = report.spec, report.verification
     megabytes = sum(file.stat().st_size for file in report.files) / 1e6
     lines = (
@@ -113,6 +220,28 @@ def export(
         f"relative error {result.relative_max:.1e}, class agreement "
         f"{result.class_agreement:.2%}, mask agreement {result.mask_agreement:.2%}",
     )
-    console = stderr if str(json) == "-" else stdout
     for line in lines:
         say(line, console)
+    if report.verdict:
+        _show_verdict(report.verdict, spec.precision, console)
+
+
+def _show_verdict(verdict: Verdict, precision: str, console: Console) -> None:
+    """What each block costs alone, and what the whole costs."""
+    table = Table("block", box=None)
+    for name in ("logit error", "same labels", "runs in"):
+        table.add_column(name, justify="right")
+    for block, judged in verdict.sensitivity.items():
+        runs = "fp16" if block in verdict.chosen.kept else precision
+        table.add_row(str(block), f"{judged.error:.2%}", f"{judged.agreement:.3%}", runs)
+    judged = verdict.chosen.judgement
+    table.add_row("all", f"{judged.error:.2%}", f"{judged.agreement:.3%}", style="bold")
+    console.print(table)
+    kept, count = len(verdict.chosen.kept), len(verdict.sensitivity)
+    text = f"  verdict: {judged.drop:.2f} points of {verdict.unit} lost"
+    if judged.score is not None:
+        text += f" ({judged.reference:.2f} → {judged.score:.2f})"
+    text += f" on {judged.images} images, {count - kept} of {count} blocks in {precision}"
+    if verdict.budget is not None:
+        text += f", budget {verdict.budget:g}"
+    say(text, console)

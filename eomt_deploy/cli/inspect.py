@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from eomt_deploy.artifact import TensorInfo, read_artifact
+from eomt_deploy.artifact import TensorInfo, parse_spec, read_artifact
+from eomt_deploy.building.config import SUFFIX
 from eomt_deploy.cli.console import print_json, stdout
+from eomt_deploy.engines.aotinductor import SUFFIX as PACKAGE
+from eomt_deploy.engines.aotinductor import read_metadata
+from eomt_deploy.errors import ArtifactError
+from eomt_deploy.sidecar import check_plan, read_sidecar
+from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 SHOWN_CLASSES = 12
 SHOWN_OPERATORS = 8
@@ -21,19 +27,88 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Show task, classes, sizes, precision and origin of an exported model."""
-    facts = read_artifact(artifact)
-    spec = facts.spec
+    if artifact.suffix.lower() == SUFFIX:
+        data, rows = _engine(artifact)
+    elif artifact.suffix.lower() == PACKAGE:
+        data, rows = _package(artifact)
+    else:
+        data, rows = _onnx(artifact)
     if json:
-        data = asdict(facts)
-        data["path"] = str(facts.path)
         print_json(data)
         return
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, value)
+    stdout.print(table)
+
+
+def _onnx(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The facts of an ONNX file for JSON, and as rows."""
+    facts = read_artifact(artifact)
+    operators = [f"{count} {name}" for name, count in facts.operators.items()]
+    rows = {
+        **_model(facts.spec),
+        **{f"in  {t.name}": _shape(t) for t in facts.inputs},
+        **{f"out {t.name}": _shape(t) for t in facts.outputs},
+        "graph": f"opset {facts.opset}, {sum(facts.operators.values())} operators: "
+        + ", ".join(operators[:SHOWN_OPERATORS]) + (", …" if len(operators) > SHOWN_OPERATORS else ""),  # noqa: E501
+        "file": f"{facts.bytes / 1e6:.1f} MB",
+        **_origin(facts.spec),
+    }  # fmt: skip
+    return asdict(facts) | {"path": str(facts.path)}, rows
+
+
+def _engine(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What stands beside an engine, for JSON and as rows; the plan itself is not opened."""
+    if not artifact.is_file():
+        raise ArtifactError(f"There is no engine at {artifact}.")
+    facts = read_sidecar(artifact)
+    check_plan(artifact, facts, whole=True)
+    gpu = f"{facts.gpu}, driver {facts.driver or 'unknown'}" if facts.gpu else "no GPU"
+    level = facts.hardware_compatibility.replace("_", " ")
+    rows = _model(facts.spec) | {
+        "batch": "least {}, optimal {}, largest {}".format(*facts.batch),
+        "precision": facts.precision,
+        "engine": f"{facts.target} {facts.library_version}"
+        + (" and later" if facts.version_compatible else ""),
+        "runs on": f"compute capability {', '.join(facts.compute_capabilities)}"
+        + ("" if level == "none" else f" ({level})"),
+        "built on": gpu,
+        "built from": f"{facts.onnx} (SHA-256 {facts.onnx_sha256[:12]}…)",
+        "settings": ", ".join(f"{k} {v}" for k, v in facts.settings.items()),
+        "file": f"{facts.plan_bytes / 1e6:.1f} MB" + (", without weights" * facts.stripped),
+        **_origin(facts.spec),
+    }
+    return asdict(facts) | {"path": str(artifact)}, rows
+
+
+def _package(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What an AOTInductor package says of itself; its machine code is not loaded."""
+    metadata = read_metadata(artifact)
+    spec = parse_spec(metadata, artifact)
+    built = {k.lower(): v for k, v in metadata.items() if k != METADATA_KEY}
+    size = artifact.stat().st_size
+    rows = _model(spec) | {
+        "compiled for": ", ".join(f"{k.removeprefix('aoti_')} {v}" for k, v in built.items() if v),
+        "file": f"{size / 1e6:.1f} MB",
+        **_origin(spec),
+    }
+    return {"path": str(artifact), "spec": asdict(spec), "bytes": size, **built}, rows
+
+
+def _origin(spec: ModelSpec) -> dict[str, str]:
+    return {key.replace("_", " "): value for key, value in spec.provenance.items()}
+
+
+def _model(spec: ModelSpec) -> dict[str, str]:
+    """What every artifact tells of its model."""
     backbone = spec.backbone
     names = [c.name + ("*" if c.thing else "") for c in spec.classes]
     rest = len(names) - SHOWN_CLASSES
     thresholds = spec.thresholds
-    operators = [f"{count} {name}" for name, count in facts.operators.items()]
-    rows = {
+    return {
         "model": spec.name,
         "task": spec.task,
         "input size": f"{spec.image_size[0]}x{spec.image_size[1]} ({spec.resize})",
@@ -49,19 +124,7 @@ def inspect(
         "thresholds": f"score {thresholds.score:g}, mask {thresholds.mask:g}, "
         f"overlap {thresholds.overlap:g}" if spec.task == "panoptic" else
         f"score {thresholds.score:g}" if spec.task == "instance" else "none",
-        **{f"in  {t.name}": _shape(t) for t in facts.inputs},
-        **{f"out {t.name}": _shape(t) for t in facts.outputs},
-        "graph": f"opset {facts.opset}, {sum(facts.operators.values())} operators: "
-        + ", ".join(operators[:SHOWN_OPERATORS]) + (", …" if len(operators) > SHOWN_OPERATORS else ""),  # noqa: E501
-        "file": f"{facts.bytes / 1e6:.1f} MB",
-        **{key.replace("_", " "): value for key, value in spec.provenance.items()},
     }  # fmt: skip
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in rows.items():
-        table.add_row(key, value)
-    stdout.print(table)
 
 
 def _shape(tensor: TensorInfo) -> str:

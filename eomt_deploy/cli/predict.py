@@ -32,6 +32,9 @@ def predict(
         Path,
         typer.Option("-o", "--output", help="A folder; for one photo also .png .jpg .json .npz."),
     ],
+    backend: Annotated[
+        str | None, typer.Option(help="Run-time by name; emulation shows a GPU's low precision.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
@@ -57,7 +60,7 @@ def predict(
     if json:
         check_report(json, artifact)
     paths = _without_results(find_images(images), output)
-    with Segmenter(artifact, device=device, threads=threads) as segmenter:
+    with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
         segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(f"{segmenter.engine.backend} on {segmenter.engine.device}", stderr)
         run = partial(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,29 @@ import numpy.typing as npt
 from eomt_deploy.errors import UsageError
 from eomt_deploy.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from eomt_deploy.engines.cuda.array import DeviceArray
+    from eomt_deploy.engines.cuda.device import Device
+
 Outputs = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+class DeviceEngine(Protocol):
+    """An engine whose inputs and outputs may stay on the GPU."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def gpu(self) -> Device:
+        """The GPU that it runs on."""
+
+    @property
+    def stream(self) -> int:
+        """CUDA stream of the calling thread."""
+
+    def run_device(self, images: Any) -> tuple[DeviceArray, DeviceArray]:
+        """As :meth:`Engine.run`, from GPU memory to GPU memory, ordered on :attr:`stream`."""
 
 
 class Engine(ABC):
@@ -24,12 +46,14 @@ class Engine(ABC):
         backend: name of the run-time.
         device: where it really runs, in words.
         path: the artifact, where there is one.
+        splits: ``_run`` takes a batch of any size, also where the model's is fixed.
     """
 
     spec: ModelSpec
     backend: str
     device: str
     path: Path | None = None
+    splits: bool = False
 
     def __init__(self) -> None:
         self._closed = False
@@ -59,7 +83,7 @@ class Engine(ABC):
         if len(images) == 0:
             raise UsageError("The batch is empty.")
         batch = self.spec.batch
-        if batch is None or len(images) == batch:
+        if batch is None or len(images) == batch or self.splits:
             return self._run(np.ascontiguousarray(images))
         parts = [self._run_padded(images[i : i + batch]) for i in range(0, len(images), batch)]
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from eomt_deploy.artifact import check_contract, parse_spec
+from eomt_deploy.artifact import check_contract, parse_spec, read_artifact
 from eomt_deploy.engines.base import Engine, Outputs
-from eomt_deploy.errors import ArtifactError, DeviceError
+from eomt_deploy.errors import ArtifactError, DeviceError, EomtDeployError
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -26,8 +26,7 @@ class OnnxRuntimeEngine(Engine):
     def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
         super().__init__()
         self.path = path
-        options = ort.SessionOptions()
-        options.log_severity_level = QUIET
+        options = self._options()
         if threads is not None:
             options.intra_op_num_threads = threads
         wants_cuda = device == "cuda" or (device is None and CUDA in ort.get_available_providers())
@@ -42,11 +41,7 @@ class OnnxRuntimeEngine(Engine):
                 path, options, providers=[CUDA, CPU] if wants_cuda else [CPU]
             )
         except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
-            raise ArtifactError(
-                f"{path} cannot be opened by ONNX Runtime {ort.__version__}.",
-                why=str(error).strip().splitlines()[0],
-                fix="Export the checkpoint again; copy a .onnx.data file along with its .onnx.",
-            ) from error
+            raise _open_error(path, error) from error
         # ONNX Runtime lists CUDA without a GPU and falls back to the CPU without a word.
         used = session.get_providers()[0]
         if device == "cuda" and used != CUDA:
@@ -61,6 +56,11 @@ class OnnxRuntimeEngine(Engine):
         self.device = "cuda" if used == CUDA else "cpu"
         self._session: ort.InferenceSession | None = session
 
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.log_severity_level = QUIET
+        return options
+
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         assert self._session is not None  # Engine.run refuses closed engines
         try:
@@ -71,8 +71,28 @@ class OnnxRuntimeEngine(Engine):
                 why=str(error).strip().splitlines()[0],
                 fix="Use smaller batches or images, or a machine with more memory.",
             ) from error
-        return class_logits, mask_logits
+        return class_logits.astype(np.float32, copy=False), mask_logits.astype(
+            np.float32, copy=False
+        )
 
     def close(self) -> None:
         super().close()
         self._session = None
+
+
+def _open_error(path: Path, error: Exception) -> EomtDeployError:
+    """What a user can do about a session that could not be made."""
+    reason = str(error).strip().splitlines()[0]
+    if "bfloat16" in reason or "NOT_IMPLEMENTED" in reason:
+        precision = read_artifact(path).spec.precision
+        return DeviceError(
+            f"ONNX Runtime {ort.__version__} cannot run the {precision} graph {path.name} here.",
+            why=reason,
+            fix="Build a TensorRT engine from it (eomt-deploy build), export --precision fp16 or "
+            "fp32, or judge its accuracy with --backend emulation.",
+        )
+    return ArtifactError(
+        f"{path} cannot be opened by ONNX Runtime {ort.__version__}.",
+        why=reason,
+        fix="Export the checkpoint again; copy a .onnx.data file along with its .onnx.",
+    )

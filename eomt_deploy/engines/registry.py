@@ -11,6 +11,7 @@ from typing import Protocol
 
 from eomt_deploy.engines.base import Engine
 from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
+from eomt_deploy.sidecar import known_target, read_sidecar
 
 
 class OpenEngine(Protocol):
@@ -29,6 +30,7 @@ class Backend:
         suffixes: files it opens.
         devices: devices it can run on.
         install: command that adds it.
+        automatic: may be chosen without being asked for.
     """
 
     target: str
@@ -36,6 +38,7 @@ class Backend:
     suffixes: tuple[str, ...]
     devices: tuple[str, ...]
     install: str
+    automatic: bool = True
 
     @property
     def installed(self) -> bool:
@@ -55,6 +58,36 @@ BACKENDS: Mapping[str, Backend] = {
         suffixes=(".onnx",),
         devices=("cpu", "cuda"),
         install="pip install 'eomt-deploy[cpu]'  (or [cuda] for an NVIDIA GPU)",
+    ),
+    "tensorrt": Backend(
+        target="eomt_deploy.engines.tensorrt:TensorRtEngine",
+        package="tensorrt",
+        suffixes=(".engine",),
+        devices=("cuda",),
+        install="pip install 'eomt-deploy[tensorrt]'",
+    ),
+    "tensorrt-rtx": Backend(
+        target="eomt_deploy.engines.tensorrt:TensorRtEngine",
+        package="tensorrt_rtx",
+        suffixes=(".engine",),
+        devices=("cuda",),
+        install="pip install 'eomt-deploy[tensorrt-rtx]'",
+    ),
+    "aotinductor": Backend(
+        target="eomt_deploy.engines.aotinductor:AotInductorEngine",
+        package="torch",
+        suffixes=(".pt2",),
+        devices=("cpu", "cuda"),
+        install="pip install 'eomt-deploy[export]'",
+    ),
+    # By name only: it judges what a GPU would compute, far more slowly.
+    "emulation": Backend(
+        target="eomt_deploy.engines.emulation:EmulatedEngine",
+        package="onnx_ir",
+        suffixes=(".onnx",),
+        devices=("cpu",),
+        install="pip install 'eomt-deploy[cpu,export]'",
+        automatic=False,
     ),
 }
 
@@ -80,6 +113,17 @@ def choose_backend(path: Path, backend: str | None) -> str:
                 fix=f"It opens {', '.join(BACKENDS[backend].suffixes)}.",
             )
         fitting = [backend]
+    else:
+        fitting = [name for name in fitting if BACKENDS[name].automatic]
+    if suffix == ".engine" and path.is_file():
+        # Both libraries have this suffix; which of them built the file stands beside it.
+        target = known_target(read_sidecar(path))
+        if backend not in (None, target):
+            raise UsageError(
+                f"{path} was built by {target}; {backend} cannot run it.",
+                fix=f"Leave the backend out, or build again: eomt-deploy build --target {backend}",
+            )
+        fitting = [target]
     if not fitting:
         known = sorted({s for entry in BACKENDS.values() for s in entry.suffixes})
         raise ArtifactError(
@@ -101,20 +145,26 @@ def open_engine(
     backend: str | None = None,
     device: str | None = None,
     threads: int | None = None,
+    precision: str | None = None,
 ) -> Engine:
     """Open an exported model with the run-time that fits.
+
+    ``.engine`` and ``.pt2`` files are machine code: open only what you built, or got from somebody
+    you trust. An engine that also brings code for the CPU (``build --version-compatible``) opens
+    only with ``EOMT_DEPLOY_TRUST_ENGINES=1`` in the environment.
 
     Args:
         path: artifact that eomt-deploy wrote.
         backend: run-time by name; None chooses by suffix and by what is installed.
         device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
         threads: CPU threads; None leaves it to the run-time.
+        precision: what it must compute in; None takes any.
 
     Raises:
         ArtifactError: no such file, damaged, or without our description.
         MissingDependencyError: no run-time for it is installed.
         DeviceError: the device cannot be used.
-        UsageError: unknown backend or device.
+        UsageError: unknown backend or device, or the model computes in another precision.
     """
     path = Path(path)
     name = choose_backend(path, backend)
@@ -125,4 +175,28 @@ def open_engine(
         raise UsageError(f"{name} has no device {device!r}.", fix=f"It has {', '.join(devices)}.")
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot run anything.", fix="Pass 1 or more.")
-    return BACKENDS[name].load()(path, device=device, threads=threads)
+    if precision is not None and path.suffix.lower() == ".engine":
+        check_precision(read_sidecar(path).precision, precision)  # before the library is asked
+    engine = BACKENDS[name].load()(path, device=device, threads=threads)
+    if precision is not None:
+        try:
+            check_precision(engine.spec.precision, precision)
+        except UsageError:
+            engine.close()
+            raise
+    return engine
+
+
+def check_precision(found: str, wanted: str) -> None:
+    """A model must compute in what the caller wants.
+
+    Raises:
+        UsageError: it computes in something else.
+    """
+    if found != wanted:
+        raise UsageError(
+            f"The model computes in {found}, {wanted} was asked for.",
+            why="The precision is inside the graph, decided when it is exported.",
+            fix=f"eomt-deploy export CHECKPOINT --precision {wanted} -o m.{wanted}.onnx; an engine "
+            "is then built from that.",
+        )

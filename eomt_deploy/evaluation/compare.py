@@ -109,7 +109,7 @@ def compare(
         first = a.processor.postprocess(*logits_a)
         second = b.processor.postprocess(*logits_b)
         errors.add(logits_a[:2], logits_b[:2])
-        agreement.append(float((_labels(first) == _labels(second)).mean()))
+        agreement.append(float((label_map(first) == label_map(second)).mean()))
         overlaps += _best_overlaps(first, second) + _best_overlaps(second, first)
         against_a.append(scorer.evidence(_as_truth(first), second))
         if truth is not None:
@@ -160,7 +160,7 @@ def difference_picture(a: Segmenter, b: Segmenter, sample: Sample) -> list[Segme
     """Results of both on one image, and a third that marks where they differ."""
     image = sample.image()
     first, second = a.predict(image), b.predict(image)
-    differs = _labels(first) != _labels(second)
+    differs = label_map(first) != label_map(second)
     info = ClassInfo(0, "differs", True, (255, 0, 0))
     mark = Segment.from_mask(0, info, 1.0, differs)
     marked = Segmentation("instance", first.size, (info,), segments=(mark,), image=image)
@@ -206,7 +206,7 @@ def _shown(result: Segmentation) -> list[Segment]:
     return [segment for segment in result.segments if segment.score >= least]
 
 
-def _labels(result: Segmentation) -> npt.NDArray[np.int32]:
+def label_map(result: Segmentation) -> npt.NDArray[np.int32]:
     """Class of every pixel, -1 where there is none; the best instance lies on top."""
     if result.class_map is not None:
         return result.class_map

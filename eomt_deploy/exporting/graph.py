@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 
 from eomt_deploy.artifact import EXTERNAL_SUFFIX
+from eomt_deploy.exporting.roles import annotate
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
@@ -20,12 +22,15 @@ OPSET = 20
 """First opset with Gelu as an operator; LayerNormalization is there since 17."""
 IR_VERSION = 10
 """Read by every run-time since ONNX Runtime 1.18; newer ones add nothing that we use."""
+LEAST_IR = {23: 11}
+"""Opsets that need a newer one."""
 MAX_PROTOBUF_BYTES = 2_000_000_000
 """A protobuf message cannot exceed 2 GiB: larger weights go to a side file."""
 
 
-def trace(model: EoMT, spec: ModelSpec) -> onnx.ModelProto:
-    """The ONNX graph of a folded network, with the tensor contract's names and shapes."""
+def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
+    """The FP32 graph of a folded network, with the tensor contract's names and shapes; nodes and
+    tensors are named after the network's modules (:mod:`eomt_deploy.exporting.roles`)."""
     example = torch.zeros((spec.batch or 2, *spec.image_size, 3), dtype=torch.uint8)
     dynamic = None if spec.batch else ({0: torch.export.Dim("batch", min=1)},)
     with warnings.catch_warnings(), _quiet("torch.onnx"):
@@ -42,11 +47,18 @@ def trace(model: EoMT, spec: ModelSpec) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None  # dynamo=True always returns it
-    graph: onnx.ModelProto = program.model_proto
-    graph.ir_version = IR_VERSION
+    traced: ir.Model = program.model
+    annotate(traced)
+    return traced
+
+
+def to_proto(model: ir.Model, spec: ModelSpec) -> onnx.ModelProto:
+    """The graph as it is written: without traces of the exporter, with its description."""
+    graph = ir.to_proto(model)
+    graph.ir_version = max(IR_VERSION, LEAST_IR.get(model.graph.opset_imports[""], 0))
     graph.producer_name = "eomt-deploy"
     graph.producer_version = spec.provenance["eomt_deploy"]
-    # Traces of the exporter: paths of this machine, and larger than the graph itself.
+    # Paths of this machine, and larger than the graph itself.
     del graph.metadata_props[:]
     for node in graph.graph.node:
         del node.metadata_props[:]
@@ -78,12 +90,17 @@ def save(
 
 
 def publish(files: list[Path], target: Path) -> None:
-    """Move finished files beside and onto ``target``, the main one last."""
+    """Move finished files beside and onto ``target``, the main one last.
+
+    An old model goes first: whenever this stops, no graph stands beside the weights of another.
+    """
+    if len(files) > 1:
+        target.unlink(missing_ok=True)
     for file in files:
         os.replace(file, target.with_name(file.name))
     side = target.with_name(target.name + EXTERNAL_SUFFIX)
-    if len(files) == 1 and side.exists():
-        side.unlink()  # left by a larger model of the same name
+    if side.name not in {file.name for file in files}:
+        side.unlink(missing_ok=True)  # left by a larger model of the same name
 
 
 @contextmanager

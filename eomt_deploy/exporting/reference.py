@@ -13,11 +13,29 @@ from eomt_deploy.engines import Engine
 from eomt_deploy.engines.base import Outputs
 from eomt_deploy.errors import UsageError
 from eomt_deploy.network.build import build_network
+from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.spec import ModelSpec
 
 
-class TorchEngine(Engine):
-    """The network before any fold, in float32 on the CPU.
+class NetworkEngine(Engine):
+    """A network in memory, in float32 on the CPU."""
+
+    backend = "torch"
+    device = "cpu"
+
+    def __init__(self, model: EoMT, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self._model = model
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        with torch.inference_mode():
+            class_logits, mask_logits = self._model(torch.from_numpy(images))
+        return class_logits.numpy(), mask_logits.numpy()
+
+
+class TorchEngine(NetworkEngine):
+    """The network of a checkpoint before any fold.
 
     Args:
         path: checkpoint of any kind.
@@ -28,11 +46,7 @@ class TorchEngine(Engine):
         UsageError: it does not have the artifact's shape.
     """
 
-    backend = "torch"
-    device = "cpu"
-
     def __init__(self, path: Path, spec: ModelSpec) -> None:
-        super().__init__()
         checkpoint = read_checkpoint(path, heads=spec.backbone.heads, num_blocks=spec.num_blocks)
         arch = checkpoint.architecture
         found = (arch.width, arch.depth, arch.num_queries, arch.num_classes)
@@ -44,11 +58,5 @@ class TorchEngine(Engine):
                 f"{path} (width, depth, queries, classes: {found}) is not the checkpoint of "
                 f"{spec.name} {wanted}."
             )
+        super().__init__(build_network(checkpoint, spec.image_size), spec)
         self.path = path if path.is_file() else None
-        self.spec = spec
-        self._model = build_network(checkpoint, spec.image_size)
-
-    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        with torch.inference_mode():
-            class_logits, mask_logits = self._model(torch.from_numpy(images))
-        return class_logits.numpy(), mask_logits.numpy()

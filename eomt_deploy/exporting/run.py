@@ -1,21 +1,37 @@
-"""The whole export: read, build, fold, trace, verify, publish."""
+"""The whole export: read, build, fold, trace, lower, verify, publish."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.engines import choose_backend, open_engine
-from eomt_deploy.exporting import describe, graph, verify
-from eomt_deploy.exporting.config import ExportConfig
+from eomt_deploy.evaluation import open_dataset
+from eomt_deploy.evaluation.truth import Sample, unlabelled
+from eomt_deploy.exporting import describe, graph, pareto, precision, verify
+from eomt_deploy.exporting.config import PACKAGE, QUANTIZED, ExportConfig
+from eomt_deploy.exporting.package import export_package
+from eomt_deploy.exporting.ranges import Island
+from eomt_deploy.exporting.reference import NetworkEngine
+from eomt_deploy.exporting.verdict import Judge, Verdict
 from eomt_deploy.files import check_writable, staging_folder
 from eomt_deploy.network.build import build_network
 from eomt_deploy.network.folds import fold
+from eomt_deploy.processing import Processor
 from eomt_deploy.sources import find_images
 from eomt_deploy.spec import ModelSpec
+
+T = TypeVar("T")
+
+CALIBRATION_IMAGES = 128
+JUDGED_IMAGES = 128
+SHOWN_ISLANDS = 8
+HELD_OUT = 4
+"""Every fourth photo of a calibration folder is kept for the verdict."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +42,12 @@ class ExportReport:
     spec: ModelSpec
     verification: verify.Verification
     warnings: tuple[str, ...]
+    islands: tuple[Island, ...] = ()
+    verdict: Verdict | None = None
 
 
 def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: None) -> ExportReport:
-    """Export a checkpoint to a verified, self-describing ONNX file.
+    """Export a checkpoint to a verified, self-describing ONNX file or AOTInductor package.
 
     Args:
         config: what to export, and how.
@@ -47,6 +65,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     images = (
         find_images([config.verify_images]) if config.verify_images else verify.default_images()
     )
+    photos = find_images([config.calibrate]) if config.calibrate else images
     progress("reading the checkpoint")
     source = describe.find_source(config)
     checkpoint = read_checkpoint(source.location, heads=config.heads, num_blocks=config.num_blocks)
@@ -55,22 +74,88 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         grid = describe.native_grid(config.native_size, checkpoint)
         checkpoint = replace(checkpoint, native_grid=grid)
     spec = describe.describe(config, source, checkpoint)
+    notes = describe.warnings(config, source, checkpoint, spec)
     progress(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
     reference = build_network(checkpoint, spec.image_size)
-    folded = fold(copy.deepcopy(reference))
+    if config.output.suffix.lower() == PACKAGE:
+        spec, result = export_package(config, reference, spec, images, progress)
+        return ExportReport((config.output,), spec, result, tuple(notes))
 
-    progress("tracing the graph")
-    model = graph.trace(folded, spec)
+    if config.budget is not None:
+        pareto.check_ready(config.output)
+    judge = None
+    if config.precision in QUANTIZED:
+        photos, samples, note = split(config, photos, spec)
+        notes += note
+        judge = Judge(NetworkEngine(reference, spec), samples, bool(config.data), progress)
+    processor = Processor(spec)
+    inputs = (
+        [processor.preprocess(photo)[0] for photo in spread(photos, CALIBRATION_IMAGES)]
+        if config.precision not in ("fp32", "bf16")
+        else []
+    )
+    made = precision.build_graph(
+        fold(copy.deepcopy(reference)), spec, config, inputs, judge, progress
+    )
+    notes += [f"{island}: kept in FP32." for island in made.islands[:SHOWN_ISLANDS]]
+    if len(made.islands) > SHOWN_ISLANDS:
+        notes.append(
+            f"{len(made.islands) - SHOWN_ISLANDS} more tensors are kept in FP32; `eomt-deploy "
+            "inspect` lists them."
+        )
+    if made.unfused:
+        notes.append(
+            f"The attention of {made.unfused} blocks stays written out: a part of it is FP32."
+        )
+    if config.attention == "fused" and made.spec.precision == "fp32":
+        notes.append("TensorRT-RTX builds fused attention in FP16 and BF16 only, not in FP32.")
+    if made.spec.precision != config.precision:
+        notes.append(
+            f"No layer could be {config.precision}: all are kept high by --budget or --high. This "
+            f"is an {made.spec.precision} model."
+        )
+    model = graph.to_proto(made.model, made.spec)
     with staging_folder(config.output) as folder:
         files = graph.save(model, folder, config.output.name)
         del model
-        with open_engine(files[-1], device="cpu") as engine:
+        # Real FP16 and BF16 arithmetic is on the GPU: here its roundings are made by hand.
+        backend = None if config.precision == "fp32" else "emulation"
+        with open_engine(files[-1], backend=backend, device="cpu") as engine:
             result = verify.compare(engine, reference, images, progress)
-        verify.check(result, spec.precision)
+        verify.check(result, made.spec.precision)
+        if made.verdict and config.budget is not None:
+            files = [*pareto.write_front(made.verdict, folder / config.output.name), *files]
         graph.publish(files, config.output)
     return ExportReport(
         files=tuple(config.output.with_name(file.name) for file in files),
-        spec=spec,
+        spec=made.spec,
         verification=result,
-        warnings=tuple(describe.warnings(config, source, checkpoint, spec)),
+        warnings=tuple(notes),
+        islands=made.islands,
+        verdict=made.verdict,
     )
+
+
+def split(
+    config: ExportConfig, photos: Sequence[Path], spec: ModelSpec
+) -> tuple[list[Path], list[Sample], list[str]]:
+    """Photos to calibrate on, samples to judge on, and what the user should know of it."""
+    if config.data:
+        samples = open_dataset(list(config.data), spec).samples
+        return list(photos), spread(samples, JUDGED_IMAGES), []
+    judged = list(photos[HELD_OUT - 1 :: HELD_OUT])
+    if not judged:
+        note = (
+            f"Only {len(photos)} calibration photos: the verdict is made on the same ones and "
+            "flatters. Pass at least 4, better 100."
+        )
+        return list(photos), list(unlabelled(photos)), [note]
+    rest = [photo for index, photo in enumerate(photos) if index % HELD_OUT != HELD_OUT - 1]
+    return rest, list(unlabelled(spread(judged, JUDGED_IMAGES))), []
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` items, evenly spread over all."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]

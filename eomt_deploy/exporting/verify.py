@@ -26,7 +26,14 @@ class Tolerance:
     agreement: float
 
 
-TOLERANCES = {"fp32": Tolerance(relative_error=1e-3, agreement=0.999)}
+TOLERANCES = {
+    "fp32": Tolerance(relative_error=1e-3, agreement=0.999),
+    # Loose enough for what the format costs by nature, tight enough for a broken layer.
+    "fp16": Tolerance(relative_error=5e-2, agreement=0.98),
+    "bf16": Tolerance(relative_error=2e-1, agreement=0.95),
+    "int8": Tolerance(relative_error=5e-1, agreement=0.9),
+    "fp8": Tolerance(relative_error=5e-1, agreement=0.9),
+}
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,14 @@ def compare(
             if not np.isfinite(have).all():
                 raise VerificationError(
                     f"The exported model gives {kind} logits that are NaN or infinite on "
-                    f"{path.name}. Nothing was written."
+                    f"{path.name}. Nothing was written.",
+                    why="A tensor leaves the range of FP16."
+                    if engine.spec.precision != "fp32"
+                    else "",
+                    fix="Leave out --no-islands, so that such tensors stay FP32; or export "
+                    "--precision bf16."
+                    if engine.spec.precision != "fp32"
+                    else "",
                 )
             errors[kind].append(np.abs(have - want).ravel())
             largest[kind] = max(largest[kind], float(np.abs(want).max()))
@@ -140,5 +154,8 @@ def check(result: Verification, precision: str) -> None:
             "Nothing was written.",
             why=f"Compared on {result.images} photos; largest errors: class logits "
             f"{result.class_max:.3g}, mask logits {result.mask_max:.3g}.",
-            fix="Please report it with the checkpoint's architecture; this should not happen.",
+            fix="Please report it with the checkpoint's architecture; this should not happen."
+            if precision == "fp32"
+            else "Calibrate on photos like the model's own, keep more in FP32 (--high), or take a "
+            "higher precision.",
         )

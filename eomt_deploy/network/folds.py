@@ -57,6 +57,44 @@ def fold_attention_scale(model: EoMT) -> None:
         attn.scale = 1.0
 
 
+@torch.no_grad()
+def fold_smoothing(model: EoMT, layer: str, scales: Tensor) -> None:
+    """Divide the inputs of a linear layer by ``scales`` [D], exactly: whatever makes them is
+    divided, and the layer's columns are multiplied.
+
+    Args:
+        model: folded network, changed in place.
+        layer: ``backbone.blocks.N.`` and a part, see :func:`smoothable`.
+    """
+    index, part = layer.removeprefix("backbone.blocks.").split(".", 1)
+    block = model.backbone.layers[int(index)]
+    parts: dict[str, tuple[nn.Linear, list[Tensor]]] = {
+        "attn.qkv": (block.attn.qkv, [block.norm1.weight, block.norm1.bias]),
+        # Attention mixes tokens, never channels: the values' channels are the projection's.
+        "attn.proj": (block.attn.proj, _last_rows(block.attn.qkv, len(scales))),
+        "mlp.fc1": (block.mlp.fc1, [block.norm2.weight, block.norm2.bias]),
+        # SwiGLU: the value half is only multiplied by the gate.
+        "mlp.fc2": (block.mlp.fc2, _last_rows(block.mlp.fc1, len(scales))),
+    }
+    linear, makers = parts[part]
+    scales = scales.double()
+    linear.weight.copy_(linear.weight.double() * scales)
+    for maker in makers:
+        maker.copy_(maker.double() / (scales if maker.ndim == 1 else scales[:, None]))
+
+
+def _last_rows(linear: nn.Linear, count: int) -> list[Tensor]:
+    return [linear.weight[-count:], linear.bias[-count:]]
+
+
+def smoothable(model: EoMT) -> list[str]:
+    """Linear layers whose inputs :func:`fold_smoothing` can divide: all but what follows GELU."""
+    parts = ["attn.qkv", "attn.proj", "mlp.fc1"]
+    if model.arch.mlp == "swiglu":
+        parts.append("mlp.fc2")
+    return [f"backbone.blocks.{i}.{part}" for i in range(model.arch.depth) for part in parts]
+
+
 FOLDS: tuple[Callable[[EoMT], None], ...] = (
     fold_normalization,
     fold_layer_scale,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +10,12 @@ import numpy.typing as npt
 from eomt_deploy.errors import UsageError
 from eomt_deploy.processing import geometry as geo
 from eomt_deploy.processing.geometry import Geometry
-from eomt_deploy.processing.instance import find_instances
-from eomt_deploy.processing.panoptic import merge_segments
+from eomt_deploy.processing.instance import find_instances, instance_result
+from eomt_deploy.processing.outputs import check_outputs
+from eomt_deploy.processing.panoptic import merge_segments, panoptic_result
 from eomt_deploy.processing.resize import Float, resize_photo, unletterbox
 from eomt_deploy.processing.semantic import class_map
-from eomt_deploy.result import Segment, Segmentation
+from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ImageSource, load_image
 from eomt_deploy.spec import ModelSpec, Task, Thresholds
 
@@ -102,7 +102,7 @@ class Processor:
         """As :meth:`postprocess`, with all thresholds at once; those of other tasks are unused."""
         classes = np.asarray(class_logits, np.float32)
         masks = np.asarray(mask_logits, np.float32)
-        self._check_outputs(classes, masks, geometry)
+        check_outputs(self.spec, classes.shape, masks.shape, geometry)
         if self.spec.task == "semantic":
             return Segmentation(
                 task="semantic",
@@ -114,8 +114,12 @@ class Processor:
         def mask_at(query: int) -> Float:
             return unletterbox(masks[0, query], geometry)
 
-        build = self._instance if self.spec.task == "instance" else self._panoptic
-        return build(classes[0], mask_at, geometry, thresholds)
+        size, known = geometry.image_size, self.spec.classes
+        if self.spec.task == "instance":
+            instances = find_instances(classes[0], mask_at, thresholds.score)
+            return instance_result(instances, size, known)
+        merged = merge_segments(classes[0], mask_at, size, self._stuff, thresholds)
+        return panoptic_result(*merged, known)
 
     def thresholds(
         self,
@@ -140,60 +144,3 @@ class Processor:
             if not 0 <= value <= 1:
                 raise UsageError(f"The {name} threshold {value} is not between 0 and 1.")
         return replace(self.spec.thresholds, **given)
-
-    def _panoptic(
-        self,
-        class_logits: Float,
-        mask_at: Callable[[int], Float],
-        geometry: Geometry,
-        thresholds: Thresholds,
-    ) -> Segmentation:
-        size = geometry.image_size
-        segment_map, found = merge_segments(class_logits, mask_at, size, self._stuff, thresholds)
-        segments = (
-            Segment.from_mask(
-                segment_id, self.spec.classes[class_id], score, segment_map == segment_id
-            )
-            for segment_id, (class_id, score) in enumerate(found)
-        )
-        return Segmentation(
-            task="panoptic",
-            size=size,
-            classes=self.spec.classes,
-            segment_map=segment_map,
-            segments=tuple(segments),
-        )
-
-    def _instance(
-        self,
-        class_logits: Float,
-        mask_at: Callable[[int], Float],
-        geometry: Geometry,
-        thresholds: Thresholds,
-    ) -> Segmentation:
-        found = find_instances(class_logits, mask_at, thresholds.score)
-        segments = (
-            Segment.from_mask(
-                index, self.spec.classes[instance.class_id], instance.score, instance.mask
-            )
-            for index, instance in enumerate(found)
-        )
-        return Segmentation(
-            task="instance",
-            size=geometry.image_size,
-            classes=self.spec.classes,
-            segments=tuple(segments),
-        )
-
-    def _check_outputs(self, classes: Float, masks: Float, geometry: Geometry) -> None:
-        spec = self.spec
-        count = geometry.num_inputs
-        expected = (
-            (count, spec.num_queries, len(spec.classes) + 1),
-            (count, spec.num_queries, *spec.mask_size),
-        )
-        if (classes.shape, masks.shape) != expected:
-            raise UsageError(
-                f"Outputs of shape {list(classes.shape)} and {list(masks.shape)} do not belong "
-                f"to {spec.name}: expected {list(expected[0])} and {list(expected[1])}."
-            )

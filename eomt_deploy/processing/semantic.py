@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.processing.geometry import Geometry
+from eomt_deploy.processing.geometry import Geometry, Size
 from eomt_deploy.processing.resize import Float, resize_logits, sigmoid, softmax
 
 
@@ -16,7 +16,7 @@ def window_scores(class_logits: Float, mask_logits: Float, geometry: Geometry) -
         class_logits: [Q, C+1].
         mask_logits: [Q, h, w].
     """
-    probabilities = softmax(class_logits)[:, :-1]
+    probabilities = class_probabilities(class_logits)
     height, width = geometry.input_size
     masks = np.empty((len(mask_logits), height * width), np.float32)
     for index, logits in enumerate(mask_logits):
@@ -24,18 +24,28 @@ def window_scores(class_logits: Float, mask_logits: Float, geometry: Geometry) -
     return (probabilities.T @ masks).reshape(-1, height, width)
 
 
+def class_probabilities(class_logits: Float) -> Float:
+    """[..., Q, C+1] to [..., Q, C]: "no object" takes its share and is dropped."""
+    return softmax(class_logits)[..., :-1]
+
+
 def merge_windows(scores: list[Float], geometry: Geometry) -> Float:
     """Mean of overlapping windows: [C, H, W] each -> [C, scaled H, scaled W]."""
     if len(scores) == 1:
         return scores[0]
-    total = np.zeros((scores[0].shape[0], *geometry.scaled_size), np.float32)
-    count = np.zeros(geometry.scaled_size, np.float32)
+    total = np.zeros((scores[0].shape[0], *merged_size(geometry)), np.float32)
+    count = np.zeros(merged_size(geometry), np.float32)
     for (start, end), window in zip(geometry.windows, scores, strict=True):
         rows = slice(start, end) if geometry.axis == 0 else slice(None)
         columns = slice(start, end) if geometry.axis == 1 else slice(None)
         total[:, rows, columns] += window
         count[rows, columns] += 1
     return np.divide(total, count, out=total)
+
+
+def merged_size(geometry: Geometry) -> Size:
+    """(H, W) of the scores of all windows together."""
+    return geometry.scaled_size if len(geometry.windows) > 1 else geometry.input_size
 
 
 def class_map(class_logits: Float, mask_logits: Float, geometry: Geometry) -> npt.NDArray[np.int32]:

@@ -255,7 +255,7 @@ def test_more_wrong_use(cli, files, exported, photo, tmp_path):
         (("list", "--task", "panotpic"), "panoptic"),
         (("predict", model, photo, "-o", tmp_path / "x.webp"), ".webp"),
         (("predict", model, photo, "-o", tmp_path / "x.png", "--json", "-"), "--json"),
-        (("bench", "--engine", model, "--json", model), "would replace the model"),
+        (("bench", "--engine", model, "--json", model), "would replace another file"),
         (("export", files.checkpoint, "-o", target, "--json", target, *known), "would replace"),
         (("export", files.checkpoint, "-o", target, "--size", "²", *known), "Size"),
         (("export", files.checkpoint, "-o", target, "--num-blocks", 1, *known), "2 entries"),
@@ -296,4 +296,21 @@ def test_terminated_export_leaves_nothing(files, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_that_would_replace_a_file_of_the_export(cli, files, tmp_path):
+    content = files.checkpoint.read_bytes()
+    output = tmp_path / "m.engine"
+    for report in (
+        files.checkpoint, files.classes, tmp_path / "m.onnx", tmp_path / "m.onnx.data",
+        tmp_path / "m.engine.json", tmp_path / "m.pareto.json",
+    ):  # fmt: skip
+        code, _, err = cli(
+            "export", files.checkpoint, "--task", "panoptic", "--classes", files.classes,
+            "--profile", "tensorrt-rtx", "-o", output, "--json", report,
+        )  # fmt: skip
+        assert code == 2, report
+        assert "would replace another file" in err
+    assert files.checkpoint.read_bytes() == content
     assert list(tmp_path.iterdir()) == []

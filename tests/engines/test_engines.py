@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import onnxruntime as ort
 import pytest
+from test_sidecar import SIDECAR
 
 from eomt_deploy.devices import cuda_device_count
 from eomt_deploy.engines import BACKENDS, open_engine, registry
 from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
+from eomt_deploy.sidecar import write_sidecar
 
 
 def test_engine_runs_on_the_cpu_and_says_so(exported):
@@ -77,6 +79,27 @@ def test_wrong_choices(exported):
     ):
         with pytest.raises(UsageError, match=word):
             open_engine(path, **options)
+
+
+def test_wrong_precision_is_told_before_the_library_is_asked(exported, tmp_path):
+    with open_engine(exported("panoptic"), precision="fp32") as engine:
+        assert engine.spec.precision == "fp32"
+    engine = tmp_path / "m.engine"
+    engine.write_bytes(b"plan")
+    write_sidecar(engine, dataclasses.replace(SIDECAR, target="tensorrt-rtx"))
+    for path, found in ((exported("panoptic"), "fp32"), (engine, "fp16")):
+        with pytest.raises(UsageError, match=f"computes in {found}, int8 was asked") as error:
+            open_engine(path, precision="int8")
+        assert "--precision int8" in error.value.fix
+
+
+def test_engine_of_an_unknown_library(tmp_path):
+    engine = tmp_path / "m.engine"
+    engine.write_bytes(b"plan")
+    for target in ("foo", "onnxruntime"):
+        write_sidecar(engine, dataclasses.replace(SIDECAR, target=target))
+        with pytest.raises(ArtifactError, match=f"built for '{target}'"):
+            open_engine(engine)
 
 
 def test_missing_run_time_names_the_command(exported, monkeypatch):

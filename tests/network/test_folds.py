@@ -14,6 +14,8 @@ from eomt_deploy.network.folds import (  # fmt: skip
     fold_attention_scale,
     fold_layer_scale,
     fold_normalization,
+    fold_smoothing,
+    smoothable,
 )
 
 ARCHITECTURES = {"gelu": tiny.ARCH, "swiglu": replace(tiny.ARCH, mlp="swiglu")}
@@ -49,3 +51,31 @@ def test_folding_twice_changes_nothing():
 
 def test_fold_keeps_the_precision_of_the_weights():
     assert fold(tiny.network()).q.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_smoothing_is_exact(mlp):
+    model = fold(tiny.network(replace(tiny.ARCH, mlp=mlp)))
+    images = torch.from_numpy(tiny.photos(2))
+    wanted = [t.double() for t in model(images)]
+    names = smoothable(model)
+    assert any("fc2" in name for name in names) == (mlp == "swiglu")
+    inputs: dict[str, float] = {}
+    for name in names:
+        layer = model.get_submodule(name)
+        scales = torch.rand(layer.in_features) * 9 + 0.5
+        before = largest_input(model, layer, images)
+        fold_smoothing(model, name, scales)
+        after = largest_input(model, layer, images)
+        torch.testing.assert_close(after, before / scales, rtol=1e-3, atol=1e-5)
+        inputs[name] = float(after.max())
+    for found, want in zip(model(images), wanted, strict=True):
+        assert (found - want).abs().max() < 1e-4 * want.abs().max()
+
+
+def largest_input(model, layer, images):
+    seen = []
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(images)
+    handle.remove()
+    return seen[0].abs().amax((0, 1))

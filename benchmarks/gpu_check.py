@@ -1,0 +1,414 @@
+"""Everything of ours that only a GPU can show, in one command and under ten minutes.
+
+    python benchmarks/gpu_check.py          # writes benchmarks/results/<gpu>/gpu_check.json
+
+Sections that need something which is not installed are skipped, with the reason in the JSON:
+
+* tests     `pytest -m gpu`: device layer, kernels, engines, graphs, threads, memory
+* halves    FP16 and BF16 as PyTorch computes them on this GPU, beside what our emulation says
+* ladder    every precision, exported, built and run: error and label agreement with FP32 PyTorch
+* speed     EoMT-S at 640 in every precision against PyTorch FP16, interleaved, with memory
+
+It ends with a failure when a part of it failed, or when a number is not what it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+HERE = Path(__file__).parent
+SCENES = HERE.parent / "examples" / "scenes"
+TESTS_SECONDS = 300
+SIZE = (640, 640)
+EAGER = "PyTorch eager fp16"
+ROUNDS, WARMUP = 100, 20
+MEMORY_ROUNDS = 200
+LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "int8": 0.95, "fp8": 0.95}
+"""Share of pixels with the labels of FP32 PyTorch, on made-up scenes with many small things."""
+KERNELS_AGREEMENT = 0.9999
+MEMORY_GROWN = 1 << 20
+NO_TESTS = 5
+"""pytest's exit code when it found none."""
+
+
+class Skip(Exception):  # noqa: N818  it is no error
+    """A section cannot run here."""
+
+
+@dataclass
+class Bench:
+    """What the sections share: the embedded model at its own size, and built engines."""
+
+    work: Path
+
+    def small(self) -> tuple[Any, Any]:
+        """The embedded model: network and description."""
+        from eomt_deploy.checkpoints import read_checkpoint
+        from eomt_deploy.exporting import ExportConfig
+        from eomt_deploy.exporting.describe import describe, find_source
+        from eomt_deploy.network.build import build_network
+
+        config = ExportConfig("eomt-tiny-scenes", self.work / "x.onnx")
+        source = find_source(config)
+        checkpoint = read_checkpoint(source.location)
+        spec = describe(config, source, checkpoint)
+        return build_network(checkpoint, spec.image_size), spec
+
+    def inputs(self, spec: Any) -> list[Any]:
+        """Network inputs of the scenes in the repository."""
+        from eomt_deploy.processing import Processor
+
+        return [Processor(spec).preprocess(path)[0] for path in sorted(SCENES.glob("*.png"))]
+
+
+def tests(_: Bench) -> dict[str, Any]:
+    """`pytest -m gpu`, counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}"]
+        done = subprocess.run(
+            [*command, "-p", "no:cacheprovider"],
+            cwd=HERE.parent, capture_output=True, text=True, timeout=TESTS_SECONDS,
+        )  # fmt: skip
+        if done.returncode == NO_TESTS:
+            raise Skip("there are no tests here")
+        if not report.exists():  # it was killed, as a library that crashes does
+            words = (done.stdout + done.stderr).strip()[-500:]
+            raise RuntimeError(f"pytest ended with {done.returncode}: {words}")
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    found: dict[str, Any] = {"passed": 0, "failed": [], "skipped": {}}
+    for case in cases:
+        name = f"{case.get('classname')}::{case.get('name')}"
+        failure = next((x for x in case if x.tag in ("failure", "error")), None)
+        skipped = case.find("skipped")
+        if failure is not None:
+            found["failed"].append([name, (failure.get("message") or "")[:300]])
+        elif skipped is not None:
+            why = re.sub(r"\S+/", "", skipped.get("message") or "")
+            found["skipped"][why] = found["skipped"].get(why, 0) + 1
+        else:
+            found["passed"] += 1
+    return found
+
+
+def halves(bench: Bench) -> dict[str, Any]:
+    """Real half-precision arithmetic of this GPU against our emulation of it on the CPU."""
+    import numpy as np
+    import torch
+
+    from eomt_deploy.network.folds import fold
+
+    if not torch.cuda.is_available():
+        raise Skip("this PyTorch is built for the CPU")
+    network, spec = bench.small()
+    network = fold(network)
+    images = bench.inputs(spec)
+    with torch.inference_mode():
+        wanted = [[t.numpy() for t in network(torch.from_numpy(x))] for x in images]
+    emulated = _emulated(network, spec, images)
+    found = {}
+    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        half = copy.deepcopy(network).to("cuda", dtype)
+        with torch.inference_mode():
+            have = [
+                [t.float().cpu().numpy() for t in half(torch.from_numpy(x).cuda())] for x in images
+            ]
+        row = {"gpu_error": _error(have, wanted)}
+        if emulated:
+            row["emulated_error"] = _error(emulated[name], wanted)
+        row["finite"] = bool(all(np.isfinite(t).all() for pair in have for t in pair))
+        found[name] = row
+    return found
+
+
+def _emulated(network: Any, spec: Any, images: list[Any]) -> dict[str, Any]:
+    try:
+        from eomt_deploy.engines.emulation import EmulatedEngine
+        from eomt_deploy.exporting import graph
+        from eomt_deploy.exporting.lowering import Lowering, lower
+        from eomt_deploy.exporting.precision import describe
+
+        model = describe(graph.trace(network, spec), spec)
+    except ImportError:
+        return {}
+    found = {}
+    for name in ("fp16", "bf16"):
+        engine = EmulatedEngine(lower(model, Lowering(name)))
+        found[name] = [engine.run(x) for x in images]
+    return found
+
+
+def _error(have: Any, want: Any) -> float:
+    """RMS error of the mask logits over their RMS."""
+    import numpy as np
+
+    squares = [
+        (np.square(h[1] - w[1]).sum(), np.square(w[1]).sum())
+        for h, w in zip(have, want, strict=True)
+    ]
+    return float(np.sqrt(sum(s[0] for s in squares) / sum(s[1] for s in squares)))
+
+
+def targets() -> list[str]:
+    """TensorRT flavours that can build and run on this GPU."""
+    from eomt_deploy.building.config import RTX_CAPABILITIES
+    from eomt_deploy.devices import current_gpu
+    from eomt_deploy.engines.library import installed
+
+    gpu = current_gpu()
+    found = [t for t in ("tensorrt", "tensorrt-rtx") if installed(t)]
+    if gpu and gpu.compute_capability not in RTX_CAPABILITIES:
+        found = [t for t in found if t != "tensorrt-rtx"]
+    if not found:
+        raise Skip("neither TensorRT nor TensorRT-RTX can build for this GPU")
+    return found
+
+
+def ladder(bench: Bench) -> dict[str, Any]:
+    """Export, build and run every precision of the embedded model; compare the label maps."""
+    from eomt_deploy.building import BuildConfig, build
+    from eomt_deploy.evaluation.truth import unlabelled
+    from eomt_deploy.exporting import ExportConfig, export
+    from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
+    from eomt_deploy.exporting.reference import NetworkEngine
+    from eomt_deploy.exporting.verdict import Judge
+    from eomt_deploy.segmenter import Segmenter
+
+    network, spec = bench.small()
+    photos = unlabelled(sorted(SCENES.glob("*.png")))
+    judge = Judge(NetworkEngine(network, spec), photos, labelled=False)
+    found: dict[str, Any] = {}
+    for target in targets():
+        for precision in PRECISIONS:
+            onnx, engine = bench.work / f"{precision}.onnx", bench.work / f"{precision}.{target}"
+            engine = engine.with_name(engine.name + ".engine")
+            try:
+                if not onnx.exists():
+                    calibrate = SCENES if precision in QUANTIZED else None
+                    export(
+                        ExportConfig(
+                            "eomt-tiny-scenes", onnx, precision=precision, calibrate=calibrate
+                        )
+                    )
+                report = build(BuildConfig(onnx, engine, target=target))  # type: ignore[arg-type]
+                with Segmenter(engine) as segmenter:
+                    judged = judge(segmenter.engine)
+                    same = [_same_pixels(segmenter, sample.image()) for sample in photos]
+                found[f"{target} {precision}"] = {
+                    "error": judged.error,
+                    "label_agreement": judged.agreement,
+                    "kernels_equal_cpu": min(same),
+                    "heavy_layers": dict(report.layers.heavy),
+                    "read_from": report.layers.source,
+                    "build_seconds": round(report.seconds, 1),
+                }
+            except Exception as error:
+                found[f"{target} {precision}"] = {"failed": str(error)[:800]}
+    return found
+
+
+def _same_pixels(segmenter: Any, image: Any) -> float:
+    """Share of pixels where our kernels and the CPU make the same of one engine's outputs."""
+    wanted = segmenter.processor.postprocess(*segmenter.logits(image))
+    return float((segmenter.predict(image).segment_map == wanted.segment_map).mean())
+
+
+def speed(bench: Bench) -> dict[str, Any]:
+    """EoMT-S at 640, batch 1, random weights: engines and PyTorch FP16, interleaved."""
+    import numpy as np
+    import torch
+
+    from eomt_deploy.benchmarking.clock import interleave
+    from eomt_deploy.building import BuildConfig, build
+    from eomt_deploy.engines import open_engine
+    from eomt_deploy.engines.cuda import DeviceArray, open_device
+    from eomt_deploy.exporting import graph
+    from eomt_deploy.exporting.calibration import observe
+    from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
+    from eomt_deploy.exporting.lowering import Lowering, lower
+    from eomt_deploy.exporting.precision import describe
+    from eomt_deploy.exporting.quantization import insert_qdq, quantize_layers
+    from eomt_deploy.network.folds import fold
+
+    network, spec = random_small()
+    network = fold(network)
+    works: dict[str, Callable[[], object]] = {}
+    if torch.cuda.is_available():
+        half = copy.deepcopy(network).to("cuda", torch.float16)
+        photo = torch.zeros((1, *SIZE, 3), dtype=torch.uint8, device="cuda")
+
+        def eager() -> None:
+            with torch.inference_mode():
+                half(photo)
+            torch.cuda.synchronize()
+
+        works[EAGER] = eager
+    noise = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3), np.uint8)
+    seen = observe(network, [noise])
+    memory: dict[str, Any] = {}
+    opened = []
+    device = open_device()
+    model = describe(graph.trace(network, spec), spec)
+    for target in targets():
+        for precision in PRECISIONS:
+            onnx = bench.work / f"s.{precision}.onnx"
+            lowered = model
+            if precision in QUANTIZED:
+                layers = quantize_layers(network, seen, precision, "minmax")
+                lowered = insert_qdq(lowered, layers, layers)
+            if precision != "fp32":
+                lowered = lower(lowered, Lowering(precision))
+            proto = graph.to_proto(lowered, _with_precision(spec, precision))
+            graph.save(proto, bench.work, onnx.name)
+            path = bench.work / f"s.{precision}.{target}.engine"
+            build(BuildConfig(onnx, path, target=target))  # type: ignore[arg-type]
+            engine: Any = open_engine(path)
+            opened.append(engine)
+            images = engine.input(1)
+
+            def run(engine: Any = engine, images: DeviceArray = images) -> None:
+                engine.run_device(images)
+                device.synchronize(engine.stream)
+
+            works[f"{target} {precision}"] = run
+            run()
+            before = device.memory()[0]
+            for _ in range(MEMORY_ROUNDS):
+                run()
+            memory[f"{target} {precision}"] = {
+                "engine_mb": round(engine.memory_bytes / 1e6),
+                "grown_bytes": before - device.memory()[0],
+                "cuda_graph": engine.cuda_graph,
+            }
+    samples = interleave(works, warmup=WARMUP, iterations=ROUNDS)
+    for engine in opened:
+        engine.close()
+    base = float(np.median(samples[EAGER])) if EAGER in samples else None
+    return {
+        name: {
+            "p50_ms": float(np.median(values)),
+            "p95_ms": float(np.percentile(values, 95)),
+            "times_faster_than_eager_fp16": base / float(np.median(values)) if base else None,
+            **memory.get(name, {}),
+        }
+        for name, values in samples.items()
+    }
+
+
+def _with_precision(spec: Any, precision: str) -> Any:
+    from dataclasses import replace
+
+    return replace(spec, precision=precision)
+
+
+def random_small() -> tuple[Any, Any]:
+    """EoMT-S with random weights: fast or slow as a trained one."""
+    import torch
+
+    from eomt_deploy import __version__
+    from eomt_deploy.architecture import Architecture
+    from eomt_deploy.classes import make_classes
+    from eomt_deploy.network.eomt import EoMT
+    from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
+
+    arch = Architecture(384, 12, 6, "gelu", 1536, 4, 16, 200, 3, 133, 2)
+    torch.manual_seed(0)
+    network = EoMT(arch, SIZE).eval().requires_grad_(False)
+    for value in network.parameters():
+        if value.ndim > 1:
+            value.normal_(std=0.02)
+    names = [{"name": f"class {i}", "thing": i < 80} for i in range(arch.num_classes)]
+    spec = ModelSpec(
+        name="random EoMT-S", task="panoptic", image_size=SIZE, patch_size=16,
+        num_queries=200, num_blocks=3, num_upscale=2, classes=make_classes(names, "random"),
+        resize=RESIZE_RULES["panoptic"], thresholds=TASK_THRESHOLDS["panoptic"],
+        backbone=Backbone("dinov2", 384, 12, 6, "gelu", 4, 0),
+        provenance={"eomt_deploy": __version__},
+    )  # fmt: skip
+    return network, spec
+
+
+SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "tests": tests,
+    "halves": halves,
+    "ladder": ladder,
+    "speed": speed,
+}
+
+
+def run_sections(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        for name in names:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            try:
+                yield name, SECTIONS[name](bench)
+            except Skip as reason:
+                yield name, {"skipped": str(reason)}
+            except ImportError as error:
+                yield name, {"skipped": f"{error.name} is not installed"}
+            except Exception as error:  # one broken section must not cost the others
+                trace = traceback.format_exc().strip().splitlines()[-6:]
+                yield name, {"failed": f"{type(error).__name__}: {error}", "trace": trace}
+
+
+def problems(name: str, found: Any) -> list[str]:
+    """What failed in a section, and numbers that are not what they must be."""
+    lines = []
+    if not isinstance(found, dict):
+        return lines
+    for key, value in found.items():
+        where = f"{name}: {key}"
+        if key == "failed":
+            lines += [f"{where}: {x}" for x in (value if isinstance(value, list) else [value])]
+        elif (
+            (key == "finite" and not value)
+            or (key == "kernels_equal_cpu" and value < KERNELS_AGREEMENT)
+            or (key == "label_agreement" and value < LEAST_AGREEMENT[name.rsplit(" ", 1)[-1]])
+            or (key == "grown_bytes" and value > MEMORY_GROWN)
+        ):
+            lines.append(f"{where} is {value}")
+        else:
+            lines += problems(where, value)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check and measure everything that needs a GPU.")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--output", type=Path, help="JSON file; default: results/<gpu>/")
+    options = parser.parse_args()
+    from eomt_deploy import devices
+    from eomt_deploy.benchmarking.environment import environment
+
+    gpu = devices.current_gpu()
+    if gpu is None:
+        sys.exit("error: the NVIDIA driver reports no GPU; there is nothing to check here")
+    result = {"schema": 1, "environment": environment(), "gpu": vars(gpu)}
+    folder = re.sub(r"[^A-Za-z0-9]+", "-", gpu.name).strip("-").lower()
+    target = options.output or HERE / "results" / folder / "gpu_check.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for name, found in run_sections(options.sections):
+        result[name] = found
+        print(json.dumps({name: found}, indent=1), flush=True)
+        target.write_text(json.dumps(result, indent=1) + "\n")  # after each: a limit may end us
+    failed = [line for name in options.sections for line in problems(name, result[name])]
+    sys.exit("failed:\n" + "\n".join(failed) if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

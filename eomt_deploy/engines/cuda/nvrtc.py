@@ -1,0 +1,124 @@
+"""CUDA source to machine code by NVRTC, CUDA's run-time compiler: needs no GPU and no toolkit."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Collection
+from typing import Any
+
+from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
+from eomt_deploy.files import cache_folder, write_atomically
+
+OPTIONS = ("--std=c++17", "--fmad=false")
+"""Without ``--fmad=false`` a * b + c would round once where the CPU path rounds twice."""
+INSTALL = "pip install cuda-python nvidia-cuda-nvrtc"
+
+
+def cached_cubin(source: str, capability: tuple[int, int]) -> bytes:
+    """CUDA source as machine code (a cubin) for a GPU of this compute capability.
+
+    Raises:
+        MissingDependencyError: cuda-python or NVRTC is not installed.
+        DeviceError: NVRTC does not know such a GPU.
+    """
+    version, supported = nvrtc_facts()
+    architecture = choose_architecture(capability, supported)
+    key = hashlib.sha256(repr((source, OPTIONS, architecture, version)).encode()).hexdigest()
+    path = cache_folder() / "kernels" / f"{key}.cubin"
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        if content.startswith(b"\x7fELF"):
+            return content
+    content = compile_source(source, architecture)
+    with contextlib.suppress(OutputError):  # a home that cannot be written costs a second a start
+        write_atomically(path, content)
+    return content
+
+
+def choose_architecture(capability: tuple[int, int], supported: Collection[int]) -> int:
+    """The newest architecture (89 for 8.9) whose machine code runs on such a GPU.
+
+    Machine code runs on GPUs of the same major version and an equal or later minor one.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    major, minor = capability
+    fitting = [a for a in supported if a // 10 == major and a % 10 <= minor]
+    if not fitting:
+        raise DeviceError(
+            f"NVRTC cannot compile for a GPU of compute capability {major}.{minor}.",
+            why=f"It knows {', '.join(f'{a // 10}.{a % 10}' for a in sorted(supported))}.",
+            fix="Install another version of nvidia-cuda-nvrtc; newer ones know newer GPUs.",
+        )
+    return max(fitting)
+
+
+def nvrtc_facts() -> tuple[tuple[int, int], list[int]]:
+    """Version (major, minor) of NVRTC and the architectures that it compiles for.
+
+    Raises:
+        MissingDependencyError: cuda-python or NVRTC is not installed.
+    """
+    nvrtc = _load_nvrtc()
+    major, minor = _checked(nvrtc, nvrtc.nvrtcVersion())
+    (architectures,) = _checked(nvrtc, nvrtc.nvrtcGetSupportedArchs())
+    return (major, minor), list(architectures)
+
+
+def compile_source(source: str, architecture: int) -> bytes:
+    """CUDA source to machine code (a cubin) for one architecture; needs no GPU.
+
+    Raises:
+        MissingDependencyError: cuda-python or NVRTC is not installed.
+        DeviceError: it does not compile; the message holds NVRTC's log.
+    """
+    nvrtc = _load_nvrtc()
+    (program,) = _checked(
+        nvrtc, nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", 0, None, None)
+    )
+    try:
+        options = [o.encode() for o in (f"--gpu-architecture=sm_{architecture}", *OPTIONS)]
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            (size,) = _checked(nvrtc, nvrtc.nvrtcGetProgramLogSize(program))
+            log = _filled(nvrtc, nvrtc.nvrtcGetProgramLog, program, size)
+            raise DeviceError(
+                f"The CUDA kernels do not compile for sm_{architecture} ({result.name}).",
+                why=log.rstrip(b"\0").decode(errors="replace").strip(),
+                fix=f"Try another version of NVRTC: {INSTALL}",
+            )
+        (size,) = _checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program))
+        return _filled(nvrtc, nvrtc.nvrtcGetCUBIN, program, size)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _filled(nvrtc: Any, get: Any, program: Any, size: int) -> bytes:
+    """What a getter of NVRTC writes into the buffer that it is given."""
+    buffer = bytearray(size)
+    _checked(nvrtc, get(program, buffer))
+    return bytes(buffer)
+
+
+def _load_nvrtc() -> Any:
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()  # the library itself is loaded by the first call
+    except (ImportError, RuntimeError) as error:
+        raise MissingDependencyError(
+            f"The CUDA kernels cannot be compiled: {str(error).splitlines()[0]}.",
+            why="NVRTC, CUDA's run-time compiler, or its Python binding is not installed.",
+            fix=INSTALL,
+        ) from error
+    return nvrtc
+
+
+def _checked(nvrtc: Any, answer: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of an answer of NVRTC, whose first item is an error code."""
+    result, *values = answer
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise DeviceError(f"NVRTC failed with {result.name}.", fix=f"Repair it: {INSTALL}")
+    return tuple(values)

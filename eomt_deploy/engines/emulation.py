@@ -1,0 +1,154 @@
+"""The numbers of a low-precision graph, on a CPU that has no such arithmetic.
+
+ONNX Runtime's CPU kernels compute an FP16 graph in FP32 and drop the casts between them: an
+overflow that gives NaN on a GPU does not show (300 * 300 / 300 comes out as 300), and BF16 does not
+run at all. So every computed tensor is rounded here to the type that the graph gives it, with FP32
+inside the operators: what tensor cores do, which accumulate in FP32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from eomt_deploy.artifact import EXTERNAL_SUFFIX
+from eomt_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from eomt_deploy.errors import ArtifactError
+
+FLOAT = ir.DataType.FLOAT
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+LAYOUT = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+     "Transpose", "Unsqueeze"}
+)  # fmt: skip
+"""Operators that move values and compute none."""
+EXACT = LAYOUT | {"QuantizeLinear", "DequantizeLinear"}
+"""Not rounded: moved values are rounded already, and integer kernels have no half in between."""
+LARGE = 1_500_000_000
+"""Bytes of weights beyond which a graph cannot be one protobuf message."""
+
+
+class EmulatedEngine(OnnxRuntimeEngine):
+    """Runs an ``.onnx`` file, or a graph in memory, with every tensor rounded to its type.
+
+    Far slower than the real thing: for judging accuracy, not for use.
+    """
+
+    backend = "emulation"
+
+    def __init__(
+        self, source: Path | ir.Model, *, device: str | None = None, threads: int | None = None
+    ) -> None:
+        if isinstance(source, ir.Model):
+            model = emulate(source)
+        else:
+            try:
+                model = emulate(ir.load(source))
+            except Exception as error:  # protobuf and onnx raise many kinds
+                raise ArtifactError(
+                    f"{source} is not an ONNX model, or it is damaged.",
+                    fix="Export or copy it again.",
+                ) from error
+        with tempfile.TemporaryDirectory() as folder:
+            path = save_model(model, Path(folder))
+            super().__init__(path, device="cpu", threads=threads)
+        self.path = None if isinstance(source, ir.Model) else source
+
+    def _options(self) -> ort.SessionOptions:
+        options = super()._options()
+        # Integer CPU kernels would replace the arithmetic that we want to see.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return options
+
+
+def emulate(model: ir.Model) -> ir.Model:
+    """A copy in FP32 whose tensors are rounded wherever the graph says FP16 or BF16."""
+    model = model.clone()
+    graph = model.graph
+    for node in [node for node in graph if node.op_type == "Attention"]:
+        if node.outputs[0].dtype in HALVES:
+            _write_out(graph, node)
+    for value in list(graph.initializers.values()):
+        if value.dtype in HALVES:
+            assert value.const_value is not None  # initializers have values
+            array = value.const_value.numpy().astype(np.float32)
+            value.const_value = ir.tensor(array, name=value.name)
+            value.type = ir.TensorType(FLOAT)
+    for node in list(graph):
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in HALVES:
+            node.attributes["to"] = ir.AttrInt64("to", FLOAT)
+        for value in node.outputs:
+            if value.dtype not in HALVES:
+                continue
+            half = value.dtype
+            value.type = ir.TensorType(FLOAT)
+            if node.op_type not in EXACT:
+                _round(graph, node, value, half)
+    return model
+
+
+def _write_out(graph: ir.Graph, node: ir.Node) -> None:
+    """An ``Attention`` operator (scale 1, no mask) in products and a softmax, so that its scores
+    are rounded, too: a run-time may compute it so."""
+    heads = node.attributes["q_num_heads"].as_int()
+    made: list[ir.Node] = []
+
+    def add(operator: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
+        name = f"{node.name}/{operator}_{len(made)}"
+        new = ir.node(operator, inputs, attributes, name=name)  # type: ignore[arg-type]
+        new.outputs[0].name = name
+        new.outputs[0].type = node.outputs[0].type
+        made.append(new)
+        return new.outputs[0]
+
+    def shape(*sizes: int) -> ir.Value:
+        name = f"{node.name}/shape_{len(made)}"
+        tensor = ir.tensor(np.array(sizes, np.int64), name=name)
+        kind = ir.TensorType(ir.DataType.INT64)
+        value = ir.Value(name=name, shape=ir.Shape([len(sizes)]), type=kind, const_value=tensor)
+        graph.register_initializer(value)
+        return value
+
+    def split(index: int, order: list[int]) -> ir.Value:
+        source = node.inputs[index]
+        assert source is not None  # Attention has q, k and v
+        apart = add("Reshape", [source, shape(0, 0, heads, -1)])
+        return add("Transpose", [apart], perm=order)
+
+    scores = add("MatMul", [split(0, [0, 2, 1, 3]), split(1, [0, 2, 3, 1])])
+    shares = add("Softmax", [scores], axis=-1)
+    mixed = add("MatMul", [shares, split(2, [0, 2, 1, 3])])
+    joined = add("Reshape", [add("Transpose", [mixed], perm=[0, 2, 1, 3]), shape(0, 0, -1)])
+    joined.shape = node.outputs[0].shape
+    name = node.outputs[0].name
+    node.outputs[0].replace_all_uses_with(joined, replace_graph_outputs=True)
+    graph.insert_after(node, made)
+    graph.remove(node, safe=True)
+    joined.name = name
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, half: ir.DataType) -> None:
+    """Put ``value``, cast to ``half`` and back, in its own place."""
+    name = str(value.name)
+    value.name = f"{name}.exact"
+    down = ir.node("Cast", [value], {"to": half}, name=f"{name}.rounding")
+    up = ir.node("Cast", [down.outputs[0]], {"to": FLOAT}, name=f"{name}.rounded")
+    for new, dtype, output in ((down, half, f"{name}.half"), (up, FLOAT, name)):
+        new.outputs[0].name = output
+        new.outputs[0].type = ir.TensorType(dtype)
+        new.outputs[0].shape = value.shape
+    value.replace_all_uses_with(up.outputs[0], replace_graph_outputs=True)
+    down.replace_input_with(0, value)
+    graph.insert_after(node, [down, up])
+
+
+def save_model(model: ir.Model, folder: Path) -> Path:
+    """Write a graph as ``model.onnx``, with the weights beside it where they are large."""
+    path = folder / "model.onnx"
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    ir.save(model, path, external_data=path.name + EXTERNAL_SUFFIX if size > LARGE else None)
+    return path

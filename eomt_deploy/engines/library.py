@@ -1,0 +1,113 @@
+"""TensorRT and TensorRT-RTX: imported on demand, checked, and heard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.sidecar import Target
+
+MODULES: dict[Target, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+NAMES: dict[Target, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+LEAST: dict[Target, tuple[int, int]] = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 2)}
+"""First versions whose strongly typed networks take our graphs."""
+
+WARNING = 2
+"""Number of that severity; smaller ones are worse."""
+KEPT_LINES = 1000
+
+# Said without a GPU by calls that need none, and when a second builder is made.
+NOISE = ("Thread context has not been set", "logger passed into createInfer", "catchCudaError")
+# "IBuilder::x: Error Code 1: Myelin ([f.cpp:3: g] text In h at /_src/f.cpp:2012)" -> the text
+PREFIX = re.compile(r"^(\S+: )?Error Code \d+: |^\[[\w.]+::\w+::\d+\] Error Code \d+: ")
+KIND = re.compile(r"^(?:Myelin|API Usage Error|Internal Error) \((.*)\)$")
+PLACE = re.compile(r"\[[\w.]+:\d+: \w+\] |[\w.]+:\d+: (?=CHECK)| ?In \S+ at /\S+?:\d+")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the library: ``severity`` as in its ``ILogger.Severity``, lower case."""
+
+    severity: str
+    text: str
+
+
+def installed(target: Target) -> bool:
+    """Whether the library can be found; it is not imported."""
+    return find_spec(MODULES[target]) is not None
+
+
+def load(target: Target) -> Any:
+    """The library's module.
+
+    Raises:
+        MissingDependencyError: not installed, broken or too old.
+    """
+    name, fix = NAMES[target], f"pip install 'eomt-deploy[{target}]'"
+    try:
+        module = import_module(MODULES[target])
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingDependencyError(
+            f"{name} is not installed, or it does not load.", why=str(error), fix=fix
+        ) from error
+    version = str(module.__version__)
+    least = LEAST[target]
+    if tuple(int(part) for part in version.split(".")[:2]) < least:
+        raise MissingDependencyError(
+            f"{name} {version} is too old, {least[0]}.{least[1]} is needed.",
+            why="Precision is decided in the graph, which needs strongly typed networks.",
+            fix=f"pip install --upgrade 'eomt-deploy[{target}]'",
+        )
+    return module
+
+
+@cache
+def logger(target: Target) -> Any:
+    """The one logger of this process: the library keeps to the first that it is given."""
+    return _make_logger(load(target))
+
+
+def _make_logger(module: Any) -> Any:
+    severities = ("internal_error", "error", "warning", "info", "verbose")
+
+    class Log(module.ILogger):  # type: ignore[misc]  # the library has no types
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.lines: list[Line] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            level = int(severity.value)
+            if level <= WARNING and not any(noise in text for noise in NOISE):
+                del self.lines[:-KEPT_LINES]
+                self.lines.append(Line(severities[level], text))
+
+    return Log()
+
+
+@contextmanager
+def heard(target: Target) -> Iterator[list[Line]]:
+    """The warnings and errors that the library says meanwhile, the last :data:`KEPT_LINES`."""
+    log = logger(target)
+    lines: list[Line] = []
+    log.lines = lines
+    yield lines
+
+
+def complaints(lines: list[Line], *, most: int = 3, width: int = 400) -> list[str]:
+    """The first errors in the library's words, without its source files and codes."""
+    result: list[str] = []
+    for line in lines:
+        if "error" in line.severity:
+            text = PREFIX.sub("", " ".join(line.text.split()))
+            text = PLACE.sub("", KIND.sub(r"\1", text)).strip()
+            text = text if len(text) <= width else text[:width].rstrip() + " …"
+            if text and text not in result:
+                result.append(text)
+    return result[:most]

@@ -1,0 +1,183 @@
+"""What goes into every quantised layer on real images, and the range that INT8 or FP8 gives it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from eomt_deploy.exporting.config import Method
+from eomt_deploy.network.eomt import EoMT
+
+Array = npt.NDArray[np.float32]
+
+TOKENS = 2048
+"""Tokens kept of each layer's input, drawn evenly from all images."""
+KEPT_BYTES = 1_500_000_000
+"""Memory for all of them; large models keep fewer."""
+PERCENTILE = 99.99
+CLIPS = np.linspace(0.2, 1.0, 81)
+"""Shares of the largest value that the MSE search tries."""
+HISTOGRAM_BINS = 2048
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Inputs of one linear layer: [tokens, D] and what is known per channel.
+
+    Attributes:
+        samples: some tokens, [n, D].
+        largest: largest magnitude of each channel over all tokens, [D].
+    """
+
+    samples: Array
+    largest: Array
+
+    def divided(self, scales: Array) -> Activations:
+        """The same inputs after each channel was divided by its scale."""
+        return Activations(self.samples / scales, self.largest / scales)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A quantised number format.
+
+    Attributes:
+        largest: largest value that it holds.
+        dtype: numpy type of what is stored.
+    """
+
+    largest: float
+    dtype: np.dtype[np.generic]
+
+    def rounded(self, values: Array) -> Array:
+        """``values`` clipped to the range and rounded to what the format holds."""
+        clipped = np.clip(values, -self.largest, self.largest)
+        if self.dtype == np.int8:
+            return np.rint(clipped)
+        return clipped.astype(self.dtype).astype(np.float32)
+
+
+NUMBERS = {
+    # -128 is left out: a symmetric range needs no zero point.
+    "int8": Number(127.0, np.dtype(np.int8)),
+    "fp8": Number(448.0, np.dtype(ml_dtypes.float8_e4m3fn)),
+}
+
+
+def linear_layers(model: EoMT) -> dict[str, nn.Linear]:
+    """The layers that may be quantised: all linear ones inside the blocks."""
+    return {
+        f"backbone.{name}": module
+        for name, module in model.backbone.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def observe(
+    model: EoMT,
+    inputs: Sequence[npt.NDArray[np.uint8]],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Activations]:
+    """Run the network and keep what goes into each linear layer of its blocks.
+
+    Args:
+        model: folded FP32 network.
+        inputs: uint8 [N, H, W, 3] each; at least one.
+        progress: told how far it is.
+    """
+    layers = linear_layers(model)
+    count = sum(len(images) for images in inputs)
+    width = sum(layer.in_features for layer in layers.values())
+    tokens = min(TOKENS, KEPT_BYTES // (4 * width))
+    quota = max(1, tokens // count)
+    largest = {name: np.zeros(layer.in_features, np.float32) for name, layer in layers.items()}
+    kept: dict[str, list[Array]] = {name: [] for name in layers}
+    rng = np.random.default_rng(0)
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            for image in arguments[0]:  # [tokens, D]
+                values = image.numpy()
+                np.fmax(largest[name], np.abs(values).max(0), out=largest[name])
+                chosen = rng.choice(len(values), min(quota, len(values)), replace=False)
+                kept[name].append(values[np.sort(chosen)])
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        with torch.inference_mode():
+            for index, images in enumerate(inputs):
+                progress(f"calibrating ({index + 1} of {len(inputs)} images)")
+                model(torch.from_numpy(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: Activations(np.concatenate(kept[name]), largest[name]) for name in layers}
+
+
+def smoothing_scales(activations: Activations, weight: Array, strength: float) -> Array:
+    """SmoothQuant (arXiv 2211.10438, eq. 4): how much of each channel's range moves into the
+    weights, float32 [D].
+
+    Args:
+        activations: inputs of the layer, or of all layers that read them.
+        weight: [out, D].
+        strength: 0 leaves all, 1 moves all.
+    """
+    of_weights = np.abs(weight).max(0)
+    scales = activations.largest**strength / np.maximum(of_weights, 1e-8) ** (1 - strength)
+    # A channel that is always 0 says nothing.
+    scales[(activations.largest == 0) | (of_weights == 0)] = 1
+    clipped: Array = np.clip(scales, 1e-4, 1e4).astype(np.float32)
+    return clipped
+
+
+def activation_range(activations: Activations, method: Method, number: Number) -> float:
+    """Magnitude that becomes the format's largest value; what is beyond is clipped."""
+    whole = float(activations.largest.max())
+    if method == "minmax" or whole == 0:
+        return whole
+    values = np.abs(activations.samples).ravel()
+    if method == "percentile":
+        return float(np.percentile(values, PERCENTILE))
+    if method == "entropy":
+        return min(whole, _entropy_range(activations.samples, number))
+    return _least_error(values, whole, number)
+
+
+def _least_error(values: Array, whole: float, number: Number) -> float:
+    """The clip whose squared rounding error is the least."""
+    if len(values) > 500_000:
+        values = np.random.default_rng(0).choice(values, 500_000, replace=False)
+    errors = []
+    for clip in CLIPS:
+        scale = clip * whole / number.largest
+        errors.append(float(np.square(number.rounded(values / scale) * scale - values).sum()))
+    return float(CLIPS[int(np.argmin(errors))] * whole)
+
+
+def _entropy_range(samples: Array, number: Number) -> float:
+    """The clip that loses the least information, by ONNX Runtime's search."""
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    collector = HistogramCollector(
+        method="entropy",
+        symmetric=True,
+        num_bins=HISTOGRAM_BINS,
+        num_quantized_bins=int(number.largest) + 1,
+        percentile=PERCENTILE,
+        scenario="same",
+    )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        collector.collect({"x": [samples]})
+        low, high = collector.compute_collection_result()["x"][:2]
+    return float(max(abs(float(low)), abs(float(high))))

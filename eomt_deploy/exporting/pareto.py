@@ -1,0 +1,82 @@
+"""The Pareto front of a quantised export: how much is quantised against what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from eomt_deploy.exporting.verdict import Verdict
+
+JSON_SUFFIX = ".pareto.json"
+PICTURE_SUFFIX = ".pareto.png"
+
+
+def front_files(model: Path) -> tuple[Path, Path]:
+    """``<model>.pareto.json`` and ``.png``."""
+    return model.with_suffix(JSON_SUFFIX), model.with_suffix(PICTURE_SUFFIX)
+
+
+def check_ready(model: Path) -> None:
+    """Fail before the search if its picture could not be drawn, or nothing written.
+
+    Raises:
+        MissingDependencyError: matplotlib is missing.
+        OutputError: a file cannot be written.
+    """
+    for path in front_files(model):
+        check_writable(path)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "A search under a budget draws its Pareto front with matplotlib, which is missing.",
+            fix="pip install 'eomt-deploy[export]'",
+        ) from error
+
+
+def write_front(verdict: Verdict, model: Path) -> tuple[Path, Path]:
+    """Write :func:`front_files` beside a model, and return them."""
+    data, picture = front_files(model)
+    write_atomically(data, json.dumps(verdict.to_dict(), indent=1).encode() + b"\n")
+    write_atomically(picture, draw_front(verdict))
+    return data, picture
+
+
+def draw_front(verdict: Verdict) -> bytes:
+    """The trials as a PNG picture."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    front, chosen = verdict.front, verdict.chosen
+    axes.plot(
+        [100 * t.share for t in front], [t.judgement.drop for t in front],
+        "-", color="tab:blue", label="Pareto front",
+    )  # fmt: skip
+    for trial in verdict.trials:
+        point = (100 * trial.share, trial.judgement.drop)
+        axes.plot(*point, "o", color="tab:red" if trial is chosen else "tab:blue")
+        axes.annotate(
+            f"{len(trial.kept)} kept", point, xytext=(4, 5), textcoords="offset points", fontsize=8
+        )
+    axes.plot([], [], "o", color="tab:red", label="exported")
+    if verdict.budget is not None:
+        axes.axhline(verdict.budget, color="grey", linestyle="--", label="budget")
+    axes.set_xlim(-5, 105)
+    highest = max([t.judgement.drop for t in verdict.trials] + [verdict.budget or 0])
+    axes.set_ylim(min(0.0, *(t.judgement.drop for t in verdict.trials)) - 0.05, 1.2 * highest + 0.1)
+    axes.set_xlabel("share of the blocks' weights that is quantised, %")
+    axes.set_ylabel(f"points of {verdict.unit} lost")
+    axes.legend(loc="upper left", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,244 @@
+"""The steps of :class:`CudaProcessor`: what each kernel is given, and what becomes of its result.
+
+All that looks at pixels is a kernel; all that decides is the CPU path's own code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from eomt_deploy.engines.cuda.array import DeviceArray
+from eomt_deploy.engines.cuda.device import Device
+from eomt_deploy.engines.cuda.kernels import CHUNK, Kernels
+from eomt_deploy.engines.cuda.scratch import Scratch
+from eomt_deploy.processing.geometry import Geometry, Size
+from eomt_deploy.processing.instance import (
+    Measured,
+    instance_result,
+    mask_quality,
+    rank_queries,
+    score_instances,
+)
+from eomt_deploy.processing.panoptic import (
+    VOID,
+    Painted,
+    choose_queries,
+    make_segments,
+    panoptic_result,
+)
+from eomt_deploy.processing.resize import Float
+from eomt_deploy.processing.semantic import class_probabilities, merged_size
+from eomt_deploy.processing.tables import bands, logit_table, photo_table, shrinks_down_first
+from eomt_deploy.result import Segmentation
+from eomt_deploy.spec import ModelSpec, Thresholds
+
+SCORE_BYTES = 64 << 20
+"""Class scores that are kept at a time: the [C, H, W] of a large photo would take gigabytes."""
+SUM_UNIT = 2.0**-24
+"""Unit of the sums of ``measure_masks``."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the steps work: a device, its kernels, one stream, and the buffers of that stream."""
+
+    device: Device
+    kernels: Kernels
+    stream: int
+    scratch: Scratch
+
+    def launch(self, name: str, threads: int, *arguments: float, rows: int = 1) -> None:
+        self.kernels.launch(name, threads, *arguments, stream=self.stream, rows=rows)
+
+    def taps(self, name: str, source: Size, target: Size) -> tuple[int, int]:
+        """Pointers to the taps, rows and columns, of logits that are resized."""
+        return (
+            self._taps(f"{name} y", source[0], target[0]),
+            self._taps(f"{name} x", source[1], target[1]),
+        )
+
+    def _taps(self, name: str, source: int, target: int) -> int:
+        (table,) = self.scratch.tables(
+            name, (source, target), lambda: [logit_table(source, target)]
+        )
+        return table.pointer
+
+    def starts(self, geometry: Geometry) -> int:
+        """Pointer to int [N]: where each input begins along the axis."""
+        starts = tuple(start for start, _ in geometry.windows) or (0,)
+        (array,) = self.scratch.tables("starts", starts, lambda: [np.array(starts, np.int32)])
+        return array.pointer
+
+
+def resample(
+    bench: Bench, photo: DeviceArray, geometry: Geometry, swap: bool, inputs: DeviceArray
+) -> None:
+    """Photo uint8 [H, W, 3] to network inputs uint8 [N, H, W, 3], as Pillow's bilinear.
+
+    Args:
+        swap: exchange the first and the last channel.
+    """
+    sides = (0, 1) if shrinks_down_first(geometry.image_size, geometry.scaled_size) else (1, 0)
+    for axis in sides:
+        photo = _resample_side(bench, photo, axis, geometry.scaled_size[axis])
+    number, height, width, _ = inputs.shape
+    bench.launch(
+        "place_inputs", number * height * width,
+        photo.pointer, *geometry.scaled_size, bench.starts(geometry), geometry.axis,
+        number, height, width, swap, inputs.pointer,
+    )  # fmt: skip
+
+
+def _resample_side(bench: Bench, photo: DeviceArray, axis: int, length: int) -> DeviceArray:
+    """Photo uint8 [H, W, 3] with one side resized; itself where it has that length."""
+    height, width, _ = photo.shape
+    old = photo.shape[axis]
+    if old == length:
+        return photo
+    bounds, weights = bench.scratch.tables(
+        f"photo {axis}", (old, length), lambda: photo_table(old, length)
+    )
+    table = bounds.pointer, weights.pointer, weights.shape[1]
+    if axis == 0:
+        result = bench.scratch.array("photo 0", (length, width, 3), np.uint8)
+        bench.launch(
+            "resample_down", length * width * 3,
+            photo.pointer, length, width, *table, result.pointer,
+        )  # fmt: skip
+    else:
+        result = bench.scratch.array("photo 1", (height, length, 3), np.uint8)
+        bench.launch(
+            "resample_across", height * length,
+            photo.pointer, width, height, length, *table, result.pointer,
+        )  # fmt: skip
+    return result
+
+
+def panoptic(
+    bench: Bench,
+    spec: ModelSpec,
+    class_logits: Float,
+    masks: DeviceArray,
+    geometry: Geometry,
+    thresholds: Thresholds,
+) -> Segmentation:
+    """Panoptic result from class logits [1, Q, C+1] and mask logits [1, Q, h, w] on the GPU."""
+    size = geometry.image_size
+    chosen = choose_queries(class_logits[0], thresholds.score)
+    count = len(chosen.queries)
+    if count == 0:
+        return panoptic_result(np.full(size, VOID, np.int32), [], spec.classes)
+    queries = bench.scratch.upload("queries", chosen.queries.astype(np.int32))
+    scores = bench.scratch.upload("scores", chosen.scores)
+    owners = bench.scratch.array("labels", size, np.int16)
+    areas = bench.scratch.zeros("areas", (3, count), np.uint64)
+    pixels = size[0] * size[1]
+    bench.launch(
+        "paint_queries", pixels,
+        *_maps(masks), *_image_taps(bench, spec, geometry), size[1], pixels,
+        queries.pointer, scores.pointer, count, thresholds.mask, owners.pointer, areas.pointer,
+    )  # fmt: skip
+    owner = bench.scratch.fetch("labels", owners)
+    counts = bench.scratch.fetch("areas", areas)
+    bench.device.synchronize(bench.stream)
+    painted = Painted(owner, *counts.astype(np.int64))
+    stuff = frozenset(c.id for c in spec.classes if not c.thing)
+    segment_map, found = make_segments(chosen, painted, stuff, thresholds.overlap)
+    return panoptic_result(segment_map, found, spec.classes)
+
+
+def instance(
+    bench: Bench,
+    spec: ModelSpec,
+    class_logits: Float,
+    masks: DeviceArray,
+    geometry: Geometry,
+    thresholds: Thresholds,
+) -> Segmentation:
+    """Instance result from class logits [1, Q, C+1] and mask logits [1, Q, h, w] on the GPU."""
+    size = geometry.image_size
+    candidates = rank_queries(class_logits[0], thresholds.score)
+    chosen = list(dict.fromkeys(candidate.query for candidate in candidates))
+    if not chosen:
+        return instance_result([], size, spec.classes)
+    pixels = size[0] * size[1]
+    octets = -(-pixels // 8)
+    queries = bench.scratch.upload("queries", np.array(chosen, np.int32))
+    bits = bench.scratch.array("bits", (len(chosen), octets), np.uint8)
+    areas = bench.scratch.zeros("areas", (2, len(chosen)), np.uint64)
+    bench.launch(
+        "measure_masks", octets,
+        *_maps(masks), *_image_taps(bench, spec, geometry), size[1], pixels,
+        queries.pointer, bits.pointer, areas.pointer, areas.rows(1, 2).pointer,
+        rows=len(chosen),
+    )  # fmt: skip
+    packed = bench.scratch.fetch("bits", bits)
+    counts = bench.scratch.fetch("areas", areas)
+    bench.device.synchronize(bench.stream)
+    found = np.unpackbits(packed, axis=1, count=pixels).view(bool).reshape(-1, *size)
+    measured = {
+        query: Measured(mask, mask_quality(inside * SUM_UNIT, area))
+        for query, mask, area, inside in zip(chosen, found, *counts.tolist(), strict=True)
+    }
+    instances = score_instances(candidates, measured, thresholds.score)
+    return instance_result(instances, size, spec.classes)
+
+
+def semantic(
+    bench: Bench,
+    spec: ModelSpec,
+    class_logits: Float,
+    masks: DeviceArray,
+    geometry: Geometry,
+) -> Segmentation:
+    """Semantic result from class logits [N, Q, C+1] and mask logits [N, Q, h, w] on the GPU."""
+    size = geometry.image_size
+    merged = merged_size(geometry)
+    classes = len(spec.classes)
+    windows, queries, _ = class_logits.shape
+    chunks = -(-classes // CHUNK)
+    padded = np.zeros((windows, queries, chunks * CHUNK), np.float32)
+    padded[..., :classes] = class_probabilities(class_logits)
+    probabilities = bench.scratch.upload("probabilities", padded)
+    input_taps = bench.taps("input", spec.mask_size, geometry.input_size)
+    merged_taps = bench.taps("merged", merged, size)
+    labels = bench.scratch.array("labels", size, np.int16)
+    most_rows = SCORE_BYTES // (classes * merged[1] * 4)
+    for band in bands(logit_table(merged[0], size[0]), most_rows):
+        plane = band.source_rows * merged[1]
+        scores = bench.scratch.array("class scores", (classes, plane), np.float32)
+        bench.launch(
+            "score_classes", plane,
+            *_maps(masks), queries, *input_taps, bench.starts(geometry), windows,
+            geometry.input_size[geometry.axis], geometry.axis, band.source_start,
+            band.source_rows, merged[1], probabilities.pointer, chunks * CHUNK, classes,
+            scores.pointer,
+            rows=chunks,
+        )  # fmt: skip
+        pixels = (band.end - band.start) * size[1]
+        bench.launch(
+            "choose_classes", pixels,
+            scores.pointer, classes, band.source_start, band.source_rows, merged[1],
+            *merged_taps, band.start, size[1], pixels, labels.pointer,
+        )  # fmt: skip
+    found = bench.scratch.fetch("labels", labels)
+    bench.device.synchronize(bench.stream)
+    return Segmentation(
+        task="semantic", size=size, classes=spec.classes, class_map=found.astype(np.int32)
+    )
+
+
+def _maps(masks: DeviceArray) -> tuple[int, int, int, int]:
+    """What ``struct Maps`` holds."""
+    height, width = masks.shape[-2:]
+    return masks.pointer, masks.dtype == np.float16, height * width, width
+
+
+def _image_taps(bench: Bench, spec: ModelSpec, geometry: Geometry) -> tuple[int, ...]:
+    """Pointers that lead from mask logits to the network's input, and on to the image."""
+    return (
+        *bench.taps("input", spec.mask_size, geometry.input_size),
+        *bench.taps("image", geometry.scaled_size, geometry.image_size),
+    )

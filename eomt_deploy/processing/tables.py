@@ -1,0 +1,109 @@
+"""Where resized pixels take their values from: small tables made on the host for GPU kernels.
+
+They hold all floating-point arithmetic of positions and weights, so that the kernels need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from eomt_deploy.processing.geometry import Size
+
+Int32 = npt.NDArray[np.int32]
+
+PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
+PRECISION_BITS = 22
+"""Fractional bits of Pillow's weights for 8-bit images."""
+
+TAP = np.dtype([("low", "i4"), ("high", "i4"), ("rest", "f4"), ("weight", "f4")])
+"""``value = values[low] * rest + values[high] * weight``; ``struct Tap`` of ``kernels.cu``."""
+
+
+def photo_table(source: int, target: int) -> tuple[Int32, Int32]:
+    """Pillow's bilinear filter along one side, antialiased when shrinking.
+
+    Follows ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` of Pillow's ``Resample.c`` step by
+    step in float64, so that the weights are the same integers.
+
+    Args:
+        source: pixels before.
+        target: pixels after.
+
+    Returns:
+        [target, 2] first source pixel and number of source pixels; [target, taps] weights in
+        units of 2^-22, zero beyond that number.
+    """
+    scale = source / target
+    support = max(scale, 1.0)  # the bilinear filter reaches one pixel, stretched when shrinking
+    taps = int(np.ceil(support)) * 2 + 1
+    centers = (np.arange(target) + 0.5) * scale
+    first = np.maximum((centers - support + 0.5).astype(np.int64), 0)
+    count = np.minimum((centers + support + 0.5).astype(np.int64), source) - first
+    weights = np.zeros((target, taps))
+    total = np.zeros(target)
+    for tap in range(taps):  # one after another: the order of the sum is part of the result
+        distance = np.abs((tap + first - centers + 0.5) * (1.0 / support))
+        weight = np.where((tap < count) & (distance < 1), 1 - distance, 0)
+        weights[:, tap] = weight
+        total += weight
+    # Pillow rounds halves away from zero; no weight of this filter is negative.
+    fixed = (0.5 + weights / total[:, None] * (1 << PRECISION_BITS)).astype(np.int32)
+    return np.stack([first, count], axis=1).astype(np.int32), fixed
+
+
+def shrinks_down_first(source: Size, target: Size) -> bool:
+    """Does the installed Pillow resize a photo down its height before it does its width?
+
+    The bytes in between are rounded, so that the order changes the result by one here and there.
+    Across comes first, but for very tall photos since Pillow 12.2, for many tall ones since 13.
+    """
+    (height, width), (target_height, target_width) = source, target
+    if target_height >= height or PILLOW < (12, 2):
+        return False
+    if PILLOW < (13, 0):
+        return height > width * 100
+    return height - target_height > 2 * (width - target_width)
+
+
+def logit_table(source: int, target: int) -> npt.NDArray[np.void]:
+    """Bilinear taps along one side: half-pixel centres, no antialias.
+
+    Positions in float64 and weights in float32 are what cv2 does on the CPU.
+
+    Returns:
+        [target] of :data:`TAP`.
+    """
+    position = (np.arange(target) + 0.5) * (source / target) - 0.5
+    low = np.clip(np.floor(position).astype(np.int32), 0, source - 1)
+    table = np.zeros(target, TAP)
+    table["low"] = low
+    table["high"] = np.minimum(low + 1, source - 1)
+    weight = np.clip(position - low, 0, 1).astype(np.float32)
+    table["weight"] = np.where(low == source - 1, 0, weight)
+    table["rest"] = np.float32(1) - table["weight"]
+    return table
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows [start, end) of a resized map, and the rows of the source that they need."""
+
+    start: int
+    end: int
+    source_start: int
+    source_rows: int
+
+
+def bands(table: npt.NDArray[np.void], most_rows: int) -> Iterator[Band]:
+    """Cut the rows of a resized map so that each band needs at most ``most_rows`` (2 or more)."""
+    start = 0
+    while start < len(table):
+        first = int(table["low"][start])
+        end = int(np.searchsorted(table["high"], first + max(most_rows, 2)))
+        yield Band(start, end, first, int(table["high"][end - 1]) - first + 1)
+        start = end

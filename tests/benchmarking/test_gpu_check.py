@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def gpu_check():
+    path = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
+    spec = importlib.util.spec_from_file_location("gpu_check", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["gpu_check"]
+
+
+def test_what_is_well_is_no_problem(gpu_check):
+    rung = {"label_agreement": 0.999, "kernels_equal_cpu": 1.0, "error": 0.1}
+    assert gpu_check.problems("ladder", {"tensorrt fp16": rung}) == []
+    assert gpu_check.problems("tests", {"passed": 3, "failed": [], "skipped": {"why": 2}}) == []
+    assert gpu_check.problems("speed", {"skipped": "no TensorRT"}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "words"),
+    [
+        ("ladder", {"tensorrt int8": {"failed": "no kernel"}}, "tensorrt int8: failed: no kernel"),
+        ("ladder", {"tensorrt fp16": {"label_agreement": 0.5}}, "label_agreement is 0.5"),
+        ("ladder", {"tensorrt fp16": {"kernels_equal_cpu": 0.9}}, "kernels_equal_cpu is 0.9"),
+        ("halves", {"fp16": {"finite": False}}, "finite is False"),
+        ("speed", {"tensorrt fp16": {"grown_bytes": 10**8}}, "grown_bytes is 100000000"),
+        ("tests", {"failed": [["a::b", "boom"]]}, "boom"),
+        ("tests", {"failed": "pytest ended with -11"}, "-11"),
+    ],
+)
+def test_what_failed_is_said(gpu_check, name, found, words):
+    (line,) = gpu_check.problems(name, found)
+    assert words in line

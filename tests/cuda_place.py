@@ -1,0 +1,66 @@
+"""Where CudaProcessor is tried: a model, outputs for it, and a device with our kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from host_twin import put
+
+from eomt_deploy.classes import make_classes
+from eomt_deploy.engines.cuda.kernels import Kernels, load_kernels
+from eomt_deploy.processing.cuda import CudaProcessor
+from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
+
+
+def make_spec(task, size=(64, 64), queries=12, classes=5) -> ModelSpec:
+    names = [{"name": str(i), "thing": i > 1} for i in range(classes)]
+    return ModelSpec(
+        name=task,
+        task=task,
+        image_size=size,
+        patch_size=16,
+        num_queries=queries,
+        num_blocks=1,
+        num_upscale=2,
+        classes=make_classes(names, "test"),
+        resize=RESIZE_RULES[task],
+        thresholds=TASK_THRESHOLDS[task],
+        backbone=Backbone("dinov2", 64, 4, 2, "gelu", 4, 0),
+    )
+
+
+def make_logits(spec: ModelSpec, number: int, seed: int, dtype=np.float32):
+    """Confident classes, and masks that are smooth blobs overlapping each other."""
+    rng = np.random.default_rng(seed)
+    queries = spec.num_queries
+    classes = rng.normal(size=(number, queries, len(spec.classes) + 1), scale=4)
+    coarse = torch.from_numpy(rng.normal(size=(number, queries, 4, 4), scale=9))
+    masks = F.interpolate(coarse, spec.mask_size, mode="bicubic").numpy()
+    return classes.astype(dtype), masks.astype(dtype)
+
+
+class Place:
+    """A device with our kernels, and processors on it."""
+
+    def __init__(self, device, binary=None) -> None:
+        self.device = device
+        with device.active():
+            self.kernels = Kernels(device, binary) if binary else load_kernels(device)
+            self.stream = device.stream()
+        self._known = {}
+
+    def processor(self, spec) -> CudaProcessor:
+        """The same for equal models, so that its buffers are used again and again."""
+        key = spec.to_json()
+        if key not in self._known:
+            self._known[key] = CudaProcessor(spec, self.device, self.stream, kernels=self.kernels)
+        return self._known[key]
+
+    def postprocess(self, spec, classes, masks, geometry, thresholds=None):
+        return self.processor(spec).postprocess_with(
+            put(self.device, classes),
+            put(self.device, masks),
+            geometry,
+            thresholds or spec.thresholds,
+        )

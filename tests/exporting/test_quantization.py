@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from eomt_deploy.engines.emulation import EmulatedEngine
+from eomt_deploy.exporting.calibration import (
+    NUMBERS,
+    Activations,
+    activation_range,
+    linear_layers,
+    observe,
+    smoothing_scales,
+)
+from eomt_deploy.exporting.config import METHODS
+from eomt_deploy.exporting.quantization import (
+    _least_output_error,
+    _scale,
+    insert_qdq,
+    quantize_layers,
+)
+from eomt_deploy.exporting.roles import role_of
+from eomt_deploy.network.folds import fold
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return fold(tiny.network())
+
+
+def rms(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.square(a - b).mean() / np.square(b).mean()))
+
+
+def test_only_linear_layers_of_the_blocks(lowered):
+    quantized = [n for n in lowered("int8").graph if n.op_type == "QuantizeLinear"]
+    assert len(quantized) == 4 * tiny.ARCH.depth
+    assert {role_of(n) for n in quantized} == {"projection", "mlp"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored"), [("int8", ir.DataType.INT8), ("fp8", ir.DataType.FLOAT8E4M3FN)]
+)
+def test_what_stands_in_the_graph(lowered, precision, stored):
+    graph = lowered(precision).graph
+    weights = [v for v in graph.initializers.values() if str(v.name).endswith(".quantized")]
+    assert {v.dtype for v in weights} == {stored}
+    scales = [v for v in graph.initializers.values() if str(v.name).endswith("_scale")]
+    assert {v.dtype for v in scales} == {ir.DataType.FLOAT16}  # like the graph around them
+    assert all(np.isfinite(v.const_value.numpy()).all() for v in scales)
+    assert all((v.const_value.numpy() > 0).all() for v in scales)
+    zeros = [v for v in graph.initializers.values() if str(v.name).endswith("_zero")]
+    assert all(not v.const_value.numpy().astype(np.float32).any() for v in zeros)
+    per_channel = [v.shape.rank() for v in scales if str(v.name).endswith("weight_scale")]
+    assert set(per_channel) == ({1} if precision == "int8" else {0})
+
+
+@given(st.floats(0, 1e4, width=32))
+def test_scales_are_fp16_and_never_clip_more(largest):
+    for number in NUMBERS.values():
+        scale = _scale(np.float32(largest), number)
+        assert scale == np.float16(scale)
+        assert scale > 0
+        assert scale * number.largest >= np.float32(largest) * (1 - 1e-6)
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, 64, elements=st.floats(-600, 600, width=32)))
+def test_formats_round_as_their_types(values):
+    assert NUMBERS["int8"].rounded(values).astype(np.int8).astype(np.float32).tolist() == (
+        np.clip(np.rint(values), -127, 127).tolist()
+    )
+    clipped = np.clip(values, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    assert NUMBERS["fp8"].rounded(values).tolist() == clipped.tolist()
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "output"])
+def test_ranges_cut_outliers_unless_told_not_to(method):
+    samples = RNG.normal(size=(4000, 16)).astype(np.float32)
+    samples[7, 3] = 200
+    activations = Activations(samples, np.abs(samples).max(0))
+    found = activation_range(activations, method, NUMBERS["int8"])
+    assert (found == 200) == (method == "minmax")
+    assert 2 < found <= 200
+
+
+def test_dead_inputs_have_a_range():
+    dead = Activations(np.zeros((8, 4), np.float32), np.zeros(4, np.float32))
+    for method in ("minmax", "mse", "percentile", "entropy"):
+        assert activation_range(dead, method, NUMBERS["int8"]) == 0
+
+
+def test_observed_inputs_are_those_of_the_layers(network):
+    images = tiny.photos()
+    activations = observe(network, [images[:3], images[3:]])
+    assert activations.keys() == linear_layers(network).keys()
+    seen = []
+    layer = linear_layers(network)["backbone.blocks.2.mlp.fc2"]
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].numpy()))
+    network(torch.from_numpy(images))
+    handle.remove()
+    found = activations["backbone.blocks.2.mlp.fc2"]
+    np.testing.assert_allclose(found.largest, np.abs(seen[0]).max((0, 1)), rtol=1e-4)
+    rows = {row.tobytes() for row in np.round(seen[0].reshape(-1, 96), 3)}
+    assert np.mean([np.round(row, 3).tobytes() in rows for row in found.samples]) > 0.9
+
+
+def test_smoothing_scales_balance_inputs_and_weights():
+    activations = Activations(np.ones((1, 3), np.float32), np.array([100, 1, 0], np.float32))
+    weight = np.array([[1, 1, 1], [-1, -1, 0]], np.float32)
+    assert smoothing_scales(activations, weight, 0.5).tolist() == [10, 1, 1]
+    assert smoothing_scales(activations, weight, 1).tolist() == [100, 1, 1]
+
+
+def test_bias_correction_takes_the_mean_error_out(network, traced):
+    images = tiny.photos(4)
+    activations = observe(network, [images])
+    wanted = EmulatedEngine(traced()).run(images)
+    errors = []
+    for correct in (False, True):
+        layers = quantize_layers(network, activations, "int8", "minmax", correct_bias=correct)
+        # A coarse range, so that the error is not lost in rounding noise.
+        found = EmulatedEngine(insert_qdq(traced(), layers, layers)).run(images)
+        errors.append(rms(found[1], wanted[1]))
+    assert errors[1] < errors[0]
+
+
+def test_fewer_layers_less_error(network, traced):
+    images = tiny.photos(4)
+    layers = quantize_layers(network, observe(network, [images]), "int8", "mse")
+    wanted = EmulatedEngine(traced()).run(images)[1]
+    some = [name for name in layers if ".blocks.2." in name]
+    partly = EmulatedEngine(insert_qdq(traced(), layers, some)).run(images)[1]
+    wholly = EmulatedEngine(insert_qdq(traced(), layers, layers)).run(images)[1]
+    assert 0 < rms(partly, wanted) < rms(wholly, wanted)
+
+
+def test_the_output_decides_whether_an_outlier_is_kept():
+    samples = RNG.normal(size=(512, 16)).astype(np.float32)
+    samples[:, 3] *= 200
+    activations = Activations(samples, np.abs(samples).max(0))
+    heavy = RNG.normal(size=(16, 8)).astype(np.float32)
+    light = heavy.copy()
+    light[3] = 0  # nothing depends on the outliers
+    ranges = [
+        _least_output_error(activations, weight, weight, NUMBERS["int8"])
+        for weight in (heavy, light)
+    ]
+    assert ranges[0] > 0.5 * samples.max()
+    assert ranges[1] < 0.1 * samples.max()

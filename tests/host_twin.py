@@ -1,0 +1,160 @@
+"""The CUDA kernels without a GPU: the same source as plain C++, behind the same device layer."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated_gpu import SimulatedGpu, Work
+
+from eomt_deploy.engines.cuda import DeviceArray, open_device
+from eomt_deploy.engines.cuda.device import Array, Device
+from eomt_deploy.engines.cuda.kernels import SOURCE
+from eomt_deploy.errors import EomtDeployError
+
+GUARD = 64
+"""Bytes before and after every allocation that no kernel may touch; keeps the alignment, too."""
+POISON = 0xCD
+
+
+@cache
+def twin() -> bytes:
+    """The kernels as a shared library; the test is skipped where there is no C++ compiler."""
+    compiler = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    if compiler is None:
+        pytest.skip("there is no C++ compiler here")
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra"]
+    flags += ["-Werror", "-Wno-unknown-pragmas", f"-I{SOURCE.parent}"]
+    source = Path(__file__).with_name("host_twin.cpp")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "kernels.so"
+        subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
+        return library.read_bytes()
+
+
+def gpu_device() -> Device:
+    """The first GPU; the test is skipped with the reason where there is none."""
+    try:
+        return open_device()
+    except EomtDeployError as error:
+        pytest.skip(error.what)
+
+
+def put(device: Device, values: Array, stream: int | None = None) -> DeviceArray:
+    """A copy of ``values`` in the memory of ``device``."""
+    array = DeviceArray.empty(device, values.shape, values.dtype)
+    with device.active():
+        device.to_device(array.pointer, np.ascontiguousarray(values), 1)
+        device.synchronize(1)
+    array.stream = stream
+    return array
+
+
+class HostDevice(SimulatedGpu):
+    """The simulated GPU, whose kernels are the host's C++; if ``lazy``, it works only when it must.
+
+    A kernel that writes outside of its buffers, or is launched with arguments of other types than
+    it has, is an AssertionError.
+    """
+
+    def __init__(self, folder: Path, seed: int = 0, *, lazy: bool = False) -> None:
+        super().__init__(seed)
+        self._lazy = lazy
+        self._folder = folder
+        self._guarded: dict[int, Array] = {}
+        self._kernels: list[tuple[ctypes.CDLL, str]] = []
+        self._libraries: list[ctypes.CDLL] = []
+        self.bytes_to_host = 0
+
+    def submit(self, stream: int, work: Work) -> None:
+        if not self._lazy:
+            super().submit(stream, work)
+            return
+        assert self.depth, "the context is not current"
+        self._queues[stream].append(work)
+
+    def _advance(self) -> bool:
+        if not self._lazy:
+            return super()._advance()
+        ready = [s for s, queue in self._queues.items() if queue and queue[0].ready()]
+        if ready:  # the oldest stream alone, as long as it need not wait for another
+            self._queues[min(ready)].popleft().run()
+        return bool(ready)
+
+    def alloc(self, size: int) -> int:
+        memory = np.full(size + 3 * GUARD, POISON, np.uint8)
+        pointer = -(-(memory.ctypes.data + GUARD) // GUARD) * GUARD
+        self.allocations += 1
+        self._guarded[pointer] = memory
+        self._memory[pointer] = (ctypes.c_ubyte * size).from_address(pointer)
+        return pointer
+
+    def free(self, pointer: int) -> None:
+        self.check_guards()
+        super().free(pointer)
+
+    def check_guards(self) -> None:
+        for pointer, memory in self._guarded.items():
+            start = pointer - memory.ctypes.data
+            end = start + len(memory) - 3 * GUARD
+            assert (memory[:start] == POISON).all(), "a kernel wrote before its buffer"
+            assert (memory[end:] == POISON).all(), "a kernel wrote beyond its buffer"
+
+    def to_host(self, target: Array, pointer: int, stream: int) -> None:
+        self.bytes_to_host += target.nbytes
+        super().to_host(target, pointer, stream)
+
+    def synchronize(self, stream: int) -> None:
+        super().synchronize(stream)
+        self.check_guards()
+
+    def load(self, binary: bytes) -> int:
+        """``binary`` is that of a shared library."""
+        path = self._folder / f"module{len(self._libraries)}.so"
+        path.write_bytes(binary)
+        self._libraries.append(ctypes.CDLL(str(path)))
+        return len(self._libraries) - 1
+
+    def function(self, module: int, name: str) -> int:
+        self._kernels.append((self._libraries[module], name))
+        return len(self._kernels) - 1
+
+    def letters(self, function: int) -> str:
+        """The types of a kernel's parameters, as ``kernels.SIGNATURES`` writes them."""
+        library, name = self._kernels[function]
+        get = getattr(library, f"letters_{name}")
+        get.restype = ctypes.c_char_p
+        return get().decode()
+
+    def launch(
+        self,
+        function: int,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        arguments: Sequence[np.generic],
+        stream: int,
+    ) -> None:
+        assert min(grid) >= 1
+        assert grid[1] <= 65535, "CUDA takes no more block rows"
+        assert block[0] % 32 == 0, "counting needs whole warps"
+        assert (grid[2], *block[1:]) == (1, 1, 1)
+        kinds = {np.uint64: "P", np.int32: "i", np.int64: "q", np.float32: "f"}
+        assert "".join(kinds[type(a)] for a in arguments) == self.letters(function)
+        values = [np.array(argument) for argument in arguments]
+        pointers = np.array([value.ctypes.data for value in values], np.uint64)
+        sizes = np.array([grid[0], grid[1], block[0]], np.int32)
+        library, name = self._kernels[function]
+        run = getattr(library, f"run_{name}")
+
+        def work() -> None:
+            assert len(values) == len(pointers)  # both must live until now
+            run(ctypes.c_void_p(sizes.ctypes.data), ctypes.c_void_p(pointers.ctypes.data))
+
+        self.submit(stream, Work(work))

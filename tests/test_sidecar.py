@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import hand_made
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eomt_deploy.errors import ArtifactError
+from eomt_deploy.sidecar import Sidecar, check_plan, read_sidecar, sidecar_path, write_sidecar
+
+SIDECAR = Sidecar(
+    spec=replace(hand_made.SPEC, precision="fp16", provenance={"eomt_deploy": "0.1.0"}),
+    target="tensorrt",
+    library_version="11.4.0.106",
+    precision="fp16",
+    batch=(1, 1, 8),
+    compute_capabilities=("8.9",),
+    gpu="NVIDIA L4",
+    driver="580.65.06",
+    version_compatible=False,
+    hardware_compatibility="none",
+    stripped=False,
+    plan_bytes=4,
+    plan_sha256="88d4266fd4e6338d13b845fcf289579d209c897823b9217da3e161936f031589",
+    onnx="m.onnx",
+    onnx_sha256="0" * 64,
+    settings={"tf32": "no"},
+)
+
+
+@given(
+    batch=st.lists(st.integers(1, 64), min_size=3, max_size=3).map(lambda b: tuple(sorted(b))),
+    capabilities=st.lists(st.sampled_from(["7.5", "8.9", "12.0", "8.0+"]), max_size=3),
+    gpu=st.none() | st.text(),
+    name=st.text(),
+    settings=st.dictionaries(st.text(), st.text()),
+)
+def test_json_round_trip(batch, capabilities, gpu, name, settings):
+    sidecar = replace(
+        SIDECAR,
+        batch=batch,
+        compute_capabilities=tuple(capabilities),
+        gpu=gpu,
+        onnx=name,
+        settings=settings,
+    )
+    assert Sidecar.from_json(sidecar.to_json()) == sidecar
+
+
+def test_file_round_trip_and_the_plan_beside_it(tmp_path):
+    engine = tmp_path / "m.engine"
+    assert write_sidecar(engine, SIDECAR) == sidecar_path(engine) == tmp_path / "m.engine.json"
+    assert read_sidecar(engine) == SIDECAR
+    with pytest.raises(ArtifactError, match="No such file"):
+        check_plan(engine, SIDECAR)
+    engine.write_bytes(b"abcd")
+    check_plan(engine, SIDECAR, whole=True)
+    engine.write_bytes(b"abce")
+    check_plan(engine, SIDECAR)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        check_plan(engine, SIDECAR, whole=True)
+    engine.write_bytes(b"abc")
+    with pytest.raises(ArtifactError, match="cut off"):
+        check_plan(engine, SIDECAR)
+
+
+@pytest.mark.parametrize(
+    ("entries", "runs", "fails"),
+    [
+        (("8.9",), [(8, 9)], [(8, 6), (9, 0), (12, 0)]),
+        (("8.9", "12.0"), [(8, 9), (12, 0)], [(9, 0), (12, 1)]),
+        (("8.0+",), [(8, 0), (8, 9), (9, 0), (12, 1)], [(7, 5)]),
+        ((), [], [(8, 9)]),
+    ],
+)
+def test_gpus_that_it_runs_on(entries, runs, fails):
+    sidecar = replace(SIDECAR, compute_capabilities=entries)
+    assert all(map(sidecar.runs_on, runs))
+    assert not any(map(sidecar.runs_on, fails))
+
+
+def test_engine_without_description(tmp_path):
+    with pytest.raises(ArtifactError, match=r"m\.engine\.json is missing"):
+        read_sidecar(tmp_path / "m.engine")
+    sidecar_path(tmp_path / "m.engine").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_sidecar(tmp_path / "m.engine")
+
+
+def test_another_schema_is_refused():
+    data = json.loads(SIDECAR.to_json()) | {"schema_version": 99}
+    with pytest.raises(ArtifactError, match="schema 99"):
+        Sidecar.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch": [1, 8]},
+        {"batch": "118x"},
+        {"batch": [0, 0, 0]},
+        {"batch": [8, 1, 4]},
+        {"spec": json.loads(replace(SIDECAR.spec, batch=2).to_json())},
+        {"library_version": ""},
+        {"compute_capabilities": ["eight"]},
+        {"compute_capabilities": [8.9]},
+        {"spec": None},
+        {"plan_bytes": "4"},
+        {"precision": None},
+        {"stripped": "no"},
+        {"surprise": 1},
+    ],
+)
+def test_changed_descriptions_are_refused(change, tmp_path):
+    data = json.loads(SIDECAR.to_json()) | change
+    sidecar_path(tmp_path / "m.engine").write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match=r"m\.engine\.json"):
+        read_sidecar(tmp_path / "m.engine")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{}", '{"schema_version": 1}', '{"a": ', "[" * 200_000]
+)
+def test_unreadable_text_is_refused(text):
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        Sidecar.from_json(text)
