@@ -1,38 +1,49 @@
-"""What a benchmark found: rows of raw samples, and what they say."""
+"""What a benchmark of engines found: rows of raw samples, and what they say."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from eomt_deploy.benchmarking.scenarios import Served
+from eomt_deploy.benchmarking.statistics import PERCENTILES, Ratio, percentile, speedup, variation
+from eomt_deploy.benchmarking.verdict import Verdict
 
 SCHEMA = 1
+KIND = "stages"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Samples of one stage of one engine, in milliseconds."""
+    """Samples of one stage of one engine, in milliseconds.
+
+    Attributes:
+        batch: images of one call.
+        score: of the engine in percent, where the user knows it.
+    """
 
     engine: str
     backend: str
     device: str
     stage: str
     samples: tuple[float, ...]
+    batch: int = 1
+    verdict: Verdict = field(default_factory=Verdict)
+    score: float | None = None
 
     def percentile(self, percent: float) -> float:
         """Milliseconds that ``percent`` of the calls did not exceed."""
-        return float(np.percentile(self.samples, percent))
+        return percentile(self.samples, percent)
 
     @property
     def cv(self) -> float:
         """Coefficient of variation: standard deviation over mean."""
-        return float(np.std(self.samples) / np.mean(self.samples))
+        return variation(self.samples)
 
     @property
     def fps(self) -> float:
-        """Calls per second at the median."""
-        return 1000 / self.percentile(50)
+        """Images a second at the median."""
+        return 1000 * self.batch / self.percentile(50)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -40,11 +51,14 @@ class Row:
             "backend": self.backend,
             "device": self.device,
             "stage": self.stage,
+            "batch": self.batch,
             "unit": "ms",
             "samples": [round(sample, 4) for sample in self.samples],
-            **{f"p{p}": round(self.percentile(p), 4) for p in (50, 90, 95, 99)},
+            **{f"p{p}": round(self.percentile(p), 4) for p in PERCENTILES},
             "cv": round(self.cv, 4),
             "fps": round(self.fps, 3),
+            "score": self.score,
+            "verdict": self.verdict.to_dict(),
         }
 
 
@@ -55,14 +69,21 @@ class Report:
     Attributes:
         environment: see :func:`eomt_deploy.benchmarking.environment.environment`.
         image: picture that was used, and its size in words.
-        rows: one per engine and stage.
+        rows: one per engine, stage and batch, measured in the same rounds.
         unstable_cv: coefficient of variation from which a row is not to be believed.
+        served: what became of requests, in the server scenario.
     """
 
     environment: dict[str, Any]
     image: str
     rows: tuple[Row, ...]
     unstable_cv: float
+    served: tuple[Served, ...] = ()
+
+    def ratio(self, row: Row) -> Ratio | None:
+        """How many times as fast as the first engine at the same stage; None for itself."""
+        base = next(r for r in self.rows if (r.stage, r.batch) == (row.stage, row.batch))
+        return None if base.engine == row.engine else speedup(base.samples, row.samples)
 
     @property
     def warnings(self) -> list[str]:
@@ -76,14 +97,26 @@ class Report:
         load, cores = self.environment["load_average"], self.environment["cores"]
         if load is not None and load > 0.5 * cores:
             notes.append(f"the machine was busy before the start (load {load} on {cores} cores)")
-        return notes
+        others = {
+            reason.text: None
+            for row in self.rows
+            for reason in row.verdict.reasons
+            if reason.kind != "unstable"
+        }
+        return [*notes, *others]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON: ``schema``, ``environment``, ``image``, ``rows``, ``warnings``."""
+        rows = []
+        for row in self.rows:
+            ratio = self.ratio(row)
+            rows.append(row.to_dict() | {"ratio": ratio.to_dict() if ratio else None})
         return {
             "schema": SCHEMA,
+            "kind": KIND,
             "environment": self.environment,
             "image": self.image,
-            "rows": [row.to_dict() for row in self.rows],
+            "rows": rows,
+            "served": [served.to_dict() for served in self.served],
             "warnings": self.warnings,
         }

@@ -7,21 +7,9 @@ import pytest
 
 from eomt_deploy import Segmenter, catalog
 from eomt_deploy.benchmarking import Report, Row, bench_stages
-from eomt_deploy.benchmarking.clock import interleave
 from eomt_deploy.errors import UsageError
 
 PLAN = catalog.benchmark_plans()["stages"]
-
-
-def test_interleave_takes_turns_and_drops_the_warm_up():
-    calls: list[str] = []
-    rounds: list[int] = []
-    works = {name: lambda name=name: calls.append(name) for name in "ab"}
-    samples = interleave(works, warmup=2, iterations=3, progress=rounds.append)
-    assert calls == list("ab" * 5)
-    assert rounds == [1, 2, 3, 4, 5]
-    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3}
-    assert all(value >= 0 for values in samples.values() for value in values)
 
 
 def test_row_statistics():

@@ -1,0 +1,116 @@
+"""Pictures of a benchmark of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eomt_deploy.benchmarking.plots import COLOURS, check_matplotlib, new_axes, new_panels, png
+from eomt_deploy.benchmarking.report import Report, Row
+from eomt_deploy.benchmarking.scenarios import Scenario
+from eomt_deploy.errors import UsageError
+
+NAMES = ("pareto", "latency", "batches")
+
+
+def check_engine_plots(paths: Sequence[Path], scenario: Scenario) -> None:
+    """Fail before the work if a picture could not be drawn after it.
+
+    Raises:
+        UsageError: a file name that says no picture, or one that this scenario has not.
+        MissingDependencyError: matplotlib is missing.
+    """
+    for path in paths:
+        if path.suffix.lower() != ".png" or _kind(path.stem) is None:
+            raise UsageError(
+                f"{path} does not say which plot is wanted.",
+                fix=f"Name it {', '.join(f'{name}.png' for name in NAMES)}.",
+            )
+        if _kind(path.stem) == "batches" and scenario != "offline":
+            raise UsageError("A plot of batches needs --scenario offline.")
+    check_matplotlib()
+
+
+def draw_engines(stem: str, report: Report) -> bytes:
+    """The picture that a file of this name holds."""
+    draw = {"pareto": _pareto, "latency": _latency, "batches": _batches}[_kind(stem) or "pareto"]
+    return draw(report)
+
+
+def _kind(stem: str) -> str | None:
+    return next((name for name in NAMES if stem.endswith(name)), None)
+
+
+def _pareto(report: Report) -> bytes:
+    """Images a second against the score; engines whose score is unknown are upright lines."""
+    figure, axes = new_axes(6.8, 4.4)
+    rows = [row for row in report.rows if row.batch == 1 and row.stage in _scopes(report)]
+    markers = dict(zip(_scopes(report), "os^Dv", strict=False))
+    engines = list(dict.fromkeys(row.engine for row in rows))
+    colours = dict(zip(engines, COLOURS * len(engines), strict=False))
+    for row in rows:
+        label = f"{row.engine}, {row.stage}" + ("" if row.verdict.valid else ", INVALID")
+        if row.score is None:
+            style = "--" if row.stage == "network" else ":"
+            axes.axvline(row.fps, color=colours[row.engine], linestyle=style, label=label)
+        else:
+            axes.plot(
+                row.fps, row.score, markers[row.stage], color=colours[row.engine], label=label
+            )
+    axes.set_xlabel("images a second")
+    axes.set_ylabel(
+        "score, percent" if any(r.score is not None for r in rows) else "no scores given"
+    )
+    axes.set_xlim(left=0, right=1.1 * max(row.fps for row in rows))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    axes.set_title(_machine(report), fontsize=9)
+    return png(figure)
+
+
+def _scopes(report: Report) -> list[str]:
+    """Stages that take a picture to its result, or the network alone."""
+    wanted = ("network", "network+copies", "end-to-end")
+    found = [s for s in wanted if any(row.stage == s for row in report.rows)]
+    return found or list(dict.fromkeys(row.stage for row in report.rows))[:5]
+
+
+def _latency(report: Report) -> bytes:
+    rows = [row for row in report.rows if row.stage in _scopes(report) and row.batch == 1]
+    figure, panels = new_panels(len(rows))
+    for axes, row in zip(panels, rows, strict=True):
+        axes.hist(row.samples, bins=min(40, max(8, len(row.samples) // 3)))
+        for percent, style in ((50, "-"), (95, "--"), (99, ":")):
+            axes.axvline(row.percentile(percent), color="black", linestyle=style, linewidth=0.9)
+        axes.set_title(f"{row.engine}, {row.stage}: {row.verdict}", fontsize=8, loc="left")
+        axes.tick_params(labelsize=7)
+    panels[-1].set_xlabel("ms; lines: p50, p95, p99", fontsize=8)
+    return png(figure)
+
+
+def _batches(report: Report) -> bytes:
+    figure, axes = new_axes(6.4, 4)
+    swept: dict[str, dict[int, Row]] = {}
+    for row in report.rows:
+        if row.stage == "network+copies":
+            swept.setdefault(row.engine, {})[row.batch] = row
+    for engine, rows in swept.items():
+        order = sorted(rows)
+        axes.plot(order, [rows[size].fps for size in order], "o-", label=engine)
+    sizes = sorted({size for rows in swept.values() for size in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xlabel("images of one call")
+    axes.set_ylabel("images a second")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    axes.set_title(_machine(report), fontsize=9)
+    return png(figure)
+
+
+def _machine(report: Report) -> str:
+    gpus: list[str] = report.environment.get("gpus") or []
+    cpu = f"{report.environment['cpu']}, {report.environment['cores']} cores"
+    on_gpu = any(row.device.startswith("cuda") for row in report.rows)
+    return gpus[0] if gpus and on_gpu else cpu

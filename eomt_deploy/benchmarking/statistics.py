@@ -1,0 +1,111 @@
+"""What samples say: percentiles, variation, and whether two of them differ at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = Sequence[float]
+Finding = Literal["no difference", "faster", "slower"]
+
+PERCENTILES = (50, 90, 95, 99)
+LEVEL = 0.99
+"""Of the intervals: two equal things are called different once in a hundred times."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as the base, with the interval that the samples allow.
+
+    Attributes:
+        value: median over the rounds of base over this row; unpaired, of the two medians.
+        low, high: bootstrap interval of :data:`LEVEL`.
+        paired: both were measured in the same rounds, so that drift cancels.
+    """
+
+    value: float
+    low: float
+    high: float
+    paired: bool = True
+
+    @property
+    def finding(self) -> Finding:
+        """Told apart only when the interval leaves 1 out."""
+        if self.low <= 1 <= self.high:
+            return "no difference"
+        return "faster" if self.low > 1 else "slower"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "value": round(self.value, 4),
+            "low": round(self.low, 4),
+            "high": round(self.high, 4),
+            "level": LEVEL,
+            "paired": self.paired,
+            "finding": self.finding,
+        }
+
+
+def percentile(samples: Samples, percent: float) -> float:
+    """What ``percent`` of the samples do not exceed."""
+    return float(np.percentile(samples, percent))
+
+
+def variation(samples: Samples) -> float:
+    """Coefficient of variation: standard deviation over mean."""
+    return float(np.std(samples) / np.mean(samples))
+
+
+def speedup(
+    base: Samples, row: Samples, *, paired: bool = True, resamples: int = RESAMPLES, seed: int = 0
+) -> Ratio:
+    """How many times as fast as ``base`` a row is, with the bootstrap interval.
+
+    Paired samples are divided round by round: what slows a whole round down cancels. Whole blocks
+    of neighbouring rounds are drawn, because a busy moment of the machine lasts longer than one.
+
+    Args:
+        base, row: milliseconds, in the order of the rounds.
+        paired: both come from the same rounds.
+    """
+    a, b = np.asarray(base, float), np.asarray(row, float)
+    if paired and len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} samples are no pairs")
+    rng = np.random.default_rng(seed)
+    first = _blocks(rng, len(a), resamples)
+    if paired:
+        value = np.median(a / b)
+        ratios = np.median((a / b)[first], axis=1)
+    else:
+        value = np.median(a) / np.median(b)
+        second = _blocks(rng, len(b), resamples)
+        ratios = np.median(a[first], axis=1) / np.median(b[second], axis=1)
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(ratios, [tail, 100 - tail])
+    return Ratio(float(value), float(low), float(high), paired)
+
+
+def _blocks(rng: np.random.Generator, count: int, resamples: int) -> npt.NDArray[np.int64]:
+    """Indices [resamples, count]: runs of neighbours, wrapping round at the end."""
+    length = max(1, round(count ** (1 / 3)))
+    starts = rng.integers(count, size=(resamples, -(-count // length), 1))
+    indices = (starts + np.arange(length)) % count
+    return indices.reshape(resamples, -1)[:, :count]
+
+
+STEADY_WINDOW = 5
+STEADY_TOLERANCE = 0.05
+
+
+def is_steady(samples: Samples, window: int = STEADY_WINDOW) -> bool:
+    """Whether the last calls took as long as those before them: the warm-up is over."""
+    if len(samples) < 2 * window:
+        return False
+    last = float(np.median(samples[-window:]))
+    before = float(np.median(samples[-2 * window : -window]))
+    return abs(last - before) <= STEADY_TOLERANCE * before

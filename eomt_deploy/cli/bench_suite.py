@@ -1,0 +1,240 @@
+"""`eomt-deploy bench --suite` and `--report`: tables of the paper, ours beside theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
+
+from eomt_deploy import catalog
+from eomt_deploy.cli.console import bar, parse_size, say, stderr, stdout, warn, write_json
+from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from eomt_deploy.benchmarking import SuiteReport
+    from eomt_deploy.benchmarking.suite import SuiteConfig
+    from eomt_deploy.benchmarking.tables import Sheet
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Options of the command that suites and reports take, as the user gave them."""
+
+    suite: str | None = None
+    report: Path | None = None
+    rows: tuple[str, ...] | list[str] = ()
+    size: str | None = None
+    backbone: str | None = None
+    runtime: tuple[str, ...] | list[str] = ("torch-eager",)
+    precision: str | None = None
+    sampling: str = "grid_sample"
+    scope: tuple[str, ...] | list[str] = ("network",)
+    scenario: str = "single"
+    batch: tuple[int, ...] | list[int] = ()
+    rate: float | None = None
+    serve_seconds: float | None = None
+    iterations: int | None = None
+    warmup: int | None = None
+    seconds: float | None = None
+    pause: float | None = None
+    device: str | None = None
+    threads: int | None = None
+    count_only: bool = False
+    plot: tuple[Path, ...] | list[Path] = ()
+    report_dir: Path | None = None
+    json: Path | None = None
+
+    @classmethod
+    def names(cls) -> set[str]:
+        return {field.name for field in fields(cls)}
+
+
+def bench_suite(options: BenchOptions, image: Path) -> None:
+    """Count or measure a suite, and show it."""
+    suite = catalog.find_suite(options.suite or "")
+    if options.count_only:
+        _count(options)
+        return
+    from eomt_deploy.benchmarking.suite import SuiteConfig, run_suite
+
+    scenario = _scenario(options)
+    offline = scenario == "offline"
+    config = SuiteConfig(
+        suite=suite,
+        rows=_split(options.rows),
+        size=parse_size(options.size),
+        backbone=options.backbone,
+        runtimes=_split(options.runtime),
+        scopes=_split(options.scope),
+        scenario=scenario,
+        batches=tuple(options.batch) or ((1, 2, 4, 8) if offline else (1,)),
+        rate=options.rate,
+        serve_seconds=options.serve_seconds or 20.0,
+        device=options.device,
+        precision=options.precision,
+        rounds=None,
+        threads=options.threads,
+        sampling=options.sampling,
+        photo=image if "end-to-end" in _split(options.scope) else None,
+    )
+    config = _with_rounds(config, options)
+    _check_outputs(options)
+    total = (config.rounds.iterations + (config.rounds.max_warmup or 0)) if config.rounds else 0
+    with bar("measuring", total) as progress:
+        report = run_suite(config, tell=lambda text: say(text, stderr), progress=progress)
+    _publish([report], options)
+    if not report.measurements:
+        raise UsageError(
+            "Nothing could be measured: "
+            + "; ".join(f"{s.row} in {s.runtime}: {s.reason}" for s in report.skipped[:3])
+        )
+
+
+def bench_report(options: BenchOptions) -> None:
+    """Show what was measured elsewhere."""
+    from eomt_deploy.benchmarking.suite_report import read_reports
+
+    assert options.report is not None  # the command asks for it
+    reports = read_reports(options.report)
+    _check_outputs(options)
+    _publish(reports, options)
+
+
+def print_sheet(sheet: Sheet) -> None:
+    """A table on the terminal."""
+    say("")
+    say(sheet.title)
+    table = Table(box=None)
+    for index, name in enumerate(sheet.headers):
+        words = index < sheet.words
+        justify: Literal["left", "right"] = "left" if words else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=not words)
+    for row in sheet.rows:
+        table.add_row(*row)
+    stdout.print(table)
+
+
+def _count(options: BenchOptions) -> None:
+    """Parameters and MACs of the rows, beside the paper's."""
+    suite = catalog.find_suite(options.suite or "")
+    rows = suite.select(_split(options.rows), parse_size(options.size), options.backbone)
+    try:
+        from eomt_deploy.benchmarking.counting import count_step
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Networks are counted with {error.name}, which is not installed.",
+            fix="pip install 'eomt-deploy[export]'",
+        ) from error
+    from eomt_deploy.benchmarking.tables import count_sheet
+
+    found = []
+    with bar("counting", len(rows)) as progress:
+        for row in rows:
+            assert row.step is not None  # Suite.select leaves quoted rows out
+            counts = count_step(
+                row.step, row.backbone, size=row.size, queries=row.queries, classes=row.classes
+            )
+            found.append((row, counts.params, counts.macs * row.inputs))
+            progress(len(found))
+    data = [
+        {"name": row.name, "step": row.step, "backbone": row.backbone, "size": list(row.size)}
+        | {"params": params, "macs": macs}
+        for row, params, macs in found
+    ]
+    if str(options.json) != "-":
+        print_sheet(count_sheet(suite, found))
+    if options.json:
+        write_json(options.json, {"schema": 1, "kind": "counts", "suite": suite.name, "rows": data})
+
+
+def _publish(reports: list[SuiteReport], options: BenchOptions) -> None:
+    from eomt_deploy.benchmarking import tables
+
+    data: Any = [report.to_dict() for report in reports]
+    whole = data[0] if len(data) == 1 else {"schema": 1, "kind": "sections", "sections": data}
+    quiet = str(options.json) == "-"
+    if not quiet:
+        for report in reports:
+            say(tables.machine_line(report))
+            for sheet in tables.sheets(report):
+                print_sheet(sheet)
+            say("")
+            for line in tables.remarks(report):
+                say(f"- {line}")
+    if options.json:
+        write_json(options.json, whole)
+    written: list[Path] = []
+    if options.plot or options.report_dir:
+        from eomt_deploy.benchmarking.plots import draw, drawable
+
+        for path in options.plot:
+            write_atomically(path, draw(path.stem, reports))
+            written.append(path)
+        if options.report_dir:
+            folder = options.report_dir
+            text = "\n".join(tables.markdown(report) for report in reports)
+            write_json(folder / "report.json", whole)
+            write_atomically(folder / "report.md", text.encode())
+            written += [folder / "report.json", folder / "report.md"]
+            for name in drawable(reports):
+                write_atomically(folder / f"{name}.png", draw(name, reports))
+                written.append(folder / f"{name}.png")
+    for path in written:
+        say(f"wrote {path}", stderr)
+
+
+def _check_outputs(options: BenchOptions) -> None:
+    """Fail before the work."""
+    if options.plot or options.report_dir:
+        from eomt_deploy.benchmarking.plots import check_matplotlib, check_names
+
+        check_names(options.plot)
+        if (options.size or options.backbone) and any(
+            p.stem.endswith("pareto") for p in options.plot
+        ):
+            raise UsageError(
+                "A pareto plot needs the paper's scores, and they are of its own sizes.",
+                fix="Leave --size and --backbone out, or that plot.",
+            )
+        check_matplotlib()
+    for path in (*options.plot, *([options.report_dir / "x"] if options.report_dir else [])):
+        check_writable(path)
+
+
+def _scenario(options: BenchOptions) -> Any:
+    from eomt_deploy.benchmarking.scenarios import check_scenario
+
+    return check_scenario(
+        options.scenario, list(options.batch) or None, options.rate, options.serve_seconds
+    )
+
+
+def _with_rounds(config: SuiteConfig, options: BenchOptions) -> SuiteConfig:
+    """The device's usual rounds, where the user does not say otherwise."""
+    from dataclasses import replace
+
+    from eomt_deploy.benchmarking.suite import CPU_ROUNDS, GPU_ROUNDS, choose_device
+
+    usual = GPU_ROUNDS if choose_device(config.device) == "cuda" else CPU_ROUNDS
+    rounds = replace(
+        usual,
+        iterations=usual.iterations if options.iterations is None else options.iterations,
+        seconds=options.seconds or usual.seconds,
+        pause=options.pause or 0.0,
+    )
+    if options.warmup is not None:
+        most = max(options.warmup, usual.max_warmup or 0)
+        rounds = replace(rounds, warmup=options.warmup, max_warmup=most)
+    if options.warmup == 0:
+        warn("without a warm-up the first calls are measured, too")
+        rounds = replace(rounds, max_warmup=None)
+    return replace(config, rounds=rounds)
+
+
+def _split(values: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """``("step 0,step 5", "step 4")`` -> three names, each once."""
+    names = [name.strip() for value in values for name in value.split(",")]
+    return tuple(dict.fromkeys(name for name in names if name))

@@ -1,0 +1,60 @@
+"""The program that runs on a bare machine: PyTorch, NumPy and the repository."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from eomt_deploy.benchmarking.suite_report import read_reports
+from eomt_deploy.catalog import find_suite
+
+PROGRAM = Path(__file__).parents[2] / "benchmarks" / "gpu_paper.py"
+ABSENT = (
+    "PIL", "cv2", "cuda", "hotcoco", "huggingface_hub", "matplotlib", "ml_dtypes", "onnx",
+    "onnx_ir", "onnxruntime", "onnxscript", "rich", "safetensors", "tensorrt_rtx", "typer",
+)  # fmt: skip
+BARE = """
+import importlib.machinery, runpy, sys
+absent, finder = set(sys.argv.pop(1).split()), importlib.machinery.PathFinder
+real = finder.find_spec
+finder.find_spec = classmethod(
+    lambda cls, name, path=None, target=None:
+        None if name.split(".")[0] in absent else real(name, path, target)
+)
+sys.argv.pop(0)
+import gpu_paper
+gpu_paper.SECTIONS = tuple(
+    gpu_paper.Section(s.suite, ("torch-eager",), s.precision, 15, s.rows)
+    for s in (gpu_paper.SECTIONS[1], gpu_paper.SECTIONS[4])
+)
+gpu_paper.main()
+"""
+
+
+def test_runs_on_a_bare_machine(tmp_path):
+    target = tmp_path / "out.json"
+    command = [
+        sys.executable, "-c", BARE, " ".join(ABSENT), "gpu_paper.py", "--device", "cpu",
+        "--backbone", "tiny", "--size", "64", "--output", str(target),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROGRAM.parent)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(target.read_text())["sections"][0]
+    assert facts["kind"] == "facts"
+    assert facts["peaks"]["fp32"]["tflops"] > 0
+    first, second = read_reports(target)
+    assert {m.row for m in first.measurements} == {"step 0", "step 4", "step 5"}
+    assert second.suite.name == "table3"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_sections_name_rows_that_exist():
+    sys.path.insert(0, str(PROGRAM.parent))
+    try:
+        import gpu_paper
+    finally:
+        sys.path.remove(str(PROGRAM.parent))
+    for section in gpu_paper.SECTIONS:
+        assert find_suite(section.suite).select(section.rows)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+TINY = ("--suite", "table1", "--rows", "step 5", "--size", "64", "--backbone", "tiny",
+        "--device", "cpu", "--threads", "1")  # fmt: skip
+
+
+def test_counts_without_timing(cli, tmp_path):
+    path = tmp_path / "counts.json"
+    code, out, err = cli("bench", "--suite", "table1", "--count-only", "--json", path)
+    assert code == 0, err
+    assert "+0.2%" in out
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert round(rows[5]["macs"] / 1e9) in (668, 669)
+    assert round(rows[5]["params"] / 1e6, 1) == 316.7
+
+
+def test_a_suite_its_report_and_its_pictures(cli, tmp_path):
+    path, folder = tmp_path / "s.json", tmp_path / "report"
+    code, out, err = cli(
+        "bench", *TINY, "--iterations", "3", "--warmup", "1", "--json", path,
+        "--plot", tmp_path / "waterfall.png",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "ViT-Adapter + Mask2Former" in out
+    assert "paper's size and backbone" in out
+    assert json.loads(path.read_text())["kind"] == "suite"
+    assert (tmp_path / "waterfall.png").read_bytes().startswith(b"\x89PNG")
+    code, again, err = cli("bench", "--report", path, "--report-dir", folder)
+    assert code == 0, err
+    assert "ViT-Adapter + Mask2Former" in again
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"report.json", "report.md", "waterfall.png", "latency.png"}
+
+
+def test_engines_scopes_scenarios_and_plots(cli, exported, photo, tmp_path):
+    a, b = exported("panoptic"), exported("semantic")
+    path = tmp_path / "b.json"
+    code, out, err = cli(
+        "bench", "--engine", a, "--engine", b, "--scope", "network", "--scope", "end-to-end",
+        "--score", "50", "--score", "40", "--iterations", "3", "--image", photo, "--json", path,
+        "--plot", tmp_path / "pareto.png", "--plot", tmp_path / "latency.png",
+    )  # fmt: skip
+    assert code == 0, err
+    rows = json.loads(path.read_text())["rows"]
+    assert [(r["engine"], r["stage"]) for r in rows] == [
+        (p.name, s) for p in (a, b) for s in ("network", "end-to-end")
+    ]
+    assert rows[0]["ratio"] is None
+    assert rows[2]["ratio"]["paired"]
+    assert f"times {a.name}" in out
+    for name in ("pareto", "latency"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = cli(
+        "bench", "--engine", a, "--scenario", "offline", "--batch", "1", "--batch", "2",
+        "--scope", "network", "--iterations", "3", "--plot", tmp_path / "batches.png",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "batch 2" in out
+    code, out, err = cli(
+        "bench", "--engine", a, "--scenario", "server", "--rate", "50", "--serve-seconds", "0.2",
+        "--scope", "network", "--iterations", "3",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "Poisson arrivals" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Name what to measure"),
+        (("--suite", "table1", "--engine", "m.onnx"), "one of them"),
+        (("--suite", "table9"), "table1"),
+        (("--engine", "m.onnx", "--rows", "step 5"), "--rows does not go with --engine"),
+        (("--suite", "table1", "--score", "5"), "--score does not go with --suite"),
+        (("--report", "x.json", "--iterations", "3"), "--iterations does not go with --report"),
+        (("--report", "none.json"), "cannot be read"),
+        ((*TINY, "--runtime", "caffe"), "no runtime 'caffe'"),
+        ((*TINY, "--plot", "lunch.png"), "does not say which plot"),
+        ((*TINY, "--plot", "pareto.png"), "paper's scores"),
+        ((*TINY, "--scenario", "lunch"), "no scenario"),
+        ((*TINY, "--iterations", "1"), "say nothing"),
+    ],
+)
+def test_wrong_use(cli, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = cli("bench", *arguments)
+    assert code == 2, err
+    assert words in err
+    assert "Traceback" not in out + err
+    assert list(tmp_path.iterdir()) == []
