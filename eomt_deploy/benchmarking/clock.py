@@ -103,7 +103,8 @@ class Measured:
         samples: until the work was done.
         host: until the call returned; equals ``samples`` on a CPU.
         warmup: rounds that were not counted.
-        steady: whether the warm-up ended because the job's times no longer changed.
+        steady: whether the job's times no longer changed, at the end of the warm-up or over the
+            measured rounds.
     """
 
     samples: dict[str, list[float]]
@@ -157,6 +158,9 @@ def measure(
             break
         one_round(result.samples, result.host)
         watch()
+    for name, times in result.samples.items():
+        # Rare and long rounds may be measured before a warm-up could be seen to end.
+        steady[name] = steady[name] or is_steady(times, max(1, len(times) // 2))
     return result
 
 

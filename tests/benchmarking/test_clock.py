@@ -50,6 +50,12 @@ def test_warm_up_that_never_ends_is_cut_off_and_said():
     assert found.steady == {"x": False}
 
 
+def test_what_is_steady_while_it_is_measured_needs_no_longer_warm_up():
+    job = Job(lambda: None, Told([9.0, 7.0, 5.0, *[4.0] * 20]))
+    found = measure({"x": job}, Rounds(6, warmup=1, max_warmup=3))
+    assert (found.warmup, found.steady) == (3, {"x": True})
+
+
 def test_rounds_end_after_their_time_but_not_before_they_say_something():
     slow = Job(lambda: None, Told(itertools.repeat(1.0)))
     looks: list[int] = []

@@ -26,7 +26,7 @@ finder.find_spec = classmethod(
 sys.argv.pop(0)
 import gpu_paper
 gpu_paper.SECTIONS = tuple(
-    gpu_paper.Section(s.suite, ("torch-eager",), s.precision, 15, s.rows)
+    gpu_paper.Section(s.suite, ("torch-eager",), s.precision, 60, s.rows)
     for s in (gpu_paper.SECTIONS[1], gpu_paper.SECTIONS[4])
 )
 gpu_paper.main()

@@ -1,0 +1,76 @@
+"""How small a difference `bench` can tell on this machine, by its own clock and statistics.
+
+    python benchmarks/resolution.py MODEL.onnx [--percent 5] [--runs 10] [--json FILE]
+
+Three jobs run in turn: an engine, the same file opened again, and the same with a wait of so many
+percent after each call. The first two must not be told apart, the third must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from eomt_deploy.benchmarking.clock import Job, Rounds, measure
+from eomt_deploy.benchmarking.environment import environment
+from eomt_deploy.benchmarking.statistics import LEVEL, percentile, speedup
+from eomt_deploy.engines import open_engine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How small a difference the bench can tell.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument(
+        "--percent", type=float, default=5.0, help="that the third one is slowed by"
+    )
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    with open_engine(options.model) as first, open_engine(options.model) as second:
+        shape = (first.spec.batch or 1, *first.spec.image_size, 3)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        usual = measure({"one": Job(lambda: first.run(images))}, Rounds(20, 5)).samples["one"]
+        wait = percentile(usual, 50) / 1000 * options.percent / 100
+
+        def slowed() -> None:
+            second.run(images)
+            end = time.perf_counter() + wait
+            while time.perf_counter() < end:
+                pass
+
+        jobs = {
+            "first": Job(lambda: first.run(images)),
+            "same": Job(lambda: second.run(images)),
+            "slowed": Job(slowed),
+        }
+        found = []
+        for run in range(options.runs):
+            samples = measure(jobs, Rounds(options.rounds, 5), seed=run).samples
+            ratios = {name: speedup(samples["first"], samples[name]) for name in ("same", "slowed")}
+            found.append({name: ratio.to_dict() for name, ratio in ratios.items()})
+            print(
+                *(
+                    f"{n}: {r.value:.3f} ({r.low:.3f}–{r.high:.3f}) {r.finding};"
+                    for n, r in ratios.items()
+                )
+            )
+    for name in ("same", "slowed"):
+        print(name, dict(Counter(row[name]["finding"] for row in found)))
+    if options.json:
+        data = {
+            "schema": 1, "environment": environment(), "model": options.model.name,
+            "percent": options.percent, "rounds": options.rounds, "level": LEVEL, "runs": found,
+        }  # fmt: skip
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
