@@ -55,6 +55,7 @@ SECTIONS = (
     Section("table3", COMPILED, "fp16", 100, ("small 0", "small 5", "base 0", "base 5")),
     Section("table3", COMPILED, "fp16", 60, ("giant 5",)),
     Section("table4", COMPILED, "fp16", 50),
+    Section("dinov3", COMPILED, "fp16", 50, ("large", "small")),
     Section("table1", COMPILED, "bf16", 40, ("step 5",)),
     # A baseline with a fused kernel for its deformable attention, as its users have.
     Section("table1", ("torch-eager", "torch-graph"), "fp16", 30, ("step 0", "step 5"), "triton"),

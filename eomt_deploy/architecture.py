@@ -24,6 +24,8 @@ class Architecture:
         num_classes: classes C without "no object".
         num_upscale: x2 upscaling steps of the patch grid.
         norm_eps: LayerNorm epsilon of the backbone.
+        rope_theta: base of the rotary position embedding (DINOv3); None where positions are
+            learned (DINOv2).
     """
 
     width: int
@@ -38,6 +40,12 @@ class Architecture:
     num_classes: int
     num_upscale: int
     norm_eps: float = 1e-6
+    rope_theta: float | None = None
+
+    @property
+    def family(self) -> str:
+        """What the backbone was trained as."""
+        return "dinov2" if self.rope_theta is None else "dinov3"
 
     @property
     def num_prefix(self) -> int:

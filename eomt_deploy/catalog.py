@@ -39,6 +39,7 @@ class CatalogEntry:
         size: (H, W) it was trained at, pixels.
         weights: ``hf://owner/name``, or a file beside the TOML.
         classes: name of a list in ``export/classes/``.
+        base_weights: what the weights are a difference to; gated, so that users get it themselves.
     """
 
     name: str
@@ -52,6 +53,7 @@ class CatalogEntry:
     weights: str
     licence: str
     published: Published | None = None
+    base_weights: str = ""
     note: str = ""
 
     @property

@@ -3,10 +3,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from eomt_deploy import catalog
+from eomt_deploy.architecture import Architecture
 from eomt_deploy.engines import BACKENDS
 from eomt_deploy.errors import UsageError
+from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.network.ladder import BACKBONES
 
 
 @pytest.mark.parametrize("entry", catalog.checkpoints().values(), ids=lambda e: e.name)
@@ -26,6 +30,8 @@ def test_class_counts_of_the_data_sets():
     assert sum(c.thing for c in lists["coco_panoptic"]) == 80
     assert len(lists["coco_instance"]) == 80
     assert len(lists["cityscapes"]) == 19
+    assert len(lists["ade20k"]) == 150
+    assert sum(c.thing for c in lists["ade20k"]) == 100
 
 
 @pytest.mark.shared_data
@@ -57,3 +63,28 @@ def test_plans_measure_something():
     for plan in catalog.benchmark_plans().values():
         assert plan.stages
         assert plan.iterations >= 10
+
+
+SIZES = {"S": "small", "B": "base", "L": "large", "g": "giant"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [e for e in catalog.checkpoints().values() if e.backbone.startswith("DINO")],
+    ids=lambda e: e.name,
+)
+def test_parameters_are_those_of_the_network(entry):
+    """Built without memory, from its size and its own numbers of queries and classes."""
+    family, size = entry.backbone.split("-")
+    dims = BACKBONES[SIZES[size]]
+    arch = Architecture(
+        width=dims.width, depth=dims.depth, heads=dims.heads, mlp=dims.mlp,
+        mlp_hidden=dims.mlp_hidden, registers=4, patch_size=16, num_queries=entry.queries,
+        num_blocks=dims.blocks, num_classes=len(entry.class_list()), num_upscale=2,
+        rope_theta=100.0 if family == "DINOv3" else None,
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = EoMT(arch, entry.size)
+    found = sum(p.numel() for p in network.parameters())
+    assert found == pytest.approx(entry.parameters, rel=0.01)
+    assert bool(entry.base_weights) == (family == "DINOv3")

@@ -43,7 +43,7 @@ def need(
     weights = params * (4 + size * EXPORTED * exported)
     cells = row.size[0] // 4 * (row.size[1] // 4)
     tokens = row.size[0] // PATCH * (row.size[1] // PATCH) + row.queries
-    width = WIDTHS.get(row.backbone, max(WIDTHS.values()))
+    width = WIDTHS.get(row.backbone.split("-")[0], max(WIDTHS.values()))
     values = tokens * width * LIVE_TOKENS + cells * (LIVE_MAPS * width + row.queries)
     if row.step == 4:
         values += tokens * tokens * 4  # its attention mask, and copies of it

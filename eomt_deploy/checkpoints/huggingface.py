@@ -1,4 +1,5 @@
-"""Keys and config of transformers' ``EomtForUniversalSegmentation`` (4.x and 5.x)."""
+"""Keys and config of transformers' ``EomtForUniversalSegmentation`` (4.x and 5.x) and
+``EomtDinov3ForUniversalSegmentation``."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eomt_deploy.checkpoints.dinov3 import ROPE_THETA
 from eomt_deploy.errors import CheckpointError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -16,20 +18,24 @@ if TYPE_CHECKING:
 
 HUB_PREFIX = "hf://"
 MARKER = "embeddings.patch_embeddings.projection.weight"
+DINOV3_MARKER = "embeddings.patch_embeddings.weight"
+MODEL_TYPES = ("eomt", "eomt_dinov3")
 
 # Written as (pattern, replacement); the first that matches wins.
 RENAMES: tuple[tuple[str, str], ...] = (
     (r"embeddings\.cls_token", "backbone.cls_token"),
     (r"embeddings\.register_tokens", "backbone.reg_token"),
     (r"embeddings\.position_embeddings\.weight", "backbone.pos_embed"),
-    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"backbone.patch_embed.proj.\1"),
+    (r"embeddings\.patch_embeddings\.(?:projection\.)?(\w+)", r"backbone.patch_embed.proj.\1"),
     (r"layers\.(\d+)\.norm([12])\.(\w+)", r"backbone.blocks.\1.norm\2.\3"),
-    (r"layers\.(\d+)\.attention\.out_proj\.(\w+)", r"backbone.blocks.\1.attn.proj.\2"),
+    (r"layers\.(\d+)\.attention\.(?:out|o)_proj\.(\w+)", r"backbone.blocks.\1.attn.proj.\2"),
     (r"layers\.(\d+)\.layer_scale([12])\.lambda1", r"backbone.blocks.\1.ls\2.gamma"),
     (r"layers\.(\d+)\.mlp\.(fc[12])\.(\w+)", r"backbone.blocks.\1.mlp.\2.\3"),
     # SwiGLU, transformers 4.x: already packed, gate first.
     (r"layers\.(\d+)\.mlp\.weights_in\.(\w+)", r"backbone.blocks.\1.mlp.fc1.\2"),
     (r"layers\.(\d+)\.mlp\.(?:weights_out|down_proj)\.(\w+)", r"backbone.blocks.\1.mlp.fc2.\2"),
+    # DINOv3 without a gate.
+    (r"layers\.(\d+)\.mlp\.up_proj\.(\w+)", r"backbone.blocks.\1.mlp.fc1.\2"),
     (r"layernorm\.(\w+)", r"backbone.norm.\1"),
     (r"query\.weight", "q.weight"),
     (r"class_predictor\.(\w+)", r"class_head.\1"),
@@ -48,24 +54,40 @@ PACKS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 class Config:
     """What config.json adds to the shapes."""
 
+    model_type: str
     heads: int | None
     norm_eps: float
     image_size: tuple[int, int] | None
     class_names: tuple[str, ...] | None
+    rope_theta: float | None
 
 
 def recognises(keys: Iterable[str]) -> bool:
-    return MARKER in keys
+    return MARKER in keys or (DINOV3_MARKER in keys and "query.weight" in keys)
+
+
+def is_dinov3(keys: Iterable[str]) -> bool:
+    """Whether keys in transformers' words have DINOv3's patch embedding."""
+    return DINOV3_MARKER in keys
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our key layout; unknown keys keep their names, so that they are reported as extra."""
     left = {k: v for k, v in tensors.items() if not k.startswith("criterion.")}
+    _add_key_biases(left)
     result = _packed(left)
     for key, tensor in left.items():
         name = _renamed(key)
         result[name] = tensor.unsqueeze(0) if name == "backbone.pos_embed" else tensor
     return result
+
+
+def _add_key_biases(left: dict[str, Tensor]) -> None:
+    """DINOv3's keys have no bias; packed with queries and values they get one of zeros."""
+    import torch
+
+    for key in [k for k in left if re.fullmatch(r"layers\.\d+\.attention\.q_proj\.bias", k)]:
+        left.setdefault(key.replace("q_proj", "k_proj"), torch.zeros_like(left[key]))
 
 
 def _renamed(key: str) -> str:
@@ -107,18 +129,30 @@ def read_config(folder: Path) -> Config | None:
         model_type = data.get("model_type", "eomt")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    if model_type != "eomt":
+    if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path} describes a {model_type!r} model; this version exports 'eomt' "
-            "(the DINOv2 family).",
-            fix="Pass an EoMT checkpoint with a DINOv2 backbone.",
+            f"{path} describes a {model_type!r} model; this version exports "
+            f"{' and '.join(MODEL_TYPES)}.",
+            fix="Pass an EoMT checkpoint with a DINOv2 or DINOv3 backbone.",
         )
+    if data.get("use_gated_mlp"):
+        raise CheckpointError(
+            f"{path} has use_gated_mlp, which is not exported from this format.",
+            why="transformers then computes mask head and upscaling by the gate's activation, the "
+            "official code by GELU: which of them the weights were trained with is unknown.",
+            fix="Pass the official checkpoint.",
+        )
+    rope = data.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", data.get("rope_theta", ROPE_THETA))
     size = data.get("image_size")
     labels = data.get("id2label") or {}
     checks = {
         "num_attention_heads": _is_count(data.get("num_attention_heads", 1)),
         "layer_norm_eps": isinstance(data.get("layer_norm_eps", 1e-6), float),
         "hidden_act": data.get("hidden_act", "gelu") == "gelu",
+        "rope_parameters": isinstance(theta, int | float)
+        and theta > 1
+        and rope.get("rope_type", "default") == "default",
         "image_size": size is None
         or _is_count(size)
         or (isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))),
@@ -133,11 +167,13 @@ def read_config(folder: Path) -> Config | None:
     names = tuple(labels[str(index)] for index in range(len(labels)))
     sides = [size, size] if isinstance(size, int) else size
     return Config(
+        model_type=model_type,
         heads=data.get("num_attention_heads"),
         norm_eps=data.get("layer_norm_eps", 1e-6),
         image_size=(sides[0], sides[1]) if sides else None,
         # LABEL_0, LABEL_1 … are transformers' placeholders, not names.
         class_names=names if names and names[0] != "LABEL_0" else None,
+        rope_theta=float(theta) if model_type == "eomt_dinov3" else None,
     )
 
 

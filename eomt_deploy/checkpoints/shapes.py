@@ -18,7 +18,6 @@ HEAD_WIDTH = 64
 
 NEEDED = (
     "backbone.cls_token",
-    "backbone.pos_embed",
     "backbone.patch_embed.proj.weight",
     "backbone.blocks.0.mlp.fc1.weight",
     "backbone.blocks.0.mlp.fc2.weight",
@@ -35,7 +34,12 @@ RANKS = {
 
 
 def read_architecture(
-    tensors: Mapping[str, Tensor], *, num_blocks: int | None, heads: int | None, norm_eps: float
+    tensors: Mapping[str, Tensor],
+    *,
+    num_blocks: int | None,
+    heads: int | None,
+    norm_eps: float,
+    rope_theta: float | None = None,
 ) -> Architecture:
     """Widths and counts of the network that ``tensors`` belong to.
 
@@ -44,11 +48,13 @@ def read_architecture(
         num_blocks: length of ``attn_mask_probs``, or None where the file has none.
         heads: attention heads, or None for width / 64.
         norm_eps: LayerNorm epsilon, which no shape tells.
+        rope_theta: base of the rotary position embedding; None where positions are learned.
 
     Raises:
         CheckpointError: keys are missing or their shapes fit no EoMT.
     """
-    missing = [key for key in NEEDED if key not in tensors]
+    needed = NEEDED if rope_theta is not None else (*NEEDED, "backbone.pos_embed")
+    missing = [key for key in needed if key not in tensors]
     if missing:
         raise CheckpointError(
             f"This is not a whole EoMT checkpoint: {len(missing)} of the keys that define the "
@@ -59,7 +65,7 @@ def read_architecture(
     shapes = {key: tuple(tensors[key].shape) for key in tensors}
     wrong = [
         f"{key} has shape {list(shapes[key])}, expected {RANKS.get(key, 2)} dimensions"
-        for key in (*NEEDED[:-1], "backbone.reg_token")
+        for key in (*NEEDED[:-1], "backbone.pos_embed", "backbone.reg_token")
         if key in shapes and len(shapes[key]) != RANKS.get(key, 2)
     ]
     if wrong:
@@ -94,6 +100,7 @@ def read_architecture(
         num_classes=shapes["class_head.weight"][0] - 1,
         num_upscale=_count(tensors, r"upscale\.(\d+)\."),
         norm_eps=norm_eps,
+        rope_theta=rope_theta,
     )
 
 

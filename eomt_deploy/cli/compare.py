@@ -51,6 +51,9 @@ def compare(
         str | None, typer.Option(help="Run-time by name; emulation shows a GPU's low precision.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
+    base_weights: Annotated[
+        str | None, typer.Option(help="DINOv3 model that the checkpoint is a difference to.")
+    ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
     ] = None,
@@ -74,7 +77,7 @@ def compare(
         check_writable(output)
     if json:
         check_report(json, a, b)
-    first, second = _open(a, b, backend, device)
+    first, second = _open(a, b, backend, device, base_weights)
     with first, second:
         samples = _samples(images or [], data or [], first.spec, split)[:limit]
         with bar("comparing", len(samples)) as progress:
@@ -100,7 +103,9 @@ def _check(result: Comparison, tolerance: float, a: Path, b: Path) -> None:
         )
 
 
-def _open(a: Path, b: Path, backend: str | None, device: str | None) -> tuple[Segmenter, Segmenter]:
+def _open(
+    a: Path, b: Path, backend: str | None, device: str | None, base_weights: str | None
+) -> tuple[Segmenter, Segmenter]:
     from eomt_deploy.segmenter import Segmenter
 
     exported = [path.suffix.lower() in ARTIFACT_SUFFIXES for path in (a, b)]
@@ -124,7 +129,7 @@ def _open(a: Path, b: Path, backend: str | None, device: str | None) -> tuple[Se
     if not checkpoint.exists() and str(checkpoint) in catalog.checkpoints():
         checkpoint = Path(catalog.find_checkpoint(str(checkpoint)).source)
     known = Segmenter(artifact, backend=backend, device=device)
-    reference = Segmenter(TorchEngine(checkpoint, known.spec))
+    reference = Segmenter(TorchEngine(checkpoint, known.spec, base_weights))
     return (known, reference) if exported[0] else (reference, known)
 
 

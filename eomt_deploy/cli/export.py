@@ -107,6 +107,10 @@ def export(
     num_blocks: Annotated[
         int | None, typer.Option(help="Blocks that see the queries, if not stored.")
     ] = None,
+    base_weights: Annotated[
+        str | None,
+        typer.Option(help="DINOv3 folder, file or hf://owner/name that an official file adds to."),
+    ] = None,
     native_size: Annotated[
         str | None, typer.Option(help="Trained size, where the checkpoint cannot tell.")
     ] = None,
@@ -134,6 +138,7 @@ def export(
         name=name,
         heads=heads,
         num_blocks=num_blocks,
+        base_weights=base_weights,
         batch=batch,
         device=device,
         precision=precision or (defaults.precision if recipe else None) or "fp32",

@@ -16,6 +16,9 @@ from eomt_deploy.errors import UsageError
 def list_checkpoints(
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+    max_params: Annotated[
+        float | None, typer.Option(help="Only up to so many million parameters.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """List the checkpoints that can be exported by name."""
@@ -27,6 +30,7 @@ def list_checkpoints(
         for entry in known
         if (task is None or entry.task == task)
         and (dataset is None or entry.dataset.lower() == dataset.lower())
+        and (max_params is None or entry.parameters <= 1e6 * max_params)
     ]
     if json:
         print_json([asdict(entry) for entry in entries])
@@ -42,12 +46,14 @@ def list_checkpoints(
             entry.name,
             entry.task,
             f"{entry.size[0]}x{entry.size[1]}",
-            entry.backbone,
+            entry.backbone + (" *" if entry.base_weights else ""),
             f"{entry.parameters / 1e6:.0f}M",
             f"{published.score:g} {published.metric}" if published else "",
             fps,
         )
     stdout.print(table)
+    if any(entry.base_weights for entry in entries):
+        say("\n* a difference to gated weights, which you get and pass: --base-weights FOLDER")
     say(
         "\nScores and FPS are the published ones, each with its GPU. Export one with: "
         "eomt-deploy export NAME -o model.onnx"

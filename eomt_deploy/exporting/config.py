@@ -35,6 +35,8 @@ class ExportConfig:
         name: catalog entry that the checkpoint belongs to.
         heads: attention heads, where they are not width / 64.
         num_blocks: blocks that see the queries, where the checkpoint does not tell.
+        base_weights: folder, file or ``hf://owner/name`` of the DINOv3 model that an official
+            file is a difference to.
         batch: fixed batch size; None leaves it free (``.pt2``: 1).
         device: that a ``.pt2`` is compiled for; None takes the GPU, if there is one.
         precision: one of :data:`PRECISIONS`; decided in the graph.
@@ -63,6 +65,7 @@ class ExportConfig:
     name: str | None = None
     heads: int | None = None
     num_blocks: int | None = None
+    base_weights: str | None = None
     batch: int | None = None
     device: str | None = None
     precision: str = "fp32"

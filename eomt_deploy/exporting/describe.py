@@ -76,7 +76,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
         resize=RESIZE_RULES[task],
         thresholds=TASK_THRESHOLDS[task],
         backbone=Backbone(
-            family="dinov2",
+            family=arch.family,
             width=arch.width,
             depth=arch.depth,
             heads=arch.heads,
@@ -107,8 +107,10 @@ def image_size(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> 
     size = config.native_size or native_size(checkpoint)
     if size is None:
         raise UsageError(
-            "The trained size cannot be read off the checkpoint: its position embeddings are "
-            "no square.",
+            "The trained size cannot be read off the checkpoint.",
+            why="Rotary position embeddings are made for any size."
+            if checkpoint.architecture.rope_theta
+            else "Its position embeddings are no square.",
             fix="Pass --native-size HxW, the size that it was trained at.",
         )
     return size
@@ -127,8 +129,9 @@ def native_grid(size: tuple[int, int], checkpoint: Checkpoint) -> tuple[int, int
         UsageError: it is no grid of as many patches as the checkpoint has positions for.
     """
     patch = checkpoint.architecture.patch_size
-    tokens = checkpoint.tensors["backbone.pos_embed"].shape[1]
     rows, columns = size[0] // patch, size[1] // patch
+    position = checkpoint.tensors.get("backbone.pos_embed")
+    tokens = rows * columns if position is None else position.shape[1]
     if (rows * patch, columns * patch) != size or rows * columns != tokens:
         raise UsageError(
             f"--native-size {size[0]}x{size[1]} is a grid of {size[0] / patch:g}x"

@@ -69,6 +69,11 @@ def build_graph(
         VerificationError: NaN, or the budget cannot be met.
     """
     _check_names(network, config)
+    if config.attention == "fused" and network.arch.rope_theta is not None:
+        raise UsageError(
+            "The attention of a DINOv3 model is written out: queries and keys are rotated in it.",
+            fix="Leave --attention out; run-times fuse the written pattern, too.",
+        )
     layers: dict[str, QuantizedLayer] = {}
     if config.precision in QUANTIZED:
         layers = _calibrate(network, config, inputs, progress)

@@ -40,14 +40,20 @@ class TorchEngine(NetworkEngine):
     Args:
         path: checkpoint of any kind.
         spec: description of the artifact that it is compared with.
+        base_weights: what the checkpoint is a difference to, where it is one.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         UsageError: it does not have the artifact's shape.
     """
 
-    def __init__(self, path: Path, spec: ModelSpec) -> None:
-        checkpoint = read_checkpoint(path, heads=spec.backbone.heads, num_blocks=spec.num_blocks)
+    def __init__(self, path: Path, spec: ModelSpec, base_weights: str | None = None) -> None:
+        checkpoint = read_checkpoint(
+            path,
+            heads=spec.backbone.heads,
+            num_blocks=spec.num_blocks,
+            base_weights=base_weights,
+        )
         arch = checkpoint.architecture
         found = (arch.width, arch.depth, arch.num_queries, arch.num_classes)
         wanted = (

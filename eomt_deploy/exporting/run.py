@@ -68,7 +68,12 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     photos = find_images([config.calibrate]) if config.calibrate else images
     progress("reading the checkpoint")
     source = describe.find_source(config)
-    checkpoint = read_checkpoint(source.location, heads=config.heads, num_blocks=config.num_blocks)
+    checkpoint = read_checkpoint(
+        source.location,
+        heads=config.heads,
+        num_blocks=config.num_blocks,
+        base_weights=config.base_weights,
+    )
     describe.check_annealed(checkpoint, config.allow_unannealed)
     if config.native_size:
         grid = describe.native_grid(config.native_size, checkpoint)

@@ -29,22 +29,24 @@ def build_network(checkpoint: Checkpoint, image_size: tuple[int, int]) -> EoMT:
         )
     tensors = dict(checkpoint.tensors)
     new_grid = (image_size[0] // patch, image_size[1] // patch)
-    position = tensors["backbone.pos_embed"]
-    old_grid = checkpoint.native_grid
-    if old_grid is None:
-        raise UsageError(
-            f"The checkpoint has {position.shape[1]} position embeddings, which is no square, "
-            "so its trained size is unknown.",
-            fix="Pass --native-size HxW, the size that it was trained at.",
-        )
-    # In float32: rounding resampled values to the checkpoint's 16 bits would lose accuracy.
-    tensors["backbone.pos_embed"] = resample_position(position.float(), old_grid, new_grid)
+    if arch.rope_theta is None:
+        position = tensors["backbone.pos_embed"]
+        old_grid = checkpoint.native_grid
+        if old_grid is None:
+            raise UsageError(
+                f"The checkpoint has {position.shape[1]} position embeddings, which is no square, "
+                "so its trained size is unknown.",
+                fix="Pass --native-size HxW, the size that it was trained at.",
+            )
+        # In float32: rounding resampled values to the checkpoint's 16 bits would lose accuracy.
+        tensors["backbone.pos_embed"] = resample_position(position.float(), old_grid, new_grid)
 
     with torch.device("meta"):
         model = EoMT(arch, image_size)
     _check_keys(model, tensors)
     _check_finite(tensors)
     model.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+    model.backbone.place_rope(arch, new_grid)
     return model.eval().requires_grad_(False)
 
 
@@ -86,5 +88,5 @@ def _check_keys(model: EoMT, tensors: dict[str, torch.Tensor]) -> None:
     ]  # fmt: skip
     raise CheckpointError(
         "The checkpoint's keys do not fit the network.\n  " + "\n  ".join(lines),
-        fix="Check that the file is whole and is an EoMT with a DINOv2 backbone.",
+        fix="Check that the file is whole and is an EoMT with a DINOv2 or DINOv3 backbone.",
     )

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eomt_deploy.architecture import Architecture
+from eomt_deploy.network.position import Rope, rope_table, turn
 
 UPSCALE_NORM_EPS = 1e-6
 
@@ -37,10 +38,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
         # Batch stays -1: the only size that may be unknown when the graph is traced.
         heads = (-1, x.shape[1], self.heads, self.head_width)
         q, k, v = (t.reshape(heads).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        if rope is not None:
+            q, k = turn(q, rope), turn(k, rope)
         if self.scale != 1.0:
             q = q * self.scale
         # Written out, because run-times recognise MatMul-Softmax-MatMul as one attention.
@@ -85,8 +88,8 @@ class Block(nn.Module):
         self.mlp = mlp(arch.width, arch.mlp_hidden)
         self.ls2: nn.Module = LayerScale(arch.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), rope))
         x = x + self.ls2(self.mlp(self.norm2(x)))
         return x
 
@@ -104,12 +107,18 @@ class PatchEmbed(nn.Module):
 class Backbone(nn.Module):
     """The encoder's parameters under their timm names; :class:`EoMT` runs them."""
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, arch: Architecture, grid: tuple[int, int]) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, arch.width))
         if arch.registers:
             self.reg_token = nn.Parameter(torch.zeros(1, arch.registers, arch.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], arch.width))
+        if arch.rope_theta is None:
+            self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], arch.width))
+        else:
+            self.place_rope(arch, grid)
         self.patch_embed = PatchEmbed(arch.width, arch.patch_size)
         self.blocks = nn.ModuleList(Block(arch) for _ in range(arch.depth))
         self.norm = nn.LayerNorm(arch.width, eps=arch.norm_eps)
@@ -118,6 +127,21 @@ class Backbone(nn.Module):
     def layers(self) -> list[Block]:
         """``blocks`` with their type, which ModuleList forgets."""
         return cast("list[Block]", list(self.blocks))
+
+    def place_rope(self, arch: Architecture, grid: tuple[int, int]) -> None:
+        """Make the rotary tables, on the device that new tensors are made on."""
+        if arch.rope_theta is None:
+            return
+        plain = arch.num_queries + arch.num_prefix
+        cos, sin = rope_table(grid, plain, arch.width // arch.heads, arch.rope_theta)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+
+    def rope(self, skipped: int = 0) -> Rope | None:
+        """Rotations of all tokens but the first ``skipped``; None where positions are learned."""
+        if not hasattr(self, "rope_cos"):
+            return None
+        return self.rope_cos[skipped:], self.rope_sin[skipped:]
 
     def prefix(self) -> Tensor:
         """Class and register tokens [1, P, D]; they carry no position."""
@@ -177,18 +201,32 @@ class EoMT(nn.Module):
             class logits [B, Q, C+1] (last column "no object") and
             mask logits [B, Q, H/4, W/4] (patch 16), both before any activation.
         """
-        arch, backbone = self.arch, self.backbone
+        backbone, first = self.backbone, self.arch.depth - self.arch.num_blocks
+        x = self.embed(images)
+        rope = backbone.rope(self.arch.num_queries)
+        for block in backbone.layers[:first]:
+            x = block(x, rope)
+        x = self.with_queries(x)
+        rope = backbone.rope()
+        for block in backbone.layers[first:]:
+            x = block(x, rope)
+        return self.predict(backbone.norm(x))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Class token, registers and patches [B, P + N, D] of images uint8 [B, H, W, 3]."""
+        backbone = self.backbone
         x = images.to(self.q.weight.dtype).permute(0, 3, 1, 2)
         if self.normalize:
             x = (x / 255 - self.pixel_mean) / self.pixel_std
-        x = backbone.patch_embed(x) + backbone.pos_embed
-        x = torch.cat([backbone.prefix().expand(images.shape[0], -1, -1), x], dim=1)
-        for index, block in enumerate(backbone.layers):
-            if index == arch.depth - arch.num_blocks:
-                queries = self.q.weight.unsqueeze(0).expand(images.shape[0], -1, -1)
-                x = torch.cat([queries, x], dim=1)
-            x = block(x)
-        return self.predict(backbone.norm(x))
+        x = backbone.patch_embed(x)
+        if self.arch.rope_theta is None:
+            x = x + backbone.pos_embed
+        return torch.cat([backbone.prefix().expand(images.shape[0], -1, -1), x], dim=1)
+
+    def with_queries(self, x: Tensor) -> Tensor:
+        """The learned queries before the other tokens, [B, Q + P + N, D]."""
+        queries = self.q.weight.unsqueeze(0).expand(x.shape[0], -1, -1)
+        return torch.cat([queries, x], dim=1)
 
     def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Class and mask logits of normalised tokens [B, Q + P + N, D]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from eomt_deploy.architecture import Architecture
 from eomt_deploy.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from eomt_deploy.checkpoints.dinov3 import ROPE_THETA
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.network.baseline import Mask2Former
 from eomt_deploy.network.baseline.deformable import Sampling
@@ -39,6 +40,7 @@ class LadderBackbone:
     Attributes:
         blocks: last blocks that see EoMT's queries.
         adapter_heads, adapter_ratio: deformable attention of its ViT-Adapter.
+        rope_theta: rotary position embedding of DINOv3; those have steps 4 and 5 only.
     """
 
     width: int
@@ -49,6 +51,7 @@ class LadderBackbone:
     blocks: int
     adapter_heads: int
     adapter_ratio: float
+    rope_theta: float | None = None
 
 
 BACKBONES = {
@@ -57,6 +60,10 @@ BACKBONES = {
     "base": LadderBackbone(768, 12, 12, "gelu", 3072, 3, 12, 0.5),
     "large": LadderBackbone(1024, 24, 16, "gelu", 4096, 4, 16, 0.5),
     "giant": LadderBackbone(1536, 40, 24, "swiglu", 4096, 5, 24, 0.5),
+}
+BACKBONES |= {
+    f"{name}-dinov3": replace(BACKBONES[name], rope_theta=ROPE_THETA)
+    for name in ("tiny", "small", "base", "large")
 }
 
 
@@ -104,6 +111,7 @@ def build_step(
         num_blocks=dims.blocks,
         num_classes=classes,
         num_upscale=2,
+        rope_theta=dims.rope_theta,
     )
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
@@ -146,6 +154,12 @@ def _checked(
     if backbone not in BACKBONES:
         raise UsageError(
             f"The ladder has no backbone {backbone!r}.", fix=f"Known: {', '.join(BACKBONES)}."
+        )
+    if step < 4 and BACKBONES[backbone].rope_theta is not None:
+        raise UsageError(
+            f"The ladder has no step {step} of {backbone}.",
+            why="The baseline was measured on DINOv2.",
+            fix="Its steps are 4 and 5.",
         )
     cell = 32 if step < 3 else PATCH
     if min(size) < cell or size[0] % cell or size[1] % cell:

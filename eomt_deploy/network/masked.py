@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eomt_deploy.network.eomt import Attention, Backbone, Block, EoMT
+from eomt_deploy.network.position import Rope, turn
 
 AttentionKind = Literal["sdpa", "written"]
 """``sdpa``: PyTorch's fused kernels, FlashAttention among them, as the paper measured.
@@ -43,9 +44,11 @@ class MaskableAttention(Attention):
         super().__init__(width, heads)
         self.kind: AttentionKind = kind
 
-    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope | None = None, allowed: Tensor | None = None) -> Tensor:
         heads = (-1, x.shape[1], self.heads, self.head_width)
         q, k, v = (t.reshape(heads).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        if rope is not None:
+            q, k = turn(q, rope), turn(k, rope)
         x = attend(q, k, v, allowed, scale=self.scale, kind=self.kind)
         x = self.proj(x.transpose(1, 2).flatten(2))
         return x
@@ -69,19 +72,16 @@ class MaskedEoMT(EoMT):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`EoMT.forward`, the paper's figure 2 with masked attention."""
-        arch, backbone = self.arch, self.backbone
-        x = images.to(self.q.weight.dtype).permute(0, 3, 1, 2)
-        if self.normalize:
-            x = (x / 255 - self.pixel_mean) / self.pixel_std
-        x = backbone.patch_embed(x) + backbone.pos_embed
-        x = torch.cat([backbone.prefix().expand(x.shape[0], -1, -1), x], dim=1)
-        first = arch.depth - arch.num_blocks
+        backbone, first = self.backbone, self.arch.depth - self.arch.num_blocks
+        x = self.embed(images)
+        rope = backbone.rope(self.arch.num_queries)
         for block in backbone.layers[:first]:
-            x = block(x)
-        x = torch.cat([self.q.weight.unsqueeze(0).expand(x.shape[0], -1, -1), x], dim=1)
+            x = block(x, rope)
+        x = self.with_queries(x)
+        rope = backbone.rope()
         for block in backbone.layers[first:]:
             _, mask_logits = self.predict(backbone.norm(x))
-            x = _masked_block(block, x, self.allowed(mask_logits))
+            x = _masked_block(block, x, rope, self.allowed(mask_logits))
         return self.predict(backbone.norm(x))
 
     def allowed(self, mask_logits: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class MaskedEoMT(EoMT):
         return F.pad(inside, (queries + prefix, 0, 0, prefix + patches), value=True).unsqueeze(1)
 
 
-def _masked_block(block: Block, x: Tensor, allowed: Tensor) -> Tensor:
-    x = x + block.ls1(block.attn(block.norm1(x), allowed))
+def _masked_block(block: Block, x: Tensor, rope: Rope | None, allowed: Tensor) -> Tensor:
+    x = x + block.ls1(block.attn(block.norm1(x), rope, allowed))
     x = x + block.ls2(block.mlp(block.norm2(x)))
     return x

@@ -1,9 +1,15 @@
-"""Learned position embeddings at another image size, resampled as timm does it."""
+"""Where a patch is: learned embeddings at another image size, and rotary ones."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and signed sines [tokens, head width], see :func:`rope_table`."""
 
 
 def resample_position(
@@ -19,3 +25,36 @@ def resample_position(
     grid = pos_embed.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new_grid, mode="bicubic", antialias=True)
     return grid.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def rope_table(grid: tuple[int, int], plain: int, head_width: int, theta: float) -> Rope:
+    """The rotation of every token of DINOv3 (arXiv 2508.10104, section 3.2).
+
+    A quarter of a head turns with the row and a quarter with the column of a patch's centre, both
+    from -1 to 1 over the image; the other half of the head is the other side of each rotation.
+    Queries, class token and registers are not turned: angle 0.
+
+    Args:
+        grid: (rows, columns) of patches.
+        plain: tokens before the patches, which are not turned.
+        head_width: of the attention, a multiple of 4.
+        theta: base of the frequencies.
+
+    Returns:
+        cosines and sines [plain + rows * columns, head width], the sines negative in the first
+        half: ``x * cos + swapped(x) * sin`` turns ``x``.
+    """
+    frequencies = theta ** -torch.arange(0, 1, 4 / head_width, dtype=torch.float32)
+    rows, columns = (2 * (torch.arange(size) + 0.5) / size - 1 for size in grid)
+    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+    angles = (2 * math.pi * places[:, :, None] * frequencies).flatten(1)  # [patches, head / 2]
+    angles = F.pad(angles, (0, 0, plain, 0))
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def turn(x: Tensor, rope: Rope) -> Tensor:
+    """Rotate ``x`` [B, heads, tokens, head width] by :func:`rope_table`."""
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([second, first], dim=-1) * sin

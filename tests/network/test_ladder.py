@@ -53,11 +53,15 @@ def test_every_step_keeps_the_tensor_contract(step):
     assert (mask_logits[0] - mask_logits[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("step", [0, 3, 4, 5])
-def test_both_attentions_compute_the_same(step):
+@pytest.mark.parametrize(
+    ("step", "backbone"),
+    [(0, "tiny"), (3, "tiny"), (4, "tiny"), (5, "tiny"), (4, "tiny-dinov3"), (5, "tiny-dinov3")],
+)
+def test_both_attentions_compute_the_same(step, backbone):
     images = photos(1)
-    fused = tiny_step(step, attention="sdpa")(images)
-    written = tiny_step(step, attention="written")(images)
+    options = {"size": SIZE, "queries": 6, "classes": 5}
+    fused = build_step(step, backbone, attention="sdpa", **options)(images)
+    written = build_step(step, backbone, attention="written", **options)(images)
     for a, b in zip(fused, written, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
@@ -78,6 +82,7 @@ def test_seeds_make_weights_and_leave_the_callers_randomness_alone():
     [
         (6, "tiny", {}, "no step 6"),
         (0, "huge", {}, "no backbone 'huge'"),
+        (0, "tiny-dinov3", {}, "no step 0 of tiny-dinov3"),
         (0, "tiny", {"size": (64, 80)}, "64x80 is no multiple of 32"),
         (5, "tiny", {"size": (64, 60)}, "64x60 is no multiple of 16"),
         (0, "tiny", {"attention": "flash"}, "no attention 'flash'"),
