@@ -15,6 +15,9 @@ Finding = Literal["no difference", "faster", "slower"]
 PERCENTILES = (50, 90, 95, 99)
 LEVEL = 0.99
 """Of the intervals: two equal things are called different once in a hundred times."""
+NEGLIGIBLE = 0.015
+"""Two copies of one engine differ by up to so much, by where their memory lies, run after run
+(benchmarks/resolution.py): less than that is no property of an engine."""
 RESAMPLES = 2000
 
 
@@ -35,8 +38,8 @@ class Ratio:
 
     @property
     def finding(self) -> Finding:
-        """Told apart only when the interval leaves 1 out."""
-        if self.low <= 1 <= self.high:
+        """Told apart only when the whole interval is further from 1 than :data:`NEGLIGIBLE`."""
+        if self.low <= 1 + NEGLIGIBLE and self.high >= 1 - NEGLIGIBLE:
             return "no difference"
         return "faster" if self.low > 1 else "slower"
 

@@ -101,7 +101,7 @@ def _line(report: SuiteReport, found: Measurement, several: bool) -> tuple[str, 
         row.label + (f" at {_side(row.size)}" if several else ""),
         f"{found.percentile(50):.2f}",
         f"{found.percentile(95):.2f}",
-        f"{found.fps:.1f}",
+        _rate(found.fps),
         ratio_words(report.ratio(found)),
         _small(report.tflops(found)),
         NONE if share is None else f"{share:.0%}",
@@ -112,7 +112,7 @@ def _line(report: SuiteReport, found: Measurement, several: bool) -> tuple[str, 
 
 
 def ratio_words(ratio: Ratio | None) -> str:
-    """``4.31 (4.22–4.40)``; an interval that holds 1 is marked as no difference."""
+    """``4.31 (4.22–4.40)``; one that is no difference is marked by ``=``."""
     if ratio is None:
         return NONE
     same = " =" if ratio.finding == "no difference" else ""
@@ -126,7 +126,7 @@ def _runtime_sheet(report: SuiteReport) -> Sheet:
     for m in _ordered(report):
         words = ratio_words(report.runtime_ratio(m))
         label = report.row(m.row).label
-        rows.append((label, m.runtime, m.scope, str(m.batch), f"{m.fps:.1f}", words))
+        rows.append((label, m.runtime, m.scope, str(m.batch), _rate(m.fps), words))
     rows.sort(key=lambda line: [r.label for r in report.rows].index(line[0]))
     first = report.settings["runtimes"][0]
     headers = ("row", "runtime", "scope", "batch", "FPS", f"times {first}")
@@ -189,7 +189,7 @@ def engine_sheet(report: Report) -> Sheet:
         known = row.engine == previous
         line = ["" if known else row.engine, "" if known else f"{row.backend} {row.device}", stage]
         line += [f"{row.percentile(p):.2f}" for p in PERCENTILES]
-        line += [f"{row.cv:.1%}", f"{row.fps:.1f}"]
+        line += [f"{row.cv:.1%}", _rate(row.fps)]
         if several:
             line.append(ratio_words(report.ratio(row)))
         rows.append(tuple(line))
@@ -251,6 +251,10 @@ def markdown(report: SuiteReport) -> str:
 
 def _side(size: tuple[int, int]) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def _small(value: float | None) -> str:

@@ -31,7 +31,7 @@ def test_selecting_brings_the_base_and_changes_sizes():
     assert len(suite.select()) == 6
     with pytest.raises(UsageError, match="no row 'step 9'"):
         suite.select(("step 9",))
-    with pytest.raises(UsageError, match="Known: .*table1"):
+    with pytest.raises(UsageError, match=r"Known: .*table1"):
         find_suite("table9")
 
 

@@ -53,10 +53,11 @@ def test_the_same_samples_give_the_same_interval():
     assert speedup(base, row) == speedup(base, row)
 
 
-def test_findings_leave_one_out():
+def test_findings_leave_one_and_its_neighbourhood_out():
     assert Ratio(1.02, 0.99, 1.05).finding == "no difference"
-    assert Ratio(1.05, 1.01, 1.09).finding == "faster"
-    assert Ratio(0.9, 0.85, 0.99).to_dict()["finding"] == "slower"
+    assert Ratio(1.006, 1.003, 1.008).finding == "no difference"  # two copies of one engine
+    assert Ratio(1.05, 1.02, 1.09).finding == "faster"
+    assert Ratio(0.9, 0.85, 0.98).to_dict()["finding"] == "slower"
 
 
 def test_percentiles_and_variation():
