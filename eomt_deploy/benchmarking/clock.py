@@ -6,6 +6,7 @@ A CPU function is timed by ``perf_counter``; work on a GPU by events on its own 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,7 +88,8 @@ class Rounds:
                 f"{self.warmup} warm-up and {self.iterations} measured rounds say nothing.",
                 fix=f"Measure at least {LEAST} rounds, better 20.",
             )
-        if self.pause < 0 or (self.seconds is not None and self.seconds <= 0):
+        limit = self.seconds
+        if not 0 <= self.pause < math.inf or (limit is not None and not 0 < limit < math.inf):
             raise UsageError("Pauses and time limits are positive numbers of seconds.")
 
 

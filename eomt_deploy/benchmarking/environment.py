@@ -20,6 +20,8 @@ PACKAGES = (
     "tensorrt-rtx-cu13",
     "cuda-python",
     "torch",
+    "triton",
+    "openvino",
 )
 
 
@@ -38,6 +40,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         "threads": threads,
         "memory_gib": round((devices.memory_bytes() or 0) / 2**30, 1),
         "gpus": devices.cuda_device_names(),
+        "driver": gpu.driver if (gpu := devices.current_gpu()) else None,
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

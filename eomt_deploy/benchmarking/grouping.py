@@ -18,6 +18,7 @@ LIVE_TOKENS, LIVE_MAPS = 24, 6
 a quarter of the image, beside one map for each query."""
 EXPORTED = 2
 """Times the weights that an exported network takes: as file in memory, and in its runtime."""
+GRAPHS = ("torch-graph", "torch-max-autotune", "aotinductor-graph")
 SHARED_WEIGHTS = ("torch-eager", "torch-compile", "torch-max-autotune", "torch-graph")
 
 
@@ -47,7 +48,10 @@ def need(
     values = tokens * width * LIVE_TOKENS + cells * (LIVE_MAPS * width + row.queries)
     if row.step == 4:
         values += tokens * tokens * 4  # its attention mask, and copies of it
-    return Need(weights, values * size * batch * row.inputs)
+    activations = values * size * batch * row.inputs
+    # A CUDA graph keeps the memory that it was captured with.
+    weights += activations * sum(name in GRAPHS for name in runtimes)
+    return Need(weights, activations)
 
 
 def free_bytes(device: str) -> float:

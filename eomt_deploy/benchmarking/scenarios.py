@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -150,6 +151,6 @@ def check_scenario(
         raise UsageError("A batch has 1 image or more.")
     if (rate is not None or seconds is not None) and found != "server":
         raise UsageError("--rate and --serve-seconds go with --scenario server.")
-    if (rate is not None and rate <= 0) or (seconds is not None and seconds <= 0):
+    if any(number is not None and not 0 < number < math.inf for number in (rate, seconds)):
         raise UsageError("Rates and seconds are positive numbers.")
     return found

@@ -22,7 +22,7 @@ from eomt_deploy.benchmarking.scenarios import (
 )
 from eomt_deploy.benchmarking.statistics import percentile, variation
 from eomt_deploy.benchmarking.verdict import Evidence, judge
-from eomt_deploy.benchmarking.watch import Watch, gpu_load
+from eomt_deploy.benchmarking.watch import Watch
 from eomt_deploy.errors import UsageError
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import load_image
@@ -82,6 +82,7 @@ def bench_stages(
     iterations: int | None = None,
     pause: float = 0.0,
     threads: int | None = None,
+    busy: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
     """Measure stages of every engine, interleaved.
@@ -99,6 +100,8 @@ def bench_stages(
         warmup, iterations: rounds, where they are not the plan's.
         pause: seconds of rest before each round, against heat.
         threads: CPU threads asked for, for the record.
+        busy: load of the GPU before the engines were opened, see
+            :func:`eomt_deploy.benchmarking.watch.gpu_load`.
         progress: told each finished round.
 
     Raises:
@@ -111,7 +114,6 @@ def bench_stages(
     )
     machine = environment(threads)  # before the load that we make ourselves
     on_gpu = any(s.engine.device.startswith("cuda") for _, s in segmenters)
-    busy = gpu_load() if on_gpu else None
     known = dict(zip([name for name, _ in segmenters], scores, strict=False))
     jobs: dict[str, Job] = {}
     rows: dict[str, Row] = {}
@@ -136,7 +138,19 @@ def bench_stages(
     for key, row in rows.items():
         samples = tuple(measured.samples[key])
         own_gpu = row.device.startswith("cuda")
-        evidence = Evidence(cv=variation(samples), others=others, gpu=state if own_gpu else None)
+        network = measured.samples.get(f"{row.engine}\n{NETWORK}")
+        evidence = Evidence(
+            cv=variation(samples),
+            rounds=len(samples),
+            others=others,
+            gpu=state if own_gpu else None,
+            host_share=_share(measured.host[key], samples)
+            if own_gpu and row.stage == NETWORK
+            else None,
+            copy_share=1 - _share(network, samples)
+            if own_gpu and network and row.stage == COPIES and row.batch == 1
+            else None,
+        )
         verdict = judge(evidence, unstable_cv=plan.unstable_cv)
         found.append(replace(row, samples=samples, verdict=verdict))
     served: list[Served] = []
@@ -151,6 +165,10 @@ def bench_stages(
         plan.unstable_cv,
         tuple(served),
     )
+
+
+def _share(part: Sequence[float], whole: Sequence[float]) -> float:
+    return percentile(part, 50) / percentile(whole, 50)
 
 
 def _row(name: str, segmenter: Segmenter, stage: str, batch: int, known: dict[str, float]) -> Row:

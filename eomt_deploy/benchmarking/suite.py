@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,6 @@ from eomt_deploy.errors import DeviceError, MissingDependencyError, UsageError
 SCOPES = ("network", "network+copies", "end-to-end")
 """``network``: inputs and outputs stay on the device; ``network+copies``: from host memory to host
 memory; ``end-to-end``: from a photo's pixels to its segments."""
-BATCHES = (1, 2, 4, 8)
 GPU_ROUNDS = Rounds(iterations=100, warmup=10, max_warmup=100, seconds=60)
 CPU_ROUNDS = Rounds(iterations=20, warmup=1, max_warmup=10, seconds=300)
 OPENING_SHARE = 0.6
@@ -69,6 +69,8 @@ class SuiteConfig:
         photo: for the end-to-end scope.
         budget: seconds for all; what does not fit is skipped, with words.
         probe: measure the device's peak.
+        busy: load of the GPU before this program used it, see
+            :func:`eomt_deploy.benchmarking.watch.gpu_load`; None looks now.
     """
 
     suite: Suite
@@ -89,6 +91,7 @@ class SuiteConfig:
     photo: Path | None = None
     budget: float | None = None
     probe: bool = True
+    busy: float | None = None
 
     def __post_init__(self) -> None:
         for runtime in self.runtimes:
@@ -105,7 +108,9 @@ class SuiteConfig:
             problems.append(f"sampling {self.sampling!r} is unknown")
         if any(batch < 1 for batch in self.batches):
             problems.append("a batch has 1 image or more")
-        if self.rate is not None and (self.scenario != "server" or self.rate <= 0):
+        if max(self.batches, default=1) > 1 and "end-to-end" in self.scopes:
+            problems.append("end-to-end takes one photo at a time, and no batches")
+        if self.rate is not None and (self.scenario != "server" or not 0 < self.rate < math.inf):
             problems.append("a rate is a positive number, for the server scenario")
         if "end-to-end" in self.scopes and self.photo is None:
             problems.append("end-to-end needs a photo")
@@ -138,7 +143,9 @@ def run_suite(
     """
     started = time.perf_counter()
     device = choose_device(config.device)
-    busy = gpu_load() if device == "cuda" else None  # before the load that we make ourselves
+    busy = config.busy  # before the load that we make ourselves
+    if busy is None and device == "cuda":
+        busy = gpu_load()
     precision = config.precision or (config.suite.precision if device == "cuda" else "fp32")
     rounds = config.rounds or (GPU_ROUNDS if device == "cuda" else CPU_ROUNDS)
     rows = config.suite.select(config.rows, config.size, config.backbone)
@@ -248,6 +255,7 @@ class _Runner:
             )
             for row in report.rows
         }  # fmt: skip
+        _free_memory(self._device)  # what the probe left cached is free
         free = grouping.free_bytes(self._device)
         bases = {row.name: report.suite.base_of(row) for row in report.rows}
         groups, too_large = grouping.pack([r.name for r in report.rows], needs, bases, free)
@@ -275,6 +283,9 @@ class _Runner:
                 self._measure(index, opened)
                 if self._config.scenario == "server":
                     self._serve(opened)
+        except Exception as error:  # as memory that runs out: the other groups can be measured
+            for one in opened:
+                self._skip(one.row, one.runtime, f"failed while measured: {_first_line(error)}")
         finally:
             for one in opened:
                 one.close()
@@ -339,6 +350,7 @@ class _Runner:
                 copies = scope == "network+copies" and self._device == "cuda" and network
                 evidence = Evidence(
                     cv=variation(samples),
+                    rounds=len(samples),
                     steady=measured.steady[key],
                     others=others,
                     gpu=state,
@@ -366,12 +378,12 @@ class _Runner:
     def _serve(self, opened: Sequence[Opened]) -> None:
         """Poisson arrivals, one row after the other: a server has the machine for itself."""
         config = self._config
-        measured = self._report.measurements[-len(opened) * len(config.scopes) :]
-        for one, found in zip(opened, measured[:: len(config.scopes)], strict=True):
-            capacity = 1000 / percentile(found.samples, 50)
+        scope = "end-to-end" if "end-to-end" in config.scopes else "network+copies"
+        for one in opened:
+            job = one.job(scope)
+            capacity = 1000 / percentile(measure({"one": job}, Rounds(10, 2)).samples["one"], 50)
             rates = [share * capacity for share in LOADS] if config.rate is None else [config.rate]
-            scope = "network+copies" if found.scope == "network" else found.scope
-            work = one.job(scope).work
+            work = job.work
             for rate in rates:
                 self._tell(f"serving {rate:.2f} requests a second with {one.row.label}")
                 arrivals = poisson_arrivals(rate, config.serve_seconds)

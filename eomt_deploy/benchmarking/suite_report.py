@@ -152,6 +152,17 @@ class SuiteReport:
             return None
         return row.paper.fps / base.paper.fps
 
+    def check(self) -> None:
+        """Raise one of many errors where something that a table or picture needs is missing."""
+        for name in ("cpu", "cores", "date"):
+            self.environment[name]
+        for name in ("runtimes", "scopes"):
+            self.settings[name][0]
+        for found in self.measurements:
+            if not all(0 < sample < float("inf") for sample in found.samples):
+                raise ValueError(f"a sample of {found.row} is no time")
+        self.to_dict()
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON."""
         return {
@@ -260,9 +271,19 @@ def read_reports(path: Path) -> list[SuiteReport]:
                 fix="Read it with the version that wrote it, or measure again.",
             )
         reports = [SuiteReport.from_dict(entry) for entry in wanted]
+        for report in reports:
+            report.check()
+        facts = [e for e in entries if isinstance(e, dict) and e.get("kind") == "facts"]
+        for entry in facts if reports else ():
+            left = [f"not measured, for want of time: {what}" for what in entry.get("left_out", ())]
+            failed = [f"a section failed: {t.splitlines()[-1]}" for t in entry.get("failed", ())]
+            reports[0].notes += [*left, *failed]
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (
+        ValueError, LookupError, TypeError, AttributeError, StopIteration, ArithmeticError,
+        RecursionError,
+    ) as error:  # fmt: skip
         raise UsageError(
             f"{path} is no report of a suite ({error!r}).",
             fix="Make one with `eomt-deploy bench --suite NAME --json FILE`.",

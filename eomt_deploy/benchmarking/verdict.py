@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from eomt_deploy.benchmarking.machine_state import GpuState
 
-Kind = Literal["unstable", "throttled", "other load", "copy-bound", "launch-bound"]
+Kind = Literal["few rounds", "unstable", "throttled", "other load", "copy-bound", "launch-bound"]
 
-INVALIDATING: frozenset[Kind] = frozenset(("unstable", "throttled", "other load"))
+INVALIDATING: frozenset[Kind] = frozenset(("few rounds", "unstable", "throttled", "other load"))
 """The number would be another one if it were measured again. What remains, copies and launches,
 is a true time of this runtime on this machine, but says little of the network on its device."""
 
+LEAST_ROUNDS = 6
+"""Fewer samples have no interval worth the name."""
 UNSTABLE_CV = 0.10
 THROTTLED_SHARE = 0.10
 OTHER_LOAD = 0.10
@@ -58,6 +60,7 @@ class Evidence:
 
     Attributes:
         cv: coefficient of variation of its samples.
+        rounds: number of its samples; None where it does not matter.
         steady: the warm-up ended by itself.
         others: share of the machine that other programs used, 0 to 1; None where unknown.
         gpu: what the GPU did meanwhile; None for a row on the CPU.
@@ -67,6 +70,7 @@ class Evidence:
     """
 
     cv: float
+    rounds: int | None = None
     steady: bool = True
     others: float | None = None
     gpu: GpuState | None = None
@@ -77,6 +81,9 @@ class Evidence:
 def judge(evidence: Evidence, *, unstable_cv: float = UNSTABLE_CV) -> Verdict:
     """Every reason that the evidence gives."""
     reasons: list[Reason] = []
+    if evidence.rounds is not None and evidence.rounds < LEAST_ROUNDS:
+        text = f"{evidence.rounds} rounds were measured, {LEAST_ROUNDS} are needed"
+        reasons.append(Reason("few rounds", text))
     if evidence.cv > unstable_cv:
         text = f"the times vary by {evidence.cv:.0%}, {unstable_cv:.0%} is allowed"
         reasons.append(Reason("unstable", text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from eomt_deploy import catalog
 from eomt_deploy.cli.bench_suite import BenchOptions, bench_report, bench_suite, print_sheet
 from eomt_deploy.cli.console import bar, check_report, say, warn, write_json
 from eomt_deploy.errors import UsageError
+from eomt_deploy.files import check_writable
 
 if TYPE_CHECKING:
     from eomt_deploy.benchmarking import Report
@@ -98,7 +100,9 @@ def bench(
     ] = None,
 ) -> None:
     """Measure engines stage by stage, or a table of the paper beside the paper's numbers."""
-    given = {name: value for name, value in locals().items() if value not in (None, False)}
+    given = {
+        name: value for name, value in locals().items() if value is not None and value is not False
+    }
     if sum(name in given for name in ("engine", "suite", "report")) != 1:
         raise UsageError(
             "Name what to measure: --engine FILE, --suite NAME or --report FILE, one of them.",
@@ -125,24 +129,28 @@ def bench(
 
 def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
     from eomt_deploy.benchmarking import bench_stages
+    from eomt_deploy.benchmarking.watch import gpu_load
     from eomt_deploy.segmenter import Segmenter
 
     plan = catalog.benchmark_plans()[DEFAULT_PLAN]
     if len(set(engine)) < len(engine):
         raise UsageError("An engine is named twice.", fix="Copy the file to compare it to itself.")
     scores = given.get("score", [])
-    if scores and len(scores) != len(engine):
-        raise UsageError("--score is for each engine once, in their order.")
+    if scores and (len(scores) != len(engine) or not all(map(math.isfinite, scores))):
+        raise UsageError("--score is for each engine once, in their order, in percent.")
     scenario = _scenario(given)
     plots = given.get("plot", [])
     if plots:
         from eomt_deploy.benchmarking.engine_plots import check_engine_plots
 
         check_engine_plots(plots, scenario)
+        for path in plots:
+            check_writable(path)
     rounds = given.get("warmup", plan.warmup) + given.get("iterations", plan.iterations)
     # File names are enough to tell most engines apart; whole paths make the table unreadable.
     distinct = len({path.name for path in engine}) == len(engine)
     device, threads = given.get("device"), given.get("threads")
+    busy = gpu_load()  # before the load that we make ourselves
     with ExitStack() as stack:
         segmenters = [
             (
@@ -166,6 +174,7 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
                 iterations=given.get("iterations"),
                 pause=given.get("pause", 0.0),
                 threads=threads,
+                busy=busy,
                 progress=progress,
             )
     json = given.get("json")

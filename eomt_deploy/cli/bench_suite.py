@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from eomt_deploy import catalog
-from eomt_deploy.cli.console import bar, parse_size, say, stderr, stdout, warn, write_json
+from eomt_deploy.cli.console import (
+    bar,
+    parse_size,
+    print_json,
+    say,
+    stderr,
+    stdout,
+    warn,
+    write_json,
+)
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.files import check_writable, write_atomically
 
@@ -72,7 +81,7 @@ def bench_suite(options: BenchOptions, image: Path) -> None:
         scenario=scenario,
         batches=tuple(options.batch) or ((1, 2, 4, 8) if offline else (1,)),
         rate=options.rate,
-        serve_seconds=options.serve_seconds or 20.0,
+        serve_seconds=20.0 if options.serve_seconds is None else options.serve_seconds,
         device=options.device,
         precision=options.precision,
         rounds=None,
@@ -84,7 +93,10 @@ def bench_suite(options: BenchOptions, image: Path) -> None:
     _check_outputs(options)
     total = (config.rounds.iterations + (config.rounds.max_warmup or 0)) if config.rounds else 0
     with bar("measuring", total) as progress:
-        report = run_suite(config, tell=lambda text: say(text, stderr), progress=progress)
+        report = run_suite(
+            config, tell=lambda text: say(text, stderr), progress=progress,
+            save=lambda found: _save([found], options),
+        )  # fmt: skip
     _publish([report], options)
     if not report.measurements:
         raise UsageError(
@@ -153,8 +165,6 @@ def _count(options: BenchOptions) -> None:
 def _publish(reports: list[SuiteReport], options: BenchOptions) -> None:
     from eomt_deploy.benchmarking import tables
 
-    data: Any = [report.to_dict() for report in reports]
-    whole = data[0] if len(data) == 1 else {"schema": 1, "kind": "sections", "sections": data}
     quiet = str(options.json) == "-"
     if not quiet:
         for report in reports:
@@ -164,26 +174,35 @@ def _publish(reports: list[SuiteReport], options: BenchOptions) -> None:
             say("")
             for line in tables.remarks(report):
                 say(f"- {line}")
-    if options.json:
-        write_json(options.json, whole)
-    written: list[Path] = []
-    if options.plot or options.report_dir:
+    if str(options.json) == "-":
+        print_json(_whole(reports))
+    _save(reports, options)
+    if options.report_dir:
+        text = "\n".join(tables.markdown(report) for report in reports)
+        write_atomically(options.report_dir / "report.md", text.encode())
+        say(f"wrote {options.report_dir / 'report.json'} and report.md", stderr)
+    pictures = list(options.plot)
+    if pictures or options.report_dir:
         from eomt_deploy.benchmarking.plots import draw, drawable
 
-        for path in options.plot:
-            write_atomically(path, draw(path.stem, reports))
-            written.append(path)
         if options.report_dir:
-            folder = options.report_dir
-            text = "\n".join(tables.markdown(report) for report in reports)
-            write_json(folder / "report.json", whole)
-            write_atomically(folder / "report.md", text.encode())
-            written += [folder / "report.json", folder / "report.md"]
-            for name in drawable(reports):
-                write_atomically(folder / f"{name}.png", draw(name, reports))
-                written.append(folder / f"{name}.png")
-    for path in written:
-        say(f"wrote {path}", stderr)
+            pictures += [options.report_dir / f"{name}.png" for name in drawable(reports)]
+        for path in pictures:  # last: one that cannot be drawn costs nothing else
+            write_atomically(path, draw(path.stem, reports))
+            say(f"wrote {path}", stderr)
+
+
+def _whole(reports: list[SuiteReport]) -> Any:
+    data = [report.to_dict() for report in reports]
+    return data[0] if len(data) == 1 else {"schema": 1, "kind": "sections", "sections": data}
+
+
+def _save(reports: list[SuiteReport], options: BenchOptions) -> None:
+    """The numbers, as soon as there are some: whoever stops the run later keeps them."""
+    if options.json and str(options.json) != "-":
+        write_json(options.json, _whole(reports))
+    if options.report_dir:
+        write_json(options.report_dir / "report.json", _whole(reports))
 
 
 def _check_outputs(options: BenchOptions) -> None:
@@ -222,8 +241,8 @@ def _with_rounds(config: SuiteConfig, options: BenchOptions) -> SuiteConfig:
     rounds = replace(
         usual,
         iterations=usual.iterations if options.iterations is None else options.iterations,
-        seconds=options.seconds or usual.seconds,
-        pause=options.pause or 0.0,
+        seconds=usual.seconds if options.seconds is None else options.seconds,
+        pause=0.0 if options.pause is None else options.pause,
     )
     if options.warmup is not None:
         most = max(options.warmup, usual.max_warmup or 0)

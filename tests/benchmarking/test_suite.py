@@ -95,6 +95,36 @@ def test_what_is_no_report(text, words, tmp_path):
         read_reports(tmp_path / "none.json")
 
 
+DAMAGE = {
+    "no samples": lambda d: d["measurements"][0].update(samples=[]),
+    "no time": lambda d: d["measurements"][0].update(samples=[0.0, 0.0]),
+    "words": lambda d: d["measurements"][0].update(samples=["fast"]),
+    "row": lambda d: d["measurements"][0].update(row="lunch"),
+    "settings": lambda d: d.update(settings={}),
+    "environment": lambda d: d.update(environment={}),
+    "peak": lambda d: d["peaks"]["fp32"].update(tflops=0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_reports_are_told(report, damage, tmp_path):
+    data = json.loads(json.dumps(report.to_dict()))
+    damage(data)
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="is no report"):
+        read_reports(path)
+
+
+def test_what_was_left_out_elsewhere_is_told(report, tmp_path):
+    path = tmp_path / "x.json"
+    facts = {"kind": "facts", "left_out": ["table3"], "failed": ["Traceback\nMemoryError: all"]}
+    path.write_text(json.dumps({"kind": "sections", "sections": [facts, report.to_dict()]}))
+    text = tables.markdown(read_reports(path)[0])
+    assert "for want of time: table3" in text
+    assert "a section failed: MemoryError: all" in text
+
+
 def test_tables_say_what_was_measured_where(report):
     text = tables.markdown(report)
     assert report.environment["cpu"] in text
@@ -169,6 +199,16 @@ def test_a_row_that_breaks_does_not_cost_the_others(monkeypatch):
     assert {m.row for m in found.measurements} == {"step 0", "step 5"}
 
 
+def test_a_failure_while_measuring_is_a_skipped_row(monkeypatch):
+    def broken(*_, **__):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(suite, "measure", broken)
+    found = run_suite(SuiteConfig(**TINY))
+    assert found.measurements == []
+    assert {s.reason for s in found.skipped} == {"failed while measured: MemoryError: no memory"}
+
+
 def test_every_runtime_computes_the_same(tmp_path):
     """Half precision and compilation on the CPU; what they compute is held against eager."""
     row = SUITE.select(("step 5",), (64, 64), "tiny")[1]
@@ -213,6 +253,11 @@ def test_runtimes_say_why_they_cannot_run():
         ({"precision": "fp64"}, "precision 'fp64'"),
         ({"batches": (1, 2)}, "offline scenario"),
         ({"batches": (0,)}, "1 image or more"),
+        (
+            {"batches": (1, 2), "scenario": "offline", "scopes": ("end-to-end",), "photo": "x"},
+            "one photo at a time",
+        ),
+        ({"rate": float("inf"), "scenario": "server"}, "positive number"),
         ({"scopes": ("end-to-end",)}, "needs a photo"),
         ({"rate": 2.0}, "server scenario"),
         ({"runtimes": ("caffe",)}, "no runtime"),

@@ -34,6 +34,7 @@ def test_a_quiet_run_is_valid():
 @pytest.mark.parametrize(
     ("evidence", "kind", "valid"),
     [
+        (Evidence(0.01, rounds=5), "few rounds", False),
         (Evidence(0.2), "unstable", False),
         (Evidence(0.01, steady=False), "unstable", False),
         (Evidence(0.01, others=0.4), "other load", False),

@@ -37,6 +37,18 @@ def test_a_suite_its_report_and_its_pictures(cli, tmp_path):
     assert names == {"report.json", "report.md", "waterfall.png", "latency.png"}
 
 
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(cli, tmp_path):
+    path, folder = tmp_path / "s.json", tmp_path / "report"
+    code, _, err = cli(
+        "bench", *TINY, "--iterations", "6", "--warmup", "1", "--json", path,
+        "--report-dir", folder, "--plot", tmp_path / "batches.png",
+    )  # fmt: skip
+    assert code == 2
+    assert "Only one batch size" in err
+    assert json.loads(path.read_text())["kind"] == "suite"
+    assert {"report.json", "report.md"} <= {p.name for p in folder.iterdir()}
+
+
 def test_engines_scopes_scenarios_and_plots(cli, exported, photo, tmp_path):
     a, b = exported("panoptic"), exported("semantic")
     path = tmp_path / "b.json"
@@ -78,12 +90,17 @@ def test_engines_scopes_scenarios_and_plots(cli, exported, photo, tmp_path):
         (("--engine", "m.onnx", "--rows", "step 5"), "--rows does not go with --engine"),
         (("--suite", "table1", "--score", "5"), "--score does not go with --suite"),
         (("--report", "x.json", "--iterations", "3"), "--iterations does not go with --report"),
+        (("--report", "x.json", "--warmup", "0"), "--warmup does not go with --report"),
         (("--report", "none.json"), "cannot be read"),
         ((*TINY, "--runtime", "caffe"), "no runtime 'caffe'"),
         ((*TINY, "--plot", "lunch.png"), "does not say which plot"),
         ((*TINY, "--plot", "pareto.png"), "paper's scores"),
         ((*TINY, "--scenario", "lunch"), "no scenario"),
         ((*TINY, "--iterations", "1"), "say nothing"),
+        ((*TINY, "--iterations", "0"), "say nothing"),
+        ((*TINY, "--seconds", "inf"), "positive numbers of seconds"),
+        ((*TINY, "--scenario", "server", "--rate", "inf"), "positive numbers"),
+        ((*TINY, "--scenario", "server", "--serve-seconds", "0"), "positive numbers"),
     ],
 )
 def test_wrong_use(cli, arguments, words, tmp_path, monkeypatch):
