@@ -272,8 +272,7 @@ def speed(bench: Bench) -> dict[str, Any]:
                 lowered = insert_qdq(lowered, layers, layers)
             if precision != "fp32":
                 lowered = lower(lowered, Lowering(precision))
-            proto = graph.to_proto(lowered, _with_precision(spec, precision))
-            graph.save(proto, bench.work, onnx.name)
+            graph.save(lowered, _with_precision(spec, precision), bench.work, onnx.name)
             path = bench.work / f"s.{precision}.{target}.engine"
             build(BuildConfig(onnx, path, target=target))  # type: ignore[arg-type]
             engine: Any = open_engine(path)

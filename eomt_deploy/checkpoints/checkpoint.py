@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from eomt_deploy.architecture import Architecture
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from eomt_deploy.checkpoints.blockwise import BlockwiseTensors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,7 +16,8 @@ class Checkpoint:
     """Weights in our own key layout, with what could be read off them.
 
     Attributes:
-        tensors: state dict of :class:`eomt_deploy.network.eomt.EoMT`, dtypes as stored.
+        tensors: state dict of :class:`eomt_deploy.network.eomt.EoMT`, dtypes as stored, read when
+            they are asked for.
         architecture: all widths and counts.
         native_grid: patch grid (rows, columns) that ``pos_embed`` was trained at, or None
             when its length is no square and nothing else tells.
@@ -31,7 +28,7 @@ class Checkpoint:
         sha256: digest of the weight files.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: BlockwiseTensors
     architecture: Architecture
     native_grid: tuple[int, int] | None
     attn_mask_probs: tuple[float, ...] | None
@@ -42,4 +39,10 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Number of trained values; the two normalisation buffers are none."""
-        return sum(t.numel() for k, t in self.tensors.items() if not k.startswith("pixel_"))
+        shapes = self.tensors.shapes
+        return sum(t.numel() for k, t in shapes.items() if not k.startswith("pixel_"))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all weights as they are stored."""
+        return sum(t.nbytes for t in self.tensors.shapes.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,14 +52,25 @@ def is_official(keys: Iterable[str]) -> bool:
 
 def renamed(tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     """The same tensors, with the first rule that fits each name applied."""
+    found = {_name(key, rules): tensor for key, tensor in tensors.items()}
+    return {name: tensor for name, tensor in found.items() if name not in UNUSED}
 
-    def name(key: str) -> str:
-        for pattern, replacement in rules:
-            if match := re.fullmatch(pattern, key):
-                return match.expand(replacement)
-        return key
 
-    return {new: tensor for key, tensor in tensors.items() if (new := name(key)) not in UNUSED}
+def _name(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        if match := re.fullmatch(pattern, key):
+            return match.expand(replacement)
+    return key
+
+
+_TELLING = re.compile(
+    r"(?:.*\.)?(?:pixel_mean|layers\.\d+\.norm1\.weight|blocks\.\d+\.norm1\.weight)"
+)
+
+
+def tells_delta(key: str) -> bool:
+    """Whether :func:`is_delta` looks at a tensor of this name."""
+    return bool(_TELLING.fullmatch(key))
 
 
 def is_delta(tensors: Mapping[str, Tensor]) -> bool:
@@ -69,30 +81,80 @@ def is_delta(tensors: Mapping[str, Tensor]) -> bool:
     """
     if "pixel_mean" in tensors:
         return bool(tensors["pixel_mean"].float().abs().max() < SMALL_MEAN)
-    norms = [v for k, v in tensors.items() if re.fullmatch(r"layers\.\d+\.norm1\.weight", k)]
+    norms = [v for k, v in tensors.items() if k.startswith("layers.")]
     return bool(norms) and all(float(v.float().abs().mean()) < SMALL_NORM for v in norms)
 
 
-def merge(
-    delta: Mapping[str, Tensor], base_weights: Path | None, origin: Path
-) -> tuple[dict[str, Tensor], list[Path]]:
-    """Encoder of the base plus the difference; everything else as in the file.
+@dataclass(frozen=True)
+class Base:
+    """The DINOv3 model that a difference is added to.
+
+    Attributes:
+        names: of its tensors in the files, by transformers' names of EoMT.
+    """
+
+    path: Path
+    files: files.WeightFiles
+    names: Mapping[str, str]
+
+    def check(self, delta: Mapping[str, Tensor], origin: Path) -> None:
+        """Refuse a base of another shape.
+
+        Raises:
+            CheckpointError: tensors are missing or mis-shaped.
+        """
+        shapes = {name: self.files.shapes[stored] for name, stored in self.names.items()}
+        ours = {name for name in delta if _is_encoder(name)}
+        problems = [f"{k} is missing in the base" for k in sorted(ours - shapes.keys())]
+        problems += [f"{k} is missing in the checkpoint" for k in sorted(shapes.keys() - ours)]
+        problems += [
+            f"{k} is {list(shapes[k].shape)} in the base, {list(delta[k].shape)} in the checkpoint"
+            for k in sorted(ours & shapes.keys())
+            if shapes[k].shape != delta[k].shape
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{self.path} is not the DINOv3 model that {origin.name} was trained on: "
+                f"{len(problems)} tensors do not fit.",
+                why="; ".join(problems[:3]) + ("; …" if len(problems) > 3 else ""),
+                fix="Pass the base of the same size: S, B or L.",
+            )
+
+    def added_to(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Encoder of the base plus the difference; everything else as in the file."""
+        import torch
+
+        ours = [name for name in delta if _is_encoder(name)]
+        if any(delta[name].is_meta for name in ours):
+            base = self.files.shapes
+        else:
+            base = self.files.read(self.names[name] for name in ours)
+        whole = dict(delta)
+        for name in ours:
+            whole[name] = delta[name] + base[self.names[name]]
+        for name, values in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
+            if name in whole:
+                mean = torch.tensor(values, device=whole[name].device)
+                whole[name] = whole[name] + mean.reshape(1, 3, 1, 1)
+        return whole
+
+
+def _is_encoder(name: str) -> bool:
+    return name.startswith(("embeddings.", "layers.", "layernorm."))
+
+
+def open_base(path: Path | None, origin: Path) -> Base:
+    """The base weights of a difference.
 
     Args:
-        delta: tensors in transformers' names.
-        base_weights: folder or file of the DINOv3 model that was trained on; None where the user
-            names none.
+        path: folder or file of the DINOv3 model that was trained on; None where the user names
+            none.
         origin: of the difference, for messages.
 
-    Returns:
-        whole tensors, and the files that the base was read from.
-
     Raises:
-        CheckpointError: no base, or one of another shape.
+        CheckpointError: none named, none there, or no DINOv3 model.
     """
-    import torch
-
-    if base_weights is None:
+    if path is None:
         raise CheckpointError(
             f"{origin} holds only what training added to a DINOv3 encoder.",
             why="DINOv3's own weights are gated, so the official EoMT files leave them out; "
@@ -101,42 +163,15 @@ def merge(
             "dinov3-vitl16-pretrain-lvd1689m), and pass its folder, its model.safetensors or its "
             "name: --base-weights hf://facebook/dinov3-vitl16-pretrain-lvd1689m",
         )
-    base, paths = _read_base(base_weights)
-    ours = {k for k in delta if k.startswith(("embeddings.", "layers.", "layernorm."))}
-    problems = [f"{k} is missing in the base" for k in sorted(ours - base.keys())]
-    problems += [f"{k} is missing in the checkpoint" for k in sorted(base.keys() - ours)]
-    problems += [
-        f"{k} is {list(base[k].shape)} in the base, {list(delta[k].shape)} in the checkpoint"
-        for k in sorted(ours & base.keys())
-        if base[k].shape != delta[k].shape
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{base_weights} is not the DINOv3 model that {origin.name} was trained on: "
-            f"{len(problems)} tensors do not fit.",
-            why="; ".join(problems[:3]) + ("; …" if len(problems) > 3 else ""),
-            fix="Pass the base of the same size: S, B or L.",
-        )
-    buffers = {"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD}
-    whole = {k: v + base[k] if k in ours else v for k, v in delta.items()}
-    for name, values in buffers.items():
-        if name in whole:
-            whole[name] = whole[name] + torch.tensor(values).reshape(1, 3, 1, 1)
-    return whole, paths
-
-
-def _read_base(path: Path) -> tuple[dict[str, Tensor], list[Path]]:
     if not path.exists():
         raise CheckpointError(f"There are no base weights at {path}.")
-    paths = files.weight_files(path) if path.is_dir() else [path]
-    stored: dict[str, Tensor] = {}
-    for file in paths:
-        stored |= files.read_tensors(file)
-    found = renamed(stored, BASE)
-    if "embeddings.cls_token" not in found:
+    stored = files.WeightFiles(files.weight_files(path) if path.is_dir() else [path])
+    names = {_name(key, BASE): key for key in stored.shapes}
+    names = {name: key for name, key in names.items() if name not in UNUSED}
+    if "embeddings.cls_token" not in names:
         raise CheckpointError(
             f"{path} is no DINOv3 model of transformers: embeddings.cls_token is not there.",
-            why=f"Its keys look like {', '.join(list(stored)[:3])}.",
+            why=f"Its keys look like {', '.join(list(stored.shapes)[:3])}.",
             fix="Pass the folder or model.safetensors of facebook/dinov3-vit…-pretrain-lvd1689m.",
         )
-    return found, paths
+    return Base(path, stored, names)

@@ -1,4 +1,8 @@
-"""Read tensors from a file without ever running code that is in it."""
+"""Read tensors from files without ever running code that is in them.
+
+Weights may be larger than the memory: files are mapped, and opened anew for every :meth:`read
+<WeightFiles.read>`, so that what is dropped takes no memory.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,23 +24,64 @@ SAFETENSORS_SUFFIX = ".safetensors"
 CONTAINERS = ("state_dict", "model")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All named tensors of one weight file.
+class WeightFiles:
+    """The named tensors of some weight files.
+
+    Args:
+        paths: later files win where two have the same name.
+
+    Attributes:
+        shapes: every tensor on the meta device: type and shape without values.
 
     Raises:
         CheckpointError: unreadable, truncated, not a checkpoint, or with code inside.
     """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.shapes: dict[str, Tensor] = {}
+        self._place: dict[str, Path] = {}
+        self._held: dict[Path, dict[str, Tensor]] = {}
+        for path in paths:
+            tensors = _read_tensors(path)
+            if not _is_mapped(path):
+                self._held[path] = tensors
+            self._place |= dict.fromkeys(tensors, path)
+            self.shapes |= {name: tensor.to("meta") for name, tensor in tensors.items()}
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names; their values are read when they are used."""
+        wanted: dict[Path, list[str]] = {}
+        for name in names:
+            wanted.setdefault(self._place[name], []).append(name)
+        found: dict[str, Tensor] = {}
+        for path, some in wanted.items():
+            tensors = self._held.get(path) or _read_tensors(path)
+            found |= {name: tensors[name] for name in some}
+        return found
+
+
+def _is_mapped(path: Path) -> bool:
+    return _is_safetensors(path) or zipfile.is_zipfile(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    # The name lies more often than the bytes: safetensors starts with a length and '{'.
+    with path.open("rb") as file:
+        return path.suffix == SAFETENSORS_SUFFIX or file.read(9)[8:] == b"{"
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.stat().st_size == 0:
             raise CheckpointError(f"{path} is empty.", fix="Download or copy it again.")
         with path.open("rb") as file:
-            magic = file.read(9)
+            magic = file.read(2)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    # The name lies more often than the bytes: safetensors starts with a length and '{'.
-    if path.suffix == SAFETENSORS_SUFFIX or magic[8:9] == b"{":
+    if _is_safetensors(path):
         return _read_safetensors(path)
-    if magic[:2] == b"PK" and not zipfile.is_zipfile(path):
+    if magic == b"PK" and not zipfile.is_zipfile(path):
         raise CheckpointError(
             f"{path} is cut off: it starts as a PyTorch file but its end is missing "
             f"({path.stat().st_size:,} bytes are here).",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from eomt_deploy.architecture import Architecture
-from eomt_deploy.checkpoints import dinov3, files, huggingface, official, shapes
+from eomt_deploy.checkpoints import dinov3, files, huggingface, official
+from eomt_deploy.checkpoints.blockwise import BlockwiseTensors, by_block
 from eomt_deploy.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from eomt_deploy.checkpoints.shapes import read_architecture, square_grid
 from eomt_deploy.errors import CheckpointError
 
 
@@ -39,38 +43,42 @@ def read_checkpoint(
         raise CheckpointError(f"There is no checkpoint at {path}.")
     config = huggingface.read_config(path) if path.is_dir() else None
     weights = files.weight_files(path) if path.is_dir() else [path]
-    stored: dict[str, torch.Tensor] = {}
-    for file in weights:
-        stored |= files.read_tensors(file)
-    layout, tensors, bases = _canonical(stored, path, base_weights)
-    rotary = "backbone.pos_embed" not in tensors and layout in ROTARY_EPS
+    stored = files.WeightFiles(weights)
+    layout = _layout(stored, path, base_weights)
+    shapes = layout.convert(stored.shapes)
+    rotary = "backbone.pos_embed" not in shapes and layout.name in ROTARY_EPS
 
-    mask_probs = tensors.pop("attn_mask_probs", None)
+    groups = by_block(stored.shapes)
+    rest = layout.convert(stored.read(groups[None]))
+    mask_probs = rest.get("attn_mask_probs")
     if mask_probs is not None and num_blocks not in (None, mask_probs.numel()):
         raise CheckpointError(
             f"--num-blocks {num_blocks} contradicts the checkpoint, whose attn_mask_probs has "
             f"{mask_probs.numel()} entries.",
             fix="Leave --num-blocks out.",
         )
-    eps = ROTARY_EPS[layout] if rotary else 1e-6
+
+    def read(block: int | None) -> dict[str, torch.Tensor]:
+        return _completed(layout.convert(stored.read(groups[block])), block)
+
+    tensors = BlockwiseTensors(_completed(shapes, None), read)
+    eps = ROTARY_EPS[layout.name] if rotary else 1e-6
     theta = (config and config.rope_theta) or dinov3.ROPE_THETA
-    architecture = shapes.read_architecture(
-        tensors,
+    architecture = read_architecture(
+        tensors.shapes,
         num_blocks=num_blocks if mask_probs is None else mask_probs.numel(),
         heads=heads or (config.heads if config else None),
         norm_eps=config.norm_eps if config else eps,
         rope_theta=theta if rotary else None,
     )
-    tensors.setdefault("pixel_mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1))
-    tensors.setdefault("pixel_std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1))
     return Checkpoint(
         tensors=tensors,
         architecture=architecture,
-        native_grid=_native_grid(tensors, architecture, config),
+        native_grid=_native_grid(tensors.shapes, architecture, config),
         attn_mask_probs=None if mask_probs is None else tuple(mask_probs.float().tolist()),
         class_names=config.class_names if config else None,
-        source_format=layout,
-        sha256=files.sha256([*weights, *bases]),
+        source_format=layout.name,
+        sha256=files.sha256([*weights, *layout.bases]),
     )
 
 
@@ -90,47 +98,79 @@ def _local(path: str | Path) -> Path:
     return Path(path)
 
 
-def _canonical(
-    stored: dict[str, torch.Tensor], path: Path, base_weights: str | Path | None
-) -> tuple[str, dict[str, torch.Tensor], list[Path]]:
-    """Name of the layout, tensors in our own, and the files of the base weights."""
-    if huggingface.recognises(stored):
-        layout = "huggingface" + " DINOv3" * huggingface.is_dinov3(stored)
-        tensors = huggingface.canonical(stored)
-    elif official.recognises(stored):
-        layout, tensors = "official", official.canonical(stored)
+@dataclass(frozen=True)
+class _Layout:
+    """How tensors are named in a checkpoint.
+
+    Attributes:
+        name: shown to users, and stored in what is exported.
+        convert: from any whole blocks of the file to our own names.
+        bases: files that the checkpoint is a difference to.
+    """
+
+    name: str
+    convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+    bases: tuple[Path, ...] = ()
+
+
+def _layout(stored: files.WeightFiles, path: Path, base_weights: str | Path | None) -> _Layout:
+    if huggingface.recognises(stored.shapes):
+        name = "huggingface" + " DINOv3" * huggingface.is_dinov3(stored.shapes)
+        layout = _Layout(name, huggingface.canonical)
+    elif official.recognises(stored.shapes):
+        layout = _Layout("official", official.canonical)
+        if dinov3.is_official(official.canonical(stored.shapes)):
+            layout = _official_dinov3(stored, path, base_weights)
     else:
         raise CheckpointError(
             f"{path} holds tensors, but no EoMT: neither the official keys (network.…) nor "
             f"Hugging Face's ({huggingface.MARKER}) are there.",
-            why=f"Its keys look like {', '.join(list(stored)[:3])}.",
+            why=f"Its keys look like {', '.join(list(stored.shapes)[:3])}.",
             fix="Pass the checkpoint of a trained EoMT, not of a backbone or another network.",
         )
-    bases: list[Path] = []
-    if layout == "official" and dinov3.is_official(tensors):
-        layout = "official DINOv3"
-        named = dinov3.renamed(tensors, dinov3.OFFICIAL)
-        if dinov3.is_delta(named):
-            layout = "official DINOv3 difference"
-            base = None if base_weights is None else _local(base_weights)
-            named, bases = dinov3.merge(named, base, path)
-        tensors = huggingface.canonical(named)
-    if base_weights is not None and not bases:
+    if base_weights is not None and not layout.bases:
         raise CheckpointError(
             f"{path} holds whole weights, to which no base is added.",
             fix="Leave --base-weights out.",
         )
-    return layout, tensors, bases
+    return layout
+
+
+def _official_dinov3(
+    stored: files.WeightFiles, path: Path, base_weights: str | Path | None
+) -> _Layout:
+    def named(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dinov3.renamed(official.canonical(tensors), dinov3.OFFICIAL)
+
+    telling = [key for key in stored.shapes if dinov3.tells_delta(key)]
+    if not dinov3.is_delta(named(stored.read(telling))):
+        return _Layout("official DINOv3", lambda part: huggingface.canonical(named(part)))
+    base = dinov3.open_base(None if base_weights is None else _local(base_weights), path)
+    base.check(named(stored.shapes), path)
+    return _Layout(
+        "official DINOv3 difference",
+        lambda part: huggingface.canonical(base.added_to(named(part))),
+        base.files.paths,
+    )
+
+
+def _completed(tensors: dict[str, torch.Tensor], block: int | None) -> dict[str, torch.Tensor]:
+    """Without what is no weight; the rest of the network has a normalisation in any case."""
+    tensors.pop("attn_mask_probs", None)
+    if block is None:
+        for name, values in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
+            tensors.setdefault(name, torch.tensor(values).reshape(1, 3, 1, 1))
+    return tensors
 
 
 def _native_grid(
-    tensors: dict[str, torch.Tensor],
+    shapes: Mapping[str, torch.Tensor],
     architecture: Architecture,
     config: huggingface.Config | None,
 ) -> tuple[int, int] | None:
     """Patch grid that the model was trained at, where the checkpoint tells."""
-    position = tensors.get("backbone.pos_embed")
-    grid = None if position is None else shapes.square_grid(position)
+    position = shapes.get("backbone.pos_embed")
+    grid = None if position is None else square_grid(position)
     if config and config.image_size:
         patch = architecture.patch_size
         grid = (config.image_size[0] // patch, config.image_size[1] // patch)

@@ -8,15 +8,17 @@ inside the operators: what tensor cores do, which accumulate in FP32.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX
-from eomt_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from eomt_deploy.artifact import check_contract, parse_spec
+from eomt_deploy.engines.base import Engine
+from eomt_deploy.engines.onnxruntime import OnnxRuntimeEngine, open_error
+from eomt_deploy.engines.partwise import PartwiseSession, release
 from eomt_deploy.errors import ArtifactError
 
 FLOAT = ir.DataType.FLOAT
@@ -28,8 +30,6 @@ LAYOUT = frozenset(
 """Operators that move values and compute none."""
 EXACT = LAYOUT | {"QuantizeLinear", "DequantizeLinear"}
 """Not rounded: moved values are rounded already, and integer kernels have no half in between."""
-LARGE = 1_500_000_000
-"""Bytes of weights beyond which a graph cannot be one protobuf message."""
 
 
 class EmulatedEngine(OnnxRuntimeEngine):
@@ -43,20 +43,23 @@ class EmulatedEngine(OnnxRuntimeEngine):
     def __init__(
         self, source: Path | ir.Model, *, device: str | None = None, threads: int | None = None
     ) -> None:
+        Engine.__init__(self)  # the session is made otherwise
         if isinstance(source, ir.Model):
-            model = emulate(source)
+            model, self.path = source, None
         else:
-            try:
-                model = emulate(ir.load(source))
-            except Exception as error:  # protobuf and onnx raise many kinds
-                raise ArtifactError(
-                    f"{source} is not an ONNX model, or it is damaged.",
-                    fix="Export or copy it again.",
-                ) from error
-        with tempfile.TemporaryDirectory() as folder:
-            path = save_model(model, Path(folder))
-            super().__init__(path, device="cpu", threads=threads)
-        self.path = None if isinstance(source, ir.Model) else source
+            model, self.path = _load(source), source
+        place = self.path or Path("the graph")
+        self.spec = parse_spec(model.metadata_props, place)
+        tensors = (*model.graph.inputs, *model.graph.outputs)
+        check_contract(self.spec, {str(v.name): (str(v.dtype), _shape(v)) for v in tensors}, place)
+        options = self._options()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.device = "cpu"
+        try:
+            self._session = PartwiseSession(emulate(model), options)
+        except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
+            raise open_error(place, error) from error
 
     def _options(self) -> ort.SessionOptions:
         options = super()._options()
@@ -75,8 +78,7 @@ def emulate(model: ir.Model) -> ir.Model:
     for value in list(graph.initializers.values()):
         if value.dtype in HALVES:
             assert value.const_value is not None  # initializers have values
-            array = value.const_value.numpy().astype(np.float32)
-            value.const_value = ir.tensor(array, name=value.name)
+            value.const_value = converted(value.const_value, FLOAT)
             value.type = ir.TensorType(FLOAT)
     for node in list(graph):
         if node.op_type == "Cast" and node.attributes["to"].as_int() in HALVES:
@@ -146,9 +148,37 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, half: ir.DataType) -
     graph.insert_after(node, [down, up])
 
 
-def save_model(model: ir.Model, folder: Path) -> Path:
-    """Write a graph as ``model.onnx``, with the weights beside it where they are large."""
-    path = folder / "model.onnx"
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    ir.save(model, path, external_data=path.name + EXTERNAL_SUFFIX if size > LARGE else None)
-    return path
+NUMPY = {
+    FLOAT: np.dtype(np.float32),
+    ir.DataType.FLOAT16: np.dtype(np.float16),
+    ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def converted(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
+    """A constant in another float type, made when it is read.
+
+    Values beyond the type's range become infinite; the range analysis names them first.
+    """
+
+    def read() -> ir.TensorProtocol:
+        with np.errstate(over="ignore"):
+            array = tensor.numpy().astype(NUMPY[dtype])
+        release(tensor)
+        return ir.tensor(array, name=tensor.name)
+
+    return ir.LazyTensor(read, dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        return ir.load(path)
+    except Exception as error:  # protobuf and onnx raise many kinds
+        raise ArtifactError(
+            f"{path} is not an ONNX model, or it is damaged.",
+            fix="Export or copy it again.",
+        ) from error
+
+
+def _shape(value: ir.Value) -> list[int | str | None]:
+    return [] if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]

@@ -41,7 +41,7 @@ class OnnxRuntimeEngine(Engine):
                 path, options, providers=[CUDA, CPU] if wants_cuda else [CPU]
             )
         except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
-            raise _open_error(path, error) from error
+            raise open_error(path, error) from error
         # ONNX Runtime lists CUDA without a GPU and falls back to the CPU without a word.
         used = session.get_providers()[0]
         if device == "cuda" and used != CUDA:
@@ -80,7 +80,7 @@ class OnnxRuntimeEngine(Engine):
         self._session = None
 
 
-def _open_error(path: Path, error: Exception) -> EomtDeployError:
+def open_error(path: Path, error: Exception) -> EomtDeployError:
     """What a user can do about a session that could not be made."""
     reason = str(error).strip().splitlines()[0]
     if "bfloat16" in reason or "NOT_IMPLEMENTED" in reason:

@@ -130,7 +130,7 @@ def native_grid(size: tuple[int, int], checkpoint: Checkpoint) -> tuple[int, int
     """
     patch = checkpoint.architecture.patch_size
     rows, columns = size[0] // patch, size[1] // patch
-    position = checkpoint.tensors.get("backbone.pos_embed")
+    position = checkpoint.tensors.shapes.get("backbone.pos_embed")
     tokens = rows * columns if position is None else position.shape[1]
     if (rows * patch, columns * patch) != size or rows * columns != tokens:
         raise UsageError(

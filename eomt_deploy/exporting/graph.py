@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import warnings
@@ -9,13 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from onnxscript import optimizer
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.exporting.roles import annotate
 from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.network.streamed import Values, parameter_values
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 OPSET = 20
@@ -26,20 +31,30 @@ LEAST_IR = {23: 11}
 """Opsets that need a newer one."""
 MAX_PROTOBUF_BYTES = 2_000_000_000
 """A protobuf message cannot exceed 2 GiB: larger weights go to a side file."""
+LEAST_EXTERNAL_BYTES = 1024
+"""Smaller tensors stay in the graph, where run-times look for shapes."""
+ALIGNMENT = 4096
+"""Of tensors in the side file, so that run-times can map them: a page of memory."""
+BLOCKS = "backbone.blocks."
+"""Weights that the graph reads when they are wanted; the others are few."""
 
 
 def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     """The FP32 graph of a folded network, with the tensor contract's names and shapes; nodes and
-    tensors are named after the network's modules (:mod:`eomt_deploy.exporting.roles`)."""
-    example = torch.zeros((spec.batch or 2, *spec.image_size, 3), dtype=torch.uint8)
+    tensors are named after the network's modules (:mod:`eomt_deploy.exporting.roles`).
+
+    The weights of the blocks are not touched: the graph reads them when they are wanted, so that
+    both may be larger than the memory.
+    """
     dynamic = None if spec.batch else ({0: torch.export.Dim("batch", min=1)},)
-    with warnings.catch_warnings(), _quiet("torch.onnx"):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with warnings.catch_warnings(), _quiet("torch.onnx"), mode:
         warnings.simplefilter("ignore")  # torch's own deprecations, nothing a user can mend
         program = torch.onnx.export(
-            model,
-            (example,),
+            _without_values(model),
+            (torch.zeros((spec.batch or 2, *spec.image_size, 3), dtype=torch.uint8),),
             dynamo=True,
-            optimize=True,
+            optimize=False,
             opset_version=OPSET,
             input_names=["images"],
             output_names=["class_logits", "mask_logits"],
@@ -48,8 +63,43 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
         )
     assert program is not None  # dynamo=True always returns it
     traced: ir.Model = program.model
+    streamed = [v for name, v in traced.graph.initializers.items() if name.startswith(BLOCKS)]
+    for value in streamed:
+        value.const_value = None  # or the optimizer would want to see it
+    optimizer.optimize_ir(traced)
+    values = parameter_values(model)
+    for value in streamed:
+        _read_later(traced.graph, value, values)
     annotate(traced)
     return traced
+
+
+def _without_values(model: EoMT) -> EoMT:
+    """A copy whose blocks have shapes only, and whose other tensors are the same ones; to be
+    called in fake mode."""
+    # deepcopy takes what is in its memo.
+    parts: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for tensor in model.backbone.blocks.parameters():
+        parts[id(tensor)] = torch.nn.Parameter(torch.empty(tensor.shape), requires_grad=False)
+    return copy.deepcopy(model, parts)
+
+
+def _read_later(graph: ir.Graph, value: ir.Value, values: Values) -> None:
+    """Give a weight the values of the network's parameter, turned as the graph wants it."""
+    name, shape = str(value.name), value.shape
+    assert shape is not None  # every parameter has one
+    turned = [node for node in value.consumers() if node.op_type == "Transpose"]
+    for node in turned:
+        shape = ir.Shape(reversed(shape.dims))
+        node.outputs[0].replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+
+    def read() -> ir.TensorProtocol:
+        array = values(name).numpy()
+        return ir.tensor(np.ascontiguousarray(array.T) if turned else array, name=name)
+
+    value.shape = shape
+    value.const_value = ir.LazyTensor(read, ir.DataType.FLOAT, shape, name=name)
 
 
 def to_proto(model: ir.Model, spec: ModelSpec) -> onnx.ModelProto:
@@ -69,24 +119,43 @@ def to_proto(model: ir.Model, spec: ModelSpec) -> onnx.ModelProto:
     return graph
 
 
+def weight_bytes(model: ir.Model) -> int:
+    """Size of all constants of a graph."""
+    return sum(tensor.nbytes for tensor in _constants(model))
+
+
+def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None  # initializers have values
+        yield value.const_value
+
+
 def save(
-    graph: onnx.ModelProto, folder: Path, name: str, *, limit: int = MAX_PROTOBUF_BYTES
+    model: ir.Model, spec: ModelSpec, folder: Path, name: str, *, limit: int = MAX_PROTOBUF_BYTES
 ) -> list[Path]:
-    """Write ``graph`` into ``folder``; weights beyond ``limit`` bytes go to ``<name>.data``.
+    """Write a graph into ``folder``; if it has more than ``limit`` bytes of weights, they go to
+    ``<name>.data``, one after the other.
 
     Returns:
         the files written, the one that refers to the others last.
     """
     path = folder / name
-    # Not ByteSize(): it fails on the very graphs that are too large.
-    if sum(len(tensor.raw_data) for tensor in graph.graph.initializer) <= limit:
-        onnx.save(graph, path)
+    if weight_bytes(model) <= limit:
+        onnx.save(to_proto(model, spec), path)
         return [path]
-    side = name + EXTERNAL_SUFFIX
-    onnx.save(graph, path, save_as_external_data=True, location=side, size_threshold=1024)
-    # onnx creates the side file for its owner alone; both files must be readable by the same.
-    (folder / side).chmod(path.stat().st_mode)
-    return [folder / side, path]
+    model = model.clone()
+    side = folder / (name + EXTERNAL_SUFFIX)
+    with side.open("wb") as file:
+        for value, tensor in zip(model.graph.initializers.values(), _constants(model), strict=True):
+            if tensor.nbytes >= LEAST_EXTERNAL_BYTES:
+                file.write(bytes(-file.tell() % ALIGNMENT))
+                value.const_value = ir.ExternalTensor(
+                    side.name, file.tell(), tensor.nbytes, tensor.dtype,
+                    shape=ir.Shape(tensor.shape.numpy()), name=str(value.name), base_dir=folder,
+                )  # fmt: skip
+                file.write(tensor.tobytes())
+    onnx.save(to_proto(model, spec), path)
+    return [side, path]
 
 
 def publish(files: list[Path], target: Path) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from eomt_deploy.engines.emulation import FLOAT, LAYOUT
+from eomt_deploy.engines.emulation import FLOAT, LAYOUT, NUMPY, converted
 from eomt_deploy.exporting.roles import Role, rename, role_of
 
 HALF_TYPES = {
@@ -30,11 +29,6 @@ ALWAYS_HIGH: dict[str, frozenset[Role]] = {
 }
 BFLOAT16_OPSET = 22
 """First opset whose Conv takes bfloat16; between 20 and 22 nothing else of ours changed."""
-_NUMPY = {
-    FLOAT: np.dtype(np.float32),
-    ir.DataType.FLOAT16: np.dtype(np.float16),
-    ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def lower(model: ir.Model, plan: Lowering) -> ir.Model:
         wanted = _moved_type(node) if node.op_type in LAYOUT else None
         wanted = wanted or plan.wanted(node)
         for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype in _NUMPY and value.dtype != wanted:
+            if value is not None and value.dtype in NUMPY and value.dtype != wanted:
                 if value.is_initializer():
                     replacement = _converted(graph, value, wanted)
                 else:
@@ -106,7 +100,7 @@ def _tensors(node: ir.Node) -> list[ir.Value | None]:
 def _moved_type(node: ir.Node) -> ir.DataType | None:
     """Type of the first value that a layout node moves, unless all are constants."""
     for value in node.inputs:
-        if value is not None and value.dtype in _NUMPY and not value.is_initializer():
+        if value is not None and value.dtype in NUMPY and not value.is_initializer():
             return value.dtype
     return None
 
@@ -117,18 +111,18 @@ def _converted(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value
     if name in graph.initializers:
         return graph.initializers[name]
     assert value.const_value is not None  # initializers have values
-    # Values beyond the type's range become infinite here; the range analysis names them first.
-    with np.errstate(over="ignore"):
-        array = value.const_value.numpy().astype(_NUMPY[dtype])
-    return add_constant(graph, name, array)
+    return _add(graph, name, converted(value.const_value, dtype))
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer of ``graph``."""
-    tensor = ir.tensor(array, name=name)
+    return _add(graph, name, ir.tensor(array, name=name))
+
+
+def _add(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     value = ir.Value(
         name=name,
-        shape=ir.Shape(array.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )
@@ -174,7 +168,7 @@ def _settle_names(graph: ir.Graph) -> None:
         if not value.uses():
             graph.initializers.pop(name)
     for name, value in list(graph.initializers.items()):
-        suffix = f".{value.dtype.name.lower()}" if value.dtype in _NUMPY else None
+        suffix = f".{value.dtype.name.lower()}" if value.dtype in NUMPY else None
         if suffix and name.endswith(suffix):
             original = name.removesuffix(suffix)
             if original not in graph.initializers:

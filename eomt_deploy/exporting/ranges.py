@@ -6,7 +6,6 @@ FP16's range, or comes close to it, names the nodes that must stay FP32: its *is
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from eomt_deploy.artifact import parse_spec
-from eomt_deploy.engines.emulation import FLOAT, LAYOUT, save_model
+from eomt_deploy.engines.emulation import FLOAT, LAYOUT
+from eomt_deploy.engines.partwise import PartwiseSession
 from eomt_deploy.exporting.roles import Role, role_of
 
 FP16_MAX = 65504.0
@@ -71,12 +71,9 @@ def measure_ranges(
                 names.append(str(value.name))
                 for operator in ("ReduceMax", "ReduceMin"):
                     _probe(graph, value, operator)
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(
-            save_model(probed, Path(folder)), options, providers=["CPUExecutionProvider"]
-        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = PartwiseSession(probed, options)
     outputs = [f"{name}.{operator}" for name in names for operator in ("ReduceMax", "ReduceMin")]
     largest = np.zeros(len(names))
     fixed = parse_spec(model.metadata_props, Path("the graph")).batch
@@ -98,7 +95,9 @@ def _probe(graph: ir.Graph, value: ir.Value, operator: str) -> None:
     output.name = f"{value.name}.{operator}"
     output.type = ir.TensorType(FLOAT)
     output.shape = ir.Shape([])
-    graph.append(node)
+    producer = value.producer()
+    assert producer is not None  # only computed tensors are probed
+    graph.insert_after(producer, node)  # not at the end: the tensor is dropped sooner
     graph.outputs.append(output)
 
 
@@ -137,10 +136,16 @@ def _weight_problem(array: npt.NDArray[np.float32], magnitude: float, headroom: 
         return "overflows"
     if magnitude * headroom > FP16_MAX:
         return "comes close to overflow"
-    error = array.astype(np.float16).astype(np.float32) - array
-    lost = float(np.sqrt(np.square(error, dtype=np.float64).sum()))
-    norm = float(np.sqrt(np.square(array, dtype=np.float64).sum()))
-    return "loses precision" if lost > WEIGHT_LOSS * norm else ""
+    error = (array.astype(np.float16) - array).ravel()
+    values = array.ravel()
+    lost = sum(float(np.square(part, dtype=np.float64).sum()) for part in _chunks(error))
+    norm = sum(float(np.square(part, dtype=np.float64).sum()) for part in _chunks(values))
+    return "loses precision" if lost > WEIGHT_LOSS**2 * norm else ""
+
+
+def _chunks(values: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    """Parts whose float64 copies are small."""
+    return np.array_split(values, max(1, len(values) >> 22))
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:

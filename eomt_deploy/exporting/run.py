@@ -27,6 +27,8 @@ from eomt_deploy.spec import ModelSpec
 
 T = TypeVar("T")
 
+STREAMED_BYTES = 2_000_000_000
+"""Checkpoints beyond this size are exported a block at a time."""
 CALIBRATION_IMAGES = 128
 JUDGED_IMAGES = 128
 SHOWN_ISLANDS = 8
@@ -81,8 +83,11 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     spec = describe.describe(config, source, checkpoint)
     notes = describe.warnings(config, source, checkpoint, spec)
     progress(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
-    reference = build_network(checkpoint, spec.image_size)
-    if config.output.suffix.lower() == PACKAGE:
+    package = config.output.suffix.lower() == PACKAGE
+    # What is quantised, or compiled, is needed whole.
+    stream = checkpoint.bytes > STREAMED_BYTES and not package and config.precision not in QUANTIZED
+    reference = build_network(checkpoint, spec.image_size, stream=stream)
+    if package:
         spec, result = export_package(config, reference, spec, images, progress)
         return ExportReport((config.output,), spec, result, tuple(notes))
 
@@ -119,12 +124,12 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
             f"No layer could be {config.precision}: all are kept high by --budget or --high. This "
             f"is an {made.spec.precision} model."
         )
-    model = graph.to_proto(made.model, made.spec)
     with staging_folder(config.output) as folder:
-        files = graph.save(model, folder, config.output.name)
-        del model
-        # Real FP16 and BF16 arithmetic is on the GPU: here its roundings are made by hand.
-        backend = None if config.precision == "fp32" else "emulation"
+        progress("writing the graph")
+        files = graph.save(made.model, made.spec, folder, config.output.name)
+        # Real FP16 and BF16 arithmetic is on the GPU: here its roundings are made by hand, and
+        # graphs that are larger than the memory run part by part.
+        backend = None if config.precision == "fp32" and not stream else "emulation"
         with open_engine(files[-1], backend=backend, device="cpu") as engine:
             result = verify.compare(engine, reference, images, progress)
         verify.check(result, made.spec.precision)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from eomt_deploy.checkpoints.checkpoint import Checkpoint
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.position import resample_position
+from eomt_deploy.network.streamed import stream_blocks
 
 SHOWN_KEYS = 12
 """Keys listed of each kind before the rest is only counted."""
 
 
-def build_network(checkpoint: Checkpoint, image_size: tuple[int, int]) -> EoMT:
+def build_network(
+    checkpoint: Checkpoint, image_size: tuple[int, int], *, stream: bool = False
+) -> EoMT:
     """The float32 network, ready to run at ``image_size`` (H, W), in evaluation mode.
+
+    Args:
+        checkpoint: weights of any type.
+        image_size: in pixels.
+        stream: read each block from the checkpoint whenever it runs, so that the network may be
+            larger than the memory.
 
     Raises:
         CheckpointError: keys are missing, extra or mis-shaped, all listed; or values not finite.
@@ -27,31 +38,46 @@ def build_network(checkpoint: Checkpoint, image_size: tuple[int, int]) -> EoMT:
             f"Size {image_size[0]}x{image_size[1]} is no multiple of the patch size {patch}.",
             fix=f"Try --size {_nearest(image_size[0], patch)}x{_nearest(image_size[1], patch)}.",
         )
-    tensors = dict(checkpoint.tensors)
     new_grid = (image_size[0] // patch, image_size[1] // patch)
-    if arch.rope_theta is None:
-        position = tensors["backbone.pos_embed"]
-        old_grid = checkpoint.native_grid
-        if old_grid is None:
-            raise UsageError(
-                f"The checkpoint has {position.shape[1]} position embeddings, which is no square, "
-                "so its trained size is unknown.",
-                fix="Pass --native-size HxW, the size that it was trained at.",
-            )
-        # In float32: rounding resampled values to the checkpoint's 16 bits would lose accuracy.
-        tensors["backbone.pos_embed"] = resample_position(position.float(), old_grid, new_grid)
-
+    position = _position(checkpoint, new_grid)
     with torch.device("meta"):
         model = EoMT(arch, image_size)
-    _check_keys(model, tensors)
-    _check_finite(tensors)
-    model.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+    _check_keys(model, {**checkpoint.tensors.shapes, **position})
+    _check_finite(checkpoint)
+
+    def read(block: int) -> dict[str, torch.Tensor]:
+        prefix = f"backbone.blocks.{block}."
+        found = checkpoint.tensors.block(block)
+        return {k.removeprefix(prefix): v.to(torch.float32, copy=True) for k, v in found.items()}
+
+    if stream:
+        stream_blocks(model, read)
+    state = {**(checkpoint.tensors.block(None) if stream else checkpoint.tensors), **position}
+    # What is streamed stays without values, so that state is not all that the model has.
+    model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False, assign=True)
     model.backbone.place_rope(arch, new_grid)
     return model.eval().requires_grad_(False)
 
 
-def _check_finite(tensors: dict[str, torch.Tensor]) -> None:
-    broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+def _position(checkpoint: Checkpoint, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Learned position embeddings for the wanted grid, where the model has such."""
+    if checkpoint.architecture.rope_theta is not None:
+        return {}
+    position = checkpoint.tensors["backbone.pos_embed"]
+    if checkpoint.native_grid is None:
+        raise UsageError(
+            f"The checkpoint has {position.shape[1]} position embeddings, which is no square, "
+            "so its trained size is unknown.",
+            fix="Pass --native-size HxW, the size that it was trained at.",
+        )
+    # In float32: rounding resampled values to the checkpoint's 16 bits would lose accuracy.
+    resampled = resample_position(position.float(), checkpoint.native_grid, grid)
+    return {"backbone.pos_embed": resampled}
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    tensors = checkpoint.tensors.items()  # block by block
+    broken = [key for key, tensor in tensors if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise CheckpointError(
             f"{len(broken)} tensors of the checkpoint hold NaN or infinity: "
@@ -66,7 +92,7 @@ def _nearest(side: int, patch: int) -> int:
     return max(patch, round(side / patch) * patch)
 
 
-def _check_keys(model: EoMT, tensors: dict[str, torch.Tensor]) -> None:
+def _check_keys(model: EoMT, tensors: Mapping[str, torch.Tensor]) -> None:
     wanted = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: list(tensor.shape) for key, tensor in tensors.items()}
     problems = {

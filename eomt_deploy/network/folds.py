@@ -1,17 +1,16 @@
 """Exact rewrites that move run-time arithmetic into the weights.
 
-Each fold changes an :class:`EoMT` in place and leaves its outputs equal. The arithmetic is done
-in float64, a tensor at a time, so that a result is rounded once and no copy of the model is made.
+Each fold changes an :class:`EoMT`, or a block of it, in place and leaves its outputs equal. The
+arithmetic is done in float64, a tensor at a time, so that a result is rounded once and no copy of
+the model is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from eomt_deploy.network.eomt import EoMT, LayerScale
+from eomt_deploy.network.eomt import Block, EoMT, LayerScale
 
 
 @torch.no_grad()
@@ -31,11 +30,10 @@ def fold_normalization(model: EoMT) -> None:
 
 
 @torch.no_grad()
-def fold_layer_scale(model: EoMT) -> None:
+def fold_layer_scale(block: Block) -> None:
     """Fold each LayerScale into the linear layer before it."""
-    for block in model.backbone.layers:
-        block.ls1 = _scaled_into(block.attn.proj, block.ls1)
-        block.ls2 = _scaled_into(block.mlp.fc2, block.ls2)
+    block.ls1 = _scaled_into(block.attn.proj, block.ls1)
+    block.ls2 = _scaled_into(block.mlp.fc2, block.ls2)
 
 
 def _scaled_into(linear: nn.Linear, scale: nn.Module) -> nn.Module:
@@ -47,14 +45,19 @@ def _scaled_into(linear: nn.Linear, scale: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_attention_scale(model: EoMT) -> None:
+def fold_attention_scale(block: Block) -> None:
     """Fold ``head_width ** -0.5`` into the query rows of the qkv projection."""
-    for block in model.backbone.layers:
-        attn = block.attn
-        width = attn.proj.in_features
-        for parameter in (attn.qkv.weight, attn.qkv.bias):
-            parameter[:width].copy_(parameter[:width].double() * attn.scale)
-        attn.scale = 1.0
+    attn = block.attn
+    width = attn.proj.in_features
+    for parameter in (attn.qkv.weight, attn.qkv.bias):
+        parameter[:width].copy_(parameter[:width].double() * attn.scale)
+    attn.scale = 1.0
+
+
+def fold_block(block: Block) -> None:
+    """Every fold inside a transformer block."""
+    fold_layer_scale(block)
+    fold_attention_scale(block)
 
 
 @torch.no_grad()
@@ -95,15 +98,9 @@ def smoothable(model: EoMT) -> list[str]:
     return [f"backbone.blocks.{i}.{part}" for i in range(model.arch.depth) for part in parts]
 
 
-FOLDS: tuple[Callable[[EoMT], None], ...] = (
-    fold_normalization,
-    fold_layer_scale,
-    fold_attention_scale,
-)
-
-
 def fold(model: EoMT) -> EoMT:
     """Apply every fold."""
-    for step in FOLDS:
-        step(model)
+    fold_normalization(model)
+    for block in model.backbone.layers:
+        fold_block(block)
     return model

@@ -15,8 +15,9 @@ from eomt_deploy import Segmenter
 from eomt_deploy.artifact import read_artifact
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.engines import open_engine
+from eomt_deploy.engines.partwise import PartwiseSession
 from eomt_deploy.errors import CheckpointError, OutputError, UsageError, VerificationError
-from eomt_deploy.exporting import ExportConfig, export, graph, verify
+from eomt_deploy.exporting import ExportConfig, export, graph, run, verify
 from eomt_deploy.network.build import build_network
 from eomt_deploy.spec import METADATA_KEY, TASKS
 
@@ -140,6 +141,48 @@ def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
     monkeypatch.undo()
     export(config(files, path))  # a smaller one of the same name leaves no orphan behind
     assert sorted(f.name for f in tmp_path.iterdir()) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_models_larger_than_the_memory_give_the_same_file(tmp_path, monkeypatch, mlp, precision):
+    files = tiny.write(tmp_path, tiny.network(replace(tiny.ARCH, mlp=mlp)))
+    whole, streamed = tmp_path / "whole" / "m.onnx", tmp_path / "streamed" / "m.onnx"
+    for path in (whole, streamed):
+        path.parent.mkdir()
+    first = export(config(files, whole, precision=precision))
+    monkeypatch.setattr(run, "STREAMED_BYTES", 0)
+    monkeypatch.setattr(PartwiseSession.__init__, "__kwdefaults__", {"whole": 0, "part": 100})
+    built = []
+    monkeypatch.setattr(
+        run, "build_network", lambda *a, **k: built.append(k) or build_network(*a, **k)
+    )
+    second = export(config(files, streamed, precision=precision))
+    assert built == [{"stream": True}]
+    assert streamed.read_bytes() == whole.read_bytes()
+    assert second.islands == first.islands
+    assert second.verification.mask_mean == pytest.approx(
+        first.verification.mask_mean, rel=0.1, abs=1e-6
+    )
+
+
+def test_a_streamed_export_is_verified(files, tmp_path, monkeypatch):
+    """The weights that are checked are those in the file, not those in the memory."""
+    monkeypatch.setattr(run, "STREAMED_BYTES", 0)
+    monkeypatch.setattr(graph.save, "__kwdefaults__", {"limit": 1000})
+    real = graph.save
+
+    def damaged(*args, **kwargs):
+        files = real(*args, limit=1000)
+        data = bytearray(files[0].read_bytes())
+        data[: len(data) // 2] = bytes(len(data) // 2)
+        files[0].write_bytes(data)
+        return files
+
+    monkeypatch.setattr(graph, "save", damaged)
+    with pytest.raises(VerificationError, match="differs from the checkpoint"):
+        export(config(files, tmp_path / "m.onnx"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_export_is_caught_and_nothing_is_written(files, tmp_path, monkeypatch):
