@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PATCH = 16
 UPSCALE = 2
-REGISTERS = 4
 THINGS_OF_COCO = 80
 
 
@@ -130,7 +129,6 @@ def describe(row: SuiteRow, precision: str, batch: int) -> ModelSpec:
     from eomt_deploy.network.ladder import BACKBONES
 
     dims = BACKBONES[row.backbone]
-    family = "dinov2" if dims.rope_theta is None else "dinov3"
     names = [
         {"name": f"class {i}", "thing": row.task == "instance" or i < THINGS_OF_COCO}
         for i in range(row.classes)
@@ -146,7 +144,9 @@ def describe(row: SuiteRow, precision: str, batch: int) -> ModelSpec:
         classes=make_classes(names, "random"),
         resize=RESIZE_RULES[row.task],
         thresholds=TASK_THRESHOLDS[row.task],
-        backbone=Backbone(family, dims.width, dims.depth, dims.heads, dims.mlp, REGISTERS, 0),
+        backbone=Backbone(
+            dims.family, dims.width, dims.depth, dims.heads, dims.mlp, dims.registers, 0
+        ),
         precision=precision,
         batch=batch,
         provenance={"eomt_deploy": __version__},

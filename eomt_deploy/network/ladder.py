@@ -15,6 +15,7 @@ from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.network.baseline import Mask2Former
 from eomt_deploy.network.baseline.deformable import Sampling
 from eomt_deploy.network.eomt import EoMT, LayerScale
+from eomt_deploy.network.eva02 import make_eva02
 from eomt_deploy.network.masked import AttentionKind, MaskedEoMT, choose_attention
 from eomt_deploy.spec import Mlp
 
@@ -40,6 +41,8 @@ class LadderBackbone:
     Attributes:
         blocks: last blocks that see EoMT's queries.
         adapter_heads, adapter_ratio: deformable attention of its ViT-Adapter.
+        family: ``dinov2``, ``dinov3``, ``deit3`` or ``eva02``.
+        registers: register tokens beside the class token.
         rope_theta: rotary position embedding of DINOv3; those have steps 4 and 5 only.
     """
 
@@ -51,6 +54,8 @@ class LadderBackbone:
     blocks: int
     adapter_heads: int
     adapter_ratio: float
+    family: str = "dinov2"
+    registers: int = REGISTERS
     rope_theta: float | None = None
 
 
@@ -62,8 +67,24 @@ BACKBONES = {
     "giant": LadderBackbone(1536, 40, 24, "swiglu", 4096, 5, 24, 0.5),
 }
 BACKBONES |= {
-    f"{name}-dinov3": replace(BACKBONES[name], rope_theta=ROPE_THETA)
+    f"{name}-dinov3": replace(BACKBONES[name], family="dinov3", rope_theta=ROPE_THETA)
     for name in ("tiny", "small", "base", "large")
+}
+# DeiT-III (arXiv 2204.07118) is DINOv2's ViT without registers.
+BACKBONES |= {
+    f"{name}-deit3": replace(BACKBONES[name], family="deit3", registers=0)
+    for name in ("tiny", "large")
+}
+# EVA-02's hidden width: with gate and value, as many weights as a plain MLP of 4 times the width.
+BACKBONES |= {
+    f"{name}-eva02": replace(
+        BACKBONES[name],
+        mlp="swiglu",
+        mlp_hidden=BACKBONES[name].width * 8 // 3,
+        family="eva02",
+        registers=0,
+    )
+    for name in ("tiny", "large")
 }
 
 
@@ -105,7 +126,7 @@ def build_step(
         heads=dims.heads,
         mlp=dims.mlp,
         mlp_hidden=dims.mlp_hidden,
-        registers=REGISTERS,
+        registers=dims.registers,
         patch_size=PATCH,
         num_queries=queries,
         num_blocks=dims.blocks,
@@ -129,8 +150,18 @@ def build_step(
         else:
             model = (EoMT if step == 5 else MaskedEoMT)(arch, size)
             choose_attention(model.backbone, attention)
+        if dims.family == "eva02":
+            _make_eva02(model, arch, size)
         _fill(model)
     return model.eval().requires_grad_(False)
+
+
+def _make_eva02(model: EoMT | Mask2Former, arch: Architecture, size: tuple[int, int]) -> None:
+    grid = (size[0] // PATCH, size[1] // PATCH)
+    if isinstance(model, EoMT):
+        make_eva02(model.backbone, grid, plain=arch.num_queries + arch.num_prefix)
+    else:  # the queries of Mask2Former never meet the backbone
+        make_eva02(model.encoder.backbone, grid, plain=arch.num_prefix)
 
 
 @torch.no_grad()

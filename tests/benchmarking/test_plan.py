@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from eomt_deploy.benchmarking import roofline
+from eomt_deploy.benchmarking.cases import describe
 from eomt_deploy.benchmarking.grouping import WIDTHS, Need, free_bytes, need, pack
 from eomt_deploy.benchmarking.plan import Suite
 from eomt_deploy.catalog import find_suite, suites
@@ -42,6 +43,21 @@ def test_quoted_rows_are_not_measured():
     assert not {row.name for row in suite.select()} & set(quoted)
     with pytest.raises(UsageError, match="only as the paper's number"):
         suite.select((quoted[0],))
+
+
+def test_table_2_compares_each_backbone_with_its_own_baseline():
+    suite = find_suite("table2")
+    printed = {"dinov2": (29, 61, 128), "deit3": (29, 61, 128), "eva02": (25, 52, 77)}
+    for family, fps in printed.items():
+        rows = [row for row in suite.rows if row.name.startswith(family)]
+        assert [row.step for row in rows] == [0, 4, 5]
+        assert tuple(row.paper.fps for row in rows) == fps
+        assert {suite.base_of(row) for row in rows} == {f"{family} 0"}
+        backbone = describe(rows[0], "fp16", 1).backbone
+        assert (backbone.family, backbone.registers) == (family, 4 if family == "dinov2" else 0)
+    # What DINOv2 gives is table 1.
+    ladder = {row.step: row.paper for row in find_suite("table1").rows}
+    assert all(row.paper == ladder[row.step] for row in suite.rows[:3])
 
 
 def test_rate_of_a_network():

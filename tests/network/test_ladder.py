@@ -37,9 +37,13 @@ def photos(count: int) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("step", range(len(STEPS)))
-def test_every_step_keeps_the_tensor_contract(step):
-    model = tiny_step(step)
+EVERY_STEP = [(step, "tiny") for step in range(len(STEPS))]
+TABLE_2 = [(step, backbone) for backbone in ("tiny-deit3", "tiny-eva02") for step in (0, 4, 5)]
+
+
+@pytest.mark.parametrize(("step", "backbone"), EVERY_STEP + TABLE_2)
+def test_every_step_keeps_the_tensor_contract(step, backbone):
+    model = build_step(step, backbone, size=SIZE, queries=6, classes=5)
     images = photos(2)
     class_logits, mask_logits = model(images)
     assert class_logits.shape == (2, 6, 6)
@@ -55,8 +59,12 @@ def test_every_step_keeps_the_tensor_contract(step):
 
 @pytest.mark.parametrize(
     ("step", "backbone"),
-    [(0, "tiny"), (3, "tiny"), (4, "tiny"), (5, "tiny"), (4, "tiny-dinov3"), (5, "tiny-dinov3")],
-)
+    [
+        (0, "tiny"), (3, "tiny"), (4, "tiny"), (5, "tiny"),
+        (4, "tiny-dinov3"), (5, "tiny-dinov3"),
+        (0, "tiny-eva02"), (4, "tiny-eva02"), (5, "tiny-eva02"),
+    ],
+)  # fmt: skip
 def test_both_attentions_compute_the_same(step, backbone):
     images = photos(1)
     options = {"size": SIZE, "queries": 6, "classes": 5}

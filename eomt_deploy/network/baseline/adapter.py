@@ -141,11 +141,12 @@ class AdapterEncoder(nn.Module):
         x = backbone.patch_embed(pixels) + backbone.pos_embed
         prefix = backbone.prefix().expand(x.shape[0], -1, -1)
         count = prefix.shape[1]
+        rope = backbone.rope()
         step = len(layers) // STAGES
         for stage in range(STAGES):
             x = torch.cat([prefix, self.injectors[stage](x, pyramid)], dim=1)
             for block in layers[stage * step : (stage + 1) * step]:
-                x = block(x)
+                x = block(x, rope)
             prefix, x = x[:, :count], x[:, count:]
             pyramid = self.extractors[stage](pyramid, x)
         for extractor in self.extractors[STAGES:]:

@@ -53,8 +53,9 @@ class PlainEncoder(nn.Module):
         x = backbone.patch_embed(pixels) + backbone.pos_embed
         prefix = backbone.prefix()
         x = torch.cat([prefix.expand(x.shape[0], -1, -1), x], dim=1)
+        rope = backbone.rope()
         for block in backbone.layers:
-            x = block(x)
+            x = block(x, rope)
         features = as_map(backbone.norm(x)[:, prefix.shape[1] :], self.grid)
         if self.to_8 is None or self.to_32 is None:
             return [self.to_4(features), features]

@@ -1,0 +1,59 @@
+"""What makes EVA-02 (arXiv 2303.11331) of a plain ViT: for the speed of the paper's table 2.
+
+Positions are learned, and patches are turned by theirs as well; the MLP is a SwiGLU with a
+LayerNorm inside; there is no LayerScale, and keys have no bias. Published weights are not read, but
+would compute the same in our layout: they turn neighbouring channels, we the halves of a head (the
+rows of query and key in another order); their projections are apart, ours packed; and the position
+that they give the class token is part of ours.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eomt_deploy.network.eomt import Backbone, SwigluMlp
+from eomt_deploy.network.position import axial_table
+
+THETA = 10_000.0
+TRAINED_GRID = 16
+"""Patches on a side in pre-training: a larger grid is squeezed into the same range of angles."""
+
+
+class NormedSwiglu(SwigluMlp):
+    """``fc2(norm(silu(gate) * value))``, with the packed weights of a :class:`SwigluMlp`."""
+
+    def __init__(self, packed: SwigluMlp, norm_eps: float) -> None:
+        width, hidden = packed.fc2.out_features, packed.fc2.in_features
+        with torch.device("meta"):  # its own weights are thrown away
+            super().__init__(width, hidden)
+        self.fc1, self.fc2 = packed.fc1, packed.fc2
+        self.norm = nn.LayerNorm(hidden, eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        x = self.fc2(self.norm(F.silu(gate) * value))
+        return x
+
+
+@torch.no_grad()
+def make_eva02(backbone: Backbone, grid: tuple[int, int], *, plain: int) -> None:
+    """Turn a ViT with learned positions and SwiGLU into an EVA-02, in place.
+
+    Args:
+        backbone: keeps its linear layers, attention of any kind.
+        grid: (rows, columns) of patches.
+        plain: tokens before the patches in its last blocks, which are not turned.
+    """
+    rows, columns = (torch.arange(size) * (TRAINED_GRID / size) for size in grid)
+    head_width = backbone.layers[0].attn.head_width
+    cos, sin = axial_table(rows, columns, plain, head_width, THETA)
+    backbone.register_buffer("rope_cos", cos, persistent=False)
+    backbone.register_buffer("rope_sin", sin, persistent=False)
+    for block in backbone.layers:
+        block.ls1, block.ls2 = nn.Identity(), nn.Identity()
+        assert isinstance(block.mlp, SwigluMlp)  # what the ladder's entry says
+        block.mlp = NormedSwiglu(block.mlp, block.norm2.eps)
+        _, key_bias, _ = block.attn.qkv.bias.chunk(3)
+        key_bias.zero_()
