@@ -24,6 +24,7 @@ class Architecture:
         num_classes: classes C without "no object".
         num_upscale: x2 upscaling steps of the patch grid.
         norm_eps: LayerNorm epsilon of the backbone.
+        upscale_norm_eps: LayerNorm epsilon of the upscaling.
         rope_theta: base of the rotary position embedding (DINOv3); None where positions are
             learned (DINOv2).
     """
@@ -40,6 +41,7 @@ class Architecture:
     num_classes: int
     num_upscale: int
     norm_eps: float = 1e-6
+    upscale_norm_eps: float = 1e-6
     rope_theta: float | None = None
 
     @property

@@ -37,7 +37,7 @@ class CatalogEntry:
     Attributes:
         name: file name of its TOML, and what users type.
         size: (H, W) it was trained at, pixels.
-        weights: ``hf://owner/name``, or a file beside the TOML.
+        weights: ``hf://owner/name``, ``https://…#sha256=…``, or a file beside the TOML.
         classes: name of a list in ``export/classes/``.
         base_weights: what the weights are a difference to; gated, so that users get it themselves.
     """
@@ -58,7 +58,7 @@ class CatalogEntry:
 
     @property
     def source(self) -> str:
-        """What :func:`eomt_deploy.checkpoints.read_checkpoint` takes: hub name or path."""
+        """What :func:`eomt_deploy.checkpoints.read_checkpoint` takes: hub name, address or path."""
         return self.weights if "://" in self.weights else str(folder("export") / self.weights)
 
     def class_list(self) -> tuple[ClassInfo, ...]:

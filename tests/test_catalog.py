@@ -66,6 +66,14 @@ def test_plans_measure_something():
 
 
 SIZES = {"S": "small", "B": "base", "L": "large", "g": "giant"}
+# Published in a table of ours nowhere: width, depth, heads, MLP width, MLP, last blocks.
+OTHERS = {
+    "T": (192, 12, 3, 768, "gelu", 3),
+    "T+": (192, 12, 3, 1152, "gelu", 3),
+    "7B": (4096, 32, 32, 10928, "swiglu", 5),
+}
+LIGHTLY = {"T": 6.0, "T+": 7.7, "S": 23.4, "B": 92.5, "L": 315.1}
+"""LightlyTrain's published millions of parameters, with 133 classes and patch 16."""
 
 
 @pytest.mark.parametrize(
@@ -76,15 +84,34 @@ SIZES = {"S": "small", "B": "base", "L": "large", "g": "giant"}
 def test_parameters_are_those_of_the_network(entry):
     """Built without memory, from its size and its own numbers of queries and classes."""
     family, size = entry.backbone.split("-")
-    dims = BACKBONES[SIZES[size]]
+    size, _, patch = size.partition("/")
+    if size in SIZES:
+        dims = BACKBONES[SIZES[size]]
+        numbers = (dims.width, dims.depth, dims.heads, dims.mlp_hidden, dims.mlp, dims.blocks)
+    else:
+        numbers = OTHERS[size]
+    width, depth, heads, hidden, mlp, blocks = numbers
     arch = Architecture(
-        width=dims.width, depth=dims.depth, heads=dims.heads, mlp=dims.mlp,
-        mlp_hidden=dims.mlp_hidden, registers=4, patch_size=16, num_queries=entry.queries,
-        num_blocks=dims.blocks, num_classes=len(entry.class_list()), num_upscale=2,
+        width=width, depth=depth, heads=heads, mlp=mlp, mlp_hidden=hidden, registers=4,
+        patch_size=int(patch or 16), num_queries=entry.queries, num_blocks=blocks,
+        num_classes=len(entry.class_list()), num_upscale=2,
         rope_theta=100.0 if family == "DINOv3" else None,
     )  # fmt: skip
     with torch.device("meta"):
         network = EoMT(arch, entry.size)
     found = sum(p.numel() for p in network.parameters())
     assert found == pytest.approx(entry.parameters, rel=0.01)
-    assert bool(entry.base_weights) == (family == "DINOv3")
+    lightly = entry.name.endswith("-lightly")
+    assert bool(entry.base_weights) == (family == "DINOv3" and not lightly)
+    assert ("#sha256=" in entry.weights) == lightly
+    if lightly and not patch:
+        assert found / 1e6 == pytest.approx(LIGHTLY[size], rel=0.01)
+
+
+def test_coco_stuff_has_the_things_of_coco():
+    stuff = next(e for e in catalog.checkpoints().values() if e.dataset == "COCO-Stuff")
+    classes = stuff.class_list()
+    things = catalog.find_checkpoint("coco-instance-eomt-large-640").class_list()
+    assert len(classes) == 171
+    assert [c.name for c in classes if c.thing] == [c.name for c in things]
+    assert len({c.name for c in classes}) == 171

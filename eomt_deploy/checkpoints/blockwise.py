@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-_STORED = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(\d+)\.")
+# Some large models keep their blocks in chunks: blocks.<chunk>.<block>.
+_STORED = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(?:\d+\.)?(\d+)\.")
 
 
 def block_of(name: str) -> int | None:

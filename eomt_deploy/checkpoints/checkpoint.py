@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from eomt_deploy.architecture import Architecture
 from eomt_deploy.checkpoints.blockwise import BlockwiseTensors
+from eomt_deploy.spec import Task
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,8 +25,13 @@ class Checkpoint:
         attn_mask_probs: masked-attention probability of each of the last blocks; None when
             the file has none.
         class_names: names stored beside the weights (Hugging Face), else None.
-        source_format: ``official`` or ``huggingface``.
+        source_format: ``official``, ``huggingface`` or ``lightly-train``, and the family.
         sha256: digest of the weight files.
+        task: where the file tells (LightlyTrain).
+        things: which of the classes are things, where the file tells.
+        position_offset: how positions are resampled, see
+            :func:`eomt_deploy.network.position.resample_position`.
+        trained_size: (H, W) in pixels, where the file tells and the positions are for another one.
     """
 
     tensors: BlockwiseTensors
@@ -35,6 +41,10 @@ class Checkpoint:
     class_names: tuple[str, ...] | None
     source_format: str
     sha256: str
+    task: Task | None = None
+    things: tuple[bool, ...] | None = None
+    position_offset: float = 0.0
+    trained_size: tuple[int, int] | None = None
 
     @property
     def parameters(self) -> int:

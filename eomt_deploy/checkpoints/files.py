@@ -21,7 +21,7 @@ from eomt_deploy.errors import CheckpointError
 
 SAFETENSORS_SUFFIX = ".safetensors"
 # Where trainers put the weights inside a larger dictionary.
-CONTAINERS = ("state_dict", "model")
+CONTAINERS = ("state_dict", "model", "train_model")
 
 
 class WeightFiles:
@@ -59,6 +59,14 @@ class WeightFiles:
             tensors = self._held.get(path) or _read_tensors(path)
             found |= {name: tensors[name] for name in some}
         return found
+
+    def entry(self, name: str) -> object:
+        """What else a PyTorch file holds under ``name``; None where nothing does."""
+        for path in self.paths:
+            content = None if _is_safetensors(path) else _load_torch(path)
+            if isinstance(content, dict) and name in content:
+                return content[name]
+        return None
 
 
 def _is_mapped(path: Path) -> bool:
@@ -104,8 +112,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    return _flat_tensors(path, _load_torch(path))
+
+
+def _load_torch(path: Path) -> object:
     try:
-        content = torch.load(
+        content: object = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
@@ -120,7 +132,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise _not_a_checkpoint(path, "its bytes are no tensors") from error
     except Exception as error:  # damaged bytes fail anywhere inside torch, in any way
         raise _not_a_checkpoint(path, str(error)) from error
-    return _flat_tensors(path, content)
+    return content
 
 
 def _flat_tensors(path: Path, content: object) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from eomt_deploy.architecture import Architecture
-from eomt_deploy.checkpoints import dinov3, files, huggingface, official
+from eomt_deploy.checkpoints import dinov3, download, files, huggingface, lightly, official
 from eomt_deploy.checkpoints.blockwise import BlockwiseTensors, by_block
 from eomt_deploy.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from eomt_deploy.checkpoints.shapes import read_architecture, square_grid
@@ -26,8 +26,8 @@ def read_checkpoint(
     """Read a trained EoMT; the layout is recognised by its keys, not its name.
 
     Args:
-        path: official ``.bin``/``.pt``/``.ckpt``, ``.safetensors``, a Hugging Face model
-            folder, or ``hf://owner/name``.
+        path: official ``.bin``/``.pt``/``.ckpt``, LightlyTrain's ``.pt``, ``.safetensors``, a
+            Hugging Face model folder, ``hf://owner/name``, or an address (https://).
         heads: attention heads, where neither width / 64 nor config.json tells.
         num_blocks: blocks that see the queries, where ``attn_mask_probs`` is absent.
         base_weights: DINOv3 model that a difference is added to, as file, folder or ``hf://``, see
@@ -44,17 +44,18 @@ def read_checkpoint(
     config = huggingface.read_config(path) if path.is_dir() else None
     weights = files.weight_files(path) if path.is_dir() else [path]
     stored = files.WeightFiles(weights)
-    layout = _layout(stored, path, base_weights)
+    layout = _layout(stored, path, base_weights, config)
+    facts = layout.facts
     shapes = layout.convert(stored.shapes)
-    rotary = "backbone.pos_embed" not in shapes and layout.name in ROTARY_EPS
-
     groups = by_block(stored.shapes)
     rest = layout.convert(stored.read(groups[None]))
     mask_probs = rest.get("attn_mask_probs")
-    if mask_probs is not None and num_blocks not in (None, mask_probs.numel()):
+    stored_blocks = facts.num_blocks if facts else None
+    if mask_probs is not None:
+        stored_blocks = mask_probs.numel()
+    if stored_blocks is not None and num_blocks not in (None, stored_blocks):
         raise CheckpointError(
-            f"--num-blocks {num_blocks} contradicts the checkpoint, whose attn_mask_probs has "
-            f"{mask_probs.numel()} entries.",
+            f"--num-blocks {num_blocks} contradicts the checkpoint, which has {stored_blocks}.",
             fix="Leave --num-blocks out.",
         )
 
@@ -62,69 +63,83 @@ def read_checkpoint(
         return _completed(layout.convert(stored.read(groups[block])), block)
 
     tensors = BlockwiseTensors(_completed(shapes, None), read)
-    eps = ROTARY_EPS[layout.name] if rotary else 1e-6
-    theta = (config and config.rope_theta) or dinov3.ROPE_THETA
     architecture = read_architecture(
         tensors.shapes,
-        num_blocks=num_blocks if mask_probs is None else mask_probs.numel(),
+        num_blocks=num_blocks if stored_blocks is None else stored_blocks,
         heads=heads or (config.heads if config else None),
-        norm_eps=config.norm_eps if config else eps,
-        rope_theta=theta if rotary else None,
+        norm_eps=layout.norm_eps,
+        upscale_norm_eps=layout.upscale_norm_eps,
+        rope_theta=layout.rope_theta,
     )
+    names = tuple(name for name, _ in facts.classes) if facts else None
     return Checkpoint(
         tensors=tensors,
         architecture=architecture,
-        native_grid=_native_grid(tensors.shapes, architecture, config),
+        native_grid=_native_grid(tensors.shapes, architecture, layout, config),
         attn_mask_probs=None if mask_probs is None else tuple(mask_probs.float().tolist()),
-        class_names=config.class_names if config else None,
+        class_names=config.class_names if config else names,
         source_format=layout.name,
         sha256=files.sha256([*weights, *layout.bases]),
+        task=facts.task if facts else None,
+        things=tuple(thing for _, thing in facts.classes) if facts else None,
+        position_offset=layout.position_offset,
+        trained_size=facts.image_size if facts else None,
     )
 
 
-ROTARY_EPS = {
-    "huggingface DINOv3": 1e-6,  # transformers' default, where config.json is silent
-    "official DINOv3": dinov3.OFFICIAL_NORM_EPS,
-    "official DINOv3 difference": dinov3.OFFICIAL_NORM_EPS,
-}
-"""LayerNorm epsilon of layouts with rotary positions: it belongs to where the weights come from."""
-
-
 def _local(path: str | Path) -> Path:
-    """The path itself, or the folder that ``hf://owner/name`` was downloaded to."""
+    """The path itself, or where an address or ``hf://owner/name`` was downloaded to."""
     text = str(path)
     if text.startswith(huggingface.HUB_PREFIX):
         return huggingface.download(text.removeprefix(huggingface.HUB_PREFIX))
+    if download.is_address(text):
+        return download.download(text)
     return Path(path)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How tensors are named in a checkpoint.
+    """How a checkpoint names its tensors, and what belongs to where it comes from.
 
     Attributes:
         name: shown to users, and stored in what is exported.
         convert: from any whole blocks of the file to our own names.
         bases: files that the checkpoint is a difference to.
+        norm_eps, upscale_norm_eps: LayerNorm epsilons, which no shape tells.
+        rope_theta: base of rotary positions; None where positions are learned.
+        position_offset: see :func:`eomt_deploy.network.position.resample_position`.
+        facts: what stands beside the weights.
     """
 
     name: str
     convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
     bases: tuple[Path, ...] = ()
+    norm_eps: float = 1e-6
+    upscale_norm_eps: float = 1e-6
+    rope_theta: float | None = None
+    position_offset: float = 0.0
+    facts: lightly.Facts | None = None
 
 
-def _layout(stored: files.WeightFiles, path: Path, base_weights: str | Path | None) -> _Layout:
+def _layout(
+    stored: files.WeightFiles,
+    path: Path,
+    base_weights: str | Path | None,
+    config: huggingface.Config | None,
+) -> _Layout:
     if huggingface.recognises(stored.shapes):
-        name = "huggingface" + " DINOv3" * huggingface.is_dinov3(stored.shapes)
-        layout = _Layout(name, huggingface.canonical)
+        layout = _huggingface(stored, config)
     elif official.recognises(stored.shapes):
         layout = _Layout("official", official.canonical)
         if dinov3.is_official(official.canonical(stored.shapes)):
             layout = _official_dinov3(stored, path, base_weights)
+    elif lightly.recognises(stored.shapes):
+        layout = _lightly(stored)
     else:
         raise CheckpointError(
-            f"{path} holds tensors, but no EoMT: neither the official keys (network.…) nor "
-            f"Hugging Face's ({huggingface.MARKER}) are there.",
+            f"{path} holds tensors, but no EoMT: neither the official keys (network.…), nor "
+            f"Hugging Face's ({huggingface.MARKER}), nor LightlyTrain's ({lightly.MARKER}) are "
+            "there.",
             why=f"Its keys look like {', '.join(list(stored.shapes)[:3])}.",
             fix="Pass the checkpoint of a trained EoMT, not of a backbone or another network.",
         )
@@ -136,6 +151,42 @@ def _layout(stored: files.WeightFiles, path: Path, base_weights: str | Path | No
     return layout
 
 
+def _huggingface(stored: files.WeightFiles, config: huggingface.Config | None) -> _Layout:
+    eps = config.norm_eps if config else 1e-6  # transformers' default
+    if not huggingface.is_dinov3(stored.shapes):
+        return _Layout("huggingface", huggingface.canonical, norm_eps=eps)
+    theta = (config and config.rope_theta) or dinov3.ROPE_THETA
+    return _Layout("huggingface DINOv3", huggingface.canonical, norm_eps=eps, rope_theta=theta)
+
+
+def _lightly(stored: files.WeightFiles) -> _Layout:
+    facts = lightly.read_facts(stored.entry(lightly.FACTS))
+
+    def convert(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = lightly.canonical(tensors)
+        for name, values in (("pixel_mean", facts.mean), ("pixel_std", facts.std)):
+            if "q.weight" in found:  # the part with everything that is in no block
+                found[name] = torch.tensor(values).reshape(1, 3, 1, 1)
+        return found
+
+    family = "dinov3" if lightly.is_dinov3(stored.shapes) else "dinov2"
+    registers = "model.backbone.register_tokens" in stored.shapes
+    theta = None
+    if family == "dinov3":
+        key = f"model.{lightly.PERIODS}"
+        theta = lightly.rope_theta(stored.read([key])[key])
+    return _Layout(
+        "lightly-train" + " DINOv3" * (family == "dinov3"),
+        convert,
+        norm_eps=lightly.NORM_EPS[family],
+        upscale_norm_eps=lightly.UPSCALE_NORM_EPS,
+        rope_theta=theta,
+        # DINOv2's models without registers were trained with it.
+        position_offset=0.0 if registers else lightly.POSITION_OFFSET,
+        facts=facts,
+    )
+
+
 def _official_dinov3(
     stored: files.WeightFiles, path: Path, base_weights: str | Path | None
 ) -> _Layout:
@@ -144,13 +195,20 @@ def _official_dinov3(
 
     telling = [key for key in stored.shapes if dinov3.tells_delta(key)]
     if not dinov3.is_delta(named(stored.read(telling))):
-        return _Layout("official DINOv3", lambda part: huggingface.canonical(named(part)))
+        return _Layout(
+            "official DINOv3",
+            lambda part: huggingface.canonical(named(part)),
+            norm_eps=dinov3.OFFICIAL_NORM_EPS,
+            rope_theta=dinov3.ROPE_THETA,
+        )
     base = dinov3.open_base(None if base_weights is None else _local(base_weights), path)
     base.check(named(stored.shapes), path)
     return _Layout(
         "official DINOv3 difference",
         lambda part: huggingface.canonical(base.added_to(named(part))),
         base.files.paths,
+        norm_eps=dinov3.OFFICIAL_NORM_EPS,
+        rope_theta=dinov3.ROPE_THETA,
     )
 
 
@@ -166,9 +224,14 @@ def _completed(tensors: dict[str, torch.Tensor], block: int | None) -> dict[str,
 def _native_grid(
     shapes: Mapping[str, torch.Tensor],
     architecture: Architecture,
+    layout: _Layout,
     config: huggingface.Config | None,
 ) -> tuple[int, int] | None:
-    """Patch grid that the model was trained at, where the checkpoint tells."""
+    """Patch grid that the model was trained at (that its positions are for), where the checkpoint
+    tells."""
+    if layout.facts and architecture.rope_theta is not None:
+        height, width = layout.facts.image_size
+        return height // architecture.patch_size, width // architecture.patch_size
     position = shapes.get("backbone.pos_embed")
     grid = None if position is None else square_grid(position)
     if config and config.image_size:

@@ -13,8 +13,9 @@ from eomt_deploy.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+HEAD_WIDTHS = {4096: 128}
 HEAD_WIDTH = 64
-"""Head width of every published model; the number of heads is not stored."""
+"""Head width of every published model but the 7B one; the number of heads is not stored."""
 
 NEEDED = (
     "backbone.cls_token",
@@ -39,6 +40,7 @@ def read_architecture(
     num_blocks: int | None,
     heads: int | None,
     norm_eps: float,
+    upscale_norm_eps: float = 1e-6,
     rope_theta: float | None = None,
 ) -> Architecture:
     """Widths and counts of the network that ``tensors`` belong to.
@@ -47,7 +49,7 @@ def read_architecture(
         tensors: weights in our key layout.
         num_blocks: length of ``attn_mask_probs``, or None where the file has none.
         heads: attention heads, or None for width / 64.
-        norm_eps: LayerNorm epsilon, which no shape tells.
+        norm_eps, upscale_norm_eps: LayerNorm epsilons, which no shape tells.
         rope_theta: base of the rotary position embedding; None where positions are learned.
 
     Raises:
@@ -100,6 +102,7 @@ def read_architecture(
         num_classes=shapes["class_head.weight"][0] - 1,
         num_upscale=_count(tensors, r"upscale\.(\d+)\."),
         norm_eps=norm_eps,
+        upscale_norm_eps=upscale_norm_eps,
         rope_theta=rope_theta,
     )
 
@@ -112,13 +115,14 @@ def square_grid(pos_embed: Tensor) -> tuple[int, int] | None:
 
 def _heads(width: int, heads: int | None) -> int:
     if heads is None:
-        if width % HEAD_WIDTH:
+        head_width = HEAD_WIDTHS.get(width, HEAD_WIDTH)
+        if width % head_width:
             raise CheckpointError(
                 f"The number of attention heads is not stored, and width {width} is no multiple "
                 f"of {HEAD_WIDTH}, the head width of every published model.",
                 fix="Say it: --heads N.",
             )
-        return width // HEAD_WIDTH
+        return width // head_width
     if heads < 1 or width % heads:
         raise CheckpointError(
             f"Width {width} cannot be split into {heads} heads.",

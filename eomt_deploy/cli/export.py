@@ -63,6 +63,10 @@ def export(
         str | None, typer.Option(help="Network input: 640, or 480x640 (height x width).")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Catalog entry of this checkpoint.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="With a catalog name: your own copy of its weights, nothing is fetched."),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="Arithmetic: fp32 (default), fp16, bf16, int8 or fp8.")
     ] = None,
@@ -127,6 +131,13 @@ def export(
     """Export a checkpoint, verified against PyTorch on real photos."""
     from eomt_deploy.exporting import ExportConfig
 
+    if weights:
+        if name:
+            raise UsageError(
+                "--weights and --name both tell the weights from the catalog entry.",
+                fix=f"Use one: export {name} --weights {weights}",
+            )
+        checkpoint, name = weights, checkpoint
     recipe, defaults = _build_config(output, profile)
     config = ExportConfig(
         checkpoint=checkpoint,

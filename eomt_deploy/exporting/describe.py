@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eomt_deploy import __version__, catalog
-from eomt_deploy.checkpoints import Checkpoint
+from eomt_deploy.checkpoints import Checkpoint, download
 from eomt_deploy.checkpoints.huggingface import HUB_PREFIX
-from eomt_deploy.classes import read_classes, things_or_stuff
+from eomt_deploy.classes import make_classes, read_classes, things_or_stuff
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting.config import ExportConfig
 from eomt_deploy.spec import (
@@ -40,7 +40,7 @@ def find_source(config: ExportConfig) -> Source:
     """
     entry = catalog.find_checkpoint(config.name) if config.name else None
     text = config.checkpoint
-    if text.startswith(HUB_PREFIX):
+    if text.startswith(HUB_PREFIX) or download.is_address(text):
         return Source(text, entry or catalog.match_weights(text))
     # What looks like a path is a path: "no such file" is the clearer error then.
     if Path(text).exists() or "/" in text or Path(text).suffix:
@@ -56,7 +56,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
         UsageError: task or classes are unknown, or contradict the checkpoint.
     """
     arch = checkpoint.architecture
-    task = config.task or (source.entry.task if source.entry else None)
+    task = config.task or (source.entry.task if source.entry else checkpoint.task)
     if task is None:
         raise UsageError(
             "The checkpoint does not say which task it was trained for.",
@@ -99,10 +99,11 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
 
 
 def image_size(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> tuple[int, int]:
-    """Network input (H, W): asked for, else the catalog's, else the trained one."""
+    """Network input (H, W): asked for, else what the file says, else the catalog's, else what the
+    position embeddings are for."""
     if config.size:
         return config.size
-    if source.entry:
+    if source.entry and not checkpoint.trained_size:
         return source.entry.size
     size = config.native_size or native_size(checkpoint)
     if size is None:
@@ -118,6 +119,8 @@ def image_size(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> 
 
 def native_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
     """Trained (H, W) in pixels, where the checkpoint tells."""
+    if checkpoint.trained_size:
+        return checkpoint.trained_size
     grid, patch = checkpoint.native_grid, checkpoint.architecture.patch_size
     return None if grid is None else (grid[0] * patch, grid[1] * patch)
 
@@ -145,10 +148,12 @@ def warnings(
 ) -> list[str]:
     """What the user should know although nothing is wrong."""
     notes = []
-    if source.entry and spec.task != source.entry.task:
+    trained = source.entry.task if source.entry else checkpoint.task
+    if trained not in (None, spec.task):
+        name = source.entry.name if source.entry else Path(config.checkpoint).name
         notes.append(
-            f"{source.entry.name} was trained as a {source.entry.task} model and is exported as "
-            f"a {spec.task} one, as asked."
+            f"{name} was trained as a {trained} model and is exported as a {spec.task} one, as "
+            "asked."
         )
     if checkpoint.attn_mask_probs is None:
         notes.append("The checkpoint does not say whether masked attention was annealed away.")
@@ -190,6 +195,11 @@ def _classes(
     count = checkpoint.architecture.num_classes
     if config.classes:
         classes, origin = read_classes(config.classes), str(config.classes)
+    elif checkpoint.class_names and checkpoint.things and task == checkpoint.task:
+        # The file's own, which is surer than what the catalog says of it.
+        pairs = zip(checkpoint.class_names, checkpoint.things, strict=True)
+        entries = [{"name": name, "thing": thing} for name, thing in pairs]
+        classes, origin = make_classes(entries, "the checkpoint"), "the checkpoint"
     elif source.entry:
         classes, origin = source.entry.class_list(), f"catalog entry {source.entry.name}"
     elif checkpoint.class_names and task != "panoptic":

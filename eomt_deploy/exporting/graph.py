@@ -66,7 +66,8 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     streamed = [v for name, v in traced.graph.initializers.items() if name.startswith(BLOCKS)]
     for value in streamed:
         value.const_value = None  # or the optimizer would want to see it
-    optimizer.optimize_ir(traced)
+    with _quiet("onnx_ir"):
+        optimizer.optimize_ir(traced)
     values = parameter_values(model)
     for value in streamed:
         _read_later(traced.graph, value, values)
@@ -173,12 +174,14 @@ def publish(files: list[Path], target: Path) -> None:
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Errors only from a logger that reports every missing optional package."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet(*names: str) -> Iterator[None]:
+    """Errors only from loggers that report every missing optional package, or weights that are not
+    there yet."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -71,7 +71,9 @@ def _position(checkpoint: Checkpoint, grid: tuple[int, int]) -> dict[str, torch.
             fix="Pass --native-size HxW, the size that it was trained at.",
         )
     # In float32: rounding resampled values to the checkpoint's 16 bits would lose accuracy.
-    resampled = resample_position(position.float(), checkpoint.native_grid, grid)
+    resampled = resample_position(
+        position.float(), checkpoint.native_grid, grid, offset=checkpoint.position_offset
+    )
     return {"backbone.pos_embed": resampled}
 
 

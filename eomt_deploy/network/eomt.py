@@ -150,11 +150,11 @@ class Backbone(nn.Module):
 
 
 class UpscaleBlock(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm_eps: float = UPSCALE_NORM_EPS) -> None:
         super().__init__()
         self.conv1 = nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.norm = nn.LayerNorm(width, eps=UPSCALE_NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv2(F.gelu(self.conv1(x)))
@@ -189,7 +189,8 @@ class EoMT(nn.Module):
             nn.Linear(width, width), nn.GELU(),
             nn.Linear(width, width),
         )  # fmt: skip
-        self.upscale = nn.Sequential(*(UpscaleBlock(width) for _ in range(arch.num_upscale)))
+        steps = (UpscaleBlock(width, arch.upscale_norm_eps) for _ in range(arch.num_upscale))
+        self.upscale = nn.Sequential(*steps)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Segment a batch.

@@ -75,6 +75,24 @@ def test_predict_to_one_file(cli, exported, photo, tmp_path, suffix):
     assert target.stat().st_size > 100
 
 
+def test_export_says_only_what_it_does(cli, tmp_path):
+    weights = catalog.find_checkpoint("eomt-tiny-scenes").source
+    command = ["export", "eomt-tiny-scenes", "--weights", weights, "-o", str(tmp_path / "m.onnx")]
+    # A process of its own: pytest catches what loggers say.
+    done = subprocess.run(
+        [sys.executable, "-m", "eomt_deploy", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = ("reading", "building", "tracing", "writing", "verifying")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(said)] == []
+    code, _, err = cli(*command, "--name", "x")
+    assert code == 2
+    assert "--weights and --name" in err
+    code, _, err = cli(*command[:3], "no.bin", *command[4:])
+    assert code == 2
+    assert "no checkpoint at no.bin" in err
+
+
 def test_predict_goes_on_after_a_bad_image_and_fails_in_the_end(cli, exported, photo, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
@@ -258,7 +276,7 @@ def test_more_wrong_use(cli, files, exported, photo, tmp_path):
         (("bench", "--engine", model, "--json", model), "would replace another file"),
         (("export", files.checkpoint, "-o", target, "--json", target, *known), "would replace"),
         (("export", files.checkpoint, "-o", target, "--size", "²", *known), "Size"),
-        (("export", files.checkpoint, "-o", target, "--num-blocks", 1, *known), "2 entries"),
+        (("export", files.checkpoint, "-o", target, "--num-blocks", 1, *known), "which has 2"),
         (("export", "x" * 300 + ".bin", "-o", target, *known), "name too long"),
         (("predict", model, "x" * 300 + ".jpg", "-o", tmp_path / "o"), "name too long"),
     ):

@@ -1,0 +1,149 @@
+"""Models exported by LightlyTrain: ``.pt`` files with the weights and what the model was made with.
+
+They are read as data. Its DINOv2 keeps a position for the class token, its DINOv3 multiplies the
+biases of queries, keys and values by a mask that is 0 for the keys; both become what ours have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from eomt_deploy.errors import CheckpointError
+from eomt_deploy.spec import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MARKER = "model.queries.weight"
+FACTS = "model_init_args"
+"""Entry beside the weights, with what the shapes do not tell."""
+UPSCALE_NORM_EPS = 1e-5
+"""Its upscaling takes PyTorch's default; the official code 1e-6."""
+NORM_EPS = {"dinov2": 1e-6, "dinov3": 1e-5}
+POSITION_OFFSET = 0.1
+"""Of models without registers."""
+PERIODS = "backbone.rope_embed.periods"
+# For training only, or made anew by every network.
+UNUSED = re.compile(
+    r"backbone\.(?:mask_token|rope_embed\..+|(?:local_)?cls_norm\..+)|attn_mask_probs"
+    r"|internal_class_to_class|is_stuff_class"
+)
+RENAMES = (
+    (r"queries\.weight", "q.weight"),
+    (r"backbone\.(?:register|storage)_tokens", "backbone.reg_token"),
+    (r"backbone\.blocks\.(?:\d+\.)?(\d+)\.mlp\.w12\.(\w+)", r"backbone.blocks.\1.mlp.fc1.\2"),
+    (r"backbone\.blocks\.(?:\d+\.)?(\d+)\.mlp\.w3\.(\w+)", r"backbone.blocks.\1.mlp.fc2.\2"),
+    # Large models keep their blocks in chunks.
+    (r"backbone\.blocks\.\d+\.(\d+)\.(.+)", r"backbone.blocks.\1.\2"),
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the file tells beside the weights.
+
+    Attributes:
+        image_size: trained (H, W).
+        mean, std: of RGB 0-1.
+        classes: name, and whether it is a thing, in the order of the class logits.
+    """
+
+    task: Task
+    image_size: tuple[int, int]
+    num_blocks: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    classes: tuple[tuple[str, bool], ...]
+
+
+def recognises(keys: Iterable[str]) -> bool:
+    return MARKER in keys
+
+
+def is_dinov3(keys: Iterable[str]) -> bool:
+    return f"model.{PERIODS}" in keys
+
+
+def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our key layout, of any whole blocks."""
+    import torch
+
+    ours = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    left = {k: v for k, v in ours.items() if not UNUSED.fullmatch(k)}
+    position = left.get("backbone.pos_embed")
+    if position is not None:  # the class token's own comes first
+        left["backbone.cls_token"] = left["backbone.cls_token"] + position[:, :1]
+        left["backbone.pos_embed"] = position[:, 1:]
+    for key in [k for k in left if k.endswith(".bias_mask")]:
+        bias = key.removesuffix("_mask")
+        left[bias] = left[bias] * left.pop(key)
+    for key in [k for k in left if ".mlp.w1." in k]:  # the gate
+        parts = [left.pop(key), left.pop(key.replace(".w1.", ".w2."))]
+        left[key.replace(".w1.", ".fc1.")] = torch.cat(parts)
+    return {_renamed(key): tensor for key, tensor in left.items()}
+
+
+def _renamed(key: str) -> str:
+    for pattern, replacement in RENAMES:
+        if match := re.fullmatch(pattern, key):
+            return match.expand(replacement)
+    return key
+
+
+def rope_theta(periods: Tensor) -> float:
+    """Base of the rotary embedding, whose n-th period is ``theta ** (n / len(periods))``.
+
+    Raises:
+        CheckpointError: the periods are of another kind.
+    """
+    import torch
+
+    count = len(periods)
+    theta = float(periods[1].double()) ** count
+    wanted = theta ** (torch.arange(count, dtype=torch.float64) / count)
+    if not torch.allclose(periods.double(), wanted, rtol=1e-2):
+        raise CheckpointError(
+            "The periods of the rotary embedding are not powers of one base, as DINOv3's are.",
+            fix="Please report it with the name of the model.",
+        )
+    return round(theta, 2)
+
+
+def read_facts(arguments: object) -> Facts:
+    """The facts in the entry :data:`FACTS`.
+
+    Raises:
+        CheckpointError: the entry is missing, or is not as LightlyTrain writes it.
+    """
+    try:
+        found = cast("dict[str, Any]", arguments)
+        if "thing_classes" in found:
+            task: Task = "panoptic"
+            classes = [(name, True) for name in found["thing_classes"].values()]
+            classes += [(name, False) for name in found["stuff_classes"].values()]
+        else:
+            task = "semantic" if "class_ignore_index" in found else "instance"
+            classes = [(n, task == "instance") for n in found["classes"].values()]
+        height, width = (int(side) for side in found["image_size"])
+        normalize = found["image_normalize"]
+        mean, std = (tuple(float(x) for x in normalize[name]) for name in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError(f"{len(mean)} channels")
+        blocks = int(found["num_joint_blocks"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"The entry {FACTS!r} of this LightlyTrain model cannot be read ({error!r}).",
+            why="It tells task, classes, size and blocks, which no shape does.",
+            fix="Pass the file that LightlyTrain exported: exported_models/exported_best.pt.",
+        ) from error
+    return Facts(
+        task=task,
+        image_size=(height, width),
+        num_blocks=blocks,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        classes=tuple((str(name), thing) for name, thing in classes),
+    )

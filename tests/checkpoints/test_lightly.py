@@ -1,0 +1,207 @@
+"""LightlyTrain's layout, made from our own network by the inverse of what is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from eomt_deploy.checkpoints import lightly, read_checkpoint
+from eomt_deploy.errors import CheckpointError
+from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.network.build import build_network
+from eomt_deploy.network.position import resample_position
+
+CLASSES = [c["name"] for c in tiny.CLASSES]
+THINGS = [c["name"] for c in tiny.CLASSES if c["thing"]]
+STUFF = [c["name"] for c in tiny.CLASSES if not c["thing"]]
+NORMALIZE = {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)}
+ARCH = replace(tiny.ARCH, upscale_norm_eps=1e-5)
+ROTARY = replace(ARCH, norm_eps=1e-5, rope_theta=100.0)
+
+
+def arguments(task="panoptic", **changes):
+    ids = iter(range(3, 300, 7))
+    if task == "panoptic":
+        classes = {
+            "thing_classes": {next(ids): name for name in THINGS},
+            "stuff_classes": {next(ids): name for name in STUFF},
+        }
+    else:
+        classes = {"classes": {next(ids): name for name in CLASSES}}
+    if task == "semantic":
+        classes["class_ignore_index"] = -100
+    found = {
+        "model_name": "dinov3/vits16-eomt", "image_size": tiny.SIZE, "image_normalize": NORMALIZE,
+        "num_queries": ARCH.num_queries, "num_joint_blocks": ARCH.num_blocks, **classes,
+    }  # fmt: skip
+    return {k: v for k, v in (found | changes).items() if v is not None}
+
+
+def network(arch, size=tiny.SIZE):
+    model = tiny.network(arch, size)
+    for name in ("mean", "std"):
+        buffer = getattr(model, f"pixel_{name}")
+        buffer.copy_(torch.tensor(NORMALIZE[name]).reshape(1, 3, 1, 1))
+    return model
+
+
+def their_keys(model, *, chunks=False):
+    rotary = model.arch.rope_theta is not None
+    found = {}
+    for key, value in model.state_dict().items():
+        if key.startswith("pixel_"):
+            continue
+        if key == "backbone.pos_embed":
+            first = torch.full((1, 1, model.arch.width), 0.25)
+            value = torch.cat([first, value], dim=1)
+            found["backbone.cls_token"] = model.backbone.cls_token - first
+        if key == "backbone.cls_token" and key in found:
+            continue
+        key = key.replace("q.weight", "queries.weight") if key == "q.weight" else key
+        key = key.replace("reg_token", "storage_tokens" if rotary else "register_tokens")
+        if chunks and ".blocks." in key:
+            number = int(key.split(".")[2])
+            key = key.replace(f"blocks.{number}.", f"blocks.{number // 2}.{number}.")
+        if model.arch.mlp == "swiglu" and ".mlp." in key:
+            if rotary and ".fc1." in key:
+                found[key.replace("fc1", "w1")], found[key.replace("fc1", "w2")] = value.chunk(2)
+                continue
+            key = key.replace("fc1", "w12").replace("fc2", "w3")
+        if rotary and key.endswith("qkv.bias"):
+            width = model.arch.width
+            mask = torch.ones(3 * width)
+            mask[width : 2 * width] = 0
+            found[f"{key}_mask"] = mask
+            value[width : 2 * width] = 0  # ours have no bias there
+            noise = torch.zeros_like(value)
+            noise[width : 2 * width] = 5
+            value = value + noise
+        found[key] = value
+    found["backbone.mask_token"] = torch.zeros(1, model.arch.width)
+    if rotary:
+        count = model.arch.width // model.arch.heads // 4
+        found["backbone.rope_embed.periods"] = 100.0 ** (torch.arange(count) / count)
+        found["backbone.local_cls_norm.weight"] = torch.ones(model.arch.width)
+    return {f"model.{k}": v for k, v in found.items()} | {"criterion.weight": torch.ones(3)}
+
+
+def write(folder, model, task="panoptic", chunks=False, **changes):
+    path = folder / "exported_best.pt"
+    content = {
+        "model_class_path": "lightly_train._task_models.x.X",
+        "model_init_args": arguments(task, **changes),
+        "train_model": their_keys(model, chunks=chunks),
+    }
+    torch.save(content, path)
+    return path
+
+
+KINDS = {
+    "dinov2": (ARCH, False),
+    "dinov2 swiglu in chunks": (replace(ARCH, mlp="swiglu"), True),
+    "dinov3": (ROTARY, False),
+    "dinov3 swiglu": (replace(ROTARY, mlp="swiglu"), False),
+    "patch 32, two steps": (replace(ROTARY, patch_size=32), False),
+}
+
+
+@pytest.mark.parametrize(("arch", "chunks"), KINDS.values(), ids=KINDS)
+def test_same_network_as_ours(tmp_path, arch, chunks):
+    model = network(arch)
+    checkpoint = read_checkpoint(write(tmp_path, model, chunks=chunks), heads=arch.heads)
+    assert checkpoint.architecture == arch
+    assert checkpoint.task == "panoptic"
+    found = build_network(checkpoint, tiny.SIZE)(torch.from_numpy(tiny.photos(2)))
+    for have, want in zip(found, model(torch.from_numpy(tiny.photos(2))), strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_the_file_alone_is_enough(tmp_path, task):
+    """Task, classes, sizes and normalisation are in it."""
+    path = write(tmp_path, network(ROTARY), task)
+    report = export(ExportConfig(str(path), tmp_path / "m.onnx", heads=ROTARY.heads))
+    spec = report.spec
+    assert spec.task == task
+    assert spec.image_size == tiny.SIZE
+    things = {"semantic": [], "instance": CLASSES, "panoptic": THINGS}[task]
+    assert sorted(c.name for c in spec.classes if c.thing) == sorted(things)
+    if task == "panoptic":  # things come first in the logits
+        assert [c.name for c in spec.classes] == THINGS + STUFF
+    assert spec.provenance["source_format"] == "lightly-train DINOv3"
+    other = export(
+        ExportConfig(str(path), tmp_path / "i.onnx", heads=ROTARY.heads, task="semantic",
+                     classes=write_classes(tmp_path))
+    )  # fmt: skip
+    assert any("trained as a" in note for note in other.warnings) == (task != "semantic")
+
+
+def write_classes(folder):
+    path = folder / "classes.json"
+    path.write_text(json.dumps(tiny.CLASSES))
+    return path
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_positions_are_resampled_as_dinov2_does(tmp_path, registers):
+    arch = replace(ARCH, registers=registers)
+    model = network(arch)
+    checkpoint = read_checkpoint(write(tmp_path, model, image_size=(96, 64)), heads=arch.heads)
+    assert checkpoint.native_grid == (4, 4)
+    assert checkpoint.trained_size == (96, 64)
+    grid = model.backbone.pos_embed.reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    if registers:
+        wanted = F.interpolate(grid, size=(6, 4), mode="bicubic", antialias=True)
+    else:
+        wanted = F.interpolate(grid, scale_factor=(6.1 / 4, 4.1 / 4), mode="bicubic")
+    found = build_network(checkpoint, (96, 64)).backbone.pos_embed
+    np.testing.assert_allclose(found, wanted.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-6)
+
+
+def test_resampling_gives_the_size_asked_for():
+    for new in range(1, 60):
+        found = resample_position(torch.zeros(1, 37 * 37, 4), (37, 37), (new, 37 + new), offset=0.1)
+        assert found.shape == (1, new * (37 + new), 4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_size": None},
+        {"image_size": 64},
+        {"thing_classes": None, "stuff_classes": None},
+        {"stuff_classes": None},
+        {"num_joint_blocks": "many"},
+        {"image_normalize": {"mean": (0.5,), "std": (0.5,)}},
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_a_damaged_description_is_told(tmp_path, changes):
+    path = write(tmp_path, network(ROTARY), **changes)
+    with pytest.raises(CheckpointError, match="model_init_args"):
+        read_checkpoint(path, heads=ROTARY.heads)
+
+
+def test_weights_without_their_description_are_told(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(their_keys(network(ROTARY)), path)
+    with pytest.raises(CheckpointError, match=r"exported_best\.pt"):
+        read_checkpoint(path)
+
+
+def test_contradictions_are_told(tmp_path):
+    path = write(tmp_path, network(ROTARY))
+    with pytest.raises(CheckpointError, match="--num-blocks 1 contradicts"):
+        read_checkpoint(path, heads=ROTARY.heads, num_blocks=1)
+
+
+def test_other_rotations_are_refused():
+    assert lightly.rope_theta(100.0 ** (torch.arange(16) / 16)) == 100
+    with pytest.raises(CheckpointError, match="one base"):
+        lightly.rope_theta(torch.linspace(1, 40, 16))
