@@ -24,7 +24,7 @@ SUITE_ONLY = (
     "rows", "size", "backbone", "runtime", "precision", "sampling", "count_only", "report_dir",
     "seconds",
 )  # fmt: skip
-ENGINE_ONLY = ("score",)
+ENGINE_ONLY = ("score", "backend")
 MEASURING = (
     "image", "iterations", "warmup", "pause", "device", "threads", "scope", "scenario", "batch",
     "rate", "serve_seconds",
@@ -80,6 +80,10 @@ def bench(
         float | None, typer.Option(help="End the measured rounds of a group after this time.")
     ] = None,
     pause: Annotated[float | None, typer.Option(help="Seconds of rest before each round.")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="Run-time by name: one for all engines, or repeated for each."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     score: Annotated[
@@ -133,7 +137,8 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
     from eomt_deploy.segmenter import Segmenter
 
     plan = catalog.benchmark_plans()[DEFAULT_PLAN]
-    if len(set(engine)) < len(engine):
+    backends = _backends(given.get("backend", []), len(engine))
+    if len(set(zip(engine, backends, strict=True))) < len(engine):
         raise UsageError("An engine is named twice.", fix="Copy the file to compare it to itself.")
     scores = given.get("score", [])
     if scores and (len(scores) != len(engine) or not all(map(math.isfinite, scores))):
@@ -148,16 +153,18 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
             check_writable(path)
     rounds = given.get("warmup", plan.warmup) + given.get("iterations", plan.iterations)
     # File names are enough to tell most engines apart; whole paths make the table unreadable.
-    distinct = len({path.name for path in engine}) == len(engine)
+    distinct = len({path.name for path in engine}) == len(set(engine))
     device, threads = given.get("device"), given.get("threads")
     busy = gpu_load()  # before the load that we make ourselves
     with ExitStack() as stack:
         segmenters = [
             (
-                path.name if distinct else str(path),
-                stack.enter_context(Segmenter(path, device=device, threads=threads)),
+                (path.name if distinct else str(path)) + (f"@{backend}" if backend else ""),
+                stack.enter_context(
+                    Segmenter(path, backend=backend, device=device, threads=threads)
+                ),
             )
-            for path in engine
+            for path, backend in zip(engine, backends, strict=True)
         ]
         with bar("measuring", rounds) as progress:
             report = bench_stages(
@@ -191,6 +198,18 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
             say(f"wrote {path}")
     for warning in report.warnings:
         warn(warning)
+
+
+def _backends(asked: list[str], engines: int) -> list[str | None]:
+    """The run-time of every engine; None where it is not asked for."""
+    if len(asked) not in (0, 1, engines):
+        raise UsageError(
+            f"--backend is given {len(asked)} times for {engines} engines.",
+            fix="Give one for all, or one for each --engine, in their order.",
+        )
+    if len(asked) == engines:
+        return list(asked)
+    return [asked[0] if asked else None] * engines
 
 
 def _scenario(given: dict[str, Any]) -> Any:

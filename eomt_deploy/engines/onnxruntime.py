@@ -88,8 +88,8 @@ def open_error(path: Path, error: Exception) -> EomtDeployError:
         return DeviceError(
             f"ONNX Runtime {ort.__version__} cannot run the {precision} graph {path.name} here.",
             why=reason,
-            fix="Build a TensorRT engine from it (eomt-deploy build), export --precision fp16 or "
-            "fp32, or judge its accuracy with --backend emulation.",
+            fix="Use --backend openvino, build a TensorRT engine from it (eomt-deploy build), "
+            "export --precision fp16 or fp32, or judge its accuracy with --backend emulation.",
         )
     return ArtifactError(
         f"{path} cannot be opened by ONNX Runtime {ort.__version__}.",

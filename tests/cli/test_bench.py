@@ -81,6 +81,24 @@ def test_engines_scopes_scenarios_and_plots(cli, exported, photo, tmp_path):
     assert "Poisson arrivals" in out
 
 
+def test_one_file_in_two_run_times(cli, exported, tmp_path):
+    pytest.importorskip("openvino")
+    model, path = exported("panoptic"), tmp_path / "b.json"
+    code, _, err = cli(
+        "bench", "--engine", model, "--engine", model, "--backend", "onnxruntime",
+        "--backend", "openvino", "--scope", "network", "--iterations", "3", "--json", path,
+    )  # fmt: skip
+    assert code == 0, err
+    rows = json.loads(path.read_text())["rows"]
+    assert [r["engine"] for r in rows] == [f"{model.name}@{b}" for b in ("onnxruntime", "openvino")]
+    code, _, err = cli("bench", "--engine", model, "--engine", model, "--backend", "openvino")
+    assert code == 2
+    assert "named twice" in err
+    code, _, err = cli("bench", "--engine", model, "--backend", "openvino", "--backend", "x")
+    assert code == 2
+    assert "2 times for 1 engines" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+
+from eomt_deploy import Segmenter
+from eomt_deploy.engines import open_engine
+from eomt_deploy.engines.emulation import EmulatedEngine
+from eomt_deploy.errors import ArtifactError, UsageError
+from eomt_deploy.exporting import graph
+
+openvino = pytest.importorskip("openvino")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "eomt-deploy" / "openvino"
+
+
+@pytest.fixture
+def saved(lowered, tmp_path):
+    def save(precision, batch=None):
+        path = tmp_path / f"{precision}.onnx"
+        spec = tiny.spec(precision=precision, batch=batch)
+        onnx.save(graph.to_proto(lowered(precision, batch), spec), path)
+        return path
+
+    return save
+
+
+def errors(path, reference, images):
+    with open_engine(path, backend="openvino") as engine:
+        found = engine.run(images)
+    wanted = reference.run(images)
+    return [
+        float(np.abs(have - want).max() / np.abs(want).max())
+        for have, want in zip(found, wanted, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_fp32_is_what_onnx_runtime_gives(saved, batch):
+    path = saved("fp32", batch)
+    with open_engine(path, backend="onnxruntime") as reference:
+        for count in (1, 2, 3):
+            assert max(errors(path, reference, tiny.photos(count))) < 1e-5
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp16", 1e-2), ("bf16", 1e-1), ("int8", 1e-1)])
+def test_low_precision_is_near_what_the_graph_says(saved, lowered, precision, allowed):
+    found = errors(saved(precision), EmulatedEngine(lowered(precision)), tiny.photos(2))
+    assert max(found) < allowed
+
+
+def test_fp32_stays_fp32_on_any_chip(saved):
+    with open_engine(saved("fp32"), backend="openvino") as engine:
+        assert engine.arithmetic == "f32"
+        assert engine._compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+    with open_engine(saved("bf16"), backend="openvino") as engine:
+        able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        assert engine.arithmetic == ("bf16" if able else "f32")
+
+
+def test_what_openvino_saves_keeps_its_description(saved, tmp_path, photo):
+    path = saved("fp32")
+    converted = tmp_path / "m.xml"
+    openvino.save_model(openvino.Core().read_model(path), converted, compress_to_fp16=False)
+    with open_engine(path, backend="onnxruntime") as reference, open_engine(converted) as engine:
+        assert engine.backend == "openvino"
+        assert engine.spec == reference.spec
+        images = tiny.photos(2)
+        for have, want in zip(engine.run(images), reference.run(images), strict=True):
+            np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4)
+    with Segmenter(converted) as segmenter:
+        assert segmenter.predict(photo).size == (400, 600)
+
+
+def test_the_compiled_model_is_kept(saved, cache):
+    path = saved("fp32")
+    open_engine(path, backend="openvino", threads=1).close()
+    kept = {file: file.stat().st_mtime_ns for file in cache.rglob("*") if file.is_file()}
+    assert kept
+    open_engine(path, backend="openvino", threads=1).close()
+    assert {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()}.keys() == kept.keys()
+
+
+def test_threads_share_an_engine(saved):
+    images = tiny.photos(4)
+    with open_engine(saved("fp32"), backend="openvino") as engine:
+        wanted = [engine.run(images[i : i + 1]) for i in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            order = [0, 1, 2, 3] * 8
+            found = list(pool.map(lambda i: engine.run(images[i : i + 1]), order))
+    for index, (classes, masks) in zip(order, found, strict=True):
+        np.testing.assert_array_equal(classes, wanted[index][0])
+        np.testing.assert_array_equal(masks, wanted[index][1])
+
+
+def test_results_belong_to_the_caller(saved):
+    images = tiny.photos(2)
+    with open_engine(saved("fp32"), backend="openvino") as engine:
+        first = engine.run(images[:1])
+        copies = [array.copy() for array in first]
+        engine.run(images[1:])
+    for array, copy in zip(first, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_wrong_files_and_uses(saved, tmp_path):
+    path = saved("fp32")
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="cannot be read by OpenVINO"):
+        open_engine(damaged, backend="openvino")
+    foreign = onnx.load(path)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, tmp_path / "foreign.onnx")
+    with pytest.raises(ArtifactError, match="not written by eomt-deploy"):
+        open_engine(tmp_path / "foreign.onnx", backend="openvino")
+    with pytest.raises(UsageError, match="no device 'cuda'"):
+        open_engine(path, backend="openvino", device="cuda")
+    engine = open_engine(path, backend="openvino")
+    engine.close()
+    engine.close()
+    with pytest.raises(UsageError, match="closed"):
+        engine.run(tiny.photos(1))
