@@ -61,6 +61,8 @@ SECTIONS = (
     Section("table1", COMPILED, "bf16", 40, ("step 5",)),
     # A baseline with a fused kernel for its deformable attention, as its users have.
     Section("table1", ("torch-eager", "torch-graph"), "fp16", 30, ("step 0", "step 5"), "triton"),
+    # What rotary positions cost.
+    Section("table2", COMPILED, "fp16", 40, ("eva02 0", "eva02 4", "eva02 5")),
 )
 GRACE = 1.2
 """Minutes after the last beginning at which the program ends, whatever it does."""

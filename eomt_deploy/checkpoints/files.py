@@ -56,8 +56,10 @@ class WeightFiles:
             wanted.setdefault(self._place[name], []).append(name)
         found: dict[str, Tensor] = {}
         for path, some in wanted.items():
-            tensors = self._held.get(path) or _read_tensors(path)
-            found |= {name: tensors[name] for name in some}
+            held = self._held.get(path)
+            tensors = held or _read_tensors(path)
+            # Whoever gets a tensor may change it; what is held is the only copy.
+            found |= {name: tensors[name].clone() if held else tensors[name] for name in some}
         return found
 
     def entry(self, name: str) -> object:

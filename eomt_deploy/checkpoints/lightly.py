@@ -25,6 +25,7 @@ UPSCALE_NORM_EPS = 1e-5
 NORM_EPS = {"dinov2": 1e-6, "dinov3": 1e-5}
 POSITION_OFFSET = 0.1
 """Of models without registers."""
+DIGITS = {"torch.float16": 3, "torch.bfloat16": 2}
 PERIODS = "backbone.rope_embed.periods"
 # For training only, or made anew by every network.
 UNUSED = re.compile(
@@ -101,15 +102,18 @@ def rope_theta(periods: Tensor) -> float:
     """
     import torch
 
-    count = len(periods)
-    theta = float(periods[1].double()) ** count
+    count = periods.numel()
+    # The last one, since the rounding of a small one would be raised to a high power.
+    theta = float(periods.flatten()[-1].double()) ** (count / max(count - 1, 1))
     wanted = theta ** (torch.arange(count, dtype=torch.float64) / count)
-    if not torch.allclose(periods.double(), wanted, rtol=1e-2):
+    rounding = 4 * torch.finfo(periods.dtype).eps
+    if count < 2 or not torch.allclose(periods.double(), wanted, rtol=max(rounding, 1e-5)):
         raise CheckpointError(
             "The periods of the rotary embedding are not powers of one base, as DINOv3's are.",
             fix="Please report it with the name of the model.",
         )
-    return round(theta, 2)
+    # As many digits as the type holds: the base is a round number, and stored nowhere.
+    return float(f"{theta:.{DIGITS.get(str(periods.dtype), 5)}g}")
 
 
 def read_facts(arguments: object) -> Facts:
@@ -130,10 +134,10 @@ def read_facts(arguments: object) -> Facts:
         height, width = (int(side) for side in found["image_size"])
         normalize = found["image_normalize"]
         mean, std = (tuple(float(x) for x in normalize[name]) for name in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3:
-            raise ValueError(f"{len(mean)} channels")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or min(height, width) < 1:
+            raise ValueError(f"mean {mean}, std {std}, size {height}x{width}")
         blocks = int(found["num_joint_blocks"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"The entry {FACTS!r} of this LightlyTrain model cannot be read ({error!r}).",
             why="It tells task, classes, size and blocks, which no shape does.",

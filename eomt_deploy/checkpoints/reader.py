@@ -46,7 +46,13 @@ def read_checkpoint(
     stored = files.WeightFiles(weights)
     layout = _layout(stored, path, base_weights, config)
     facts = layout.facts
-    shapes = layout.convert(stored.shapes)
+    try:
+        shapes = layout.convert(stored.shapes)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise CheckpointError(
+            f"Tensors of {path} are missing, or do not fit together: {error}.",
+            fix="Check that the file is whole and is a trained EoMT.",
+        ) from error
     groups = by_block(stored.shapes)
     rest = layout.convert(stored.read(groups[None]))
     mask_probs = rest.get("attn_mask_probs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,9 +128,12 @@ def _open(
         ) from error
     artifact, checkpoint = (a, b) if exported[0] else (b, a)
     if not checkpoint.exists() and str(checkpoint) in catalog.checkpoints():
-        checkpoint = Path(catalog.find_checkpoint(str(checkpoint)).source)
+        location = catalog.find_checkpoint(str(checkpoint)).source
+    else:
+        # pathlib joins the slashes of an address.
+        location = re.sub(r"^(hf|https?):/+", r"\1://", str(checkpoint))
     known = Segmenter(artifact, backend=backend, device=device)
-    reference = Segmenter(TorchEngine(checkpoint, known.spec, base_weights))
+    reference = Segmenter(TorchEngine(location, known.spec, base_weights))
     return (known, reference) if exported[0] else (reference, known)
 
 

@@ -131,7 +131,14 @@ def export(
     """Export a checkpoint, verified against PyTorch on real photos."""
     from eomt_deploy.exporting import ExportConfig
 
-    if weights:
+    if weights is not None:
+        if not weights:
+            raise UsageError("--weights is empty.", fix="Name the file, or leave the option out.")
+        if checkpoint not in catalog.checkpoints():
+            raise UsageError(
+                f"With --weights, {checkpoint!r} must be a catalog name.",
+                fix="`eomt-deploy list` shows them; a checkpoint of your own needs no --weights.",
+            )
         if name:
             raise UsageError(
                 "--weights and --name both tell the weights from the catalog entry.",

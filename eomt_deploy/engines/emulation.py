@@ -18,8 +18,8 @@ import onnxruntime as ort
 from eomt_deploy.artifact import check_contract, parse_spec
 from eomt_deploy.engines.base import Engine
 from eomt_deploy.engines.onnxruntime import OnnxRuntimeEngine, open_error
-from eomt_deploy.engines.partwise import PartwiseSession, release
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.engines.partwise import PartwiseSession, check_side_files, release
+from eomt_deploy.errors import ArtifactError, EomtDeployError
 
 FLOAT = ir.DataType.FLOAT
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -57,7 +57,10 @@ class EmulatedEngine(OnnxRuntimeEngine):
             options.intra_op_num_threads = threads
         self.device = "cpu"
         try:
+            check_side_files(model.graph)  # before the tensors are wrapped
             self._session = PartwiseSession(emulate(model), options)
+        except EomtDeployError:
+            raise
         except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
             raise open_error(place, error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class OpenVinoEngine(Engine):
         super().__init__()
         self.path = path
         core = openvino.Core()
-        core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
+        with suppress(RuntimeError):  # without a place for the cache the start is slower
+            core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
         try:
             model = core.read_model(path)
         except RuntimeError as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+
+from eomt_deploy.errors import ArtifactError
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -32,6 +36,7 @@ class PartwiseSession:
 
     Args:
         model: its nodes in an order that they can run in; weights may be lazy or in a side file.
+            Not for threads to share.
         options: of every part.
         whole: bytes of weights up to which the graph is kept loaded.
         part: bytes of weights of a part beyond that.
@@ -100,20 +105,43 @@ def release(tensor: ir.TensorProtocol) -> None:
         tensor.release()
 
 
+def check_side_files(graph: ir.Graph) -> None:
+    """Weights in a side file are read only when they are used; what is wrong is told before.
+
+    Raises:
+        ArtifactError: a side file is missing or cut off.
+    """
+    ends: dict[Path, int] = {}
+    for value in graph.initializers.values():
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):
+            path = Path(tensor.path)
+            ends[path] = max(ends.get(path, 0), (tensor.offset or 0) + (tensor.length or 0))
+    for path, end in ends.items():
+        size = path.stat().st_size if path.is_file() else None
+        if size is None or size < end:
+            raise ArtifactError(
+                f"{path} is missing."
+                if size is None
+                else f"{path} is cut off: it has {size:,} of {end:,} bytes.",
+                why="It holds the weights of the .onnx file beside it.",
+                fix="Copy both files together, or export again.",
+            )
+
+
 def _cut(graph: ir.Graph, whole: int, part: int) -> list[_Part]:
     nodes = list(graph)
     sizes = {value: value.const_value.nbytes for value in graph.initializers.values()
              if value.const_value is not None}  # fmt: skip
-    limit = part if sum(sizes.values()) > whole else sum(sizes.values())
+    limit = part if sum(sizes.values()) > whole else math.inf
     groups: list[list[ir.Node]] = [[]]
-    size = 0
+    held: set[ir.Value] = set()  # weights of the last group, which its nodes may share
     for node in nodes:
-        more = sum(sizes.get(value, 0) for value in set(node.inputs) if value is not None)
-        if groups[-1] and size + more > limit:
+        read = {value for value in node.inputs if value in sizes}
+        if groups[-1] and sum(sizes[value] for value in held | read) > limit:
             groups.append([])
-            size = 0
+            held = set()
         groups[-1].append(node)
-        size += more
+        held |= read
     place = {node: index for index, group in enumerate(groups) for node in group}
     return [_part(graph, group, index, place) for index, group in enumerate(groups)]
 

@@ -87,7 +87,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
         precision=config.precision,
         batch=config.batch,
         provenance={
-            "checkpoint": Path(config.checkpoint).name,
+            "checkpoint": _file_name(config.checkpoint),
             "checkpoint_sha256": checkpoint.sha256,
             "source_format": checkpoint.source_format,
             "masked_attention": _annealing(checkpoint),
@@ -150,7 +150,7 @@ def warnings(
     notes = []
     trained = source.entry.task if source.entry else checkpoint.task
     if trained not in (None, spec.task):
-        name = source.entry.name if source.entry else Path(config.checkpoint).name
+        name = source.entry.name if source.entry else _file_name(config.checkpoint)
         notes.append(
             f"{name} was trained as a {trained} model and is exported as a {spec.task} one, as "
             "asked."
@@ -219,6 +219,11 @@ def _classes(
             fix="List every class in the order of the class logits, without 'no object'.",
         )
     return classes
+
+
+def _file_name(checkpoint: str) -> str:
+    """Of a path, or of an address, whose query may hold a secret."""
+    return Path(download.shown(checkpoint) if download.is_address(checkpoint) else checkpoint).name
 
 
 def _annealing(checkpoint: Checkpoint) -> str:

@@ -38,7 +38,7 @@ class TorchEngine(NetworkEngine):
     """The network of a checkpoint before any fold.
 
     Args:
-        path: checkpoint of any kind.
+        path: whatever :func:`eomt_deploy.checkpoints.read_checkpoint` takes.
         spec: description of the artifact that it is compared with.
         base_weights: what the checkpoint is a difference to, where it is one.
 
@@ -47,7 +47,7 @@ class TorchEngine(NetworkEngine):
         UsageError: it does not have the artifact's shape.
     """
 
-    def __init__(self, path: Path, spec: ModelSpec, base_weights: str | None = None) -> None:
+    def __init__(self, path: str | Path, spec: ModelSpec, base_weights: str | None = None) -> None:
         checkpoint = read_checkpoint(
             path,
             heads=spec.backbone.heads,
@@ -65,4 +65,4 @@ class TorchEngine(NetworkEngine):
                 f"{spec.name} {wanted}."
             )
         super().__init__(build_network(checkpoint, spec.image_size), spec)
-        self.path = path if path.is_file() else None
+        self.path = Path(path) if Path(path).is_file() else None

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from eomt_deploy.checkpoints.download import download
+from eomt_deploy.checkpoints.download import download, shown
 from eomt_deploy.errors import CheckpointError
 
 CONTENT = b"weights" * 1000
@@ -56,9 +56,36 @@ def test_without_a_hash_it_is_fetched_anew(server):
 
 
 def test_another_file_than_expected_is_refused(server, tmp_path):
-    with pytest.raises(CheckpointError, match="not the file that the catalog knows"):
+    with pytest.raises(CheckpointError, match="not the file that its hash says"):
         download(f"{server.address}/w.pt#sha256={'0' * 64}")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["/w.pt#md5=0", "/w.pt#sha256=12", "/w.pt#sha256:" + "0" * 64, "/", ":99999999/w.pt"],
+)
+def test_addresses_that_make_no_sense(server, end):
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        download(server.address + end)
+    assert server.asked == []
+
+
+def test_the_hash_may_be_in_capitals(server):
+    digest = hashlib.sha256(CONTENT).hexdigest().upper()
+    assert download(f"{server.address}/w.pt#SHA256={digest}").read_bytes() == CONTENT
+
+
+def test_files_of_one_name_from_two_places(server):
+    paths = {download(f"{server.address}/{folder}/w.pt") for folder in "ab"}
+    assert len(paths) == 2
+
+
+def test_secrets_are_not_shown(server):
+    assert shown("https://host/a/w.pt?signature=abc#sha256=00") == "https://host/a/w.pt"
+    with pytest.raises(CheckpointError) as caught:
+        download(f"{server.address}/none.pt?signature=abc")
+    assert "signature" not in str(caught.value)
 
 
 def test_no_such_file_and_no_network(server, monkeypatch):

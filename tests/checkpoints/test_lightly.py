@@ -175,6 +175,9 @@ def test_resampling_gives_the_size_asked_for():
     [
         {"image_size": None},
         {"image_size": 64},
+        {"image_size": (0, 64)},
+        {"image_size": (float("inf"), 64)},
+        {"image_normalize": {"mean": (0.5, 0.5, 0.5), "std": (0.0, 0.5, 0.5)}},
         {"thing_classes": None, "stuff_classes": None},
         {"stuff_classes": None},
         {"num_joint_blocks": "many"},
@@ -201,7 +204,37 @@ def test_contradictions_are_told(tmp_path):
         read_checkpoint(path, heads=ROTARY.heads, num_blocks=1)
 
 
-def test_other_rotations_are_refused():
-    assert lightly.rope_theta(100.0 ** (torch.arange(16) / 16)) == 100
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 8, 16])
+def test_base_of_the_rotation(dtype, count):
+    assert lightly.rope_theta((100.0 ** (torch.arange(count) / count)).to(dtype)) == 100
+
+
+@pytest.mark.parametrize("periods", [torch.linspace(1, 40, 16), torch.ones(1), torch.tensor(3.0)])
+def test_other_rotations_are_refused(periods):
     with pytest.raises(CheckpointError, match="one base"):
-        lightly.rope_theta(torch.linspace(1, 40, 16))
+        lightly.rope_theta(periods)
+
+
+@pytest.mark.parametrize(
+    ("end", "change"),
+    [
+        ("blocks.1.attn.qkv.bias", None),
+        ("blocks.1.mlp.w2.weight", None),
+        ("backbone.cls_token", None),
+        ("blocks.0.mlp.w2.weight", lambda t: t[:, :3]),
+        ("qkv.bias_mask", lambda t: t[:5]),
+        ("rope_embed.periods", lambda t: t[:1]),
+    ],
+)
+def test_tensors_that_do_not_fit_are_told(tmp_path, end, change):
+    path = write(tmp_path, network(replace(ROTARY, mlp="swiglu")))
+    content = torch.load(path)
+    weights = content["train_model"]
+    for key in [k for k in weights if k.endswith(end)]:
+        value = weights.pop(key)
+        if change:
+            weights[key] = change(value)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError):
+        build_network(read_checkpoint(path, heads=ROTARY.heads), tiny.SIZE)

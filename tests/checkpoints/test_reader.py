@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from safetensors.torch import save_file
 
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.checkpoints.huggingface import download
+from eomt_deploy.checkpoints.shapes import read_architecture
 from eomt_deploy.errors import CheckpointError
+from eomt_deploy.network.eomt import EoMT
 
 
 def test_everything_that_shapes_tell(files):
@@ -59,7 +62,12 @@ def test_safetensors_file_and_one_under_another_name(tmp_path):
 def test_legacy_torch_format(tmp_path):
     path = tmp_path / "old.pt"
     torch.save(tiny.official_keys(tiny.network()), path, _use_new_zipfile_serialization=False)
-    assert read_checkpoint(path).architecture == tiny.ARCH
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.architecture == tiny.ARCH
+    before = checkpoint.tensors["q.weight"].clone()
+    checkpoint.tensors["q.weight"].zero_()  # as folds do
+    checkpoint.tensors.block(0)
+    assert torch.equal(checkpoint.tensors["q.weight"], before)
 
 
 @pytest.mark.shared_data
@@ -212,3 +220,13 @@ def test_download_takes_what_the_cache_holds(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     assert read_checkpoint("hf://owner/tiny").architecture == tiny.ARCH
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1536, 24), (4096, 32)])
+def test_heads_of_the_published_sizes(width, heads):
+    """64 channels each, but for the 7B model's 128."""
+    arch = replace(tiny.ARCH, width=width, heads=heads)
+    with torch.device("meta"):
+        state = EoMT(arch, tiny.SIZE).state_dict()
+    found = read_architecture(state, num_blocks=2, heads=None, norm_eps=1e-6)
+    assert found.heads == heads

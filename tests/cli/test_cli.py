@@ -88,9 +88,28 @@ def test_export_says_only_what_it_does(cli, tmp_path):
     code, _, err = cli(*command, "--name", "x")
     assert code == 2
     assert "--weights and --name" in err
+    code, _, err = cli("export", weights, *command[2:])
+    assert code == 2
+    assert "must be a catalog name" in err
+    code, _, err = cli(*command[:3], "", *command[4:])
+    assert code == 2
+    assert "--weights is empty" in err
     code, _, err = cli(*command[:3], "no.bin", *command[4:])
     assert code == 2
     assert "no checkpoint at no.bin" in err
+
+
+def test_compare_takes_what_export_takes(cli, exported, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
+    for name, word in (
+        ("https://host/w.pt", "https://host/w.pt is not in the cache"),
+        ("coco-panoptic-eomt-tiny-640-lightly", "amazonaws.com/dinov3_vitt16"),
+        ("hf://nobody/none", "hf://nobody/none cannot be downloaded"),
+    ):
+        code, _, err = cli("compare", exported("panoptic"), name, "photos")
+        assert code == 2
+        assert word in err
 
 
 def test_predict_goes_on_after_a_bad_image_and_fails_in_the_end(cli, exported, photo, tmp_path):

@@ -129,3 +129,10 @@ def test_wrong_files_and_uses(saved, tmp_path):
     engine.close()
     with pytest.raises(UsageError, match="closed"):
         engine.run(tiny.photos(1))
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(saved, cache):
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text("a file, not a folder")
+    with open_engine(saved("fp32"), backend="openvino") as engine:
+        assert np.isfinite(engine.run(tiny.photos(1))[0]).all()

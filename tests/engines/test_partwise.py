@@ -5,7 +5,10 @@ import onnxruntime
 import pytest
 import tiny
 
+from eomt_deploy.engines import open_engine
 from eomt_deploy.engines.partwise import PartwiseSession
+from eomt_deploy.errors import ArtifactError
+from eomt_deploy.exporting import graph
 
 OUTPUTS = ["mask_logits", "class_logits"]
 
@@ -33,3 +36,19 @@ def test_only_what_is_still_needed_is_kept(traced, monkeypatch):
     monkeypatch.setattr(session, "_load", lambda part: loaded.append(part) or real(part))
     session.run(OUTPUTS, {"images": tiny.photos(1)})
     assert loaded == session._parts
+
+
+def test_a_graph_that_is_not_large_is_kept(traced):
+    assert PartwiseSession(traced(), onnxruntime.SessionOptions())._kept is not None
+
+
+@pytest.mark.parametrize(("left", "word"), [(None, "missing"), (5000, "cut off")])
+def test_side_files_that_are_not_whole(lowered, tmp_path, left, word):
+    spec = tiny.spec(precision="fp16")
+    side, path = graph.save(lowered("fp16"), spec, tmp_path, "m.onnx", limit=1000)
+    if left is None:
+        side.unlink()
+    else:
+        side.write_bytes(side.read_bytes()[:left])
+    with pytest.raises(ArtifactError, match=word):
+        open_engine(path, backend="emulation")
