@@ -62,8 +62,7 @@ class CatalogEntry:
         return self.weights if "://" in self.weights else str(folder("export") / self.weights)
 
     def class_list(self) -> tuple[ClassInfo, ...]:
-        path = folder("export") / "classes" / f"{self.classes}.toml"
-        return make_classes(_read_toml(path).get("classes", []), str(path))
+        return class_lists()[self.classes]
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,13 @@ def folder(name: str) -> Path:
 def checkpoints() -> dict[str, CatalogEntry]:
     """All entries of ``export/``, by name."""
     return {path.stem: _checkpoint(path) for path in _entries("export")}
+
+
+@cache
+def class_lists() -> dict[str, tuple[ClassInfo, ...]]:
+    """The data sets' classes in ``export/classes/``, by name."""
+    files = sorted((folder("export") / "classes").glob("*.toml"))
+    return {f.stem: make_classes(_read_toml(f).get("classes", []), str(f)) for f in files}
 
 
 @cache

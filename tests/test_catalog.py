@@ -115,3 +115,15 @@ def test_coco_stuff_has_the_things_of_coco():
     assert len(classes) == 171
     assert [c.name for c in classes if c.thing] == [c.name for c in things]
     assert len({c.name for c in classes}) == 171
+
+
+def test_both_orders_of_ade20k():
+    lists = catalog.class_lists()
+    usual, things_first = lists["ade20k"], lists["ade20k_things_first"]
+    facts = [{(c.name, c.thing, c.color) for c in order} for order in (usual, things_first)]
+    assert facts[0] == facts[1]
+    assert [c.thing for c in things_first] == [True] * 100 + [False] * 50
+    assert [c.name for c in usual[:4]] == ["wall", "building", "sky", "floor"]
+    for thing in (True, False):  # the order inside each half is the usual one
+        names = [[c.name for c in order if c.thing == thing] for order in (usual, things_first)]
+        assert names[0] == names[1]

@@ -57,7 +57,8 @@ def export(
         str | None, typer.Option(help="semantic, instance or panoptic; the catalog may know.")
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help='JSON list of {"name": …, "thing": true}, in logit order.')
+        Path | None,
+        typer.Option(help='JSON list of {"name": …, "thing": true}, or coco_panoptic, ade20k, ….'),
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Network input: 640, or 480x640 (height x width).")

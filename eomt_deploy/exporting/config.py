@@ -29,7 +29,8 @@ class ExportConfig:
         checkpoint: file, Hugging Face folder, ``hf://owner/name`` or a catalog name.
         output: the ``.onnx`` file to write, or a ``.pt2`` that PyTorch's AOTInductor compiles.
         task: needed where the catalog does not tell.
-        classes: JSON class list; needed where neither catalog nor checkpoint tells.
+        classes: JSON class list, or the name of one in ``export/classes/``; needed where neither
+            catalog nor checkpoint tells.
         size: network input (H, W); None takes the trained size.
         native_size: trained (H, W), where the checkpoint cannot tell.
         name: catalog entry that the checkpoint belongs to.

@@ -194,7 +194,9 @@ def _classes(
 ) -> tuple[ClassInfo, ...]:
     count = checkpoint.architecture.num_classes
     if config.classes:
-        classes, origin = read_classes(config.classes), str(config.classes)
+        origin = str(config.classes)
+        known = {} if config.classes.exists() else catalog.class_lists()
+        classes = known[origin] if origin in known else read_classes(config.classes)
     elif checkpoint.class_names and checkpoint.things and task == checkpoint.task:
         # The file's own, which is surer than what the catalog says of it.
         pairs = zip(checkpoint.class_names, checkpoint.things, strict=True)
@@ -211,7 +213,8 @@ def _classes(
             f"The names of the {count} classes are unknown"
             + (", or which of them are things." if checkpoint.class_names else "."),
             fix='Pass --classes classes.json: [{"name": "road", "thing": false}, …] in the order '
-            "of the class logits, or --name with a catalog entry.",
+            f"of the class logits, the name of a list ({', '.join(catalog.class_lists())}), or "
+            "--name with a catalog entry.",
         )
     if len(classes) != count:
         raise UsageError(

@@ -129,6 +129,14 @@ def test_native_size_of_a_model_that_is_not_square(tmp_path):
         export(config(files, tmp_path / "m.onnx", native_size=(79, 64)))
 
 
+def test_classes_by_the_name_of_their_list(files, tmp_path):
+    named = config(files, tmp_path / "m.onnx", classes=Path("coco_panoptic"))
+    with pytest.raises(UsageError, match="coco_panoptic has 133 classes, the checkpoint has"):
+        export(named)
+    with pytest.raises(UsageError, match="cannot be read"):
+        export(replace(named, classes=Path("coco_panoptik")))
+
+
 def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
     monkeypatch.setattr(graph.save, "__kwdefaults__", {"limit": 1000})
     path = tmp_path / "m.onnx"
