@@ -118,7 +118,7 @@ def measure(
         else:
             named = precision
         location = find_source(config).location
-        reference = Segmenter(TorchEngine(Path(location), report.spec))
+        reference = Segmenter(TorchEngine(location, report.spec))
         if options.images:
             samples = unlabelled(find_images(options.images))[: options.limit]
         else:

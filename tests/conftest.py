@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import tiny
+import torch
 from PIL import Image
 
 from eomt_deploy.cli import main
@@ -28,6 +29,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the development data are not here ({SHARED})")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads only wait for each other on operators as small as those of tiny networks."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

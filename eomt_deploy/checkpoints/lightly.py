@@ -103,11 +103,15 @@ def rope_theta(periods: Tensor) -> float:
     import torch
 
     count = periods.numel()
-    # The last one, since the rounding of a small one would be raised to a high power.
-    theta = float(periods.flatten()[-1].double()) ** (count / max(count - 1, 1))
-    wanted = theta ** (torch.arange(count, dtype=torch.float64) / count)
-    rounding = 4 * torch.finfo(periods.dtype).eps
-    if count < 2 or not torch.allclose(periods.double(), wanted, rtol=max(rounding, 1e-5)):
+    found = periods.flatten().double()
+    fits = count > 1 and periods.is_floating_point() and bool((found > 0).all())
+    if fits:
+        # By the last one, since the rounding of a small one would be raised to a high power.
+        theta = float(found[-1]) ** (count / (count - 1))
+        wanted = theta ** (torch.arange(count, dtype=torch.float64) / count)
+        rounding = max(4 * torch.finfo(periods.dtype).eps, 1e-5)
+        fits = torch.allclose(found, wanted, rtol=rounding)
+    if not fits:
         raise CheckpointError(
             "The periods of the rotary embedding are not powers of one base, as DINOv3's are.",
             fix="Please report it with the name of the model.",

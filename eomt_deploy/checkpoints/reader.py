@@ -170,8 +170,8 @@ def _lightly(stored: files.WeightFiles) -> _Layout:
 
     def convert(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found = lightly.canonical(tensors)
-        for name, values in (("pixel_mean", facts.mean), ("pixel_std", facts.std)):
-            if "q.weight" in found:  # the part with everything that is in no block
+        if "q.weight" in found:  # the part with everything that is in no block
+            for name, values in (("pixel_mean", facts.mean), ("pixel_std", facts.std)):
                 found[name] = torch.tensor(values).reshape(1, 3, 1, 1)
         return found
 

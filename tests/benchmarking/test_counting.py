@@ -23,13 +23,7 @@ UNEXPLAINED = {("table1", "step 1"): 741}
 """GMACs by our count where the paper's own rows contradict each other; see table1.toml."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads only wait for each other on operators as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @cache

@@ -210,7 +210,17 @@ def test_base_of_the_rotation(dtype, count):
     assert lightly.rope_theta((100.0 ** (torch.arange(count) / count)).to(dtype)) == 100
 
 
-@pytest.mark.parametrize("periods", [torch.linspace(1, 40, 16), torch.ones(1), torch.tensor(3.0)])
+@pytest.mark.parametrize(
+    "periods",
+    [
+        torch.linspace(1, 40, 16),
+        torch.ones(1),
+        torch.tensor(3.0),
+        torch.arange(1, 9),
+        -torch.ones(4),
+        torch.full((4,), float("nan")),
+    ],
+)
 def test_other_rotations_are_refused(periods):
     with pytest.raises(CheckpointError, match="one base"):
         lightly.rope_theta(periods)

@@ -23,13 +23,7 @@ DIFFERENT_LAYOUT = {"large-eva02": 24 * 1024 - 1024}
 """Zeros that stand for the keys' missing biases, and the class token's position."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads only wait for each other on operators as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(step: int = 5) -> nn.Module:

@@ -18,13 +18,7 @@ from eomt_deploy.network.masked import MaskedEoMT, attend
 SIZE = (64, 96)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads only wait for each other on operators as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_step(step: int, **options) -> nn.Module:
