@@ -7,11 +7,13 @@ RUN := $(VENV)/.run
 READY := $(VENV)/.ready
 DEMO := demo
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check setup wheels clean
 
 setup: $(READY)
 
-$(RUN): pyproject.toml constraints.txt
+NATIVE := hatch_build.py $(wildcard eomt_deploy/processing/native/*.[ch])
+
+$(RUN): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[cpu,export]'
 	@touch $@
@@ -35,5 +37,11 @@ check: $(READY)
 test: check
 	$(BIN)/python -m pytest
 
+# One wheel for each machine; Zig compiles for all of them here.
+wheels: $(READY)
+	for target in linux-x86_64 linux-aarch64 darwin-arm64 darwin-x86_64 windows-amd64; do \
+		EOMT_DEPLOY_TARGET=$$target $(BIN)/python -m build --wheel . || exit 1; done
+
 clean:
+	rm -f eomt_deploy/processing/native/pixels-*
 	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

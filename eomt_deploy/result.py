@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from eomt_deploy.spec import ClassInfo, Task
 if TYPE_CHECKING:
     import supervision
 
+Box = tuple[int, int, int, int]
+"""(x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for nothing."""
 Rle = dict[str, Any]
 """COCO's compressed run-length encoding: ``{"size": [H, W], "counts": bytes}``."""
 
@@ -37,6 +41,53 @@ def encode_mask(mask: npt.NDArray[np.bool_]) -> Rle:
     return rle
 
 
+def decode_mask(rle: Rle) -> npt.NDArray[np.bool_]:
+    """COCO RLE to boolean [H, W]."""
+    return np.asarray(coco_mask.decode(rle), dtype=bool)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMask:
+    """A mask inside its box, eight pixels to a byte.
+
+    Attributes:
+        size: (H, W) of the image.
+        box: where the mask is on.
+        area: pixels.
+        bits: uint8 [y1 - y0, ceil((x1 - x0) / 8)], as numpy.packbits makes them by row.
+    """
+
+    size: tuple[int, int]
+    box: Box
+    area: int
+    bits: npt.NDArray[np.uint8]
+
+    @classmethod
+    def empty(cls, size: tuple[int, int]) -> PackedMask:
+        return cls(size, (0, 0, 0, 0), 0, np.zeros((0, 0), np.uint8))
+
+    @classmethod
+    def from_mask(cls, mask: npt.NDArray[np.bool_]) -> PackedMask:
+        """Pack a boolean mask [H, W]."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        size = mask.shape[0], mask.shape[1]
+        if len(rows) == 0:
+            return cls.empty(size)
+        x0, x1 = int(columns[0]), int(columns[-1]) + 1
+        y0, y1 = int(rows[0]), int(rows[-1]) + 1
+        inner = mask[y0:y1, x0:x1]
+        area = int(np.count_nonzero(inner))
+        return cls(size, (x0, y0, x1, y1), area, np.packbits(inner, axis=1))
+
+    def unpack(self) -> npt.NDArray[np.bool_]:
+        """Boolean [H, W]."""
+        mask = np.zeros(self.size, bool)
+        if self.area:
+            x0, y0, x1, y1 = self.box
+            mask[y0:y1, x0:x1] = np.unpackbits(self.bits, axis=1, count=x1 - x0)
+        return mask
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
     """One segment of a panoptic or instance result.
@@ -49,7 +100,6 @@ class Segment:
         score: 0 to 1.
         area: pixels.
         box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
-        rle: the mask as COCO RLE.
     """
 
     id: int
@@ -58,26 +108,62 @@ class Segment:
     thing: bool
     score: float
     area: int
-    box: tuple[int, int, int, int]
-    rle: Rle
+    box: Box
+    pixels: Callable[[], npt.NDArray[np.bool_]] = field(repr=False)
 
     @classmethod
     def from_rle(cls, segment_id: int, info: ClassInfo, score: float, rle: Rle) -> Segment:
         x, y, width, height = (int(v) for v in coco_mask.to_bbox(rle))
         area = int(coco_mask.area(rle))
         box = (x, y, x + width, y + height)
-        return cls(segment_id, info.id, info.name, info.thing, score, area, box, rle)
+        return cls._of(segment_id, info, score, area, box, partial(decode_mask, rle))
 
     @classmethod
     def from_mask(
-        cls, segment_id: int, info: ClassInfo, score: float, mask: npt.NDArray[np.bool_]
+        cls,
+        segment_id: int,
+        info: ClassInfo,
+        score: float,
+        mask: npt.NDArray[np.bool_] | PackedMask,
     ) -> Segment:
-        return cls.from_rle(segment_id, info, score, encode_mask(mask))
+        packed = mask if isinstance(mask, PackedMask) else PackedMask.from_mask(mask)
+        return cls._of(segment_id, info, score, packed.area, packed.box, packed.unpack)
+
+    @classmethod
+    def from_map(
+        cls,
+        segment_id: int,
+        info: ClassInfo,
+        score: float,
+        segment_map: npt.NDArray[np.int32],
+        area: int,
+        box: Box,
+    ) -> Segment:
+        """The pixels of ``segment_map`` [H, W] that are ``segment_id``; the map is not copied."""
+        pixels = partial(np.equal, segment_map, segment_id)
+        return cls._of(segment_id, info, score, area, box, pixels)
+
+    @classmethod
+    def _of(
+        cls,
+        segment_id: int,
+        info: ClassInfo,
+        score: float,
+        area: int,
+        box: Box,
+        pixels: Callable[[], npt.NDArray[np.bool_]],
+    ) -> Segment:
+        return cls(segment_id, info.id, info.name, info.thing, score, area, box, pixels)
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Boolean [H, W] at image size, decoded on each call."""
-        return np.asarray(coco_mask.decode(self.rle), dtype=bool)
+        """Boolean [H, W] at image size, unpacked on each call."""
+        return self.pixels()
+
+    @cached_property
+    def rle(self) -> Rle:
+        """The mask as COCO RLE, encoded on the first call: it costs more than finding the mask."""
+        return encode_mask(self.mask)
 
 
 @dataclass(frozen=True, eq=False)

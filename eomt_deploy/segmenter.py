@@ -36,7 +36,7 @@ class Segmenter:
         engine: path of an artifact that eomt-deploy wrote, or an open :class:`Engine`.
         backend: run-time by name; None chooses by suffix and by what is installed.
         device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
-        threads: CPU threads; None leaves it to the run-time.
+        threads: CPU threads of the network and of the post-processing; None leaves it to them.
 
     Raises:
         ArtifactError: no such file, damaged, or not written by eomt-deploy.
@@ -64,7 +64,7 @@ class Segmenter:
         if isinstance(engine, str | Path):
             engine = open_engine(engine, backend=backend, device=device, threads=threads)
         self.engine: Engine = engine
-        self.processor = Processor(engine.spec)
+        self.processor = Processor(engine.spec, threads=threads)
         # Not isinstance: it would ask a thread's stream, and so start an execution context.
         on_device = hasattr(engine, "run_device")
         self._on_device = OnDevice(cast("DeviceEngine", engine)) if on_device else None

@@ -14,24 +14,12 @@ from eomt_deploy.engines.cuda.device import Device
 from eomt_deploy.engines.cuda.kernels import CHUNK, Kernels
 from eomt_deploy.engines.cuda.scratch import Scratch
 from eomt_deploy.processing.geometry import Geometry, Size
-from eomt_deploy.processing.instance import (
-    Measured,
-    instance_result,
-    mask_quality,
-    rank_queries,
-    score_instances,
-)
-from eomt_deploy.processing.panoptic import (
-    VOID,
-    Painted,
-    choose_queries,
-    make_segments,
-    panoptic_result,
-)
+from eomt_deploy.processing.instance import Measured, instance_result, rank_queries
+from eomt_deploy.processing.panoptic import Painted, choose_queries, nothing, panoptic_result
 from eomt_deploy.processing.resize import Float
-from eomt_deploy.processing.semantic import class_probabilities, merged_size
+from eomt_deploy.processing.semantic import class_probabilities
 from eomt_deploy.processing.tables import bands, logit_table, photo_table, shrinks_down_first
-from eomt_deploy.result import Segmentation
+from eomt_deploy.result import PackedMask, Segmentation
 from eomt_deploy.spec import ModelSpec, Thresholds
 
 SCORE_BYTES = 64 << 20
@@ -129,7 +117,7 @@ def panoptic(
     chosen = choose_queries(class_logits[0], thresholds.score)
     count = len(chosen.queries)
     if count == 0:
-        return panoptic_result(np.full(size, VOID, np.int32), [], spec.classes)
+        return nothing(size, spec.classes)
     queries = bench.scratch.upload("queries", chosen.queries.astype(np.int32))
     scores = bench.scratch.upload("scores", chosen.scores)
     owners = bench.scratch.array("labels", size, np.int16)
@@ -143,10 +131,8 @@ def panoptic(
     owner = bench.scratch.fetch("labels", owners)
     counts = bench.scratch.fetch("areas", areas)
     bench.device.synchronize(bench.stream)
-    painted = Painted(owner, *counts.astype(np.int64))
-    stuff = frozenset(c.id for c in spec.classes if not c.thing)
-    segment_map, found = make_segments(chosen, painted, stuff, thresholds.overlap)
-    return panoptic_result(segment_map, found, spec.classes)
+    painted = Painted(owner, counts.astype(np.int64))
+    return panoptic_result(chosen, painted, spec.classes, thresholds.overlap)
 
 
 def instance(
@@ -162,7 +148,7 @@ def instance(
     candidates = rank_queries(class_logits[0], thresholds.score)
     chosen = list(dict.fromkeys(candidate.query for candidate in candidates))
     if not chosen:
-        return instance_result([], size, spec.classes)
+        return instance_result([], {}, thresholds.score, size, spec.classes)
     pixels = size[0] * size[1]
     octets = -(-pixels // 8)
     queries = bench.scratch.upload("queries", np.array(chosen, np.int32))
@@ -179,11 +165,10 @@ def instance(
     bench.device.synchronize(bench.stream)
     found = np.unpackbits(packed, axis=1, count=pixels).view(bool).reshape(-1, *size)
     measured = {
-        query: Measured(mask, mask_quality(inside * SUM_UNIT, area))
-        for query, mask, area, inside in zip(chosen, found, *counts.tolist(), strict=True)
+        query: Measured.of(PackedMask.from_mask(mask), inside * SUM_UNIT)
+        for query, mask, inside in zip(chosen, found, counts[1].tolist(), strict=True)
     }
-    instances = score_instances(candidates, measured, thresholds.score)
-    return instance_result(instances, size, spec.classes)
+    return instance_result(candidates, measured, thresholds.score, size, spec.classes)
 
 
 def semantic(
@@ -195,7 +180,7 @@ def semantic(
 ) -> Segmentation:
     """Semantic result from class logits [N, Q, C+1] and mask logits [N, Q, h, w] on the GPU."""
     size = geometry.image_size
-    merged = merged_size(geometry)
+    merged = geometry.merged_size
     classes = len(spec.classes)
     windows, queries, _ = class_logits.shape
     chunks = -(-classes // CHUNK)

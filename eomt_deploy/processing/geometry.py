@@ -38,6 +38,11 @@ class Geometry:
         """Network inputs that this image makes."""
         return max(1, len(self.windows))
 
+    @property
+    def merged_size(self) -> Size:
+        """All windows together; one network input where there are none."""
+        return self.scaled_size if len(self.windows) > 1 else self.input_size
+
 
 def plan(image_size: Size, input_size: Size, rule: ResizeRule) -> Geometry:
     """The official geometry of an image.

@@ -1,33 +1,24 @@
 """Instance segmentation: the official top 100 over queries and classes.
 
 Three steps, of which only the middle one looks at pixels: :func:`rank_queries`,
-:func:`measure_mask` (on a GPU its kernel), :func:`score_instances`.
+:func:`measure_masks` (on a GPU its kernel), :func:`instance_result`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.processing.geometry import Size
-from eomt_deploy.processing.resize import Float, sigmoid, softmax
-from eomt_deploy.result import Segment, Segmentation
+from eomt_deploy.processing import pixels
+from eomt_deploy.processing.geometry import Geometry, Size
+from eomt_deploy.processing.resize import Float, softmax
+from eomt_deploy.result import PackedMask, Segment, Segmentation
 from eomt_deploy.spec import ClassInfo
 
 TOP_K = 100
-
-
-@dataclass(frozen=True)
-class Instance:
-    """``mask`` is bool [H, W]; instances may overlap, and share a mask between classes."""
-
-    query: int
-    class_id: int
-    score: float
-    mask: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -41,28 +32,40 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """A mask, bool [H, W], and the mean mask probability inside it (0 for an empty one)."""
+    """A mask, and the mean mask probability inside it (0 for an empty one)."""
 
-    mask: npt.NDArray[np.bool_]
+    mask: PackedMask
     quality: float
 
+    @classmethod
+    def of(cls, mask: PackedMask, inside: float) -> Measured:
+        """``inside``: the sum of the mask probabilities inside the mask."""
+        return cls(mask, inside / (mask.area + 1e-6))
 
-def find_instances(
-    class_logits: Float, mask_at: Callable[[int], Float], score_threshold: float
-) -> list[Instance]:
-    """Instances of one image, best first.
+
+def segment_instances(
+    class_logits: Float,
+    mask_logits: npt.NDArray[np.floating],
+    geometry: Geometry,
+    classes: tuple[ClassInfo, ...],
+    score_threshold: float,
+    threads: int | None = None,
+) -> Segmentation:
+    """The instances of one image, best first.
 
     Args:
         class_logits: [Q, C+1].
-        mask_at: mask logits [H, W] of a query at image size, called once per query.
-        score_threshold: least final score; 0 keeps all 100, as the evaluation needs.
-
-    The final score is the class score times the mean mask probability inside the mask.
+        mask_logits: [Q, h, w].
+        geometry: where the masks stand.
+        classes: all classes of the model.
+        score_threshold: least final score, which is the class score times the mean mask
+            probability inside the mask; 0 keeps all 100, as the evaluation needs.
+        threads: CPU threads; None takes all.
     """
     candidates = rank_queries(class_logits, score_threshold)
     queries = dict.fromkeys(candidate.query for candidate in candidates)
-    measured = {query: measure_mask(mask_at(query)) for query in queries}
-    return score_instances(candidates, measured, score_threshold)
+    measured = measure_masks(mask_logits, queries, geometry, threads)
+    return instance_result(candidates, measured, score_threshold, geometry.image_size, classes)
 
 
 def rank_queries(class_logits: Float, score_threshold: float) -> list[Candidate]:
@@ -78,47 +81,46 @@ def rank_queries(class_logits: Float, score_threshold: float) -> list[Candidate]
     ]
 
 
-def measure_mask(logits: Float) -> Measured:
-    """The mask of mask logits [H, W], and how sure it is."""
-    mask = logits > 0
-    inside = float(sigmoid(logits[mask]).sum(dtype=np.float64))
-    return Measured(mask, mask_quality(inside, int(mask.sum())))
+def measure_masks(
+    mask_logits: npt.NDArray[np.floating],
+    queries: Iterable[int],
+    geometry: Geometry,
+    threads: int | None = None,
+) -> dict[int, Measured]:
+    """The masks of some queries [Q, h, w] at image size, by query."""
+    way = pixels.way_to_image(mask_logits.shape[-2:], geometry)
 
+    def measure(query: int) -> tuple[int, Measured]:
+        mask = np.asarray(mask_logits[query], np.float32)
+        return query, Measured.of(*pixels.measure_mask(mask, way))
 
-def mask_quality(inside: float, area: int) -> float:
-    """Mean mask probability from its sum inside the mask and the mask's pixels."""
-    return inside / (area + 1e-6)
-
-
-def score_instances(
-    candidates: list[Candidate], measured: Mapping[int, Measured], score_threshold: float
-) -> list[Instance]:
-    """Final scores of candidates, best first, those below the threshold left out.
-
-    Args:
-        candidates: from :func:`rank_queries`.
-        measured: the mask of each candidate's query.
-        score_threshold: least final score.
-    """
-    instances = []
-    for candidate in candidates:
-        found = measured[candidate.query]
-        score = candidate.score * found.quality
-        if score >= score_threshold:
-            instances.append(Instance(candidate.query, candidate.class_id, score, found.mask))
-    return sorted(instances, key=lambda instance: -instance.score)
+    return dict(pixels.in_threads(measure, list(queries), threads))
 
 
 def instance_result(
-    instances: list[Instance], size: Size, classes: tuple[ClassInfo, ...]
+    candidates: list[Candidate],
+    measured: Mapping[int, Measured],
+    score_threshold: float,
+    size: Size,
+    classes: tuple[ClassInfo, ...],
 ) -> Segmentation:
-    """What :func:`find_instances` returns, as a result for an image of ``size`` (H, W)."""
+    """Candidates with their final scores, best first, those below the threshold left out.
+
+    Args:
+        candidates: from :func:`rank_queries`.
+        measured: the mask of each candidate's query; classes of one query share it.
+        score_threshold: least final score.
+        size: (H, W) of the image.
+        classes: all classes of the model.
+    """
+    found = [(c.score * measured[c.query].quality, c) for c in candidates]
+    kept = sorted((f for f in found if f[0] >= score_threshold), key=lambda f: -f[0])
     return Segmentation(
         task="instance",
         size=size,
         classes=classes,
         segments=tuple(
-            Segment.from_mask(index, classes[instance.class_id], instance.score, instance.mask)
-            for index, instance in enumerate(instances)
+            Segment.from_mask(index, classes[c.class_id], score, measured[c.query].mask)
+            for index, (score, c) in enumerate(kept)
         ),
     )

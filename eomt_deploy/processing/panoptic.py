@@ -1,26 +1,24 @@
 """Panoptic segmentation: every pixel at most one segment, by the official merging rule.
 
-Three steps, of which only the middle one looks at pixels: :func:`choose_queries`,
-:func:`paint_queries` (on a GPU its kernel), :func:`make_segments`.
+:func:`choose_queries` looks at classes, :func:`join_queries` at areas; only what is between them
+and after them looks at pixels (on a GPU its kernels).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.processing.geometry import Size
-from eomt_deploy.processing.resize import Float, sigmoid, softmax
+from eomt_deploy.processing import pixels
+from eomt_deploy.processing.geometry import Geometry, Size
+from eomt_deploy.processing.resize import Float, softmax
 from eomt_deploy.result import Segment, Segmentation
 from eomt_deploy.spec import ClassInfo, Thresholds
 
 VOID = -1
-Counts = npt.NDArray[np.integer]
-Found = list[tuple[int, float]]
-"""Class id and score of each segment, by segment id."""
 
 
 @dataclass(frozen=True)
@@ -37,42 +35,51 @@ class Painted:
     """Which chosen query owns each pixel, and how many pixels they have.
 
     Attributes:
-        owner: int [H, W], index into the chosen queries; -1 where there is none, or where
+        owner: int16 [H, W], index into the chosen queries; -1 where there is none, or where
             the owner's own mask is off.
-        mask_areas: [K] pixels of each mask.
-        won: [K] pixels that each query won, also where its own mask is off.
-        seen: [K] pixels that each query won inside its own mask.
+        areas: int [3, K]: pixels of each mask; that each query won, also where its own mask is
+            off; and that it won inside its own mask.
     """
 
-    owner: npt.NDArray[np.integer]
-    mask_areas: Counts
-    won: Counts
-    seen: Counts
+    owner: npt.NDArray[np.int16]
+    areas: npt.NDArray[np.int64]
 
 
-def merge_segments(
+@dataclass(frozen=True)
+class Found:
+    """A segment before its pixels are gathered."""
+
+    class_id: int
+    score: float
+    area: int
+
+
+def segment_panoptic(
     class_logits: Float,
-    mask_at: Callable[[int], Float],
-    size: Size,
-    stuff: Container[int],
+    mask_logits: npt.NDArray[np.floating],
+    geometry: Geometry,
+    classes: tuple[ClassInfo, ...],
     thresholds: Thresholds,
-) -> tuple[npt.NDArray[np.int32], Found]:
-    """Segments of one image.
+    threads: int | None = None,
+) -> Segmentation:
+    """The segments of one image.
 
     Args:
         class_logits: [Q, C+1].
-        mask_at: mask logits [H, W] of a query at image size, called once per kept query.
-        size: image size (H, W).
-        stuff: class ids of which there is at most one segment.
+        mask_logits: [Q, h, w].
+        geometry: where the masks stand.
+        classes: stuff becomes at most one segment of each class.
         thresholds: all three apply.
-
-    Returns:
-        segment map int32 [H, W] (-1 where there is none) and, for each segment id, the
-        class id and the score of the query that made it.
+        threads: CPU threads; None takes all.
     """
     chosen = choose_queries(class_logits, thresholds.score)
-    painted = paint_queries(chosen, mask_at, size, thresholds.mask)
-    return make_segments(chosen, painted, stuff, thresholds.overlap)
+    if len(chosen.queries) == 0:
+        return nothing(geometry.image_size, classes)
+    way = pixels.way_to_image(mask_logits.shape[-2:], geometry)
+    masks = np.asarray(mask_logits[chosen.queries], np.float32)
+    owner, areas = pixels.paint_queries(masks, way, chosen.scores, thresholds.mask, threads)
+    painted = Painted(owner, areas)
+    return panoptic_result(chosen, painted, classes, thresholds.overlap, threads)
 
 
 def choose_queries(class_logits: Float, score_threshold: float) -> Chosen:
@@ -85,68 +92,64 @@ def choose_queries(class_logits: Float, score_threshold: float) -> Chosen:
     return Chosen(kept, class_ids[kept], scores[kept])
 
 
-def paint_queries(
-    chosen: Chosen, mask_at: Callable[[int], Float], size: Size, mask_threshold: float
-) -> Painted:
-    """Give every pixel to the query with the highest class score x mask probability."""
-    count = len(chosen.queries)
-    owner = np.full(size, VOID, np.int32)
-    best = np.full(size, -np.inf, np.float32)
-    inside = np.zeros(size, bool)  # is the owner's own mask on here?
-    mask_areas = np.zeros(count, np.int64)
-    for index, query in enumerate(chosen.queries):
-        mask = sigmoid(mask_at(int(query)))
-        on = mask >= mask_threshold
-        mask_areas[index] = on.sum()
-        weighted = chosen.scores[index] * mask
-        wins = weighted > best  # strictly: the first query wins ties, as argmax does
-        np.copyto(owner, index, where=wins)
-        np.copyto(best, weighted, where=wins)
-        np.copyto(inside, on, where=wins)
-    won = np.bincount(owner.ravel() + 1, minlength=count + 1)[1:]
-    seen = np.bincount(owner[inside], minlength=count)
-    owner[~inside] = VOID
-    return Painted(owner, mask_areas, won, seen)
-
-
-def make_segments(
-    chosen: Chosen, painted: Painted, stuff: Container[int], overlap_threshold: float
-) -> tuple[npt.NDArray[np.int32], Found]:
-    """Keep the queries that won enough of their mask, and join those of one stuff class.
-
-    Returns:
-        as :func:`merge_segments`.
-    """
-    # The last entry is for pixels without owner, whose index is -1.
-    segment_of = np.full(len(chosen.queries) + 1, VOID, np.int32)
-    found: Found = []
-    stuff_segment: dict[int, int] = {}
-    for index, class_id in enumerate(chosen.class_ids.tolist()):
-        if painted.mask_areas[index] == 0 or painted.seen[index] == 0:
-            continue
-        # A query's share counts all that it won, also where its own mask is off.
-        if painted.won[index] / painted.mask_areas[index] < overlap_threshold:
-            continue
-        if class_id in stuff and class_id in stuff_segment:
-            segment_of[index] = stuff_segment[class_id]
-            continue
-        segment_of[index] = len(found)
-        stuff_segment[class_id] = len(found)
-        found.append((class_id, float(chosen.scores[index])))
-    return segment_of[painted.owner], found
-
-
 def panoptic_result(
-    segment_map: npt.NDArray[np.int32], found: Found, classes: tuple[ClassInfo, ...]
+    chosen: Chosen,
+    painted: Painted,
+    classes: tuple[ClassInfo, ...],
+    overlap_threshold: float,
+    threads: int | None = None,
 ) -> Segmentation:
-    """What :func:`merge_segments` returns, as a result."""
+    """Turn painted queries into segments."""
+    stuff = frozenset(c.id for c in classes if not c.thing)
+    segment_of, found = join_queries(chosen, painted.areas, stuff, overlap_threshold)
+    segment_map, boxes = pixels.label_segments(painted.owner, segment_of, threads)
     return Segmentation(
         task="panoptic",
         size=(segment_map.shape[0], segment_map.shape[1]),
         classes=classes,
         segment_map=segment_map,
         segments=tuple(
-            Segment.from_mask(segment_id, classes[class_id], score, segment_map == segment_id)
-            for segment_id, (class_id, score) in enumerate(found)
+            Segment.from_map(index, classes[s.class_id], s.score, segment_map, s.area, box)
+            for index, (s, box) in enumerate(zip(found, boxes, strict=True))
         ),
     )
+
+
+def nothing(size: Size, classes: tuple[ClassInfo, ...]) -> Segmentation:
+    """The result when no query is chosen."""
+    return Segmentation("panoptic", size, classes, segment_map=np.full(size, VOID, np.int32))
+
+
+def join_queries(
+    chosen: Chosen,
+    areas: npt.NDArray[np.int64],
+    stuff: Container[int],
+    overlap_threshold: float,
+) -> tuple[npt.NDArray[np.int32], list[Found]]:
+    """Keep the queries that won enough of their mask, and join those of one stuff class.
+
+    Returns:
+        int32 [K + 1], the segment of each chosen query, -1 for none and (last) for pixels
+        without owner; and the segments in order.
+    """
+    segment_of = np.full(len(chosen.queries) + 1, VOID, np.int32)
+    found: list[Found] = []
+    stuff_segment: dict[int, int] = {}
+    for index, (class_id, score) in enumerate(
+        zip(chosen.class_ids.tolist(), chosen.scores.tolist(), strict=True)
+    ):
+        mask_area, won, seen = areas[:, index].tolist()
+        if mask_area == 0 or seen == 0:
+            continue
+        # A query's share counts all that it won, also where its own mask is off.
+        if won / mask_area < overlap_threshold:
+            continue
+        if class_id in stuff and class_id in stuff_segment:
+            first = stuff_segment[class_id]
+            segment_of[index] = first
+            found[first] = Found(class_id, found[first].score, found[first].area + seen)
+            continue
+        segment_of[index] = len(found)
+        stuff_segment[class_id] = len(found)
+        found.append(Found(class_id, score, seen))
+    return segment_of, found

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from eomt_deploy.errors import UsageError
 from eomt_deploy.processing import geometry as geo
 from eomt_deploy.processing.geometry import Geometry
-from eomt_deploy.processing.instance import find_instances, instance_result
+from eomt_deploy.processing.instance import segment_instances
 from eomt_deploy.processing.outputs import check_outputs
-from eomt_deploy.processing.panoptic import merge_segments, panoptic_result
-from eomt_deploy.processing.resize import Float, resize_photo, unletterbox
-from eomt_deploy.processing.semantic import class_map
+from eomt_deploy.processing.panoptic import segment_panoptic
+from eomt_deploy.processing.resize import resize_photo
+from eomt_deploy.processing.semantic import segment_semantic
 from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ImageSource, load_image
 from eomt_deploy.spec import ModelSpec, Task, Thresholds
@@ -29,14 +29,18 @@ THRESHOLDS_OF: dict[Task, tuple[str, ...]] = {
 class Processor:
     """Images to network inputs, network outputs to a :class:`Segmentation`.
 
+    Args:
+        spec: the model's description.
+        threads: CPU threads of the post-processing; None takes all, up to 16.
+
     >>> processor = Processor(spec)  # doctest: +SKIP
     >>> images, geometry = processor.preprocess("street.jpg")  # doctest: +SKIP
     >>> result = processor.postprocess(*engine.run(images), geometry)  # doctest: +SKIP
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, *, threads: int | None = None) -> None:
         self.spec = spec
-        self._stuff = frozenset(c.id for c in spec.classes if not c.thing)
+        self.threads = threads
 
     def preprocess(self, image: ImageSource) -> tuple[npt.NDArray[np.uint8], Geometry]:
         """Resize (Pillow bilinear) and pad or window one image.
@@ -100,26 +104,17 @@ class Processor:
         thresholds: Thresholds,
     ) -> Segmentation:
         """As :meth:`postprocess`, with all thresholds at once; those of other tasks are unused."""
-        classes = np.asarray(class_logits, np.float32)
-        masks = np.asarray(mask_logits, np.float32)
-        check_outputs(self.spec, classes.shape, masks.shape, geometry)
+        logits = np.asarray(class_logits, np.float32)
+        masks = np.asarray(mask_logits)
+        check_outputs(self.spec, logits.shape, masks.shape, geometry)
+        classes = self.spec.classes
         if self.spec.task == "semantic":
-            return Segmentation(
-                task="semantic",
-                size=geometry.image_size,
-                classes=self.spec.classes,
-                class_map=class_map(classes, masks, geometry),
-            )
-
-        def mask_at(query: int) -> Float:
-            return unletterbox(masks[0, query], geometry)
-
-        size, known = geometry.image_size, self.spec.classes
+            return segment_semantic(logits, masks, geometry, classes, self.threads)
         if self.spec.task == "instance":
-            instances = find_instances(classes[0], mask_at, thresholds.score)
-            return instance_result(instances, size, known)
-        merged = merge_segments(classes[0], mask_at, size, self._stuff, thresholds)
-        return panoptic_result(*merged, known)
+            return segment_instances(
+                logits[0], masks[0], geometry, classes, thresholds.score, self.threads
+            )
+        return segment_panoptic(logits[0], masks[0], geometry, classes, thresholds, self.threads)
 
     def thresholds(
         self,

@@ -1,4 +1,4 @@
-"""Where resized pixels take their values from: small tables made on the host for GPU kernels.
+"""Where resized pixels take their values from: small tables made for the kernels.
 
 They hold all floating-point arithmetic of positions and weights, so that the kernels need none.
 """
@@ -15,13 +15,17 @@ import PIL
 from eomt_deploy.processing.geometry import Size
 
 Int32 = npt.NDArray[np.int32]
+Table = npt.NDArray[np.void]
 
 PILLOW = tuple(int(part) for part in PIL.__version__.split(".")[:2])
 PRECISION_BITS = 22
 """Fractional bits of Pillow's weights for 8-bit images."""
 
 TAP = np.dtype([("low", "i4"), ("high", "i4"), ("rest", "f4"), ("weight", "f4")])
-"""``value = values[low] * rest + values[high] * weight``; ``struct Tap`` of ``kernels.cu``."""
+"""``value = values[low] * rest + values[high] * weight``; ``struct Tap`` of the kernels."""
+
+SPAN = np.dtype([("first", "i4"), ("weights", "f4", 3)])
+"""``value = sum(values[first + i] * weights[i])``; ``struct Span`` of the kernels."""
 
 
 def photo_table(source: int, target: int) -> tuple[Int32, Int32]:
@@ -70,7 +74,7 @@ def shrinks_down_first(source: Size, target: Size) -> bool:
     return height - target_height > 2 * (width - target_width)
 
 
-def logit_table(source: int, target: int) -> npt.NDArray[np.void]:
+def logit_table(source: int, target: int) -> Table:
     """Bilinear taps along one side: half-pixel centres, no antialias.
 
     Positions in float64 and weights in float32 are what cv2 does on the CPU.
@@ -99,7 +103,7 @@ class Band:
     source_rows: int
 
 
-def bands(table: npt.NDArray[np.void], most_rows: int) -> Iterator[Band]:
+def bands(table: Table, most_rows: int) -> Iterator[Band]:
     """Cut the rows of a resized map so that each band needs at most ``most_rows`` (2 or more)."""
     start = 0
     while start < len(table):
@@ -107,3 +111,31 @@ def bands(table: npt.NDArray[np.void], most_rows: int) -> Iterator[Band]:
         end = int(np.searchsorted(table["high"], first + max(most_rows, 2)))
         yield Band(start, end, first, int(table["high"][end - 1]) - first + 1)
         start = end
+
+
+def composed_table(first: Table, second: Table, source: int) -> Table:
+    """Two resizings in a row along one side, as one.
+
+    Args:
+        first: :func:`logit_table` that enlarges from ``source`` values (or keeps their number),
+            so that two neighbours of its result rest on at most three of its source.
+        second: :func:`logit_table` from the first entries of ``first``.
+        source: values before, at least 3.
+
+    Returns:
+        [target] of :data:`SPAN`.
+    """
+    table = np.zeros(len(second), SPAN)
+    low = first["low"][second["low"]]
+    table["first"] = np.minimum(low, source - 3)
+    rows = np.arange(len(second))
+    weights = np.zeros((len(second), 3))
+    for side, outer in (("low", "rest"), ("high", "weight")):
+        between = first[second[side]]
+        for end, inner in (("low", "rest"), ("high", "weight")):
+            position = between[end] - table["first"]
+            share = second[outer].astype(np.float64) * between[inner]
+            used = share != 0  # the neighbour of the last pixel is itself, with weight 0
+            np.add.at(weights, (rows[used], position[used]), share[used])
+    table["weights"] = weights
+    return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import literal
 import numpy as np
 import pytest
 from cuda_place import Place, make_logits, make_spec
@@ -15,15 +16,13 @@ from hypothesis import strategies as st
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.processing import Processor, cuda_tasks
 from eomt_deploy.processing.geometry import Geometry, plan
-from eomt_deploy.processing.panoptic import choose_queries, paint_queries
-from eomt_deploy.processing.resize import resize_logits, sigmoid, unletterbox
-from eomt_deploy.processing.semantic import merge_windows, window_scores
+from eomt_deploy.processing.panoptic import choose_queries
 from eomt_deploy.spec import TASKS, Thresholds
 
 TIE = 2e-4
 """Probabilities this close may be ordered either way by rounding; scores, relative to the best.
 
-cv2 rounds the positions in small maps to float32, which moves a logit by up to 1e-3.
+torch rounds the positions in small maps to float32, which moves a logit by up to 1e-3.
 """
 NEAR = 1e-3
 """A logit this close to 0 may be in the mask or not."""
@@ -102,10 +101,6 @@ def test_images_that_are_none(place):
 # ---- network output to result ------------------------------------------------------------------
 
 
-def at_image(masks, geometry):
-    return [unletterbox(mask.astype(np.float32), geometry) for mask in masks]
-
-
 def check_panoptic(place, spec, classes, masks, geometry, thresholds):
     wanted = Processor(spec).postprocess_with(classes, masks, geometry, thresholds)
     found = place.postprocess(spec, classes, masks, geometry, thresholds)
@@ -113,18 +108,18 @@ def check_panoptic(place, spec, classes, masks, geometry, thresholds):
     if len(chosen.queries) == 0:
         assert (found.segment_map == -1).all()
         return
-    logits = at_image(masks[0][chosen.queries], geometry)
-    painted = paint_queries(chosen, lambda q: logits[chosen.queries.tolist().index(q)],
-                            geometry.image_size, thresholds.mask)  # fmt: skip
-    on = sigmoid(np.stack(logits))
+    logits = literal.at_image(masks[0], geometry)
+    stuff = {c.id for c in spec.classes if not c.thing}
+    _, _, areas = literal.panoptic(classes[0], logits, stuff, thresholds)
+    on = logits[chosen.queries].sigmoid().numpy()
     weighted = np.sort(chosen.scores[:, None, None] * on, axis=0)
     decided = (abs(on - thresholds.mask) > TIE).all(axis=0)
     if len(weighted) > 1:
         decided &= weighted[-1] - weighted[-2] > TIE * weighted[-1]
     assert decided.mean() > 0.5
     undecided = int((~decided).sum())
-    margin = abs(painted.won - thresholds.overlap * painted.mask_areas)
-    if undecided and min(margin.min(), painted.mask_areas.min(), painted.seen.min()) <= undecided:
+    margin = abs(areas[1] - thresholds.overlap * areas[0])
+    if undecided and min(margin.min(), areas[0].min(), areas[2].min()) <= undecided:
         return  # a pixel that rounding decides may make or break a segment
     assert [(s.id, s.class_id, s.score) for s in found.segments] == [
         (s.id, s.class_id, s.score) for s in wanted.segments
@@ -154,7 +149,7 @@ def test_panoptic(place, size, image, seed, dtype, thresholds):
 def check_instances(place, spec, classes, masks, geometry, thresholds):
     wanted = Processor(spec).postprocess_with(classes, masks, geometry, thresholds)
     found = place.postprocess(spec, classes, masks, geometry, thresholds)
-    logits = np.stack(at_image(masks[0], geometry))
+    logits = literal.at_image(masks[0], geometry).numpy()
     near = (abs(logits) < NEAR).sum(axis=(1, 2))
     areas = np.maximum((logits > 0).sum(axis=(1, 2)), 1)
     scores = np.array([s.score for s in wanted.segments])
@@ -181,12 +176,7 @@ def test_instances(place, size, image, seed, dtype, score):
 def check_semantic(place, spec, classes, masks, geometry):
     wanted = Processor(spec).postprocess(classes, masks, geometry).class_map
     found = place.postprocess(spec, classes, masks, geometry).class_map
-    windows = [
-        window_scores(c.astype(np.float32), m.astype(np.float32), geometry)
-        for c, m in zip(classes, masks, strict=True)
-    ]
-    merged = merge_windows(windows, geometry)
-    best = np.sort([resize_logits(score, geometry.image_size) for score in merged], axis=0)
+    best = np.sort(literal.class_scores(classes, masks, geometry).numpy(), axis=0)
     decided = best[-1] - best[-2] > TIE * best[-1]
     assert (found == wanted)[decided].all()
     assert decided.mean() > 0.5

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from eomt_deploy.classes import make_classes
 from eomt_deploy.processing import Processor
-from eomt_deploy.processing.panoptic import merge_segments
-from eomt_deploy.processing.resize import sigmoid, softmax
+from eomt_deploy.processing.geometry import Geometry
+from eomt_deploy.processing.panoptic import segment_panoptic
+from eomt_deploy.processing.resize import softmax
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec, Thresholds
 
 pytestmark = pytest.mark.shared_data
@@ -122,16 +124,24 @@ def test_panoptic_merging_of_made_up_cases(shared):
     for name in info["cases"]:
         masks, classes = cases[f"{name}/mask_logits"], cases[f"{name}/class_logits"]
         for score, overlap in info["thresholds"]:
-            segment_map, segments = merge_segments(
+            known = make_classes(
+                [{"name": str(i), "thing": i not in info["stuff_classes"]}
+                 for i in range(info["num_classes"])],
+                "postproc",
+            )  # fmt: skip
+            size = masks.shape[1:]
+            result = segment_panoptic(
                 classes,
-                masks.__getitem__,
-                masks.shape[1:],
-                set(info["stuff_classes"]),
+                masks,
+                Geometry(size, size, size),
+                known,
                 Thresholds(score, 0.5, overlap),
             )
-            class_of = np.array([c for c, _ in segments] + [info["num_classes"]])
+            segment_map = result.segment_map
+            class_of = np.array([s.class_id for s in result.segments] + [info["num_classes"]])
             # Scores that differ by one rounding decide these pixels on the official machine.
-            weighted = np.sort(softmax(classes).max(1)[:, None, None] * sigmoid(masks), axis=0)
+            on = torch.from_numpy(masks).sigmoid().numpy()
+            weighted = np.sort(softmax(classes).max(1)[:, None, None] * on, axis=0)
             decided = weighted[-1] - weighted[-2] > 1e-6 if len(masks) > 1 else True
             key = f"{name}/segment_{score}_{overlap}"
             differs = segment_map != cases[key]

@@ -1,0 +1,176 @@
+/* Which query owns each pixel: the highest class score x mask probability. */
+#include "pixels.h"
+
+enum { TILE_ROWS = 32, TILE_COLUMNS = 64, TILE_PIXELS = TILE_ROWS * TILE_COLUMNS };
+
+/* One query that has to be looked at in a tile. */
+typedef struct {
+    int query;
+    int rival; /* -1 where it can own a pixel here, else 0 */
+} Entry;
+
+typedef struct {
+    int y0, rows, x0, columns;
+    int top, bottom, left, right; /* the mask logits that it is interpolated from, inclusive */
+    int listed, rivals, partly;   /* entries; those that are rivals; those neither on nor off */
+    int32_t best[TILE_PIXELS];    /* bits of its value, which is never negative */
+    int32_t owner[TILE_PIXELS];
+    int32_t inside[TILE_PIXELS]; /* -1 where the owner's own mask is on, else 0 */
+} Tile;
+
+/* Interpolation stays between its sources, so that a query whose highest possible value is
+   below another's lowest cannot own a pixel of the tile; lists those that must be looked at. */
+static void list_queries(Tile *tile, const float *masks, int count, int64_t plane, int width,
+                         const float *scores, float threshold, float *bounds, Entry *entries,
+                         int64_t *mask_areas) {
+    float sure = -INFINITY;
+    for (int k = 0; k < count; k++) {
+        float low, high;
+        find_range(masks + k * plane, width, tile->top, tile->bottom, tile->left, tile->right,
+                   &low, &high);
+        bounds[2 * k] = sigmoid(low), bounds[2 * k + 1] = sigmoid(high);
+        const float value = scores[k] * bounds[2 * k];
+        sure = value > sure ? value : sure;
+    }
+    tile->listed = tile->rivals = tile->partly = 0;
+    for (int k = 0; k < count; k++) {
+        const int rival = scores[k] * bounds[2 * k + 1] * 1.000001f >= sure;
+        const int all_on = bounds[2 * k] >= threshold + 1e-6f;
+        const int partly = !all_on && bounds[2 * k + 1] >= threshold - 1e-6f;
+        tile->rivals += rival, tile->partly += partly;
+        if (rival || partly)
+            entries[tile->listed++] = (Entry){k, -rival};
+        else if (all_on)
+            mask_areas[k] += tile->rows * tile->columns;
+    }
+}
+
+/* Give the pixels of the tile to a query where it beats those before; how many it is on in. */
+static int32_t paint_query(Tile *tile, const float *stretched, const Span *down, Entry entry,
+                           float score, float threshold) {
+    int32_t area = 0;
+    for (int row = 0; row < tile->rows; row++) {
+        const Span *span = &down[tile->y0 + row];
+        int32_t *restrict best = tile->best + row * TILE_COLUMNS;
+        int32_t *restrict owner = tile->owner + row * TILE_COLUMNS;
+        int32_t *restrict inside = tile->inside + row * TILE_COLUMNS;
+        float logits[TILE_COLUMNS];
+        mix_rows(stretched + (span->first - tile->top) * TILE_COLUMNS, TILE_COLUMNS,
+                 span->weights, tile->columns, logits);
+        for (int x = 0; x < tile->columns; x++) {
+            const float probability = sigmoid(logits[x]);
+            const int32_t on = -(probability >= threshold);
+            area -= on;
+            const union {
+                float value;
+                int32_t bits;
+            } weighted = {score * probability};
+            /* Strictly: the first query wins ties, as argmax does. In whole numbers and without
+               conditions: compilers would write through masks, at three times the cost. */
+            const int32_t wins = -(weighted.bits > best[x]) & entry.rival;
+            best[x] ^= (best[x] ^ weighted.bits) & wins;
+            owner[x] ^= (owner[x] ^ entry.query) & wins;
+            inside[x] ^= (inside[x] ^ on) & wins;
+        }
+    }
+    return area;
+}
+
+static void count_pixels(const Tile *tile, int query, int64_t *won, int64_t *seen) {
+    int32_t mine = 0, mine_inside = 0;
+    for (int row = 0; row < tile->rows; row++)
+        for (int x = 0; x < tile->columns; x++) {
+            const int32_t own = -(tile->owner[row * TILE_COLUMNS + x] == query);
+            mine -= own;
+            mine_inside -= own & tile->inside[row * TILE_COLUMNS + x];
+        }
+    *won += mine;
+    *seen += mine_inside;
+}
+
+/* Rows [row_start, row_end) of the image.
+
+   masks [K, mask_height, mask_width] and scores [K] of the chosen queries; down and across
+   lead from a mask to the image. Written: owners int16 [height, width], -1 where the owner's
+   own mask is off. Added to: areas [3, K], the pixels that each mask has, that each query won,
+   and that it won inside its own mask. Returns 0, or -1 when there is no memory. */
+API int paint_panoptic(const float *masks, int count, int mask_height, int mask_width,
+                       const Span *down, const Span *across, int width, const float *scores,
+                       float threshold, int row_start, int row_end, int16_t *owners,
+                       int64_t *areas) {
+    const int64_t plane = (int64_t)mask_height * mask_width;
+    int64_t *mask_areas = areas, *won = areas + count, *seen = areas + 2 * count;
+    Tile *tile = malloc(sizeof(Tile));
+    Entry *entries = malloc(sizeof(Entry) * count);
+    float *bounds = malloc(sizeof(float) * 2 * count);
+    float *stretched = malloc(sizeof(float) * TILE_COLUMNS * mask_height);
+    const int ready = tile && entries && bounds && stretched;
+    for (int y0 = row_start; ready && y0 < row_end; y0 += TILE_ROWS)
+        for (int x0 = 0; x0 < width; x0 += TILE_COLUMNS) {
+            tile->y0 = y0, tile->rows = smaller(TILE_ROWS, row_end - y0);
+            tile->x0 = x0, tile->columns = smaller(TILE_COLUMNS, width - x0);
+            tile->top = down[y0].first, tile->bottom = down[y0 + tile->rows - 1].first + 2;
+            tile->left = across[x0].first, tile->right = across[x0 + tile->columns - 1].first + 2;
+            list_queries(tile, masks, count, plane, mask_width, scores, threshold, bounds,
+                         entries, mask_areas);
+            int16_t *out = owners + (int64_t)y0 * width + x0;
+            if (tile->rivals == 1 && tile->partly == 0) {
+                const int k = entries[0].query, on = bounds[2 * k] >= threshold;
+                const int pixels = tile->rows * tile->columns;
+                won[k] += pixels;
+                if (on) mask_areas[k] += pixels, seen[k] += pixels;
+                for (int row = 0; row < tile->rows; row++)
+                    for (int x = 0; x < tile->columns; x++)
+                        out[(int64_t)row * width + x] = on ? k : -1;
+                continue;
+            }
+            for (int i = 0; i < TILE_PIXELS; i++)
+                tile->best[i] = tile->owner[i] = -1, tile->inside[i] = 0;
+            for (int i = 0; i < tile->listed; i++) {
+                const int k = entries[i].query;
+                stretch_rows(masks + k * plane, mask_width, tile->top, tile->bottom, across, x0,
+                             tile->columns, stretched, TILE_COLUMNS);
+                mask_areas[k] +=
+                    paint_query(tile, stretched, down, entries[i], scores[k], threshold);
+            }
+            for (int i = 0; i < tile->listed; i++)
+                if (entries[i].rival)
+                    count_pixels(tile, entries[i].query, &won[entries[i].query],
+                                 &seen[entries[i].query]);
+            for (int row = 0; row < tile->rows; row++)
+                for (int x = 0; x < tile->columns; x++) {
+                    const int i = row * TILE_COLUMNS + x;
+                    out[(int64_t)row * width + x] = tile->owner[i] | ~tile->inside[i];
+                }
+        }
+    free(tile), free(entries), free(bounds), free(stretched);
+    return ready ? 0 : -1;
+}
+
+/* Rows [row_start, row_end): the segment of each pixel, and the box of each segment.
+
+   segment_of [K + 1], its last entry for pixels without owner. Written: segments int32
+   [height, width]. Widened: boxes int32 [S, 4], (x0, y0, x1, y1), x1 and y1 exclusive. */
+API void label_segments(const int16_t *owners, int width, const int32_t *segment_of, int count,
+                        int row_start, int row_end, int32_t *segments, int32_t *boxes) {
+    for (int y = row_start; y < row_end; y++) {
+        const int16_t *owner = owners + (int64_t)y * width;
+        int32_t *segment = segments + (int64_t)y * width;
+        for (int start = 0, end; start < width; start = end) {
+            /* Runs are long: they are looked through a block at a time. */
+            const int16_t value = owner[start];
+            for (end = start + 1; end + 32 <= width; end += 32) {
+                int32_t differs = 0;
+                for (int i = 0; i < 32; i++) differs |= owner[end + i] ^ value;
+                if (differs) break;
+            }
+            while (end < width && owner[end] == value) end++;
+            const int32_t id = segment_of[value < 0 ? count : value];
+            for (int x = start; x < end; x++) segment[x] = id;
+            if (id < 0) continue;
+            int32_t *box = boxes + 4 * id;
+            box[0] = smaller(box[0], start), box[1] = smaller(box[1], y);
+            box[2] = larger(box[2], end), box[3] = larger(box[3], y + 1);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+"""The work on single pixels: calls into the compiled kernels of ``native/``.
+
+The rows of an image are shared among threads; ctypes lets go of the interpreter meanwhile.
+Why C: the kernels leave out what cannot matter, tile by tile, which neither OpenCV's whole-image
+operations nor an ONNX graph can do; numba needs 8 s for its first call and a half for its import.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import platform
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.devices import usable_cores
+from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.processing.geometry import Geometry, Size
+from eomt_deploy.processing.tables import Table, composed_table, logit_table
+from eomt_deploy.result import Box, PackedMask
+
+Float = npt.NDArray[np.float32]
+
+FOLDER = Path(__file__).parent / "native"
+SUFFIX = {"Windows": ".dll", "Darwin": ".dylib"}.get(platform.system(), ".so")
+AVX2, FMA3 = 11, 12
+"""OpenCV's numbers of what a CPU can do."""
+
+TILE_ROWS = 32
+"""Of ``panoptic.c``; bands of whole tiles waste nothing."""
+TILE_SIDE = 16
+"""Side of a tile of ``semantic.c`` in pixels of the merged windows."""
+LANES = 16
+"""Queries that ``semantic.c`` treats at once."""
+BANDS_PER_THREAD = 4
+"""Bands are unlike: some are all sky."""
+MOST_THREADS = 16
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernels, in the variant for this CPU.
+
+    Raises:
+        MissingDependencyError: they were not compiled, or for another kind of machine.
+    """
+    fast = cv2.checkHardwareSupport(AVX2) and cv2.checkHardwareSupport(FMA3)
+    path = FOLDER / f"pixels-{'avx2' if fast else 'base'}{SUFFIX}"
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise MissingDependencyError(
+            f"The compiled part of eomt-deploy cannot be loaded: {error}.",
+            fix="Install eomt-deploy again; in a clone: pip install -e .",
+        ) from error
+
+
+@dataclass(frozen=True)
+class Way:
+    """From mask logits to the image: a :func:`composed_table` down, and one across."""
+
+    down: Table
+    across: Table
+
+
+@lru_cache(maxsize=64)
+def way_to_image(mask_size: Size, geometry: Geometry) -> Way:
+    """Like the reference: to the network's input, then without padding to the image."""
+    down, across = (
+        composed_table(
+            logit_table(mask, inside), logit_table(scaled, image), max(mask, 3)
+        )
+        for mask, inside, scaled, image in zip(
+            mask_size, geometry.input_size, geometry.scaled_size, geometry.image_size, strict=True
+        )
+    )  # fmt: skip
+    return Way(down, across)
+
+
+def paint_queries(
+    masks: Float, way: Way, scores: Float, mask_threshold: float, threads: int | None = None
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
+    """Give every pixel to the query with the highest class score x mask probability.
+
+    Args:
+        masks: mask logits [K, h, w].
+        way: to the image.
+        scores: class scores [K].
+        mask_threshold: least mask probability of a pixel that is on.
+        threads: CPU threads; None takes all, as everywhere here.
+
+    Returns:
+        owner int16 [H, W], index into the masks, -1 where the owner's own mask is off, and
+        areas int64 [3, K]: pixels of each mask, that each query won, and won inside its mask.
+    """
+    masks = readable(masks)
+    count, height, width = masks.shape
+    size = len(way.down), len(way.across)
+    owners = np.empty(size, np.int16)
+
+    def paint(start: int, end: int) -> npt.NDArray[np.int64]:
+        areas = np.zeros((3, count), np.int64)
+        failed = library().paint_panoptic(
+            pointer(masks), count, height, width, pointer(way.down), pointer(way.across), size[1],
+            pointer(scores), ctypes.c_float(mask_threshold), start, end, pointer(owners),
+            pointer(areas),
+        )  # fmt: skip
+        check_memory(failed)
+        return areas
+
+    return owners, np.sum(in_bands(paint, size[0], TILE_ROWS, threads), axis=0)
+
+
+def label_segments(
+    owners: npt.NDArray[np.int16], segment_of: npt.NDArray[np.int32], threads: int | None = None
+) -> tuple[npt.NDArray[np.int32], list[Box]]:
+    """The segment of each pixel, and the box of each segment.
+
+    Args:
+        owners: int16 [H, W], index of a query or -1.
+        segment_of: int32 [K + 1], segment of each query or -1; the last entry is for owner -1.
+        threads: see :func:`paint_queries`.
+
+    Returns:
+        segment ids int32 [H, W], and (x0, y0, x1, y1) of each segment, ends exclusive.
+    """
+    owners = np.ascontiguousarray(owners)
+    count = int(segment_of.max(initial=-1)) + 1
+    segments = np.empty(owners.shape, np.int32)
+
+    def label(start: int, end: int) -> npt.NDArray[np.int32]:
+        boxes = np.tile(np.array([*owners.shape[::-1], 0, 0], np.int32), (count, 1))
+        library().label_segments(
+            pointer(owners), owners.shape[1], pointer(segment_of), len(segment_of) - 1,
+            start, end, pointer(segments), pointer(boxes),
+        )  # fmt: skip
+        return boxes
+
+    found = np.stack(in_bands(label, len(owners), TILE_ROWS, threads))
+    boxes = np.concatenate([found[:, :, :2].min(axis=0), found[:, :, 2:].max(axis=0)], axis=1)
+    return segments, [tuple(box) for box in boxes.tolist()]
+
+
+class Measure(ctypes.Structure):
+    """``struct Measure`` of ``instance.c``."""
+
+    _fields_ = (
+        ("area", ctypes.c_int64),
+        ("inside", ctypes.c_double),
+        ("box", ctypes.c_int32 * 4),
+    )
+
+
+def measure_mask(mask: Float, way: Way) -> tuple[PackedMask, float]:
+    """The mask of mask logits [h, w] at image size, and the sum of its mask probabilities."""
+    size = len(way.down), len(way.across)
+    on = mask > 0
+    rows, columns = np.flatnonzero(on.any(axis=1)), np.flatnonzero(on.any(axis=0))
+    if len(rows) == 0:
+        return PackedMask.empty(size), 0.0
+    mask = readable(mask)
+    y0, y1 = _reach(way.down, int(rows[0]), int(rows[-1]))
+    x0, x1 = _reach(way.across, int(columns[0]), int(columns[-1]))
+    found = np.empty((y1 - y0, x1 - x0), np.uint8)
+    measure = Measure()
+    failed = library().measure_instance(
+        pointer(mask), *mask.shape, pointer(way.down), pointer(way.across), y0, y1, x0, x1,
+        pointer(found), ctypes.byref(measure),
+    )  # fmt: skip
+    check_memory(failed)
+    if measure.area == 0:  # on in the padding alone, or between the image's pixels
+        return PackedMask.empty(size), 0.0
+    left, top, right, bottom = measure.box
+    inner = found[top - y0 : bottom - y0, left - x0 : right - x0]
+    bits = np.packbits(inner, axis=1)
+    return PackedMask(size, (left, top, right, bottom), measure.area, bits), measure.inside
+
+
+def _reach(table: Table, first: int, last: int) -> tuple[int, int]:
+    """Image rows or columns [start, end) that take values from ``first`` to ``last``."""
+    start = np.searchsorted(table["first"], first - 2)
+    return int(start), int(np.searchsorted(table["first"], last, side="right"))
+
+
+class Job(ctypes.Structure):
+    """``struct Job`` of ``semantic.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (
+            "masks", "probabilities", "starts", "stretches", "input_down", "input_across",
+            "image_down", "image_across", "labels",
+        )),
+        *((name, ctypes.c_int32) for name in (
+            "windows", "queries", "lanes", "classes", "mask_height", "mask_width",
+            "axis", "window_length", "stretch_count", "width", "tile_rows", "tile_columns",
+            "strip_rows",
+        )),
+    )  # fmt: skip
+
+
+def classify_pixels(
+    probabilities: Float, masks: Float, geometry: Geometry, threads: int | None = None
+) -> npt.NDArray[np.int32]:
+    """The class with the highest mean over the windows of class x mask probability.
+
+    Args:
+        probabilities: [N, Q, C], "no object" left out.
+        masks: mask logits [N, Q, h, w].
+        geometry: where the N windows stand.
+        threads: see :func:`paint_queries`.
+
+    Returns:
+        class ids int32 [H, W] at image size.
+    """
+    windows, queries, height, width = masks.shape
+    classes = probabilities.shape[-1]
+    merged, size = geometry.merged_size, geometry.image_size
+    spans = geometry.windows if windows > 1 else ((0, merged[geometry.axis]),)
+    padded = np.zeros((windows, classes, -(-queries // LANES) * LANES), np.float32)
+    padded[..., :queries] = probabilities.transpose(0, 2, 1)
+    labels = np.empty(size, np.int32)
+    arrays = [
+        np.ascontiguousarray(masks, dtype=np.float32),
+        padded,
+        np.array([start for start, _ in spans], np.int32),
+        stretches(spans),
+        logit_table(height, geometry.input_size[0]),
+        logit_table(width, geometry.input_size[1]),
+        logit_table(merged[0], size[0]),
+        logit_table(merged[1], size[1]),
+        labels,
+    ]
+    tile_rows, tile_columns = (
+        max(1, TILE_SIDE * image // inside) for image, inside in zip(size, merged, strict=True)
+    )
+    strip_rows = min(height, (TILE_SIDE + 2) * height // geometry.input_size[0] + 3)
+    job = Job(
+        *(pointer(array) for array in arrays), windows, queries, padded.shape[-1], classes,
+        height, width, geometry.axis, spans[0][1] - spans[0][0], len(arrays[3]), size[1],
+        tile_rows, tile_columns, strip_rows,
+    )  # fmt: skip
+
+    def classify(start: int, end: int) -> None:
+        check_memory(library().classify_pixels(ctypes.byref(job), start, end))
+
+    in_bands(classify, size[0], tile_rows, threads)
+    return labels
+
+
+def stretches(spans: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int32]:
+    """Where the same windows overlap: (start, end, first window, number of windows) each."""
+    edges = sorted({edge for span in spans for edge in span})
+    found = []
+    for start, end in itertools.pairwise(edges):
+        here = [i for i, (first, last) in enumerate(spans) if first <= start and end <= last]
+        found.append((start, end, here[0], len(here)))
+    return np.array(found, np.int32)
+
+
+def in_bands(
+    work: Callable[[int, int], Any], length: int, step: int, threads: int | None
+) -> list[Any]:
+    """``work`` on bands [start, end) of ``length`` rows, whole steps each; what it returned."""
+    threads = min(threads or usable_cores(), MOST_THREADS)
+    steps = -(-length // step)
+    band = max(1, -(-steps // (threads * BANDS_PER_THREAD))) * step
+    bands = [(start, min(start + band, length)) for start in range(0, length, band)]
+    return in_threads(lambda ends: work(*ends), bands, threads)
+
+
+def in_threads(work: Callable[[Any], Any], items: list[Any], threads: int | None) -> list[Any]:
+    """``work`` on each item, in threads that end with the call: nothing is left for a fork."""
+    threads = min(threads or usable_cores(), MOST_THREADS, len(items))
+    if threads <= 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, items))
+
+
+def readable(masks: Float) -> Float:
+    """Mask logits [..., h, w] as the kernels read them: in a row, three values a side at least."""
+    missing = [(0, 0)] * (masks.ndim - 2) + [(0, max(0, 3 - side)) for side in masks.shape[-2:]]
+    if any(end for _, end in missing):
+        masks = np.pad(masks, missing, mode="edge")
+    return np.ascontiguousarray(masks, dtype=np.float32)
+
+
+def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def check_memory(failed: int) -> None:
+    if failed:
+        raise MemoryError("There is no memory left for the post-processing.")

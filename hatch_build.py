@@ -1,0 +1,68 @@
+"""Compiles the kernels of ``eomt_deploy/processing/native`` when the package is built.
+
+The compiler is Zig's (the PyPI package ziglang): the same one everywhere, nothing to install, and
+it compiles for any machine. ``EOMT_DEPLOY_TARGET`` names another machine than this one.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NATIVE = Path("eomt_deploy/processing/native")
+# Fused multiply-adds change no result by more than rounding; nothing here asks for errno or traps.
+FLAGS = ["-O3", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+         "-fvisibility=hidden", "-s", "-Wall", "-Wextra", "-Werror"]  # fmt: skip
+
+X86 = {"base": "x86_64_v2", "avx2": "x86_64_v3"}
+ARM = {"base": None}
+# Of each machine: Zig's name, the wheel's platform, the suffix of a library, CPU by variant.
+TARGETS: dict[str, tuple[str, str, str, dict[str, str | None]]] = {
+    "linux-x86_64": ("x86_64-linux-gnu.2.17", "manylinux_2_17_x86_64", ".so", X86),
+    "linux-aarch64": ("aarch64-linux-gnu.2.17", "manylinux_2_17_aarch64", ".so", ARM),
+    "darwin-arm64": ("aarch64-macos.11.0", "macosx_11_0_arm64", ".dylib", ARM),
+    "darwin-x86_64": ("x86_64-macos.11.0", "macosx_11_0_x86_64", ".dylib", X86),
+    "windows-amd64": ("x86_64-windows-gnu", "win_amd64", ".dll", X86),
+}
+
+
+def this_machine() -> str:
+    return f"{platform.system()}-{platform.machine()}".lower()
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the compiled libraries to a wheel; an editable install gets them beside the sources."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name != "wheel":
+            return
+        name = os.environ.get("EOMT_DEPLOY_TARGET") or this_machine()
+        if name not in TARGETS:
+            known = ", ".join(TARGETS)
+            raise RuntimeError(f"eomt-deploy cannot be compiled for {name}, only for {known}.")
+        triple, tag, suffix, variants = TARGETS[name]
+        for variant, cpu in variants.items():
+            library = NATIVE / f"pixels-{variant}{suffix}"
+            compile_library(Path(self.root), library, triple, cpu)
+            build_data["artifacts"].append(f"/{library.as_posix()}")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{tag}"
+
+
+def compile_library(root: Path, library: Path, triple: str, cpu: str | None) -> None:
+    sources = sorted(str(path) for path in (root / NATIVE).glob("*.c"))
+    where = ["-target", triple, *(["-mcpu=" + cpu] if cpu else [])]
+    position = [] if "windows" in triple else ["-fPIC"]
+    command = [sys.executable, "-m", "ziglang", "cc", *where, *FLAGS, *position, *sources]
+    with tempfile.TemporaryDirectory() as folder:  # a .dll comes with a .lib that nobody needs
+        made = Path(folder) / library.name
+        subprocess.run([*command, "-o", str(made)], check=True)
+        shutil.copyfile(made, root / library)
