@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.engines import Engine, open_engine
 from eomt_deploy.engines.base import DeviceEngine, Outputs
-from eomt_deploy.errors import UsageError
+from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.overlap import overlap
 from eomt_deploy.processing import Geometry, Processor
 from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ColorOrder, ImageSource, RgbImage, load_image
@@ -25,8 +26,14 @@ if TYPE_CHECKING:
     from eomt_deploy.processing.cuda import CudaProcessor
 
 Logits = npt.NDArray[Any]
+LogitsAt = tuple[Logits, Logits, Geometry]
+"""Of one image: class logits [N, Q, C+1], mask logits [N, Q, h, w], and where they stand."""
+Inputs = tuple[npt.NDArray[np.uint8], Geometry]
+"""Of one image: what the network sees, uint8 [N, H, W, 3], and where it stands."""
 MAX_INPUTS = 8
-"""Network inputs of one engine call."""
+"""Network inputs of one engine call, and images of one group."""
+AHEAD = 2
+"""Images that are read before the network is free for them."""
 
 
 class Segmenter:
@@ -67,7 +74,7 @@ class Segmenter:
         self.processor = Processor(engine.spec, threads=threads)
         # Not isinstance: it would ask a thread's stream, and so start an execution context.
         on_device = hasattr(engine, "run_device")
-        self._on_device = OnDevice(cast("DeviceEngine", engine)) if on_device else None
+        self.on_device = OnDevice(cast("DeviceEngine", engine)) if on_device else None
 
     @property
     def spec(self) -> ModelSpec:
@@ -94,16 +101,9 @@ class Segmenter:
             ImageError: the image cannot be read.
             UsageError: a threshold that the task does not have.
         """
-        pixels = load_image(image, color_order=color_order)
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        return self._segment(pixels, thresholds)
-
-    def _segment(self, pixels: RgbImage, thresholds: Thresholds) -> Segmentation:
-        if self._on_device:
-            result = self._on_device.segment(pixels, thresholds)
-        else:
-            result = self.processor.postprocess_with(*self.logits(pixels), thresholds)
-        return replace(result, image=pixels)
+        steps = Steps(self, color_order, thresholds)
+        return steps.finish(steps.run(steps.prepare([image])))[0]
 
     def logits(self, image: ImageSource) -> tuple[Logits, Logits, Geometry]:
         """What the network says of one image, ready for :meth:`Processor.postprocess`.
@@ -124,27 +124,41 @@ class Segmenter:
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
     ) -> list[Segmentation]:
-        """Segment several images together; arguments as in :meth:`predict`."""
-        if len(images) == 0:
-            return []
+        """Segment several images together; arguments as in :meth:`predict`.
+
+        The network sees up to 8 at once; others are read and finished meanwhile.
+        """
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        photos = [load_image(image, color_order=color_order) for image in images]
-        if self._on_device:
-            return [self._segment(photo, thresholds) for photo in photos]
-        prepared = [self.processor.preprocess(photo) for photo in photos]
-        class_logits, mask_logits = run_in_parts(
-            self.engine, np.concatenate([p[0] for p in prepared])
-        )
-        results = []
-        start = 0
-        for photo, (inputs, geometry) in zip(photos, prepared, strict=True):
-            own = slice(start, start + len(inputs))
-            start += len(inputs)
-            result = self.processor.postprocess_with(
-                class_logits[own], mask_logits[own], geometry, thresholds
-            )
-            results.append(replace(result, image=photo))
-        return results
+        steps = Steps(self, color_order, thresholds)
+        groups = [images[i : i + MAX_INPUTS] for i in range(0, len(images), MAX_INPUTS)]
+        found = overlap(groups, steps.prepare, steps.run, steps.finish, ahead=AHEAD)
+        return [result for group in found for result in group]
+
+    @overload
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        color_order: ColorOrder = "rgb",
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        ahead: int = AHEAD,
+        return_errors: Literal[False] = False,
+    ) -> Iterator[Segmentation]: ...
+
+    @overload
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        color_order: ColorOrder = "rgb",
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        ahead: int = AHEAD,
+        return_errors: Literal[True],
+    ) -> Iterator[Segmentation | ImageError]: ...
 
     def stream(
         self,
@@ -154,22 +168,40 @@ class Segmenter:
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
-    ) -> Iterator[Segmentation]:
-        """Segment images one after another, without keeping any; as :meth:`predict`."""
-        for image in images:
-            yield self.predict(
-                image,
-                color_order=color_order,
-                score_threshold=score_threshold,
-                mask_threshold=mask_threshold,
-                overlap_threshold=overlap_threshold,
-            )
+        ahead: int = AHEAD,
+        return_errors: bool = False,
+    ) -> Iterator[Segmentation | ImageError]:
+        """Segment images one after another, without keeping any; as :meth:`predict`.
+
+        While the network works on an image, the next ones are read and resized, and the one before
+        is finished, in threads of their own.
+
+        Args:
+            images: anything to iterate over. An array must stay as it is until its result is there.
+            color_order: as in :meth:`predict`, like the thresholds.
+            ahead: images that are taken early; 0 takes one only when the result before it is out,
+                for a camera, or a source that fills the same array again.
+            return_errors: give an :class:`ImageError` in the place of an image that cannot be
+                read, and go on; otherwise it is raised, after the results before it.
+
+        Raises:
+            ImageError: an image cannot be read.
+            UsageError: a threshold that the task does not have, or ``ahead`` below 0.
+        """
+        if ahead < 0:
+            raise UsageError(f"ahead {ahead} is no number of images.", fix="Use 0 or more.")
+        thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        steps = Steps(self, color_order, thresholds)
+        wrap = keep_errors if return_errors else _unchanged
+        three = [wrap(step) for step in (steps.prepare, steps.run, steps.finish)]
+        found: Iterator[Any] = overlap(([image] for image in images), *three, ahead=ahead)
+        return (item if isinstance(item, ImageError) else item[0] for item in found)
 
     def close(self) -> None:
         """Free the engine."""
         try:
-            if self._on_device:
-                self._on_device.close()
+            if self.on_device:
+                self.on_device.close()
         finally:
             self.engine.close()
 
@@ -183,6 +215,66 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The three steps of a prediction, each on a group of images that the network sees at once."""
+
+    segmenter: Segmenter
+    color_order: ColorOrder
+    thresholds: Thresholds
+
+    def prepare(self, group: Sequence[ImageSource]) -> tuple[list[RgbImage], list[Inputs]]:
+        """Read and resize; a GPU resizes by itself."""
+        photos = [load_image(image, color_order=self.color_order) for image in group]
+        if self.segmenter.on_device:
+            return photos, []
+        return photos, [self.segmenter.processor.preprocess(photo) for photo in photos]
+
+    def run(
+        self, ready: tuple[list[RgbImage], list[Inputs]]
+    ) -> tuple[list[RgbImage], list[LogitsAt | Segmentation]]:
+        """The network, or on a GPU all that is left."""
+        photos, inputs = ready
+        if self.segmenter.on_device:
+            segment = self.segmenter.on_device.segment
+            return photos, [segment(photo, self.thresholds) for photo in photos]
+        images = np.concatenate([images for images, _ in inputs])
+        classes, masks = run_in_parts(self.segmenter.engine, images)
+        ends = np.cumsum([len(images) for images, _ in inputs])[:-1]
+        parts = zip(np.split(classes, ends), np.split(masks, ends), inputs, strict=True)
+        return photos, [(own, masks, geometry) for own, masks, (_, geometry) in parts]
+
+    def finish(
+        self, done: tuple[list[RgbImage], list[LogitsAt | Segmentation]]
+    ) -> list[Segmentation]:
+        """Outputs to results."""
+        return [
+            replace(self._result(outputs), image=photo)
+            for photo, outputs in zip(*done, strict=True)
+        ]
+
+    def _result(self, outputs: LogitsAt | Segmentation) -> Segmentation:
+        if isinstance(outputs, Segmentation):
+            return outputs
+        return self.segmenter.processor.postprocess_with(*outputs, self.thresholds)
+
+
+def _unchanged(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return step
+
+
+def keep_errors(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A step that gives an image's error as its result, also one from the step before."""
+
+    def run(value: Any) -> Any:
+        try:
+            return value if isinstance(value, ImageError) else step(value)
+        except ImageError as error:
+            return error
+
+    return run
 
 
 class OnDevice:

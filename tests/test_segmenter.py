@@ -95,3 +95,40 @@ def test_batch_as_one_array(exported):
     images = np.zeros((2, 40, 50, 3), np.uint8)
     with Segmenter(exported("semantic")) as segmenter:
         assert len(segmenter.predict_batch(images)) == 2
+
+
+def test_a_stream_goes_on_after_an_unreadable_image(exported, photo, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    with Segmenter(exported("panoptic")) as segmenter:
+        for ahead in (0, 2):
+            found = list(segmenter.stream([photo, broken, photo], ahead=ahead, return_errors=True))
+            assert isinstance(found[1], ImageError)
+            assert same(found[0], found[2])
+        results = segmenter.stream([photo, broken, photo])
+        assert same(next(results), found[0])
+        with pytest.raises(ImageError, match="broken"):
+            next(results)
+
+
+def test_a_stream_checks_its_arguments_at_once(exported):
+    with Segmenter(exported("semantic")) as segmenter:
+        with pytest.raises(UsageError, match="no score threshold"):
+            segmenter.stream([], score_threshold=0.5)
+        with pytest.raises(UsageError, match="ahead -1"):
+            segmenter.stream([], ahead=-1)
+
+
+def test_a_camera_that_fills_the_same_array_again(exported, photo):
+    frames = [load_image(photo), np.ascontiguousarray(load_image(photo)[::-1])]
+    buffer = np.empty_like(frames[0])
+
+    def camera():
+        for frame in frames * 2:
+            buffer[:] = frame
+            yield buffer
+
+    with Segmenter(exported("semantic")) as segmenter:
+        wanted = [segmenter.predict(frame) for frame in frames * 2]
+        for result, want in zip(segmenter.stream(camera(), ahead=0), wanted, strict=True):
+            assert same(result, want)

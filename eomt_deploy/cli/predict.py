@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from eomt_deploy.spec import ModelSpec
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
 OTHER_SUFFIXES = (IMAGE_SUFFIXES | {".gif", ".csv", ".txt", ".pdf", ".mp4"}) - set(FILE_SUFFIXES)
-Predict = Callable[[Path], Segmentation]
+Predict = Callable[[Sequence[Path]], Iterator[Segmentation | ImageError]]
 RESULT_FOLDERS = ("overlay", "labels")
 
 
@@ -64,10 +64,11 @@ def predict(
         segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(f"{segmenter.engine.backend} on {segmenter.engine.device}", stderr)
         run = partial(
-            segmenter.predict,
+            segmenter.stream,
             score_threshold=score_threshold,
             mask_threshold=mask_threshold,
             overlap_threshold=overlap_threshold,
+            return_errors=True,
         )
         if as_file:
             _predict_file(run, paths, output)
@@ -92,7 +93,9 @@ def _predict_file(run: Predict, paths: Sequence[Path], output: Path) -> None:
             f"{len(paths)} photos do not fit into one file, {output}.", fix="Name a folder."
         )
     check_writable(output)
-    result = run(paths[0])
+    result = next(run(paths))
+    if isinstance(result, ImageError):
+        raise result
     result.save(output)
     say(f"wrote {output}: {result}")
 
@@ -104,11 +107,12 @@ def _predict_folder(
     check_writable(summary_file)
     entries: list[dict[str, Any]] = []
     with bar("predicting", len(paths)) as progress:
-        for index, (path, name) in enumerate(zip(paths, _output_names(paths), strict=True)):
-            try:
-                entries.append(_write(run(path), output, name, len(entries), path))
-            except ImageError as error:
-                say(f"error: {error}", stderr, "bold red")
+        found = zip(paths, _output_names(paths), run(paths), strict=True)
+        for index, (path, name, result) in enumerate(found):
+            if isinstance(result, ImageError):
+                say(f"error: {result}", stderr, "bold red")
+            else:
+                entries.append(_write(result, output, name, len(entries), path))
             progress(index + 1)
     summary = {
         "model": spec.name,
