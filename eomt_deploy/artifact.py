@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 from eomt_deploy.errors import ArtifactError
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
@@ -53,6 +54,25 @@ def parse_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
             fix="Export the checkpoint: eomt-deploy export CHECKPOINT -o model.onnx",
         )
     return ModelSpec.from_json(metadata[METADATA_KEY])
+
+
+def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
+    """What OpenVINO's .xml says of its model, and of the arithmetic that `build` chose.
+
+    Raises:
+        ArtifactError: no such file, damaged, or not made of an export of ours.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"There is no model at {path}.")
+    try:
+        info = ElementTree.parse(path).getroot().find("rt_info")
+    except ElementTree.ParseError as error:
+        raise ArtifactError(
+            f"{path} is no .xml of OpenVINO: {error}.", fix="Build it again: eomt-deploy build"
+        ) from error
+    entries = [*info.iterfind("framework/*"), *info.iterfind("eomt_deploy/*")] if info else []
+    values = {entry.tag: entry.get("value", "") for entry in entries}
+    return parse_spec(values, path), values.get("arithmetic")
 
 
 def check_contract(

@@ -44,6 +44,7 @@ class Segmenter:
         backend: run-time by name; None chooses by suffix and by what is installed.
         device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
         threads: CPU threads of the network and of the post-processing; None leaves it to them.
+        mode: ``"latency"`` or ``"throughput"``, see :func:`open_engine`.
 
     Raises:
         ArtifactError: no such file, damaged, or not written by eomt-deploy.
@@ -61,15 +62,16 @@ class Segmenter:
         backend: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        mode: str | None = None,
     ) -> None:
-        given = {"backend": backend, "device": device, "threads": threads}
+        given = {"backend": backend, "device": device, "threads": threads, "mode": mode}
         if not isinstance(engine, str | Path) and any(v is not None for v in given.values()):
             raise UsageError(
-                "backend, device and threads are for a path; this engine is open already.",
+                "backend, device, threads and mode are for a path; this engine is open already.",
                 fix="Pass them to open_engine().",
             )
         if isinstance(engine, str | Path):
-            engine = open_engine(engine, backend=backend, device=device, threads=threads)
+            engine = open_engine(engine, backend=backend, device=device, threads=threads, mode=mode)
         self.engine: Engine = engine
         self.processor = Processor(engine.spec, threads=threads)
         # Not isinstance: it would ask a thread's stream, and so start an execution context.

@@ -145,6 +145,11 @@ def _from_array(array: npt.NDArray[Any], color_order: ColorOrder) -> RgbImage:
     return array[:, :, ::-1] if color_order == "bgr" else array
 
 
+def built_in_photos() -> list[Path]:
+    """The photos that come with the package."""
+    return sorted((Path(__file__).parent / "assets").glob("*.jpg"))
+
+
 def find_images(sources: Iterable[str | Path]) -> list[Path]:
     """Image files that paths, folders (searched deeply) and globs stand for, sorted, once each.
 

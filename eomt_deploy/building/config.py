@@ -14,6 +14,9 @@ from eomt_deploy.sidecar import TARGETS, Target
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
 SUFFIX = ".engine"
+XML = ".xml"
+"""Of OpenVINO's models; the weights stand in the .bin beside."""
+ARITHMETICS = ("auto", "f32", "bf16", "f16")
 DEFAULT_BATCH = (1, 1, 8)
 """(least, optimal, largest) batch of a model whose batch is free."""
 MAX_LEVEL = 5
@@ -123,6 +126,36 @@ class BuildConfig:
                     why=f"{self.target}: {why}.",
                     fix=f"Leave {option} out, or choose the other target.",
                 )
+
+
+@dataclass(frozen=True)
+class OpenVinoConfig:
+    """One conversion.
+
+    Attributes:
+        onnx: model that `eomt-deploy export` wrote.
+        output: the ``.xml`` file to write; the weights go into the ``.bin`` beside it.
+        arithmetic: what the unquantised part computes in; ``auto`` takes BF16 for an FP32 or INT8
+            model when it is faster here and keeps 99.5% of the labels.
+        images: photo or folder to judge that on; None takes those of the package.
+    """
+
+    onnx: Path
+    output: Path
+    arithmetic: str = "auto"
+    images: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.output.suffix.lower() != XML:
+            raise UsageError(
+                f"{self.output} has the suffix {self.output.suffix or '(none)'}; OpenVINO's files "
+                f"end in {XML}.",
+                fix=f"Use -o {self.output.with_suffix(XML)}.",
+            )
+        if self.arithmetic not in ARITHMETICS:
+            raise UsageError(
+                f"--arithmetic {self.arithmetic} is unknown.", fix=f"Use {', '.join(ARITHMETICS)}."
+            )
 
 
 def parse_bytes(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ from eomt_deploy.benchmarking.environment import environment
 from eomt_deploy.building.config import SUFFIX
 from eomt_deploy.cli.console import print_json, stdout
 from eomt_deploy.devices import current_gpu
-from eomt_deploy.engines import BACKENDS, library
+from eomt_deploy.engines import BACKENDS, choose_backend, library
 from eomt_deploy.errors import MissingDependencyError
 from eomt_deploy.sidecar import TARGETS
 
@@ -66,7 +67,9 @@ def _engine_abilities() -> list[Ability]:
         elif profile.device == "cuda":
             result.append(_cuda_ability(name, gpus, backend.package))
         else:
-            result.append(Ability(name, True, profile.summary))
+            chosen = choose_backend(Path("model.onnx"), None) == profile.backend
+            detail = profile.summary + (", chosen by itself" if chosen else "")
+            result.append(Ability(name, True, detail))
     return result
 
 

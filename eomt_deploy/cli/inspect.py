@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from eomt_deploy.artifact import TensorInfo, parse_spec, read_artifact
-from eomt_deploy.building.config import SUFFIX
+from eomt_deploy.artifact import TensorInfo, parse_spec, read_artifact, read_xml
+from eomt_deploy.building.config import SUFFIX, XML
 from eomt_deploy.cli.console import print_json, stdout
 from eomt_deploy.engines.aotinductor import SUFFIX as PACKAGE
 from eomt_deploy.engines.aotinductor import read_metadata
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.engines.registry import choose_backend
+from eomt_deploy.errors import ArtifactError, MissingDependencyError
 from eomt_deploy.sidecar import check_plan, read_sidecar
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
@@ -31,6 +32,8 @@ def inspect(
         data, rows = _engine(artifact)
     elif artifact.suffix.lower() == PACKAGE:
         data, rows = _package(artifact)
+    elif artifact.suffix.lower() == XML:
+        data, rows = _openvino(artifact)
     else:
         data, rows = _onnx(artifact)
     if json:
@@ -55,9 +58,33 @@ def _onnx(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
         "graph": f"opset {facts.opset}, {sum(facts.operators.values())} operators: "
         + ", ".join(operators[:SHOWN_OPERATORS]) + (", …" if len(operators) > SHOWN_OPERATORS else ""),  # noqa: E501
         "file": f"{facts.bytes / 1e6:.1f} MB",
+        "runs here with": _backend(artifact),
         **_origin(facts.spec),
     }  # fmt: skip
-    return asdict(facts) | {"path": str(facts.path)}, rows
+    return asdict(facts) | {"path": str(facts.path), "backend": rows["runs here with"]}, rows
+
+
+def _backend(artifact: Path) -> str:
+    """The run-time that is chosen here, or what is missing."""
+    try:
+        return choose_backend(artifact, None)
+    except MissingDependencyError as error:
+        return f"nothing; {error.fix}"
+
+
+def _openvino(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What an .xml of OpenVINO says of itself, for JSON and as rows."""
+    spec, arithmetic = read_xml(artifact)
+    weights = artifact.with_suffix(".bin")
+    size = sum(file.stat().st_size for file in (artifact, weights) if file.is_file())
+    rows = _model(spec) | {
+        "computes in": arithmetic or "as the export says",
+        "file": f"{size / 1e6:.1f} MB with {weights.name}",
+        "runs here with": _backend(artifact),
+        **_origin(spec),
+    }
+    data = {"path": str(artifact), "spec": asdict(spec), "arithmetic": arithmetic, "bytes": size}
+    return data, rows
 
 
 def _engine(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -62,7 +62,7 @@ def predict(
     paths = _without_results(find_images(images), output)
     with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
         segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        say(f"{segmenter.engine.backend} on {segmenter.engine.device}", stderr)
+        say(segmenter.engine.where, stderr)
         run = partial(
             segmenter.stream,
             score_threshold=score_threshold,

@@ -45,6 +45,7 @@ class Engine(ABC):
         spec: the model's description, from inside the artifact.
         backend: name of the run-time.
         device: where it really runs, in words.
+        arithmetic: what it computes in, where that is not what the export says.
         path: the artifact, where there is one.
         splits: ``_run`` takes a batch of any size, also where the model's is fixed.
     """
@@ -52,6 +53,7 @@ class Engine(ABC):
     spec: ModelSpec
     backend: str
     device: str
+    arithmetic: str | None = None
     path: Path | None = None
     splits: bool = False
 
@@ -95,6 +97,12 @@ class Engine(ABC):
         full[: len(images)] = images
         class_logits, mask_logits = self._run(full)
         return class_logits[: len(images)], mask_logits[: len(images)]
+
+    @property
+    def where(self) -> str:
+        """Run-time, device and arithmetic, in words."""
+        computes = f", computing in {self.arithmetic}" if self.arithmetic else ""
+        return f"{self.backend} on {self.device}{computes}"
 
     @abstractmethod
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,28 @@ from eomt_deploy.errors import ArtifactError, DeviceError
 from eomt_deploy.files import cache_folder
 from eomt_deploy.spec import METADATA_KEY
 
+Arithmetic = Literal["f32", "bf16", "f16"]
 OUTPUT_NAMES = ("class_logits", "mask_logits")
-HINTS = {"fp16": ("FP16", "f16"), "bf16": ("BF16", "bf16")}
-"""What the chip must be capable of, and what OpenVINO calls it; all else is computed in FP32, with
-integer kernels where the graph is quantised. OpenVINO itself would lower FP32 graphs, too."""
+CAPABILITIES: dict[str, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+"""What OpenVINO says of a chip that computes in it."""
+ARITHMETIC: dict[str, Arithmetic] = {"fp16": "f16", "bf16": "bf16"}
+"""By the precision of the export; all else is computed in FP32, with integer kernels where the
+graph is quantised. OpenVINO itself would lower FP32 graphs, too."""
+ARITHMETIC_KEY = ["eomt_deploy", "arithmetic"]
+"""Where an .xml tells what `build` chose."""
 
 
 class OpenVinoEngine(Engine):
-    """Runs an ``.onnx`` file, or an ``.xml`` that OpenVINO made of one.
+    """Runs an ``.onnx`` file, or an ``.xml`` that `eomt-deploy build` made of one.
 
-    What was compiled is kept in the cache folder, so that the second start is quick. Threads may
-    share an engine.
+    The second start of a model is quick. Threads may share an engine.
+
+    Args:
+        path, device, threads: as in :func:`eomt_deploy.engines.open_engine`.
+        mode: ``latency``: one call has all cores. ``throughput``: calls from several threads, or
+            the images of one batch, run side by side on fewer cores each.
+        arithmetic: see below; None takes what ``build`` chose, else what the export says.
+        cache: keep what was compiled.
 
     Attributes:
         arithmetic: what the unquantised part is computed in: ``f32``, ``f16`` or ``bf16``.
@@ -36,24 +47,33 @@ class OpenVinoEngine(Engine):
     backend = "openvino"
     device = "cpu"
 
-    def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        mode: str = "latency",
+        arithmetic: Arithmetic | None = None,
+        cache: bool = True,
+    ) -> None:
         super().__init__()
         self.path = path
         core = openvino.Core()
-        with suppress(RuntimeError):  # without a place for the cache the start is slower
-            core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
+        if cache:
+            with suppress(RuntimeError):  # without a place for it the start is slower
+                core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
         try:
             model = core.read_model(path)
         except RuntimeError as error:
             raise _damaged(path, error) from error
-        self.spec = parse_spec(_metadata(model), path)
+        self.spec = parse_spec(read_metadata(model), path)
         tensors = {port.any_name: _described(port) for port in (*model.inputs, *model.outputs)}
         check_contract(self.spec, tensors, path)
-        capability, hint = HINTS.get(self.spec.precision, ("FP32", "f32"))
-        able = capability in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.arithmetic = hint if able else "f32"
+        wanted = arithmetic or built_arithmetic(model) or ARITHMETIC.get(self.spec.precision, "f32")
+        self.arithmetic = wanted if wanted in able(core) else "f32"
         settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": mode.upper(),
             "INFERENCE_PRECISION_HINT": self.arithmetic,
         }
         if threads is not None:
@@ -66,24 +86,42 @@ class OpenVinoEngine(Engine):
                 why=_first_line(error),
                 fix="Use --backend onnxruntime, or export in another precision.",
             ) from error
+        self._spreads = mode == "throughput" and self.spec.batch is None
         self._outputs = [self._compiled.output(name) for name in OUTPUT_NAMES]
         self._own = threading.local()  # a request serves one thread at a time
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        if not hasattr(self._own, "request"):
-            self._own.request = self._compiled.create_infer_request()
         try:
-            found = self._own.request.infer({"images": images}, share_inputs=True)
+            found = self._spread(images) if self._spreads else self._infer(images)
         except RuntimeError as error:
             raise DeviceError(
                 f"OpenVINO failed on a batch of {len(images)}.",
                 why=_first_line(error),
                 fix="Use smaller batches or images, or a machine with more memory.",
             ) from error
-        class_logits, mask_logits = (
-            found[output].astype(np.float32, copy=False) for output in self._outputs
-        )
+        class_logits, mask_logits = (array.astype(np.float32, copy=False) for array in found)
         return class_logits, mask_logits
+
+    def _infer(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+        if not hasattr(self._own, "request"):
+            self._own.request = self._compiled.create_infer_request()
+        found = self._own.request.infer({"images": images}, share_inputs=True)
+        return [found[output] for output in self._outputs]
+
+    def _spread(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+        """Every image as a request of its own, as many at once as the chip has room for."""
+        found: list[list[npt.NDArray[Any]]] = [[] for _ in images]
+
+        def keep(request: Any, index: int) -> None:
+            found[index] = [request.get_tensor(output).data.copy() for output in self._outputs]
+
+        if not hasattr(self._own, "queue"):
+            self._own.queue = openvino.AsyncInferQueue(self._compiled)
+        self._own.queue.set_callback(keep)
+        for index in range(len(images)):
+            self._own.queue.start_async({"images": images[index : index + 1]}, index)
+        self._own.queue.wait_all()
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def close(self) -> None:
         super().close()
@@ -91,10 +129,23 @@ class OpenVinoEngine(Engine):
         self._own = threading.local()
 
 
-def _metadata(model: Any) -> dict[str, str]:
+def able(core: Any) -> list[Arithmetic]:
+    """What this CPU computes in by itself."""
+    known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    names: tuple[Arithmetic, ...] = ("f32", "bf16", "f16")
+    return [name for name in names if CAPABILITIES[name] in known]
+
+
+def read_metadata(model: Any) -> dict[str, str]:
     """The ONNX file's metadata, which OpenVINO keeps, also in what it saves."""
     place = ["framework", METADATA_KEY]
     return {METADATA_KEY: model.get_rt_info(place).astype(str)} if model.has_rt_info(place) else {}
+
+
+def built_arithmetic(model: Any) -> Any:
+    """What `build` chose; None for a file that it did not write."""
+    place = ARITHMETIC_KEY
+    return model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
 
 
 def _described(port: Any) -> tuple[str, list[int | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+from eomt_deploy.devices import package_version
 from eomt_deploy.engines.base import Engine
 from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
 from eomt_deploy.sidecar import known_target, read_sidecar
@@ -17,7 +19,9 @@ from eomt_deploy.sidecar import known_target, read_sidecar
 class OpenEngine(Protocol):
     """How every engine is made."""
 
-    def __call__(self, path: Path, *, device: str | None, threads: int | None) -> Engine: ...
+    def __call__(
+        self, path: Path, *, device: str | None, threads: int | None, **options: str
+    ) -> Engine: ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Backend:
         devices: devices it can run on.
         install: command that adds it.
         automatic: files that it may be chosen for without being asked; None means all.
+        modes: what it can be set to be good at; empty where there is no choice.
     """
 
     target: str
@@ -39,6 +44,7 @@ class Backend:
     devices: tuple[str, ...]
     install: str
     automatic: tuple[str, ...] | None = None
+    modes: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
@@ -84,14 +90,13 @@ BACKENDS: Mapping[str, Backend] = {
         devices=("cpu", "cuda"),
         install="pip install 'eomt-deploy[export]'",
     ),
-    # For .onnx by name only: in FP32 it was no faster than ONNX Runtime where it was measured.
     "openvino": Backend(
         target="eomt_deploy.engines.openvino:OpenVinoEngine",
         package="openvino",
         suffixes=(".onnx", ".xml"),
         devices=("cpu",),
         install="pip install 'eomt-deploy[openvino]'",
-        automatic=(".xml",),
+        modes=("latency", "throughput"),
     ),
     # By name only: it judges what a GPU would compute, far more slowly.
     "emulation": Backend(
@@ -105,8 +110,20 @@ BACKENDS: Mapping[str, Backend] = {
 }
 
 
-def choose_backend(path: Path, backend: str | None) -> str:
-    """The run-time for a file: the one asked for, else the first installed that fits.
+def openvino_first(device: str | None) -> bool:
+    """Whether OpenVINO is the better choice for a graph: on x86, unless a GPU can be used.
+
+    In FP32 both are at the chip's limit; BF16 graphs and integer kernels it alone runs well there.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return device == "cpu" or (device is None and package_version("onnxruntime-gpu") is None)
+
+
+def choose_backend(path: Path, backend: str | None, device: str | None = None) -> str:
+    """The run-time for a file: the one asked for, else the best installed one that fits.
+
+    For an ``.onnx`` file on an x86 CPU that is OpenVINO, then ONNX Runtime.
 
     Raises:
         UsageError: unknown name, or it does not open such files.
@@ -128,6 +145,8 @@ def choose_backend(path: Path, backend: str | None) -> str:
         fitting = [backend]
     else:
         fitting = [name for name in fitting if BACKENDS[name].chosen_for(suffix)]
+        if openvino_first(device) and BACKENDS["openvino"].installed:
+            fitting.sort(key=lambda name: name != "openvino")
     if suffix == ".engine" and path.is_file():
         # Both libraries have this suffix; which of them built the file stands beside it.
         target = known_target(read_sidecar(path))
@@ -159,6 +178,7 @@ def open_engine(
     device: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
+    mode: str | None = None,
 ) -> Engine:
     """Open an exported model with the run-time that fits.
 
@@ -172,6 +192,8 @@ def open_engine(
         device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
         threads: CPU threads; None leaves it to the run-time.
         precision: what it must compute in; None takes any.
+        mode: ``"latency"`` (one call after another, each as fast as can be; the default) or
+            ``"throughput"`` (many calls at once, or large batches). OpenVINO only.
 
     Raises:
         ArtifactError: no such file, damaged, or without our description.
@@ -180,7 +202,7 @@ def open_engine(
         UsageError: unknown backend or device, or the model computes in another precision.
     """
     path = Path(path)
-    name = choose_backend(path, backend)
+    name = choose_backend(path, backend, device)
     if not path.is_file():
         raise ArtifactError(f"There is no model at {path}.")
     devices = BACKENDS[name].devices
@@ -188,9 +210,16 @@ def open_engine(
         raise UsageError(f"{name} has no device {device!r}.", fix=f"It has {', '.join(devices)}.")
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot run anything.", fix="Pass 1 or more.")
+    if mode is not None and mode not in BACKENDS[name].modes:
+        modes = " or ".join(BACKENDS[name].modes)
+        raise UsageError(
+            f"{name} has no mode {mode!r}.",
+            fix=f"Use {modes}." if modes else "Leave the mode out.",
+        )
     if precision is not None and path.suffix.lower() == ".engine":
         check_precision(read_sidecar(path).precision, precision)  # before the library is asked
-    engine = BACKENDS[name].load()(path, device=device, threads=threads)
+    options = {} if mode is None else {"mode": mode}
+    engine = BACKENDS[name].load()(path, device=device, threads=threads, **options)
     if precision is not None:
         try:
             check_precision(engine.spec.precision, precision)

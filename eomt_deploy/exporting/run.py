@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from eomt_deploy.checkpoints import read_checkpoint
-from eomt_deploy.engines import choose_backend, open_engine
+from eomt_deploy.engines import BACKENDS, choose_backend, open_engine
 from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.truth import Sample, unlabelled
 from eomt_deploy.exporting import describe, graph, pareto, precision, verify
@@ -22,7 +22,7 @@ from eomt_deploy.files import check_writable, staging_folder
 from eomt_deploy.network.build import build_network
 from eomt_deploy.network.folds import fold
 from eomt_deploy.processing import Processor
-from eomt_deploy.sources import find_images
+from eomt_deploy.sources import built_in_photos, find_images
 from eomt_deploy.spec import ModelSpec
 
 T = TypeVar("T")
@@ -64,9 +64,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     """
     check_writable(config.output)
     choose_backend(config.output, None)  # verification will need it: say so now
-    images = (
-        find_images([config.verify_images]) if config.verify_images else verify.default_images()
-    )
+    images = find_images([config.verify_images]) if config.verify_images else built_in_photos()
     photos = find_images([config.calibrate]) if config.calibrate else images
     progress("reading the checkpoint")
     source = describe.find_source(config)
@@ -129,7 +127,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         files = graph.save(made.model, made.spec, folder, config.output.name)
         # Real FP16 and BF16 arithmetic is on the GPU: here its roundings are made by hand, and
         # graphs that are larger than the memory run part by part.
-        backend = None if config.precision == "fp32" and not stream else "emulation"
+        backend = _verifier() if config.precision == "fp32" and not stream else "emulation"
         with open_engine(files[-1], backend=backend, device="cpu") as engine:
             result = verify.compare(engine, reference, images, progress)
         verify.check(result, made.spec.precision)
@@ -144,6 +142,11 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         islands=made.islands,
         verdict=made.verdict,
     )
+
+
+def _verifier() -> str | None:
+    """ONNX Runtime where it is installed: another one would keep what it compiled."""
+    return "onnxruntime" if BACKENDS["onnxruntime"].installed else None
 
 
 def split(

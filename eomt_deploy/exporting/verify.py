@@ -15,8 +15,6 @@ from eomt_deploy.errors import VerificationError
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.processing import Processor
 
-ASSETS = Path(__file__).parent.parent / "assets"
-
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -62,11 +60,6 @@ class Verification:
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
-
-
-def default_images() -> list[Path]:
-    """The photos that come with the package."""
-    return sorted(ASSETS.glob("*.jpg"))
 
 
 def compare(

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from eomt_deploy import Segmenter
-from eomt_deploy.engines import open_engine
+from eomt_deploy.engines import choose_backend, open_engine, registry
 from eomt_deploy.engines.emulation import EmulatedEngine
 from eomt_deploy.errors import ArtifactError, UsageError
 from eomt_deploy.exporting import graph
@@ -137,3 +137,39 @@ def test_a_cache_that_cannot_be_written_costs_only_time(saved, cache):
     cache.write_text("a file, not a folder")
     with open_engine(saved("fp32"), backend="openvino") as engine:
         assert np.isfinite(engine.run(tiny.photos(1))[0]).all()
+
+
+def test_it_is_chosen_on_x86_cpus(saved, monkeypatch):
+    path = saved("fp32")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert choose_backend(path, None) == "openvino"
+    assert choose_backend(path, None, "cpu") == "openvino"
+    assert choose_backend(path, None, "cuda") == "onnxruntime"
+    assert choose_backend(path, "onnxruntime") == "onnxruntime"
+    monkeypatch.setattr(registry, "package_version", lambda name: "1.30")  # onnxruntime-gpu is here
+    assert choose_backend(path, None) == "onnxruntime"
+    assert choose_backend(path, None, "cpu") == "openvino"
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert choose_backend(path, None, "cpu") == "onnxruntime"
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_throughput_gives_the_same(saved, batch):
+    path, images = saved("fp32", batch), tiny.photos(5)
+    with open_engine(path, backend="openvino") as engine:
+        wanted = engine.run(images)
+    with open_engine(path, backend="openvino", mode="throughput", threads=2) as engine:
+        assert str(engine._compiled.get_property("PERFORMANCE_HINT")).endswith("THROUGHPUT")
+        for _ in range(2):
+            for have, want in zip(engine.run(images), wanted, strict=True):
+                np.testing.assert_allclose(have, want, atol=1e-4)
+        with ThreadPoolExecutor(3) as pool:
+            for found in pool.map(engine.run, [images] * 6):
+                np.testing.assert_allclose(found[1], wanted[1], atol=1e-4)
+
+
+def test_modes_of_others(saved):
+    with pytest.raises(UsageError, match="onnxruntime has no mode 'throughput'"):
+        open_engine(saved("fp32"), backend="onnxruntime", mode="throughput")
+    with pytest.raises(UsageError, match=r"no mode 'fast'(.|\n)*latency or throughput"):
+        open_engine(saved("fp32"), backend="openvino", mode="fast")
