@@ -1,120 +1,63 @@
 """A whole prediction on the CPU against transformers: post-processing, network, photo to result.
 
-    python benchmarks/cpu_end_to_end.py [--sections post network photo stream] [--runs 3] [--json F]
+    python benchmarks/cpu_end_to_end.py [--sections post network photo stream] [--models s b]
+        [--runs 3] [--rounds 7] [--work build/cpu_end_to_end] [--json FILE] [--plot FILE.png]
 
-Needs the `dev` extra. All rows of a section run in turn, so that a ratio does not feel what else
-the machine does; a section that is too noisy is said to be INVALID and concludes nothing. Weights
-are random; outputs for the post-processing are made up: every pixel has one sure query.
+Needs the `dev` extra. All rows of a case run in turn, so that a ratio does not feel what else the
+machine does; what is too noisy is INVALID and concludes nothing. Weights are random, which times
+alike; so the post-processing gets made-up outputs, in which every pixel has one sure query. Models
+are made on the first run and kept in the work folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from transformers import EomtImageProcessorPil
+import transformers
+from cpu_cases import (
+    ALONE,
+    BASE,
+    MODELS,
+    OURS,
+    PEAK_OF,
+    PHOTO_SIZES,
+    QUERIES,
+    SHAPES,
+    STREAMED,
+    Theirs,
+    agreement,
+    console,
+    extra_memory,
+    kilobytes,
+    made_up_outputs,
+    show,
+    spec_of,
+    time_jobs,
+)  # fmt: skip
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
-from eomt_deploy import catalog
-from eomt_deploy.benchmarking.clock import Job, Rounds, measure
+from eomt_deploy import Segmenter
+from eomt_deploy.benchmarking import roofline
 from eomt_deploy.benchmarking.environment import environment
-from eomt_deploy.benchmarking.statistics import percentile, speedup, variation
-from eomt_deploy.benchmarking.verdict import Evidence, Verdict, judge
-from eomt_deploy.benchmarking.watch import Watch
-from eomt_deploy.processing import Geometry, Processor
-from eomt_deploy.result import Segmentation
-from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
-
-QUERIES, KEPT = 200, 20
-MODELS = {
-    "panoptic": "coco-panoptic-eomt-small-640",
-    "instance": "coco-instance-eomt-large-640",
-    "semantic": "ade20k-semantic-eomt-large-512",
-}
-BASE = "transformers"
-PHOTO_SIZES = {"1920x1080": (1080, 1920), "640x480": (480, 640)}
-UNSTABLE_CV = 0.5
-"""transformers' calls vary by a third with the memory that they ask for: what a ratio is worth is
-told by its interval, and this only leaves out what means nothing."""
-GOALS = {
-    "post: panoptic 1920x1080": ("eomt-deploy", 30),
-    "post: instance 1920x1080": ("eomt-deploy", 75),
-    "post: semantic 1920x1080": ("eomt-deploy", 30),
-}
-"""Of each case the row that matters, and how many times as fast as transformers it should be."""
-
-console = Console()
-
-
-def made_up_outputs(spec: ModelSpec, geometry: Geometry, seed: int = 0) -> tuple[Any, Any]:
-    """Outputs of a trained model for one photo: sure and unsure queries, with rough edges.
-
-    Returns:
-        class logits [N, 200, C+1] and mask logits [N, 200, h, w]: 20 queries share the photo out,
-        each the pixels nearest to a point of its own; the others are "no object".
-    """
-    rng = np.random.default_rng(seed)
-    stride = geometry.input_size[0] // spec.mask_size[0]
-    merged = geometry.scaled_size if geometry.windows else geometry.input_size
-    height, width = (side // stride + 1 for side in merged)
-    rows, columns = np.mgrid[:height, :width]
-    seen = [side / stride for side in geometry.scaled_size]  # not the padding
-    points = rng.uniform(0, 1, (KEPT, 2, 1, 1)) * np.array(seen)[:, None, None]
-    distance = np.hypot(rows - points[:, 0], columns - points[:, 1])
-    nearest, second = np.sort(distance, axis=0)[:2]
-    inside = np.where(distance == nearest, second - nearest, nearest - distance)
-    coarse = rng.normal(size=(QUERIES, 16, 16)).astype(np.float32)
-    smooth = [cv2.resize(c, (width, height), interpolation=cv2.INTER_CUBIC) for c in coarse]
-    masks = 3 * np.stack(smooth) - 6
-    kept = rng.choice(QUERIES, KEPT, replace=False)
-    masks[kept] = 1.2 * np.clip(inside, -14, 14)
-    masks = (masks + 0.5 * rng.normal(size=masks.shape)).astype(np.float32)
-    classes = rng.normal(size=(QUERIES, len(spec.classes) + 1)).astype(np.float32)
-    classes[:, -1] += 10
-    classes[kept, -1] = 0
-    classes[kept, rng.integers(len(spec.classes), size=KEPT)] = 12
-    windows = geometry.windows or ((0, merged[1]),)
-    crop_height, crop_width = spec.mask_size
-    crops = [masks[:, :crop_height, s // stride : s // stride + crop_width] for s, _ in windows]
-    return np.repeat(classes[None], len(windows), 0), np.stack(crops)
-
-
-class Theirs:
-    """transformers' own pre- and post-processing for a model of ours."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.task = spec.task
-        self._stuff = [c.id for c in spec.classes if not c.thing]
-        side = spec.image_size[0]
-        split = spec.task == "semantic"
-        size = {"shortest_edge": side, "longest_edge": None if split else side}
-        self.processor = EomtImageProcessorPil(do_split_image=split, do_pad=not split, size=size)
-
-    def postprocess(self, outputs: Any, size: tuple[int, int]) -> Any:
-        if self.task == "semantic":
-            return self.processor.post_process_semantic_segmentation(outputs, [size])[0]
-        if self.task == "instance":
-            return self.processor.post_process_instance_segmentation(outputs, [size], 0.5)[0]
-        return self.processor.post_process_panoptic_segmentation(
-            outputs, [size], stuff_classes=self._stuff
-        )[0]
-
-
-def spec_of(task: str) -> ModelSpec:
-    entry = catalog.find_checkpoint(MODELS[task])
-    return ModelSpec(
-        name=entry.name, task=task, image_size=entry.size, patch_size=16, num_queries=QUERIES,
-        num_blocks=3, num_upscale=2, classes=entry.class_list(), resize=RESIZE_RULES[task],
-        thresholds=TASK_THRESHOLDS[task], backbone=Backbone("dinov2", 384, 12, 6, "gelu", 4, 1),
-    )  # fmt: skip
+from eomt_deploy.building.config import OpenVinoConfig
+from eomt_deploy.building.openvino import build_openvino
+from eomt_deploy.engines.base import Engine
+from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.processing import Processor
+from eomt_deploy.sources import built_in_photos
 
 
 def post_jobs(task: str, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
@@ -139,110 +82,233 @@ def post_jobs(task: str, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
         with torch.inference_mode():
             return theirs.postprocess(outputs, size)
 
-    return {BASE: his, "eomt-deploy": mine}
+    return {BASE: his, OURS: mine}
 
 
-def agreement(task: str, mine: Segmentation, his: Any) -> float:
-    """Share of the pixels on which two results agree."""
-    if task == "semantic":
-        return float((mine.class_map == his.numpy()).mean())
-    theirs = his["segmentation"].numpy()
-    if task == "panoptic":
-        return float((mine.segment_map == theirs).mean())
-    # Theirs paints instances over each other by query, ours ranks them: compare what is covered.
-    covered = np.zeros(mine.size, bool)
-    for segment in mine.segments:
-        covered |= segment.mask
-    return float((covered == (theirs >= 0)).mean())
+def fresh_memory(task: str, size_name: str, row: str) -> int:
+    """:func:`extra_memory` in a process of its own, which has nothing to reuse."""
+    command = [sys.executable, __file__, "--memory", task, size_name, row]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # all that is freed goes back
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return int(run.stdout.splitlines()[-1])
 
 
-def extra_memory(work: Callable[[], Any]) -> int:
-    """Bytes that a call needs beyond what is there already, its result included; Linux only."""
-    status, peak = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def kilobytes(name: str) -> int:
-        line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-        return int(line.split()[1])
-
-    peak.write_text("5")  # resets the peak
-    before = kilobytes("VmRSS")
-    result = work()
-    after = kilobytes("VmHWM")
-    del result
-    return max(0, after - before) * 1024
-
-
-def time_jobs(jobs: dict[str, Callable[[], Any]], rounds: int, seed: int) -> dict[str, Any]:
-    """Each row in milliseconds, how many times as fast as the first, and whether to believe it."""
-    names = list(jobs)
-    with Watch("cpu") as watch:
-        plan = Rounds(rounds, warmup=1)
-        measured = measure({n: Job(w) for n, w in jobs.items()}, plan, watch=watch, seed=seed)
-        others = watch.others
-    rows = {}
-    for name in names:
-        samples = measured.samples[name]
-        evidence = Evidence(variation(samples), len(samples), others=others)
-        verdict = judge(evidence, unstable_cv=UNSTABLE_CV)
-        ratio = speedup(measured.samples[names[0]], samples)
-        rows[name] = {
-            "p50_ms": round(percentile(samples, 50), 3),
-            "cv": round(variation(samples), 4),
-            "times_as_fast": ratio.to_dict(),
-            "verdict": verdict.to_dict(),
-            "samples_ms": [round(sample, 3) for sample in samples],
-        }
-    return rows
-
-
-def section_post(rounds: int, seed: int) -> list[dict[str, Any]]:
+def section_post(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Post-processing alone, from the same outputs."""
     found = []
     for size_name, size in PHOTO_SIZES.items():
         for task in MODELS:
             jobs = post_jobs(task, size)
-            # Ours first: it must not find memory that the other has left.
-            extra = {name: extra_memory(jobs[name]) for name in reversed(jobs)}
+            if size_name == ALONE:
+                del jobs[BASE]
             case = {
-                "section": "post", "case": f"{task} {size_name}", "extra_bytes": extra,
-                "agreement": agreement(task, jobs["eomt-deploy"](), jobs[BASE]()),
-                "rows": time_jobs(jobs, rounds, seed),
+                "section": "post", "case": f"{task} {size_name}",
+                "extra_bytes": {row: fresh_memory(task, size_name, row) for row in jobs},
+                "rows": time_jobs(jobs, options.rounds, seed),
             }  # fmt: skip
+            if BASE in jobs:
+                case["agreement"] = agreement(task, jobs[OURS](), jobs[BASE]())
             found.append(case)
             show(case)
     return found
 
 
-def judge_goal(row: dict[str, Any], times: float) -> str:
-    """Reached or missed when the whole interval says so."""
-    ratio = row["times_as_fast"]
-    if not Verdict.from_dict(row["verdict"]).valid or ratio["low"] < times <= ratio["high"]:
-        return "no conclusion"
-    return "reached" if ratio["low"] >= times else "missed"
+class Models:
+    """One network with random weights, as transformers has it and as we run it."""
+
+    def __init__(self, name: str, work: Path) -> None:
+        self.name = name
+        width, depth, heads = SHAPES[name]
+        self.folder = work / f"{name}-transformers"
+        if not (self.folder / "config.json").is_file():
+            torch.manual_seed(0)
+            config = transformers.EomtConfig(
+                hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+                num_blocks=3, num_queries=QUERIES, image_size=640, patch_size=16,
+                num_register_tokens=4, id2label={i: str(i) for i in range(133)},
+            )  # fmt: skip
+            model = transformers.EomtForUniversalSegmentation(config)
+            model.attn_mask_probs.zero_()  # or masked attention would run, at half the speed
+            model.save_pretrained(self.folder)
+        self.fp32 = self._export(work, "fp32")
+        self.int8 = self._export(work, "int8")
+        self.int8_bf16 = self._build(self.int8, "bf16")
+        self.bf16 = self._build(self.fp32, "bf16")
+
+    def _export(self, work: Path, precision: str) -> Path:
+        path = work / f"{self.name}.{precision}.onnx"
+        if not path.is_file():
+            console.print(f"exporting {path}")
+            calibrate = built_in_photos()[0].parent if precision == "int8" else None
+            export(
+                ExportConfig(
+                    str(self.folder), path, task="panoptic", classes="coco_panoptic",
+                    precision=precision, calibrate=calibrate,
+                )
+            )  # fmt: skip
+        return path
+
+    def _build(self, model: Path, arithmetic: str) -> Path:
+        path = model.with_suffix(f".{arithmetic}.xml")
+        if not path.is_file():
+            build_openvino(OpenVinoConfig(model, path, arithmetic))
+        return path
+
+    def rows(self) -> dict[str, Segmenter]:
+        """Every way that we run it."""
+        return {
+            "onnxruntime fp32": Segmenter(self.fp32, backend="onnxruntime"),
+            "openvino f32": Segmenter(self.fp32, backend="openvino"),
+            "openvino bf16": Segmenter(self.bf16),
+            "openvino int8": Segmenter(self.int8, backend="openvino"),
+            "openvino int8 + bf16": Segmenter(self.int8_bf16),
+        }
+
+    def theirs(self) -> Any:
+        model = transformers.EomtForUniversalSegmentation.from_pretrained(self.folder)
+        return model.float().eval()
 
 
-def show(case: dict[str, Any]) -> None:
-    table = Table(title=f"{case['section']}: {case['case']}", title_justify="left")
-    for column in ("", "p50 ms", "times as fast", "extra MB", "verdict"):
-        table.add_column(column)
-    for name, row in case["rows"].items():
-        ratio, verdict = row["times_as_fast"], Verdict.from_dict(row["verdict"])
-        fast = f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
-        extra = case.get("extra_bytes", {}).get(name)
-        memory = "" if extra is None else f"{extra / 1e6:.0f}"
-        shown = fast if verdict.valid else "no conclusion"
-        table.add_row(name, f"{row['p50_ms']:.1f}", shown, memory, str(verdict))
-    console.print(table)
-    goal = GOALS.get(f"{case['section']}: {case['case']}")
-    if goal:
-        row = case["rows"][goal[0]]
-        case["goal"] = {"row": goal[0], "times": goal[1], "finding": judge_goal(row, goal[1])}
-        console.print(f"goal {goal[1]} times: {case['goal']['finding']}")
-    if "agreement" in case:
-        console.print(f"the same on {case['agreement']:.5%} of the pixels")
+def section_network(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """The network alone, batch 1, and the share of the chip's measured peak that it reaches."""
+    found = []
+    peaks, _ = roofline.probe("cpu")
+    for name in options.models:
+        models = Models(name, options.work)
+        model, rows = models.theirs(), models.rows()
+        pixels = torch.rand(1, 3, 640, 640)
+        images = np.random.default_rng(0).integers(0, 256, (1, 640, 640, 3), np.uint8)
+        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            model(pixel_values=pixels)
+
+        def his(model: Any = model, pixels: torch.Tensor = pixels) -> None:
+            with torch.inference_mode():
+                model(pixel_values=pixels)
+
+        jobs: dict[str, Callable[[], Any]] = {BASE: his}
+        jobs |= {row: partial(s.engine.run, images) for row, s in rows.items()}
+        flops = counter.get_total_flops()
+        case = {
+            "section": "network", "case": f"{name.upper()} 640", "gflop": flops / 1e9,
+            "peaks_tflops": {p: peak.tflops for p, peak in peaks.items()},
+            "rows": time_jobs(jobs, options.rounds, seed),
+        }  # fmt: skip
+        for row, precision in PEAK_OF.items():
+            rate = flops / case["rows"][row]["p50_ms"] / 1e9
+            case["rows"][row]["share_of_peak"] = round(rate / peaks[precision].tflops, 3)
+        found.append(case)
+        show(case)
+        for segmenter in rows.values():
+            segmenter.close()
+    return found
 
 
-SECTIONS = {"post": section_post}
+class MadeUp(Engine):
+    """Runs the real engine, and gives outputs of a trained one."""
+
+    def __init__(self, engine: Engine, outputs: Any) -> None:
+        super().__init__()
+        self.engine, self.outputs, self.spec = engine, outputs, engine.spec
+        self.backend, self.device = engine.backend, engine.device
+
+    def _run(self, images: Any) -> Any:
+        self.engine.run(images)
+        return self.outputs
+
+
+def section_photo(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """From a JPEG file to the panoptic result."""
+    found = []
+    for name in options.models:
+        models = Models(name, options.work)
+        path = photo_file(options.work)
+        rows, theirs = models.rows(), Theirs(spec_of("panoptic"))
+        outputs = outputs_for(rows["openvino f32"], path)
+        replaced = SimpleNamespace(
+            class_queries_logits=torch.from_numpy(outputs[0]),
+            masks_queries_logits=torch.from_numpy(outputs[1]), patch_offsets=None,
+        )  # fmt: skip
+
+        his = partial(predict_theirs, models.theirs(), theirs, replaced, path)
+        ours = {row: Segmenter(MadeUp(s.engine, outputs)) for row, s in rows.items()}
+        jobs: dict[str, Callable[[], Any]] = {BASE: his}
+        jobs |= {row: partial(segmenter.predict, path) for row, segmenter in ours.items()}
+        case = {
+            "section": "photo", "case": f"{name.upper()} 1920x1080 JPEG",
+            "rows": time_jobs(jobs, options.rounds, seed),
+        }  # fmt: skip
+        found.append(case)
+        show(case)
+        for segmenter in ours.values():
+            segmenter.close()
+    return found
+
+
+def predict_theirs(model: Any, theirs: Theirs, outputs: Any, path: Path) -> Any:
+    """A photo with transformers; the outputs are made up once the network has run."""
+    photo = Image.open(path).convert("RGB")
+    inputs = theirs.processor(images=photo, return_tensors="pt")
+    with torch.inference_mode():
+        model(pixel_values=inputs["pixel_values"])
+        return theirs.postprocess(outputs, photo.size[::-1])
+
+
+def photo_file(work: Path) -> Path:
+    """A photo of the package, enlarged to 1920x1080."""
+    path = work / "photo.jpg"
+    if not path.is_file():
+        photo = Image.open(built_in_photos()[0]).convert("RGB")
+        photo.resize((1920, 1080), Image.Resampling.BICUBIC).save(path, quality=92)
+    return path
+
+
+def outputs_for(segmenter: Segmenter, path: Path) -> Any:
+    _, geometry = segmenter.processor.preprocess(path)
+    return made_up_outputs(segmenter.spec, geometry)
+
+
+def section_stream(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """200 photos in a row: the rest must hide behind the network, and memory must stay flat."""
+    models = Models(options.models[0], options.work)
+    path = photo_file(options.work)
+    real = Segmenter(models.int8_bf16)
+    segmenter = Segmenter(MadeUp(real.engine, outputs_for(real, path)))
+    images, geometry = segmenter.processor.preprocess(path)
+    classes, masks = segmenter.engine.run(images)
+
+    def rest() -> None:
+        segmenter.processor.preprocess(path)
+        segmenter.processor.postprocess(classes, masks, geometry)
+
+    parts = time_jobs({"network": partial(real.engine.run, images), "rest": rest}, 15, seed)
+    slower = max(row["p50_ms"] for row in parts.values())
+    memory, start = [], time.perf_counter()
+    for index, _ in enumerate(segmenter.stream([path] * STREAMED)):
+        if index in (STREAMED // 4, STREAMED - 1):
+            memory.append(kilobytes("VmRSS") / 1024)
+    per_image = 1000 * (time.perf_counter() - start) / STREAMED
+    again = time_jobs({"network": partial(real.engine.run, images)}, 15, seed)
+    slower = (slower + max(parts["rest"]["p50_ms"], again["network"]["p50_ms"])) / 2
+    case = {
+        "section": "stream", "case": f"{STREAMED} photos, {models.name.upper()} int8 + bf16",
+        "rows": parts, "ms_per_image": per_image, "of_the_slower": slower / per_image,
+        "megabytes": memory,
+    }  # fmt: skip
+    show(case)
+    console.print(
+        f"{per_image:.1f} ms an image: {slower / per_image:.2f} of the slower part's rate (goal "
+        f"0.9); {memory[0]:.0f} MB after a quarter, {memory[1]:.0f} MB at the end"
+    )
+    segmenter.close()
+    return [case]
+
+
+SECTIONS = {
+    "post": section_post,
+    "network": section_network,
+    "photo": section_photo,
+    "stream": section_stream,
+}
 
 
 def main() -> None:
@@ -251,11 +317,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--work", type=Path, default=Path("build/cpu_end_to_end"))
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.memory:
+        task, size_name, row = options.memory
+        print(extra_memory(post_jobs(task, PHOTO_SIZES[size_name])[row]))
+        return
+    options.work.mkdir(parents=True, exist_ok=True)
     runs = []
     for run in range(options.runs):
         console.print(f"run {run + 1} of {options.runs}")
-        runs.append([c for name in options.sections for c in SECTIONS[name](options.rounds, run)])
+        runs.append([c for name in options.sections for c in SECTIONS[name](options, run)])
     if options.json:
         data = {"schema": 1, "kind": "cpu-end-to-end", "environment": environment(), "runs": runs}
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def build_openvino(
         raise MissingDependencyError(
             "openvino is not installed.", fix="pip install 'eomt-deploy[openvino]'"
         ) from error
-    from eomt_deploy.engines.openvino import ARITHMETIC, ARITHMETIC_KEY, able
+    from eomt_deploy.engines.openvino import ARITHMETIC, ARITHMETIC_KEY, VERSION, able, read_model
 
     targets = config.output, config.output.with_suffix(".bin")
     for target in targets:
@@ -119,7 +119,7 @@ def build_openvino(
     settled = exported if exported in possible else None
     tried = "bf16" if asked == "auto" else asked
     with staging_folder(config.output) as folder:
-        model = core.read_model(config.onnx)
+        model = read_model(core, config.onnx)
         plain = folder / config.output.name
 
         def save(arithmetic: str) -> None:
@@ -140,8 +140,7 @@ def build_openvino(
             target.unlink(missing_ok=True)
         for target in reversed(targets):
             (folder / target.name).replace(target)
-    version = openvino.__version__.partition("-")[0]
-    return OpenVinoReport(targets, version, spec.precision, chosen, trial)
+    return OpenVinoReport(targets, VERSION, spec.precision, chosen, trial)
 
 
 def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Trial:

@@ -10,14 +10,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import openvino
+from openvino.frontend import FrontEndManager
 
 from eomt_deploy.artifact import check_contract, parse_spec
 from eomt_deploy.engines.base import Engine, Outputs
+from eomt_deploy.engines.openvino_graph import normalize_channels_in_place
 from eomt_deploy.errors import ArtifactError, DeviceError
 from eomt_deploy.files import cache_folder
 from eomt_deploy.spec import METADATA_KEY
 
 Arithmetic = Literal["f32", "bf16", "f16"]
+VERSION = openvino.__version__.partition("-")[0]
 OUTPUT_NAMES = ("class_logits", "mask_logits")
 CAPABILITIES: dict[str, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """What OpenVINO says of a chip that computes in it."""
@@ -39,6 +42,7 @@ class OpenVinoEngine(Engine):
             the images of one batch, run side by side on fewer cores each.
         arithmetic: see below; None takes what ``build`` chose, else what the export says.
         cache: keep what was compiled.
+        reshape: bring the graph into the form that this run-time is fastest with.
 
     Attributes:
         arithmetic: what the unquantised part is computed in: ``f32``, ``f16`` or ``bf16``.
@@ -56,6 +60,7 @@ class OpenVinoEngine(Engine):
         mode: str = "latency",
         arithmetic: Arithmetic | None = None,
         cache: bool = True,
+        reshape: bool = True,
     ) -> None:
         super().__init__()
         self.path = path
@@ -63,13 +68,12 @@ class OpenVinoEngine(Engine):
         if cache:
             with suppress(RuntimeError):  # without a place for it the start is slower
                 core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
-        try:
-            model = core.read_model(path)
-        except RuntimeError as error:
-            raise _damaged(path, error) from error
+        model = read_model(core, path)
         self.spec = parse_spec(read_metadata(model), path)
         tensors = {port.any_name: _described(port) for port in (*model.inputs, *model.outputs)}
         check_contract(self.spec, tensors, path)
+        if reshape:
+            normalize_channels_in_place(model)
         wanted = arithmetic or built_arithmetic(model) or ARITHMETIC.get(self.spec.precision, "f32")
         self.arithmetic = wanted if wanted in able(core) else "f32"
         settings: dict[str, Any] = {
@@ -82,7 +86,7 @@ class OpenVinoEngine(Engine):
             self._compiled: Any = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise DeviceError(
-                f"OpenVINO {openvino.__version__} cannot compile {path.name} for this CPU.",
+                f"OpenVINO {VERSION} cannot compile {path.name} for this CPU.",
                 why=_first_line(error),
                 fix="Use --backend onnxruntime, or export in another precision.",
             ) from error
@@ -129,6 +133,27 @@ class OpenVinoEngine(Engine):
         self._own = threading.local()
 
 
+def read_model(core: Any, path: Path) -> Any:
+    """The graph of an ``.onnx`` or ``.xml`` file.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    try:
+        if path.suffix.lower() == ".xml":
+            return core.read_model(path)
+        # By name: else a damaged file is held for one of six other formats.
+        frontend = FrontEndManager().load_by_framework("onnx")
+        return frontend.convert(frontend.load(str(path)))
+    except Exception as error:  # its classes have nothing in common but this
+        raise ArtifactError(
+            f"{path} cannot be read by OpenVINO {VERSION}: it is damaged, or no "
+            f"{'ONNX file' if path.suffix.lower() == '.onnx' else 'model of OpenVINO'}.",
+            why=_first_line(error),
+            fix="Export it again; copy a .onnx.data or .bin file along with it.",
+        ) from error
+
+
 def able(core: Any) -> list[Arithmetic]:
     """What this CPU computes in by itself."""
     known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -151,14 +176,6 @@ def built_arithmetic(model: Any) -> Any:
 def _described(port: Any) -> tuple[str, list[int | None]]:
     sizes = [None if size.is_dynamic else size.get_length() for size in port.partial_shape]
     return str(port.element_type), sizes
-
-
-def _damaged(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(
-        f"{path} cannot be read by OpenVINO {openvino.__version__}.",
-        why=_first_line(error),
-        fix="Export it again; copy a .onnx.data or .bin file along with it.",
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import openvino
 import pytest
 
 from eomt_deploy.artifact import read_xml
@@ -12,7 +13,6 @@ from eomt_deploy.building.openvino import Trial, build_openvino
 from eomt_deploy.engines import open_engine
 from eomt_deploy.errors import ArtifactError, DeviceError, UsageError
 
-openvino = pytest.importorskip("openvino")
 ABLE = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

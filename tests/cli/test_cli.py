@@ -161,6 +161,8 @@ def bad_inputs(tmp_path, files, exported, photo):
     cut.write_bytes(files.checkpoint.read_bytes()[:9000])
     wrong_keys = tmp_path / "keys.bin"
     torch.save({"weight": torch.zeros(1)}, wrong_keys)
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"garbage")
     other = tmp_path / "other.onnx"
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])), other)
     empty = tmp_path / "empty"
@@ -182,7 +184,8 @@ def bad_inputs(tmp_path, files, exported, photo):
         "size": (("export", files.checkpoint, "-o", target, "--size", "big", *known), "'big'"),
         "unwritable": (
             ("export", files.checkpoint, "-o", occupied / "m.onnx", *known), "cannot be written"),
-        "not our onnx": (("predict", other, photo, "-o", tmp_path / "o"), "ONNX"),
+        "not our onnx": (("predict", other, photo, "-o", tmp_path / "o"), "not written by"),
+        "no onnx": (("predict", garbage, photo, "-o", tmp_path / "o"), "no ONNX file"),
         "inspect other": (("inspect", other), "not written by eomt-deploy"),
         "no image": (("predict", model, text, "-o", tmp_path / "o"), "not an image"),
         "empty folder": (("predict", model, empty, "-o", tmp_path / "o"), "holds no image"),

@@ -4,16 +4,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import tiny
 
 from eomt_deploy import Segmenter
 from eomt_deploy.engines import choose_backend, open_engine, registry
 from eomt_deploy.engines.emulation import EmulatedEngine
+from eomt_deploy.engines.openvino import OpenVinoEngine
+from eomt_deploy.engines.openvino_graph import normalize_channels_in_place
 from eomt_deploy.errors import ArtifactError, UsageError
 from eomt_deploy.exporting import graph
-
-openvino = pytest.importorskip("openvino")
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +174,16 @@ def test_modes_of_others(saved):
         open_engine(saved("fp32"), backend="onnxruntime", mode="throughput")
     with pytest.raises(UsageError, match=r"no mode 'fast'(.|\n)*latency or throughput"):
         open_engine(saved("fp32"), backend="openvino", mode="fast")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_the_reshaped_graph_computes_the_same(saved, precision):
+    path, images = saved(precision), tiny.photos(2)
+    model = openvino.Core().read_model(path)
+    assert normalize_channels_in_place(model) == tiny.spec().num_upscale
+    assert normalize_channels_in_place(model) == 0
+    plain = OpenVinoEngine(path, reshape=False, arithmetic="f32")
+    changed = OpenVinoEngine(path, arithmetic="f32")
+    with plain, changed:
+        for have, want in zip(changed.run(images), plain.run(images), strict=True):
+            assert np.abs(have - want).max() < (1e-5 if precision == "fp32" else 2e-2)

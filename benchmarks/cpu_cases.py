@@ -1,0 +1,205 @@
+"""What :mod:`cpu_end_to_end` measures with: made-up outputs, transformers' processing, timing."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from transformers import EomtImageProcessorPil
+
+from eomt_deploy import catalog
+from eomt_deploy.benchmarking.clock import Job, Rounds, measure
+from eomt_deploy.benchmarking.statistics import percentile, speedup, variation
+from eomt_deploy.benchmarking.verdict import Evidence, Verdict, judge
+from eomt_deploy.benchmarking.watch import Watch
+from eomt_deploy.processing import Geometry
+from eomt_deploy.result import Segmentation
+from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
+
+QUERIES, KEPT = 200, 20
+MODELS = {
+    "panoptic": "coco-panoptic-eomt-small-640",
+    "instance": "coco-instance-eomt-large-640",
+    "semantic": "ade20k-semantic-eomt-large-512",
+}
+BASE, OURS = "transformers", "eomt-deploy"
+PHOTO_SIZES = {"1920x1080": (1080, 1920), "640x480": (480, 640), "3840x2160": (2160, 3840)}
+ALONE = "3840x2160"
+"""Only ours is measured: theirs takes more memory than small machines have."""
+SHAPES = {"s": (384, 12, 6), "b": (768, 12, 12)}
+"""Width, blocks and heads."""
+PEAK_OF = {
+    BASE: "fp32",
+    "onnxruntime fp32": "fp32",
+    "openvino f32": "fp32",
+    "openvino bf16": "bf16",
+}
+STREAMED = 200
+UNSTABLE_CV = 0.5
+"""transformers' calls vary by a third with the memory that they ask for: what a ratio is worth is
+told by its interval, and this only leaves out what means nothing."""
+GOALS = {
+    "post: panoptic 1920x1080": (OURS, 30),
+    "post: instance 1920x1080": (OURS, 75),
+    "post: semantic 1920x1080": (OURS, 30),
+    "network: S 640": ("openvino int8 + bf16", 4.5),
+    "network: B 640": ("openvino int8 + bf16", 6),
+    "photo: S 1920x1080 JPEG": ("openvino int8 + bf16", 8),
+}
+"""Of each case the row that matters, and how many times as fast as transformers it should be."""
+
+console = Console()
+
+
+def made_up_outputs(spec: ModelSpec, geometry: Geometry, seed: int = 0) -> tuple[Any, Any]:
+    """Outputs of a trained model for one photo: sure and unsure queries, with rough edges.
+
+    Returns:
+        class logits [N, 200, C+1] and mask logits [N, 200, h, w]: 20 queries share the photo out,
+        each the pixels nearest to a point of its own; the others are "no object".
+    """
+    rng = np.random.default_rng(seed)
+    stride = geometry.input_size[0] // spec.mask_size[0]
+    merged = geometry.scaled_size if geometry.windows else geometry.input_size
+    height, width = (side // stride + 1 for side in merged)
+    rows, columns = np.mgrid[:height, :width]
+    seen = [side / stride for side in geometry.scaled_size]  # not the padding
+    points = rng.uniform(0, 1, (KEPT, 2, 1, 1)) * np.array(seen)[:, None, None]
+    distance = np.hypot(rows - points[:, 0], columns - points[:, 1])
+    nearest, second = np.sort(distance, axis=0)[:2]
+    inside = np.where(distance == nearest, second - nearest, nearest - distance)
+    coarse = rng.normal(size=(QUERIES, 16, 16)).astype(np.float32)
+    smooth = [cv2.resize(c, (width, height), interpolation=cv2.INTER_CUBIC) for c in coarse]
+    masks = 3 * np.stack(smooth) - 6
+    kept = rng.choice(QUERIES, KEPT, replace=False)
+    masks[kept] = 1.2 * np.clip(inside, -14, 14)
+    masks = (masks + 0.5 * rng.normal(size=masks.shape)).astype(np.float32)
+    classes = rng.normal(size=(QUERIES, len(spec.classes) + 1)).astype(np.float32)
+    classes[:, -1] += 10
+    classes[kept, -1] = 0
+    classes[kept, rng.integers(len(spec.classes), size=KEPT)] = 12
+    windows = geometry.windows or ((0, merged[1]),)
+    crop_height, crop_width = spec.mask_size
+    crops = [masks[:, :crop_height, s // stride : s // stride + crop_width] for s, _ in windows]
+    return np.repeat(classes[None], len(windows), 0), np.stack(crops)
+
+
+class Theirs:
+    """transformers' own pre- and post-processing for a model of ours."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.task = spec.task
+        self._stuff = [c.id for c in spec.classes if not c.thing]
+        side = spec.image_size[0]
+        split = spec.task == "semantic"
+        size = {"shortest_edge": side, "longest_edge": None if split else side}
+        self.processor = EomtImageProcessorPil(do_split_image=split, do_pad=not split, size=size)
+
+    def postprocess(self, outputs: Any, size: tuple[int, int]) -> Any:
+        if self.task == "semantic":
+            return self.processor.post_process_semantic_segmentation(outputs, [size])[0]
+        if self.task == "instance":
+            return self.processor.post_process_instance_segmentation(outputs, [size], 0.5)[0]
+        return self.processor.post_process_panoptic_segmentation(
+            outputs, [size], stuff_classes=self._stuff
+        )[0]
+
+
+def spec_of(task: str) -> ModelSpec:
+    entry = catalog.find_checkpoint(MODELS[task])
+    return ModelSpec(
+        name=entry.name, task=task, image_size=entry.size, patch_size=16, num_queries=QUERIES,
+        num_blocks=3, num_upscale=2, classes=entry.class_list(), resize=RESIZE_RULES[task],
+        thresholds=TASK_THRESHOLDS[task], backbone=Backbone("dinov2", 384, 12, 6, "gelu", 4, 1),
+    )  # fmt: skip
+
+
+def agreement(task: str, mine: Segmentation, his: Any) -> float:
+    """Share of the pixels on which two results agree."""
+    if task == "semantic":
+        return float((mine.class_map == his.numpy()).mean())
+    theirs = his["segmentation"].numpy()
+    if task == "panoptic":
+        return float((mine.segment_map == theirs).mean())
+    # Theirs paints instances over each other by query, ours ranks them: compare what is covered.
+    covered = np.zeros(mine.size, bool)
+    for segment in mine.segments:
+        covered |= segment.mask
+    return float((covered == (theirs >= 0)).mean())
+
+
+def kilobytes(name: str) -> int:
+    """An entry of this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def extra_memory(work: Callable[[], Any]) -> int:
+    """Bytes that a call needs beyond what is there already, its result included; Linux only."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was used before goes back
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = kilobytes("VmRSS")
+    result = work()
+    after = kilobytes("VmHWM")
+    del result
+    return max(0, after - before) * 1024
+
+
+def time_jobs(jobs: dict[str, Callable[[], Any]], rounds: int, seed: int) -> dict[str, Any]:
+    """Each row in milliseconds, how many times as fast as the first, and whether to believe it."""
+    names = list(jobs)
+    with Watch("cpu") as watch:
+        plan = Rounds(rounds, warmup=1)
+        measured = measure({n: Job(w) for n, w in jobs.items()}, plan, watch=watch, seed=seed)
+        others = watch.others
+    rows = {}
+    for name in names:
+        samples = measured.samples[name]
+        evidence = Evidence(variation(samples), len(samples), others=others)
+        verdict = judge(evidence, unstable_cv=UNSTABLE_CV)
+        ratio = speedup(measured.samples[names[0]], samples)
+        rows[name] = {
+            "p50_ms": round(percentile(samples, 50), 3),
+            "cv": round(variation(samples), 4),
+            "times_as_fast": ratio.to_dict(),
+            "verdict": verdict.to_dict(),
+            "samples_ms": [round(sample, 3) for sample in samples],
+        }
+    return rows
+
+
+def judge_goal(row: dict[str, Any], times: float) -> str:
+    """Reached or missed when the whole interval says so."""
+    ratio = row["times_as_fast"]
+    if not Verdict.from_dict(row["verdict"]).valid or ratio["low"] < times <= ratio["high"]:
+        return "no conclusion"
+    return "reached" if ratio["low"] >= times else "missed"
+
+
+def show(case: dict[str, Any]) -> None:
+    table = Table(title=f"{case['section']}: {case['case']}", title_justify="left")
+    for column in ("", "p50 ms", "times as fast", "extra MB", "verdict"):
+        table.add_column(column)
+    for name, row in case["rows"].items():
+        ratio, verdict = row["times_as_fast"], Verdict.from_dict(row["verdict"])
+        fast = f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
+        extra = case.get("extra_bytes", {}).get(name)
+        memory = "" if extra is None else f"{extra / 1e6:.0f}"
+        shown = fast if verdict.valid else "no conclusion"
+        table.add_row(name, f"{row['p50_ms']:.1f}", shown, memory, str(verdict))
+    console.print(table)
+    goal = GOALS.get(f"{case['section']}: {case['case']}")
+    if goal:
+        row = case["rows"][goal[0]]
+        case["goal"] = {"row": goal[0], "times": goal[1], "finding": judge_goal(row, goal[1])}
+        console.print(f"goal {goal[1]} times: {case['goal']['finding']}")
+    if "agreement" in case:
+        console.print(f"the same on {case['agreement']:.5%} of the pixels")
