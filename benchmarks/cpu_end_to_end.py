@@ -142,7 +142,7 @@ class Models:
             calibrate = built_in_photos()[0].parent if precision == "int8" else None
             export(
                 ExportConfig(
-                    str(self.folder), path, task="panoptic", classes="coco_panoptic",
+                    str(self.folder), path, task="panoptic", classes=Path("coco_panoptic"),
                     precision=precision, calibrate=calibrate,
                 )
             )  # fmt: skip

@@ -145,7 +145,7 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
         fitting = [backend]
     else:
         fitting = [name for name in fitting if BACKENDS[name].chosen_for(suffix)]
-        if openvino_first(device) and BACKENDS["openvino"].installed:
+        if openvino_first(device):
             fitting.sort(key=lambda name: name != "openvino")
     if suffix == ".engine" and path.is_file():
         # Both libraries have this suffix; which of them built the file stands beside it.

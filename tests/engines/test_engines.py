@@ -14,7 +14,9 @@ from eomt_deploy.sidecar import write_sidecar
 
 
 def test_engine_runs_on_the_cpu_and_says_so(exported):
-    with open_engine(exported("panoptic"), device="cpu", threads=1) as engine:
+    path = exported("panoptic")
+    with open_engine(path, backend="onnxruntime", device="cpu", threads=1) as engine:
+        assert engine.where == "onnxruntime on cpu"
         assert (engine.backend, engine.device) == ("onnxruntime", "cpu")
         class_logits, mask_logits = engine.run(np.zeros((2, 64, 64, 3), np.uint8))
     assert class_logits.shape == (2, 12, 6)
@@ -61,13 +63,14 @@ def test_closed_engine(exported):
 def test_files_that_cannot_be_opened(tmp_path, exported):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(exported("panoptic").read_bytes()[:1000])
-    for path, word in (
-        (broken, "cannot be opened by ONNX Runtime"),
-        (tmp_path / "none.onnx", "no model at"),
-        (tmp_path / "model.plan", r"\.plan"),
+    for path, backend, word in (
+        (broken, "onnxruntime", "cannot be opened by ONNX Runtime"),
+        (broken, "openvino", "damaged, or no ONNX file"),
+        (tmp_path / "none.onnx", None, "no model at"),
+        (tmp_path / "model.plan", None, r"\.plan"),
     ):
         with pytest.raises(ArtifactError, match=word):
-            open_engine(path)
+            open_engine(path, backend=backend)
 
 
 def test_wrong_choices(exported):
