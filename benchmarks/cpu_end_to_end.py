@@ -311,6 +311,29 @@ SECTIONS = {
 }
 
 
+def plot(runs: list[list[dict[str, Any]]]) -> bytes:
+    """Of every case how many times as fast as transformers our rows are; a dot for each run."""
+    from eomt_deploy.benchmarking.plots import new_axes, png
+
+    labels: list[str] = []
+    cases = [case for case in runs[0] if BASE in case["rows"]]
+    figure, axes = new_axes(7.5, 0.22 * sum(len(case["rows"]) for case in cases) + 1)
+    for case in cases:
+        for row in list(case["rows"])[1:]:
+            labels.append(f"{case['section']}: {case['case']}, {row}")
+            for run in runs:
+                same = next(c for c in run if c["case"] == case["case"])
+                ratio = same["rows"][row]["times_as_fast"]
+                axes.plot([ratio["low"], ratio["high"]], [len(labels) - 1] * 2, "tab:blue")
+                axes.plot(ratio["value"], len(labels) - 1, "o", color="tab:blue", markersize=4)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("times as fast as transformers in the same run (bars: 99% intervals)")
+    axes.axvline(1, color="0.6", linewidth=0.8)
+    return png(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
@@ -319,6 +342,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--work", type=Path, default=Path("build/cpu_end_to_end"))
+    parser.add_argument("--plot", type=Path, help="a .png of all ratios")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
@@ -330,10 +354,12 @@ def main() -> None:
     for run in range(options.runs):
         console.print(f"run {run + 1} of {options.runs}")
         runs.append([c for name in options.sections for c in SECTIONS[name](options, run)])
-    if options.json:
-        data = {"schema": 1, "kind": "cpu-end-to-end", "environment": environment(), "runs": runs}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(data, indent=1) + "\n")
+        if options.json:  # after each run: the next one may be stopped
+            data = {"kind": "cpu-end-to-end", "environment": environment(), "runs": runs}
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps({"schema": 1, **data}, indent=1) + "\n")
+    if options.plot:
+        options.plot.write_bytes(plot(runs))
 
 
 if __name__ == "__main__":
