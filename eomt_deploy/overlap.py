@@ -41,6 +41,8 @@ def overlap(
         try:
             early.take(ahead)
             while early.waiting:
+                while finished and finished[0].done():  # before a slow source is asked again
+                    yield finished.popleft().result()
                 try:
                     ready = early.waiting.popleft().result()
                     early.take(ahead)

@@ -119,6 +119,10 @@ class ModelSpec:
             problems.append("image and patch size must be positive")
         elif height % self.patch_size or width % self.patch_size:
             problems.append(f"size {height}x{width} is no multiple of patch {self.patch_size}")
+        if self.num_upscale < 0 or 2**self.num_upscale > max(1, self.patch_size):
+            problems.append(f"{self.num_upscale} upscalings give masks larger than the image")
+        if self.num_queries < 1:
+            problems.append("no queries")
         if not self.classes:
             problems.append("no classes")
         if [c.id for c in self.classes] != list(range(len(self.classes))):

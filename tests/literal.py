@@ -37,9 +37,9 @@ def panoptic(classes, logits, stuff: Container[int], thresholds: Thresholds):
         return result, [], np.zeros((3, 0), int)
     masks, scores, labels = masks[keep], scores[keep], labels[keep]
     owner = (scores[:, None, None] * masks).argmax(0)
-    on = masks >= thresholds.mask
-    won = owner[None] == torch.arange(len(masks))[:, None, None]
-    areas = np.stack([a.sum(dim=(1, 2)).numpy() for a in (on, won, on & won)])
+    on = (masks >= thresholds.mask).numpy()
+    won = (owner[None] == torch.arange(len(masks))[:, None, None]).numpy()
+    areas = np.stack([a.sum(axis=(1, 2)) for a in (on, won, on & won)])
     segments, stuff_ids = [], {}
     for k, label in enumerate(labels.tolist()):
         mask_area, won_area, seen = areas[:, k].tolist()

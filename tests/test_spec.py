@@ -57,6 +57,8 @@ def test_mask_size_is_a_quarter_of_the_image():
         ({"task": "depth"}, "depth"),
         ({"image_size": (60, 64)}, "60x64"),
         ({"classes": ()}, "no classes"),
+        ({"num_queries": 0}, "no queries"),
+        ({"num_upscale": 5}, "masks larger than the image"),
         ({"classes": CLASSES[1:]}, "ids"),
         ({"batch": 0}, "batch 0"),
         ({"resize": "stretch"}, "stretch"),

@@ -146,7 +146,7 @@ class OpenVinoConfig:
     images: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.output.suffix.lower() != XML:
+        if self.output.suffix != XML:  # OpenVINO writes no .XML
             raise UsageError(
                 f"{self.output} has the suffix {self.output.suffix or '(none)'}; OpenVINO's files "
                 f"end in {XML}.",

@@ -13,7 +13,7 @@ import numpy as np
 from eomt_deploy.artifact import read_artifact
 from eomt_deploy.benchmarking.clock import interleave
 from eomt_deploy.building.config import OpenVinoConfig
-from eomt_deploy.errors import DeviceError, MissingDependencyError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
 from eomt_deploy.evaluation.compare import label_map
 from eomt_deploy.files import check_writable, staging_folder
 from eomt_deploy.segmenter import Segmenter
@@ -124,7 +124,13 @@ def build_openvino(
 
         def save(arithmetic: str) -> None:
             model.set_rt_info(arithmetic, ARITHMETIC_KEY)
-            openvino.save_model(model, plain, compress_to_fp16=False)
+            try:
+                openvino.save_model(model, plain, compress_to_fp16=False)
+            except RuntimeError as error:
+                raise OutputError(
+                    f"OpenVINO could not write {config.output}: {error}.",
+                    fix="Name a place that you may write to, with enough space.",
+                ) from error
 
         progress("converting")
         chosen = (settled or "f32") if asked == "auto" else asked
@@ -136,10 +142,16 @@ def build_openvino(
             if asked == "auto" and trial.worth_it:
                 chosen = tried
                 save(chosen)
-        for target in targets:
-            target.unlink(missing_ok=True)
-        for target in reversed(targets):
-            (folder / target.name).replace(target)
+        try:
+            # The graph goes first and comes last: it never stands beside other weights.
+            config.output.unlink(missing_ok=True)
+            for target in reversed(targets):
+                (folder / target.name).replace(target)
+        except OSError as error:
+            raise OutputError(
+                f"{config.output} cannot be put in its place: {error.strerror}.",
+                fix="Close what has the old one open, and build again.",
+            ) from error
     return OpenVinoReport(targets, VERSION, spec.precision, chosen, trial)
 
 

@@ -121,10 +121,13 @@ class OpenVinoEngine(Engine):
 
         if not hasattr(self._own, "queue"):
             self._own.queue = openvino.AsyncInferQueue(self._compiled)
-        self._own.queue.set_callback(keep)
-        for index in range(len(images)):
-            self._own.queue.start_async({"images": images[index : index + 1]}, index)
-        self._own.queue.wait_all()
+        queue = self._own.queue
+        queue.set_callback(keep)
+        try:
+            for index in range(len(images)):
+                queue.start_async({"images": images[index : index + 1]}, index)
+        finally:
+            queue.wait_all()
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def close(self) -> None:
@@ -150,7 +153,7 @@ def read_model(core: Any, path: Path) -> Any:
             f"{path} cannot be read by OpenVINO {VERSION}: it is damaged, or no "
             f"{'ONNX file' if path.suffix.lower() == '.onnx' else 'model of OpenVINO'}.",
             why=_first_line(error),
-            fix="Export it again; copy a .onnx.data or .bin file along with it.",
+            fix="Export or build it again; copy its .onnx.data or .bin file along with it.",
         ) from error
 
 

@@ -144,7 +144,9 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
             )
         fitting = [backend]
     else:
-        fitting = [name for name in fitting if BACKENDS[name].chosen_for(suffix)]
+        chosen = [name for name in fitting if BACKENDS[name].chosen_for(suffix)]
+        able = [name for name in chosen if device in (None, *BACKENDS[name].devices)]
+        fitting = able or chosen
         if openvino_first(device):
             fitting.sort(key=lambda name: name != "openvino")
     if suffix == ".engine" and path.is_file():

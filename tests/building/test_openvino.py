@@ -11,7 +11,7 @@ from eomt_deploy.building import openvino as building
 from eomt_deploy.building.config import OpenVinoConfig
 from eomt_deploy.building.openvino import Trial, build_openvino
 from eomt_deploy.engines import open_engine
-from eomt_deploy.errors import ArtifactError, DeviceError, UsageError
+from eomt_deploy.errors import ArtifactError, DeviceError, OutputError, UsageError
 
 ABLE = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -111,3 +111,20 @@ def test_command_line(exported, tmp_path, cli):
     code, _, err = cli("build", model, "-o", tmp_path / "m.engine", "--arithmetic", "f32")
     assert code == 2
     assert "--arithmetic is not for an .engine" in err
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(exported, tmp_path, monkeypatch):
+    output = tmp_path / "m.xml"
+    build_openvino(OpenVinoConfig(exported("semantic"), output, "f32"))
+    before = [file.read_bytes() for file in (output, output.with_suffix(".bin"))]
+
+    def full(*_args, **_options):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(OutputError, match="could not write"):
+        build_openvino(OpenVinoConfig(exported("instance"), output, "f32"))
+    assert [file.read_bytes() for file in (output, output.with_suffix(".bin"))] == before
+    assert not list(tmp_path.glob(".eomt-deploy*"))
+    with pytest.raises(UsageError, match=r"suffix \.XML"):
+        OpenVinoConfig(exported("semantic"), tmp_path / "m.XML")

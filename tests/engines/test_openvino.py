@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from eomt_deploy.engines import choose_backend, open_engine, registry
 from eomt_deploy.engines.emulation import EmulatedEngine
 from eomt_deploy.engines.openvino import OpenVinoEngine
 from eomt_deploy.engines.openvino_graph import normalize_channels_in_place
-from eomt_deploy.errors import ArtifactError, UsageError
+from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
 from eomt_deploy.exporting import graph
 
 
@@ -147,6 +148,12 @@ def test_it_is_chosen_on_x86_cpus(saved, monkeypatch):
     assert choose_backend(path, None, "cpu") == "openvino"
     assert choose_backend(path, None, "cuda") == "onnxruntime"
     assert choose_backend(path, "onnxruntime") == "onnxruntime"
+    gone = replace(registry.BACKENDS["onnxruntime"], package="a_package_that_is_not_here")
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "BACKENDS", {**registry.BACKENDS, "onnxruntime": gone})
+        assert choose_backend(path, None) == "openvino"
+        with pytest.raises(MissingDependencyError, match="onnxruntime is missing"):
+            choose_backend(path, None, "cuda")
     monkeypatch.setattr(registry, "package_version", lambda name: "1.30")  # onnxruntime-gpu is here
     assert choose_backend(path, None) == "onnxruntime"
     assert choose_backend(path, None, "cpu") == "openvino"

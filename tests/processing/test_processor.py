@@ -59,7 +59,7 @@ TIE = 1e-4
 @settings(deadline=None, max_examples=100)
 @given(
     seed=st.integers(0, 10_000),
-    image=st.tuples(st.integers(4, 300), st.integers(4, 300)),
+    image=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     size=st.sampled_from([(64, 64), (48, 96), (96, 48)]),
     mask=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     thresholds=st.builds(

@@ -46,9 +46,9 @@ static inline float sigmoid(float x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     union {
-        int32_t bits;
+        uint32_t bits;
         float value;
-    } power = {((int32_t)n + 127) << 23};
+    } power = {((uint32_t)(int32_t)n + 127u) << 23};
     return 1.0f / (1.0f + p * power.value);
 }
 

@@ -9,8 +9,9 @@
 
 #include "pixels.h"
 
-/* A window is longer than a tile, so that a tile meets three stretches of two windows at most. */
-enum { LANES = 16, MOST_VIEWS = 8 };
+/* A window is about as long as a tile at least, so that a tile meets few stretches of two windows:
+   7 views were counted at a window of 16 pixels. */
+enum { LANES = 16, MOST_VIEWS = 16 };
 /* Side, in pixels of the merged windows, from which a part is computed and not cut further. */
 enum { SMALL_SIDE = 6, MANY_CLASSES = 24, MANY_SIDE = 20 };
 /* Share of the best score up to which one query's differences are set aside at first. */
