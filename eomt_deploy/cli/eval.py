@@ -85,7 +85,7 @@ def evaluate(
         total = min(len(dataset.samples), limit or len(dataset.samples))
         say(
             f"{total} images of {dataset.origin} ({dataset.format}); "
-            f"{segmenter.engine.backend} on {segmenter.engine.device}",
+            segmenter.engine.where,
             stderr,
         )
         for note in dataset.notes:
