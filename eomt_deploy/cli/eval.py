@@ -84,8 +84,7 @@ def evaluate(
         dataset = open_dataset(data, segmenter.spec, format=format, split=split)
         total = min(len(dataset.samples), limit or len(dataset.samples))
         say(
-            f"{total} images of {dataset.origin} ({dataset.format}); "
-            segmenter.engine.where,
+            f"{total} images of {dataset.origin} ({dataset.format}); {segmenter.engine.where}",
             stderr,
         )
         for note in dataset.notes:

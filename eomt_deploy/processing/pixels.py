@@ -2,7 +2,8 @@
 
 The rows of an image are shared among threads; ctypes lets go of the interpreter meanwhile.
 Why C: the kernels leave out what cannot matter, tile by tile, which neither OpenCV's whole-image
-operations nor an ONNX graph can do; numba needs 8 s for its first call and a half for its import.
+operations nor an ONNX graph can do. numba can, but is slower and compiles for 7 s at the first call
+(`benchmarks/numba_panoptic.py`).
 """
 
 from __future__ import annotations
