@@ -65,4 +65,8 @@ def compile_library(root: Path, library: Path, triple: str, cpu: str | None) -> 
     with tempfile.TemporaryDirectory() as folder:  # a .dll comes with a .lib that nobody needs
         made = Path(folder) / library.name
         subprocess.run([*command, "-o", str(made)], check=True)
-        shutil.copyfile(made, root / library)
+        # A new file in the old one's place: a process that has the old one loaded would crash
+        # if its bytes changed.
+        fresh = root / library.with_suffix(".new")
+        shutil.copyfile(made, fresh)
+        fresh.replace(root / library)

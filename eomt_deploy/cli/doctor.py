@@ -67,10 +67,19 @@ def _engine_abilities() -> list[Ability]:
         elif profile.device == "cuda":
             result.append(_cuda_ability(name, gpus, backend.package))
         else:
-            chosen = choose_backend(Path("model.onnx"), None) == profile.backend
-            detail = profile.summary + (", chosen by itself" if chosen else "")
+            detail = profile.summary
+            if profile.backend == _chosen_for_onnx():
+                detail += ", chosen by itself"
             result.append(Ability(name, True, detail))
     return result
+
+
+def _chosen_for_onnx() -> str | None:
+    """The run-time that opens an .onnx file unless another is named; None without any."""
+    try:
+        return choose_backend(Path("model.onnx"), None)
+    except MissingDependencyError:
+        return None
 
 
 def _cuda_ability(name: str, gpus: list[str], package: str) -> Ability:

@@ -148,7 +148,7 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
         able = [name for name in chosen if device in (None, *BACKENDS[name].devices)]
         fitting = able or chosen
         if openvino_first(device):
-            fitting.sort(key=lambda name: name != "openvino")
+            fitting.sort(key=lambda name: name != "openvino" or not BACKENDS[name].installed)
     if suffix == ".engine" and path.is_file():
         # Both libraries have this suffix; which of them built the file stands beside it.
         target = known_target(read_sidecar(path))

@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(saved, cache):
         assert np.isfinite(engine.run(tiny.photos(1))[0]).all()
 
 
-def test_it_is_chosen_on_x86_cpus(saved, monkeypatch):
+def test_it_is_chosen_on_x86_cpus(saved, monkeypatch, cli):
     path = saved("fp32")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     assert choose_backend(path, None) == "openvino"
@@ -154,6 +154,14 @@ def test_it_is_chosen_on_x86_cpus(saved, monkeypatch):
         assert choose_backend(path, None) == "openvino"
         with pytest.raises(MissingDependencyError, match="onnxruntime is missing"):
             choose_backend(path, None, "cuda")
+    absent = {n: replace(b, package="not_here") for n, b in registry.BACKENDS.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "BACKENDS", absent)
+        with pytest.raises(MissingDependencyError, match=r"onnxruntime(.|\n)*eomt-deploy\[cpu\]"):
+            choose_backend(path, None)
+        _, out, err = cli("doctor")  # says so, and does not end there
+        assert "run .onnx" in out, err
+        assert "chosen by itself" not in out
     monkeypatch.setattr(registry, "package_version", lambda name: "1.30")  # onnxruntime-gpu is here
     assert choose_backend(path, None) == "onnxruntime"
     assert choose_backend(path, None, "cpu") == "openvino"
