@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,11 +61,9 @@ def compile_library(root: Path, library: Path, triple: str, cpu: str | None) -> 
     where = ["-target", triple, *(["-mcpu=" + cpu] if cpu else [])]
     position = [] if "windows" in triple else ["-fPIC"]
     command = [sys.executable, "-m", "ziglang", "cc", *where, *FLAGS, *position, *sources]
-    with tempfile.TemporaryDirectory() as folder:  # a .dll comes with a .lib that nobody needs
+    # In a folder of its own, since a .dll comes with a .lib that nobody needs; then renamed, since
+    # a process that has the old library loaded would crash if its bytes changed.
+    with tempfile.TemporaryDirectory(prefix="pixels-", dir=root / NATIVE) as folder:
         made = Path(folder) / library.name
         subprocess.run([*command, "-o", str(made)], check=True)
-        # A new file in the old one's place: a process that has the old one loaded would crash
-        # if its bytes changed.
-        fresh = root / library.with_suffix(".new")
-        shutil.copyfile(made, fresh)
-        fresh.replace(root / library)
+        made.replace(root / library)

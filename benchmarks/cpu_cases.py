@@ -128,11 +128,17 @@ def agreement(task: str, mine: Segmentation, his: Any) -> float:
     theirs = his["segmentation"].numpy()
     if task == "panoptic":
         return float((mine.segment_map == theirs).mean())
-    # Theirs paints instances over each other by query, ours ranks them: compare what is covered.
-    covered = np.zeros(mine.size, bool)
-    for segment in mine.segments:
-        covered |= segment.mask
-    return float((covered == (theirs >= 0)).mean())
+    # Theirs paints instances over each other by query, ours ranks them: paint ours in their order.
+    painted = np.full(mine.size, -1)
+    left = list(mine.segments)
+    for info in his["segments_info"]:
+        alike = [s for s in left if s.class_id == info["label_id"]]
+        if not alike:
+            return 0.0
+        segment = min(alike, key=lambda s, score=info["score"]: abs(s.score - score))
+        left.remove(segment)
+        painted[segment.mask] = info["id"]
+    return 0.0 if left else float((painted == theirs).mean())
 
 
 def kilobytes(name: str) -> int:

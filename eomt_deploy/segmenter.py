@@ -76,7 +76,7 @@ class Segmenter:
         self.processor = Processor(engine.spec, threads=threads)
         # Not isinstance: it would ask a thread's stream, and so start an execution context.
         on_device = hasattr(engine, "run_device")
-        self.on_device = OnDevice(cast("DeviceEngine", engine)) if on_device else None
+        self._on_device = OnDevice(cast("DeviceEngine", engine)) if on_device else None
 
     @property
     def spec(self) -> ModelSpec:
@@ -202,8 +202,8 @@ class Segmenter:
     def close(self) -> None:
         """Free the engine."""
         try:
-            if self.on_device:
-                self.on_device.close()
+            if self._on_device:
+                self._on_device.close()
         finally:
             self.engine.close()
 
@@ -230,7 +230,7 @@ class Steps:
     def prepare(self, group: Sequence[ImageSource]) -> tuple[list[RgbImage], list[Inputs]]:
         """Read and resize; a GPU resizes by itself."""
         photos = [load_image(image, color_order=self.color_order) for image in group]
-        if self.segmenter.on_device:
+        if self.segmenter._on_device:
             return photos, []
         return photos, [self.segmenter.processor.preprocess(photo) for photo in photos]
 
@@ -239,8 +239,8 @@ class Steps:
     ) -> tuple[list[RgbImage], list[LogitsAt | Segmentation]]:
         """The network, or on a GPU all that is left."""
         photos, inputs = ready
-        if self.segmenter.on_device:
-            segment = self.segmenter.on_device.segment
+        if self.segmenter._on_device:
+            segment = self.segmenter._on_device.segment
             return photos, [segment(photo, self.thresholds) for photo in photos]
         images = np.concatenate([images for images, _ in inputs])
         classes, masks = run_in_parts(self.segmenter.engine, images)
