@@ -162,6 +162,7 @@ class Models:
         """Every way that we run it."""
         return {
             "onnxruntime fp32": Segmenter(self.fp32, backend="onnxruntime"),
+            "onnxruntime int8": Segmenter(self.int8, backend="onnxruntime"),
             "openvino f32": Segmenter(self.fp32, backend="openvino"),
             "openvino bf16": Segmenter(self.bf16),
             "openvino int8": Segmenter(self.int8, backend="openvino"),

@@ -2,22 +2,32 @@
 
     python benchmarks/cpu_graph.py MODEL.onnx... [--rounds 15] [--json FILE]
 
-Every model runs with OpenVINO as exported and as :mod:`eomt_deploy.engines.openvino_graph`
-reshapes it, in turn.
+Every model runs as exported and as :mod:`eomt_deploy.engines.openvino_graph` and
+:mod:`eomt_deploy.engines.onnxruntime_graph` reshape it, in turn; the latter does not touch FP32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from cpu_cases import console, show, time_jobs
 
 from eomt_deploy.benchmarking.environment import environment
+from eomt_deploy.engines.base import Engine
+from eomt_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from eomt_deploy.engines.openvino import OpenVinoEngine
+
+BACKENDS: dict[str, Callable[[Path, bool], Engine]] = {
+    "openvino": lambda path, reshape: OpenVinoEngine(path, cache=False, reshape=reshape),
+    "onnxruntime": lambda path, reshape: OnnxRuntimeEngine(path, device="cpu", reshape=reshape),
+}
+ROWS = {"as exported": False, "reshaped": True}
 
 
 def main() -> None:
@@ -27,11 +37,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     cases = []
-    for model in options.models:
-        engines = {
-            "as exported": OpenVinoEngine(model, cache=False, reshape=False),
-            "reshaped": OpenVinoEngine(model, cache=False),
-        }
+    for model, backend in product(options.models, BACKENDS):
+        engines = {name: BACKENDS[backend](model, on) for name, on in ROWS.items()}
+        if backend == "onnxruntime" and engines["reshaped"].arithmetic is None:
+            continue
         size = engines["reshaped"].spec.image_size
         images = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
         outputs = [engine.run(images) for engine in engines.values()]
@@ -42,7 +51,7 @@ def main() -> None:
         jobs = {name: partial(engine.run, images) for name, engine in engines.items()}
         case = {
             "section": "graph",
-            "case": model.name,
+            "case": f"{model.name} in {backend}",
             "largest_relative_difference": max(errors),
             "rows": time_jobs(jobs, options.rounds, 0),
         }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from os import SEEK_CUR
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from xml.etree import ElementTree
 
 from eomt_deploy.errors import ArtifactError
@@ -15,6 +17,10 @@ from eomt_deploy.spec import METADATA_KEY, ModelSpec
 if TYPE_CHECKING:
     import onnx
 
+METADATA_FIELD = 14
+"""Of ONNX's ModelProto: metadata_props."""
+VARINT, LENGTH = 0, 2
+"""How a protobuf field is stored: as a number, or as a length and as many bytes."""
 EXTERNAL_SUFFIX = ".data"
 """Weights of models too large for one protobuf stand in ``<model>.onnx.data``."""
 
@@ -54,6 +60,45 @@ def parse_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
             fix="Export the checkpoint: eomt-deploy export CHECKPOINT -o model.onnx",
         )
     return ModelSpec.from_json(metadata[METADATA_KEY])
+
+
+def read_onnx_metadata(path: Path) -> dict[str, str]:
+    """The metadata of an ``.onnx`` file, without reading its graph, which may be gigabytes.
+
+    A protobuf message is a row of fields, each with its length in front
+    (https://protobuf.dev/programming-guides/encoding): what is not wanted is skipped.
+
+    Returns:
+        what was found; nothing in a file that is no such message.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    found: dict[str, str] = {}
+    size = path.stat().st_size
+    with path.open("rb") as file, suppress(IndexError, DecodeError):
+        while file.tell() < size:
+            field, kind = divmod(_varint(file), 8)
+            if kind not in (VARINT, LENGTH):
+                break
+            length = _varint(file)
+            if field == METADATA_FIELD:
+                entry = onnx.StringStringEntryProto.FromString(file.read(length))
+                found[entry.key] = entry.value
+            elif kind == LENGTH:
+                file.seek(length, SEEK_CUR)
+    return found
+
+
+def _varint(file: BinaryIO) -> int:
+    """Seven bits a byte, the lowest first, until one lacks the eighth bit."""
+    value = shift = 0
+    while True:
+        byte = file.read(1)[0]
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value
 
 
 def read_xml(path: Path) -> tuple[ModelSpec, str | None]:

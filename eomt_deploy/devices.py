@@ -17,6 +17,11 @@ COMPUTE_CAPABILITY_MAJOR = 75
 COMPUTE_CAPABILITY_MINOR = 76
 
 
+def is_x86() -> bool:
+    """Whether this machine's processor is an x86 one."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
 def cuda_device_count() -> int:
     """NVIDIA GPUs that the driver reports; 0 without a driver. Never raises."""
     name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"

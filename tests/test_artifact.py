@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from eomt_deploy.artifact import read_artifact
+from eomt_deploy.artifact import read_artifact, read_onnx_metadata
 from eomt_deploy.engines import open_engine
 from eomt_deploy.errors import ArtifactError
 from eomt_deploy.spec import METADATA_KEY
@@ -32,6 +34,23 @@ def test_files_that_are_no_onnx(tmp_path, exported):
         read_artifact(tmp_path / "none.onnx")
     with pytest.raises(ArtifactError, match=r"not an \.onnx file"):
         read_artifact(tmp_path / "model.engine")
+
+
+def test_metadata_without_the_graph(tmp_path, exported):
+    path = exported("panoptic")
+    wanted = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert read_onnx_metadata(path) == wanted
+    whole = path.read_bytes()
+    for cut in range(0, len(whole), len(whole) // 50):
+        (tmp_path / "cut.onnx").write_bytes(whole[:cut])
+        assert read_onnx_metadata(tmp_path / "cut.onnx") == {}
+
+
+@given(content=st.binary(max_size=200))
+def test_metadata_of_any_file_at_all(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.onnx"
+    path.write_bytes(content)
+    read_onnx_metadata(path)
 
 
 def test_file_that_contradicts_its_own_description(tmp_path, exported):

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from eomt_deploy.artifact import check_contract, parse_spec, read_artifact
 from eomt_deploy.engines.base import Engine, Outputs
+from eomt_deploy.engines.onnxruntime_graph import reshaped
 from eomt_deploy.errors import ArtifactError, DeviceError, EomtDeployError
 
 CPU = "CPUExecutionProvider"
@@ -19,11 +20,26 @@ QUIET = 3  # errors only: a missing GPU is reported by our own check below
 
 
 class OnnxRuntimeEngine(Engine):
-    """Runs an ``.onnx`` file; arguments as in :func:`eomt_deploy.engines.open_engine`."""
+    """Runs an ``.onnx`` file.
+
+    Args:
+        path, device, threads: as in :func:`eomt_deploy.engines.open_engine`.
+        reshape: on the CPU, bring the graph into the form that its kernels are fastest with.
+
+    Attributes:
+        arithmetic: ``f32`` where FP16 or BF16 is computed in it.
+    """
 
     backend = "onnxruntime"
 
-    def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        reshape: bool = True,
+    ) -> None:
         super().__init__()
         self.path = path
         options = self._options()
@@ -36,9 +52,13 @@ class OnnxRuntimeEngine(Engine):
                 f"(it has {', '.join(ort.get_available_providers())}).",
                 fix="pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'",
             )
+        source: Path | bytes = path
+        if reshape and not wants_cuda:
+            graph = reshaped(path)
+            source, self.arithmetic = (path, None) if graph is None else (graph, "f32")
         try:
             session = ort.InferenceSession(
-                path, options, providers=[CUDA, CPU] if wants_cuda else [CPU]
+                source, options, providers=[CUDA, CPU] if wants_cuda else [CPU]
             )
         except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
             raise open_error(path, error) from error

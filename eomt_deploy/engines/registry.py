@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from eomt_deploy.devices import package_version
+from eomt_deploy.devices import is_x86, package_version
 from eomt_deploy.engines.base import Engine
 from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
 from eomt_deploy.sidecar import known_target, read_sidecar
@@ -115,7 +114,7 @@ def openvino_first(device: str | None) -> bool:
 
     In FP32 both are at the chip's limit; BF16 graphs and integer kernels it alone runs well there.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if not is_x86():
         return False
     return device == "cpu" or (device is None and package_version("onnxruntime-gpu") is None)
 

@@ -321,13 +321,19 @@ def test_export_without_torch_says_what_to_install(files, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_terminated_export_leaves_nothing(files, tmp_path):
+def test_terminated_export_leaves_nothing(files, picture, tmp_path):
     import signal
     import time
 
+    photos, target = tmp_path / "photos", tmp_path / "target"
+    photos.mkdir()
+    target.mkdir()
+    for index in range(500):  # enough not to be done before the signal comes
+        (photos / f"{index}.png").write_bytes(picture.read_bytes())
     command = [
         sys.executable, "-m", "eomt_deploy", "export", str(files.checkpoint), "--task", "semantic",
-        "--classes", str(files.classes), "-o", str(tmp_path / "m.onnx"),
+        "--classes", str(files.classes), "--verify-images", str(photos),
+        "-o", str(target / "m.onnx"),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
@@ -336,7 +342,7 @@ def test_terminated_export_leaves_nothing(files, tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     time.sleep(0.1)
-    assert list(tmp_path.iterdir()) == []
+    assert list(target.iterdir()) == []
 
 
 def test_report_that_would_replace_a_file_of_the_export(cli, files, tmp_path):

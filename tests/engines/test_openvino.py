@@ -15,24 +15,12 @@ from eomt_deploy.engines.emulation import EmulatedEngine
 from eomt_deploy.engines.openvino import OpenVinoEngine
 from eomt_deploy.engines.openvino_graph import normalize_channels_in_place
 from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
-from eomt_deploy.exporting import graph
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "eomt-deploy" / "openvino"
-
-
-@pytest.fixture
-def saved(lowered, tmp_path):
-    def save(precision, batch=None):
-        path = tmp_path / f"{precision}.onnx"
-        spec = tiny.spec(precision=precision, batch=batch)
-        onnx.save(graph.to_proto(lowered(precision, batch), spec), path)
-        return path
-
-    return save
 
 
 def errors(path, reference, images):

@@ -1,0 +1,169 @@
+"""The graph as ONNX Runtime's CPU kernels like it; what it computes stays the same.
+
+Measured with EoMT at 640x640 by `benchmarks/cpu_graph.py`. FP32 graphs are opened as they are: the
+fused attention would make them 4 % faster, and take a second and three times the memory to load.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from eomt_deploy.artifact import EXTERNAL_SUFFIX, parse_spec, read_onnx_metadata
+from eomt_deploy.devices import is_x86
+from eomt_deploy.spec import METADATA_KEY
+
+FLOAT = TensorProto.FLOAT
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+CONTRIBUTED = "com.microsoft"
+HEADS_FIRST, HEADS_FIRST_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
+"""[B, tokens, heads, d] to [B, heads, tokens, d] and to [B, heads, d, tokens]."""
+MAX_BYTES = 2_000_000_000
+"""A protobuf message cannot exceed 2 GiB."""
+
+
+def reshaped(path: Path) -> bytes | None:
+    """The graph of a low-precision model file as it is best opened on the CPU.
+
+    Returns:
+        the model, serialised; None where the file had better be opened as it is.
+    """
+    metadata = read_onnx_metadata(path)
+    if METADATA_KEY not in metadata or path.with_name(path.name + EXTERNAL_SUFFIX).is_file():
+        return None
+    precision = parse_spec(metadata, path).precision
+    if precision == "fp32" or (precision == "fp16" and not is_x86()):  # ARM may have its kernels
+        return None
+    try:
+        model = onnx.load(path)
+    except (DecodeError, ValueError):
+        return None  # ONNX Runtime will say what is wrong
+    compute_in_fp32(model)
+    fuse_attention(model)
+    weights = sum(4 * math.prod(t.dims) for t in model.graph.initializer if t.data_type == FLOAT)
+    return model.SerializeToString() if weights < MAX_BYTES else None
+
+
+def compute_in_fp32(model: onnx.ModelProto) -> None:
+    """Constants and tensors in FP16 or BF16 become FP32.
+
+    There are no half-precision kernels on x86: ONNX Runtime casts before and after every operator,
+    and leaves a quantised layer with half-precision scales in floats.
+
+    Args:
+        model: changed in place.
+    """
+    graph = model.graph
+    for tensor in [tensor for tensor in graph.initializer if tensor.data_type in HALVES]:
+        array = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    floats = set()
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        kind = value.type.tensor_type
+        if kind.elem_type in HALVES:
+            kind.elem_type = FLOAT
+        if kind.elem_type == FLOAT:
+            floats.add(value.name)
+    for cast in [node for node in graph.node if node.op_type == "Cast"]:
+        if cast.attribute[0].i in HALVES:
+            cast.attribute[0].i = FLOAT
+    _drop_casts(graph, floats)
+
+
+def _drop_casts(graph: onnx.GraphProto, floats: set[str]) -> None:
+    """Remove casts from FP32 to FP32, but for those that make an output of the graph."""
+    outputs = {value.name for value in graph.output}
+    source = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Cast" and node.input[0] in floats and node.output[0] in floats - outputs
+    }
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            while name in source:
+                name = source[name]
+            node.input[index] = name
+    _keep(graph, [node for node in graph.node if node.output[0] not in source])
+
+
+def fuse_attention(model: onnx.ModelProto) -> int:
+    """Written-out attention becomes one operator, which never holds all scores at once.
+
+    Where queries and keys are rotated (DINOv3) it stays: the transposes in between cost what is
+    gained.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        how many were fused.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    users: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    sizes = {v.name: v.type.tensor_type.shape.dim for v in graph.value_info}
+
+    def only_user(node: NodeProto, operator: str) -> NodeProto | None:
+        found = users.get(node.output[0], [])
+        return found[0] if len(found) == 1 and found[0].op_type == operator else None
+
+    def flat(name: str, order: list[int]) -> str | None:
+        """[B, tokens, D] that a transposed operand of a product was made of."""
+        turn = makers.get(name)
+        apart = makers.get(turn.input[0]) if turn is not None and _order(turn) == order else None
+        return apart.input[0] if apart is not None and apart.op_type == "Reshape" else None
+
+    fused: dict[str, NodeProto] = {}
+    for softmax in [node for node in graph.node if node.op_type == "Softmax"]:
+        scores = makers.get(softmax.input[0])
+        mixed = only_user(softmax, "MatMul")
+        back = only_user(mixed, "Transpose") if mixed else None
+        joined = only_user(back, "Reshape") if back else None
+        if scores is None or scores.op_type != "MatMul" or mixed is None or joined is None:
+            continue
+        queries = flat(scores.input[0], HEADS_FIRST)
+        keys = flat(scores.input[1], HEADS_FIRST_TURNED)
+        values = flat(mixed.input[1], HEADS_FIRST)
+        heads = sizes[softmax.output[0]][1].dim_value if softmax.output[0] in sizes else 0
+        if not (queries and keys and values and heads):
+            continue
+        fused[joined.output[0]] = helper.make_node(
+            "MultiHeadAttention", [queries, keys, values], list(joined.output),
+            name=f"{softmax.name}.fused", domain=CONTRIBUTED, num_heads=heads,
+            scale=1.0,  # folded into the weights
+        )  # fmt: skip
+    if fused:
+        _keep(graph, [fused.get(node.output[0], node) for node in graph.node])
+        _remove_unused(graph)
+        model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
+    return len(fused)
+
+
+def _order(node: NodeProto) -> list[int] | None:
+    """Of a transpose; None for any other node."""
+    orders = [list(a.ints) for a in node.attribute if a.name == "perm"]
+    return orders[0] if node.op_type == "Transpose" and orders else None
+
+
+def _keep(graph: onnx.GraphProto, nodes: list[NodeProto]) -> None:
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Nodes whose results nobody reads, and the tensors' descriptions with them."""
+    wanted = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):  # users stand after what they use
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            kept.append(node)
+    _keep(graph, kept[::-1])
