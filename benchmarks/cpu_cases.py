@@ -35,12 +35,16 @@ ALONE = "3840x2160"
 """Only ours is measured: theirs takes more memory than small machines have."""
 SHAPES = {"s": (384, 12, 6), "b": (768, 12, 12)}
 """Width, blocks and heads."""
-PEAK_OF = {
-    BASE: "fp32",
-    "onnxruntime fp32": "fp32",
-    "openvino f32": "fp32",
-    "openvino bf16": "bf16",
+COMPUTED_IN = {
+    BASE: ("fp32", "fp32"),
+    "onnxruntime fp32": ("fp32", "fp32"),
+    "onnxruntime int8": ("int8", "fp32"),
+    "openvino f32": ("fp32", "fp32"),
+    "openvino bf16": ("bf16", "bf16"),
+    "openvino int8": ("int8", "fp32"),
+    "openvino int8 + bf16": ("int8", "bf16"),
 }
+"""Of each way to run a network, what the linear layers and what all the rest is computed in."""
 STREAMED = 200
 UNSTABLE_CV = 0.5
 """transformers' calls vary by a third with the memory that they ask for: what a ratio is worth is
@@ -182,6 +186,21 @@ def time_jobs(jobs: dict[str, Callable[[], Any]], rounds: int, seed: int) -> dic
     return rows
 
 
+def add_shares_of_peak(
+    rows: dict[str, Any], flops: tuple[int, int], peaks: dict[str, float]
+) -> None:
+    """How near each row comes to the chip's limit, and how fast it would be there.
+
+    Args:
+        flops: of the linear layers and of all the rest.
+        peaks: FLOP/s by precision.
+    """
+    for name, computed_in in COMPUTED_IN.items():
+        seconds = sum(n / peaks[precision] for n, precision in zip(flops, computed_in, strict=True))
+        rows[name]["share_of_peak"] = round(1000 * seconds / rows[name]["p50_ms"], 3)
+        rows[name]["times_as_fast_at_peak"] = round(rows[BASE]["p50_ms"] / 1000 / seconds, 2)
+
+
 def judge_goal(row: dict[str, Any], times: float) -> str:
     """Reached or missed when the whole interval says so."""
     ratio = row["times_as_fast"]
@@ -192,15 +211,19 @@ def judge_goal(row: dict[str, Any], times: float) -> str:
 
 def show(case: dict[str, Any]) -> None:
     table = Table(title=f"{case['section']}: {case['case']}", title_justify="left")
-    for column in ("", "p50 ms", "times as fast", "extra MB", "verdict"):
+    rows = case["rows"]
+    peaks = "share_of_peak" in rows[next(iter(rows))]
+    for column in ("", "p50 ms", "times as fast", "of peak" if peaks else "extra MB", "verdict"):
         table.add_column(column)
-    for name, row in case["rows"].items():
+    for name, row in rows.items():
         ratio, verdict = row["times_as_fast"], Verdict.from_dict(row["verdict"])
         fast = f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
         extra = case.get("extra_bytes", {}).get(name)
-        memory = "" if extra is None else f"{extra / 1e6:.0f}"
+        more = "" if extra is None else f"{extra / 1e6:.0f}"
+        if peaks:
+            more = f"{row['share_of_peak']:.0%}, there {row['times_as_fast_at_peak']:.2f}"
         shown = fast if verdict.valid else "no conclusion"
-        table.add_row(name, f"{row['p50_ms']:.1f}", shown, memory, str(verdict))
+        table.add_row(name, f"{row['p50_ms']:.1f}", shown, more, str(verdict))
     console.print(table)
     goal = GOALS.get(f"{case['section']}: {case['case']}")
     if goal:

@@ -10,7 +10,7 @@ installed here. A new precision or run-time shows up by itself.
     … --calibrate photos/ --budget 0.2                     # int8 and fp8, too
 
 FP32 is run by every run-time; lower precisions are what a GPU would compute (`--backend emulation`)
-and, where a CPU runs them, what it computes.
+and what a CPU computes.
 
 Writes benchmarks/results/fidelity-NAME.json and .md.
 """
@@ -32,6 +32,8 @@ from rich.console import Console
 
 from eomt_deploy import Segmenter
 from eomt_deploy.benchmarking.environment import environment
+from eomt_deploy.building.config import OpenVinoConfig
+from eomt_deploy.building.openvino import build_openvino
 from eomt_deploy.engines import BACKENDS
 from eomt_deploy.errors import EomtDeployError
 from eomt_deploy.evaluation import open_dataset
@@ -46,6 +48,8 @@ from eomt_deploy.sources import find_images
 
 HERE = Path(__file__).parent
 CALIBRATION_SCENES = 64
+IN_BF16 = ("fp32", "int8")
+"""Precisions whose unquantised part `eomt-deploy build` may have computed in BF16."""
 SCENES = HERE.parent / "examples" / "tiny_checkpoint" / "scenes.py"
 
 
@@ -126,15 +130,28 @@ def measure(
         for name, backend in BACKENDS.items():
             if not backend.installed or ".onnx" not in backend.suffixes:
                 continue
-            # FP32 needs no emulation, and no CPU kernel takes BF16.
-            if (precision, name) in (("fp32", "emulation"), ("bf16", "onnxruntime")):
+            if (precision, name) == ("fp32", "emulation"):  # needs none
                 continue
-            with Segmenter(path, backend=name) as segmenter:
-                console.print(f"{name}, {named}: {len(samples)} images")
-                found = compare(reference, segmenter, samples, labelled=not options.images)
-                place = f"{name} ({segmenter.engine.device})"
-            size = sum(file.stat().st_size for file in report.files) / 1e6
-            yield Row(place, named, size, found)
+            files = [(path, report.files)]
+            if name == "openvino" and precision in IN_BF16 and computes_in_bf16():
+                built = build_openvino(OpenVinoConfig(path, path.with_suffix(".xml"), "bf16"))
+                files.append((built.files[0], built.files))
+            for artifact, parts in files:
+                with Segmenter(artifact, backend=name) as segmenter:
+                    where = segmenter.engine.where
+                    console.print(f"{where}, {named}: {len(samples)} images")
+                    found = compare(reference, segmenter, samples, labelled=not options.images)
+                size = sum(file.stat().st_size for file in parts) / 1e6
+                yield Row(where, named, size, found)
+
+
+def computes_in_bf16() -> bool:
+    """Whether OpenVINO does on this chip."""
+    import openvino
+
+    from eomt_deploy.engines.openvino import able
+
+    return "bf16" in able(openvino.Core())
 
 
 def wanted(options: argparse.Namespace) -> list[tuple[str, float | None]]:

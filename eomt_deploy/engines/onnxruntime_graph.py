@@ -45,8 +45,13 @@ def reshaped(path: Path) -> bytes | None:
         return None  # ONNX Runtime will say what is wrong
     compute_in_fp32(model)
     fuse_attention(model)
-    weights = sum(4 * math.prod(t.dims) for t in model.graph.initializer if t.data_type == FLOAT)
-    return model.SerializeToString() if weights < MAX_BYTES else None
+    size = sum(_bytes(tensor) for tensor in model.graph.initializer)
+    return model.SerializeToString() if size < MAX_BYTES else None
+
+
+def _bytes(tensor: TensorProto) -> int:
+    size: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return math.prod(tensor.dims) * size
 
 
 def compute_in_fp32(model: onnx.ModelProto) -> None:
@@ -159,7 +164,7 @@ def _keep(graph: onnx.GraphProto, nodes: list[NodeProto]) -> None:
 
 
 def _remove_unused(graph: onnx.GraphProto) -> None:
-    """Nodes whose results nobody reads, and the tensors' descriptions with them."""
+    """Nodes whose results nobody reads."""
     wanted = {value.name for value in graph.output}
     kept = []
     for node in reversed(graph.node):  # users stand after what they use
