@@ -50,8 +50,8 @@ def reshaped(path: Path) -> bytes | None:
 
 
 def _bytes(tensor: TensorProto) -> int:
-    size: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * size
+    count: int = math.prod(tensor.dims)
+    return count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def compute_in_fp32(model: onnx.ModelProto) -> None:
