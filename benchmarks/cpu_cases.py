@@ -31,6 +31,8 @@ MODELS = {
 }
 BASE, OURS = "transformers", "eomt-deploy"
 PHOTO_SIZES = {"1920x1080": (1080, 1920), "640x480": (480, 640), "3840x2160": (2160, 3840)}
+"""transformers cuts a scaled size off where the official code, and ours, rounds: 640x480 becomes
+682x512 or 683x512 for semantic windows, which shows in the agreement."""
 ALONE = "3840x2160"
 """Only ours is measured: theirs takes more memory than small machines have."""
 SHAPES = {"s": (384, 12, 6), "b": (768, 12, 12)}

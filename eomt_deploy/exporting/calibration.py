@@ -34,15 +34,26 @@ class Activations:
 
     Attributes:
         samples: some tokens, [n, D].
-        largest: largest magnitude of each channel over all tokens, [D].
+        lowest, highest: least and largest value of each channel over all tokens and 0, [D].
     """
 
     samples: Array
-    largest: Array
+    lowest: Array
+    highest: Array
+
+    @property
+    def largest(self) -> Array:
+        """Largest magnitude of each channel, [D]."""
+        magnitude: Array = np.maximum(np.abs(self.lowest), np.abs(self.highest))
+        return magnitude
 
     def divided(self, scales: Array) -> Activations:
-        """The same inputs after each channel was divided by its scale."""
-        return Activations(self.samples / scales, self.largest / scales)
+        """The same inputs after each channel was divided by its scale, which is positive."""
+        return Activations(self.samples / scales, self.lowest / scales, self.highest / scales)
+
+    def centred(self, center: Array) -> Activations:
+        """The same inputs after the center of each channel was subtracted."""
+        return Activations(self.samples - center, self.lowest - center, self.highest - center)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,8 @@ def observe(
     width = sum(layer.in_features for layer in layers.values())
     tokens = min(TOKENS, KEPT_BYTES // (4 * width))
     quota = max(1, tokens // count)
-    largest = {name: np.zeros(layer.in_features, np.float32) for name, layer in layers.items()}
+    lowest = {name: np.zeros(layer.in_features, np.float32) for name, layer in layers.items()}
+    highest = {name: values.copy() for name, values in lowest.items()}
     kept: dict[str, list[Array]] = {name: [] for name in layers}
     rng = np.random.default_rng(0)
 
@@ -106,7 +118,8 @@ def observe(
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             for image in arguments[0]:  # [tokens, D]
                 values = image.numpy()
-                np.fmax(largest[name], np.abs(values).max(0), out=largest[name])
+                np.fmin(lowest[name], values.min(0), out=lowest[name])
+                np.fmax(highest[name], values.max(0), out=highest[name])
                 chosen = rng.choice(len(values), min(quota, len(values)), replace=False)
                 kept[name].append(values[np.sort(chosen)])
 
@@ -121,7 +134,10 @@ def observe(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: Activations(np.concatenate(kept[name]), largest[name]) for name in layers}
+    return {
+        name: Activations(np.concatenate(kept[name]), lowest[name], highest[name])
+        for name in layers
+    }
 
 
 def smoothing_scales(activations: Activations, weight: Array, strength: float) -> Array:

@@ -171,7 +171,9 @@ def _calibrate(
             fold_smoothing(network, name, torch.from_numpy(scales))
             activations[name] = activations[name].divided(scales)
     progress("quantising the weights")
-    return quantize_layers(network, activations, config.precision, config.range_method)
+    return quantize_layers(
+        network, activations, config.precision, config.range_method, smooth=config.smooth
+    )
 
 
 def _kept_high(config: ExportConfig) -> tuple[frozenset[Role], tuple[str, ...]]:

@@ -9,7 +9,7 @@ one each. Outputs stay float, so that bias, GELU and residual fuse into the matr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -22,17 +22,30 @@ from eomt_deploy.exporting.calibration import (
     Number,
     activation_range,
     linear_layers,
+    smoothing_scales,
 )
 from eomt_deploy.exporting.config import Method
 from eomt_deploy.exporting.lowering import add_constant
 from eomt_deploy.exporting.roles import module_of
 from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.network.folds import smoothable
 
 TOKENS_TRIED = 512
 CLIPS_TRIED = np.geomspace(1, 0.02, 24)
 """Shares of the largest input that the search for the least output error tries."""
 LEAST_SCALE = float(np.finfo(np.float16).smallest_subnormal) * 8
 """Scales are FP16 like the graph around them; below this they are too coarse to be one."""
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What is done to a layer's inputs before they are quantised: ``(x - center) * factor``, each
+    [D] and of values that FP16 holds. Weights and bias take it back, so that nothing changes but
+    the rounding.
+    """
+
+    center: Array
+    factor: Array
 
 
 @dataclass(frozen=True)
@@ -44,12 +57,44 @@ class QuantizedLayer:
         weight: in the format's type, [in, out].
         weight_scale: [out], or [] for one scale.
         bias: [out], corrected for the mean error of weights and inputs.
+        adjustment: of its input before it is quantised.
     """
 
     input_scale: np.float32
     weight: np.ndarray
     weight_scale: Array
     bias: Array
+    adjustment: Adjustment | None = None
+
+
+def _adjust(activations: Activations, weight: Array, strength: float) -> Adjustment:
+    """Inputs in the middle of the range, and SmoothQuant, for a layer that follows GELU.
+
+    GELU gives nothing below -0.17, so half of a symmetric range is hardly used; and no layer in
+    front of it could take the scales. Subtraction and product fuse with GELU.
+
+    Args:
+        weight: [in, out].
+        strength: of SmoothQuant, 0 (off) to 1.
+    """
+    center = _half(0.5 * activations.lowest + 0.5 * activations.highest)
+    if not strength:
+        return Adjustment(center, np.ones_like(center))
+    scales = smoothing_scales(activations.centred(center), weight.T, strength)
+    return Adjustment(center, _half(_inverse(scales)))
+
+
+def _inverse(values: Array) -> Array:
+    inverse: Array = np.float32(1) / values
+    return inverse
+
+
+def _half(values: Array) -> Array:
+    """Rounded to what FP16 holds, and no zero that was none."""
+    largest, least = np.finfo(np.float16).max, np.finfo(np.float16).smallest_normal
+    kept = np.where(values == 0, 0, np.sign(values) * np.clip(np.abs(values), least, largest))
+    rounded: Array = kept.astype(np.float16).astype(np.float32)
+    return rounded
 
 
 def quantize_layers(
@@ -58,21 +103,28 @@ def quantize_layers(
     precision: str,
     method: Method,
     *,
+    smooth: float = 0,
     correct_bias: bool = True,
 ) -> dict[str, QuantizedLayer]:
-    """Scales, weights and biases of every linear layer of the blocks, by module name."""
+    """Scales, weights and biases of every linear layer of the blocks, by module name.
+
+    Args:
+        smooth: strength of SmoothQuant for what follows GELU; all else was smoothed in the network.
+    """
     number = NUMBERS[precision]
-    return {
-        name: _quantized(
-            layer.weight.numpy().T,
-            layer.bias.numpy(),
-            activations[name],
-            number,
-            method,
-            correct_bias,
-        )
-        for name, layer in linear_layers(model).items()
-    }
+    movable = smoothable(model)
+    layers = {}
+    for name, layer in linear_layers(model).items():
+        weight, bias, inputs = layer.weight.numpy().T, layer.bias.numpy(), activations[name]
+        adjustment = None
+        if name not in movable and precision == "int8":  # FP8 is finest around 0, as GELU is
+            adjustment = _adjust(inputs, weight, smooth)
+            bias = bias + adjustment.center @ weight
+            weight = weight / adjustment.factor[:, None]
+            inputs = inputs.centred(adjustment.center).divided(_inverse(adjustment.factor))
+        made = _quantized(weight, bias, inputs, number, method, correct_bias)
+        layers[name] = replace(made, adjustment=adjustment)
+    return layers
 
 
 def _quantized(
@@ -158,6 +210,8 @@ def _quantize_matmul(graph: ir.Graph, node: ir.Node, name: str, layer: Quantized
     x, weight = node.inputs
     assert x is not None  # MatMul has both
     assert weight is not None
+    if layer.adjustment:
+        x = _adjusted(graph, node, x, name, layer.adjustment)
     scale = add_constant(graph, f"{name}.input_scale", np.asarray(layer.input_scale))
     zero = add_constant(graph, f"{name}.input_zero", np.zeros((), layer.weight.dtype))
     quantize = _node(node, "QuantizeLinear", [x, scale, zero], f"{name}.input", zero.dtype)
@@ -183,6 +237,21 @@ def _quantize_matmul(graph: ir.Graph, node: ir.Node, name: str, layer: Quantized
     graph.insert_before(node, [quantize, restore, weights])
     node.replace_input_with(0, restore.outputs[0])
     node.replace_input_with(1, weights.outputs[0])
+
+
+def _adjusted(
+    graph: ir.Graph, owner: ir.Node, x: ir.Value, name: str, adjustment: Adjustment
+) -> ir.Value:
+    steps = {"Sub": (f"{name}.input_center", adjustment.center)}
+    if (adjustment.factor != 1).any():
+        steps["Mul"] = (f"{name}.input_factor", adjustment.factor)
+    for operator, (constant, values) in steps.items():
+        inputs = [x, add_constant(graph, constant, values)]
+        node = _node(owner, operator, inputs, f"{name}.input", x.dtype)
+        node.outputs[0].shape = x.shape
+        graph.insert_before(owner, node)
+        x = node.outputs[0]
+    return x
 
 
 def _node(

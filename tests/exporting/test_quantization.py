@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -87,14 +89,14 @@ def test_formats_round_as_their_types(values):
 def test_ranges_cut_outliers_unless_told_not_to(method):
     samples = RNG.normal(size=(4000, 16)).astype(np.float32)
     samples[7, 3] = 200
-    activations = Activations(samples, np.abs(samples).max(0))
+    activations = Activations(samples, samples.min(0), samples.max(0))
     found = activation_range(activations, method, NUMBERS["int8"])
     assert (found == 200) == (method == "minmax")
     assert 2 < found <= 200
 
 
 def test_dead_inputs_have_a_range():
-    dead = Activations(np.zeros((8, 4), np.float32), np.zeros(4, np.float32))
+    dead = Activations(*(np.zeros(shape, np.float32) for shape in ((8, 4), 4, 4)))
     for method in ("minmax", "mse", "percentile", "entropy"):
         assert activation_range(dead, method, NUMBERS["int8"]) == 0
 
@@ -109,13 +111,18 @@ def test_observed_inputs_are_those_of_the_layers(network):
     network(torch.from_numpy(images))
     handle.remove()
     found = activations["backbone.blocks.2.mlp.fc2"]
-    np.testing.assert_allclose(found.largest, np.abs(seen[0]).max((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(found.lowest, np.minimum(seen[0].min((0, 1)), 0), rtol=1e-4)
+    np.testing.assert_allclose(found.highest, np.maximum(seen[0].max((0, 1)), 0), rtol=1e-4)
     rows = {row.tobytes() for row in np.round(seen[0].reshape(-1, 96), 3)}
     assert np.mean([np.round(row, 3).tobytes() in rows for row in found.samples]) > 0.9
 
 
 def test_smoothing_scales_balance_inputs_and_weights():
-    activations = Activations(np.ones((1, 3), np.float32), np.array([100, 1, 0], np.float32))
+    activations = Activations(
+        np.ones((1, 3), np.float32),
+        np.array([-100, 0, 0], np.float32),
+        np.array([50, 1, 0], np.float32),
+    )
     weight = np.array([[1, 1, 1], [-1, -1, 0]], np.float32)
     assert smoothing_scales(activations, weight, 0.5).tolist() == [10, 1, 1]
     assert smoothing_scales(activations, weight, 1).tolist() == [100, 1, 1]
@@ -134,6 +141,48 @@ def test_bias_correction_takes_the_mean_error_out(network, traced):
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("smooth", [0, 0.7])
+def test_what_follows_gelu_is_adjusted_exactly(network, traced, smooth):
+    images = tiny.photos(4)
+    layers = quantize_layers(network, observe(network, [images]), "int8", "minmax", smooth=smooth)
+    adjusted = {name: layer for name, layer in layers.items() if layer.adjustment}
+    assert set(adjusted) == {name for name in layers if name.endswith("mlp.fc2")}
+    for name, layer in adjusted.items():
+        plain, found = linear_layers(network)[name], layer.adjustment
+        assert (found.factor != 1).any() == bool(smooth)
+        for values in (found.center, found.factor):
+            np.testing.assert_array_equal(values, values.astype(np.float16))
+        x = RNG.normal(size=(5, plain.in_features)).astype(np.float32)
+        weight = layer.weight * layer.weight_scale
+        restored = ((x - found.center) * found.factor) @ weight + layer.bias
+        wanted = plain(torch.from_numpy(x)).numpy()
+        assert rms(restored, wanted) < 0.03  # the rounding of the weights is left
+    model = insert_qdq(traced(), layers, layers)
+    steps = [node.op_type for node in model.graph if "fc2.input" in node.name]
+    assert steps.count("Sub") == tiny.ARCH.depth
+    assert steps.count("Mul") == (tiny.ARCH.depth if smooth else 0)
+    wanted = EmulatedEngine(traced()).run(images)
+    for have, want in zip(EmulatedEngine(model).run(images), wanted, strict=True):
+        assert rms(have, want) < 0.05
+
+
+def test_a_range_above_zero_is_used_whole(network):
+    """GELU gives nothing below -0.17: around 0, half of a symmetric range would be empty."""
+    activations = observe(network, [tiny.photos(4)])
+    layers = quantize_layers(network, activations, "int8", "minmax")
+    for name, layer in layers.items():
+        used = layer.input_scale * NUMBERS["int8"].largest / activations[name].largest.max()
+        assert used < 0.6 if layer.adjustment else used == pytest.approx(1, rel=1e-2)
+
+
+def test_swiglu_and_fp8_are_not_adjusted(network):
+    swiglu = fold(tiny.network(replace(tiny.ARCH, mlp="swiglu")))
+    for model, precision in ((network, "fp8"), (swiglu, "int8")):
+        seen = observe(model, [tiny.photos(1)])
+        layers = quantize_layers(model, seen, precision, "minmax", smooth=0.7)
+        assert {layer.adjustment for layer in layers.values()} == {None}
+
+
 def test_fewer_layers_less_error(network, traced):
     images = tiny.photos(4)
     layers = quantize_layers(network, observe(network, [images]), "int8", "mse")
@@ -147,7 +196,7 @@ def test_fewer_layers_less_error(network, traced):
 def test_the_output_decides_whether_an_outlier_is_kept():
     samples = RNG.normal(size=(512, 16)).astype(np.float32)
     samples[:, 3] *= 200
-    activations = Activations(samples, np.abs(samples).max(0))
+    activations = Activations(samples, samples.min(0), samples.max(0))
     heavy = RNG.normal(size=(16, 8)).astype(np.float32)
     light = heavy.copy()
     light[3] = 0  # nothing depends on the outliers
