@@ -79,26 +79,32 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
     with path.open("rb") as file, suppress(IndexError, DecodeError):
         while file.tell() < size:
             field, kind = divmod(_varint(file), 8)
-            if kind not in (VARINT, LENGTH):
+            value = _varint(file)
+            if kind == VARINT:
+                continue
+            if kind != LENGTH or value > size - file.tell():
                 break
-            length = _varint(file)
             if field == METADATA_FIELD:
-                entry = onnx.StringStringEntryProto.FromString(file.read(length))
-                found[entry.key] = entry.value
-            elif kind == LENGTH:
-                file.seek(length, SEEK_CUR)
+                entry = onnx.StringStringEntryProto.FromString(file.read(value))
+                found[str(entry.key)] = str(entry.value)
+            else:
+                file.seek(value, SEEK_CUR)
     return found
 
 
 def _varint(file: BinaryIO) -> int:
-    """Seven bits a byte, the lowest first, until one lacks the eighth bit."""
-    value = shift = 0
-    while True:
+    """Seven bits a byte, the lowest first, until one lacks the eighth bit.
+
+    Raises:
+        IndexError: the file ends, or this is no number of 64 bits.
+    """
+    value = 0
+    for shift in range(0, 70, 7):
         byte = file.read(1)[0]
         value |= (byte & 0x7F) << shift
-        shift += 7
         if byte < 0x80:
             return value
+    raise IndexError
 
 
 def read_xml(path: Path) -> tuple[ModelSpec, str | None]:

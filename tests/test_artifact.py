@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from eomt_deploy.artifact import read_artifact, read_onnx_metadata
@@ -46,11 +46,26 @@ def test_metadata_without_the_graph(tmp_path, exported):
         assert read_onnx_metadata(tmp_path / "cut.onnx") == {}
 
 
-@given(content=st.binary(max_size=200))
+def varint(value):
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + varint(rest) if rest else bytes([low])
+
+
+fields = st.builds(
+    lambda field, kind, length, content: varint(8 * field + kind) + varint(length) + content,
+    st.sampled_from([1, 7, 14]), st.integers(0, 7), st.integers(0, 2**70), st.binary(max_size=9),
+)  # fmt: skip
+
+
+@given(content=st.one_of(st.binary(max_size=200), st.lists(fields, max_size=4).map(b"".join)))
+@example(b"\xff" * 1_000_000)
+@example(b"\x72\x04\x0a\x02\xff\xfe")
 def test_metadata_of_any_file_at_all(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.onnx"
     path.write_bytes(content)
-    read_onnx_metadata(path)
+    for key, value in read_onnx_metadata(path).items():
+        assert isinstance(key, str)
+        assert isinstance(value, str)
 
 
 def test_file_that_contradicts_its_own_description(tmp_path, exported):

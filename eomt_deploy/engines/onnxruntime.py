@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from eomt_deploy.artifact import check_contract, parse_spec, read_artifact
+from eomt_deploy.devices import cuda_device_count
 from eomt_deploy.engines.base import Engine, Outputs
 from eomt_deploy.engines.onnxruntime_graph import reshaped
 from eomt_deploy.errors import ArtifactError, DeviceError, EomtDeployError
@@ -27,7 +28,7 @@ class OnnxRuntimeEngine(Engine):
         reshape: on the CPU, bring the graph into the form that its kernels are fastest with.
 
     Attributes:
-        arithmetic: ``f32`` where FP16 or BF16 is computed in it.
+        arithmetic: ``f32`` where it takes the place of FP16 or BF16.
     """
 
     backend = "onnxruntime"
@@ -45,7 +46,8 @@ class OnnxRuntimeEngine(Engine):
         options = self._options()
         if threads is not None:
             options.intra_op_num_threads = threads
-        wants_cuda = device == "cuda" or (device is None and CUDA in ort.get_available_providers())
+        able = CUDA in ort.get_available_providers() and cuda_device_count() > 0
+        wants_cuda = device == "cuda" or (device is None and able)
         if device == "cuda" and CUDA not in ort.get_available_providers():
             raise DeviceError(
                 "This ONNX Runtime has no CUDA provider "

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX, parse_spec, read_onnx_metadata
+from eomt_deploy.artifact import parse_spec, read_onnx_metadata
 from eomt_deploy.devices import is_x86
 from eomt_deploy.spec import METADATA_KEY
 
@@ -34,24 +33,28 @@ def reshaped(path: Path) -> bytes | None:
         the model, serialised; None where the file had better be opened as it is.
     """
     metadata = read_onnx_metadata(path)
-    if METADATA_KEY not in metadata or path.with_name(path.name + EXTERNAL_SUFFIX).is_file():
+    if METADATA_KEY not in metadata:
         return None
     precision = parse_spec(metadata, path).precision
     if precision == "fp32" or (precision == "fp16" and not is_x86()):  # ARM may have its kernels
         return None
     try:
-        model = onnx.load(path)
-    except (DecodeError, ValueError):
-        return None  # ONNX Runtime will say what is wrong
-    compute_in_fp32(model)
-    fuse_attention(model)
-    size = sum(_bytes(tensor) for tensor in model.graph.initializer)
-    return model.SerializeToString() if size < MAX_BYTES else None
+        model = onnx.load(path, load_external_data=False)
+        tensors = model.graph.initializer
+        outside = any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
+        if outside or sum(map(_bytes_in_fp32, tensors)) > MAX_BYTES:
+            return None
+        compute_in_fp32(model)
+        fuse_attention(model)
+        return bytes(model.SerializeToString())
+    except Exception:  # a damaged graph, in one of many ways: ONNX Runtime will say how
+        return None
 
 
-def _bytes(tensor: TensorProto) -> int:
+def _bytes_in_fp32(tensor: TensorProto) -> int:
     count: int = math.prod(tensor.dims)
-    return count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    kind = FLOAT if tensor.data_type in HALVES else tensor.data_type
+    return count * helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
 def compute_in_fp32(model: onnx.ModelProto) -> None:
@@ -74,19 +77,20 @@ def compute_in_fp32(model: onnx.ModelProto) -> None:
             kind.elem_type = FLOAT
         if kind.elem_type == FLOAT:
             floats.add(value.name)
-    for cast in [node for node in graph.node if node.op_type == "Cast"]:
-        if cast.attribute[0].i in HALVES:
-            cast.attribute[0].i = FLOAT
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALVES:
+                attribute.i = FLOAT
     _drop_casts(graph, floats)
 
 
 def _drop_casts(graph: onnx.GraphProto, floats: set[str]) -> None:
     """Remove casts from FP32 to FP32, but for those that make an output of the graph."""
-    outputs = {value.name for value in graph.output}
+    inside = floats - {value.name for value in graph.output}
     source = {
         node.output[0]: node.input[0]
         for node in graph.node
-        if node.op_type == "Cast" and node.input[0] in floats and node.output[0] in floats - outputs
+        if node.op_type == "Cast" and node.input[0] in floats and node.output[0] in inside
     }
     for node in graph.node:
         for index, name in enumerate(node.input):

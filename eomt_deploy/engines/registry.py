@@ -112,7 +112,7 @@ BACKENDS: Mapping[str, Backend] = {
 def openvino_first(device: str | None) -> bool:
     """Whether OpenVINO is the better choice for a graph: on x86, unless a GPU can be used.
 
-    In FP32 both are at the chip's limit; BF16 graphs and integer kernels it alone runs well there.
+    In FP32 both are at the chip's limit; of the two it alone computes in BF16.
     """
     if not is_x86():
         return False

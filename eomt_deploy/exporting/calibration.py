@@ -26,6 +26,8 @@ PERCENTILE = 99.99
 CLIPS = np.linspace(0.2, 1.0, 81)
 """Shares of the largest value that the MSE search tries."""
 HISTOGRAM_BINS = 2048
+LARGEST_SCALE = 1e4
+"""Of SmoothQuant."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def smoothing_scales(activations: Activations, weight: Array, strength: float) -
     scales = activations.largest**strength / np.maximum(of_weights, 1e-8) ** (1 - strength)
     # A channel that is always 0 says nothing.
     scales[(activations.largest == 0) | (of_weights == 0)] = 1
-    clipped: Array = np.clip(scales, 1e-4, 1e4).astype(np.float32)
+    clipped: Array = np.clip(scales, 1 / LARGEST_SCALE, LARGEST_SCALE).astype(np.float32)
     return clipped
 
 

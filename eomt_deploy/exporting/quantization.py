@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 
 from eomt_deploy.exporting.calibration import (
+    LARGEST_SCALE,
     NUMBERS,
     Activations,
     Array,
@@ -81,6 +82,7 @@ def _adjust(activations: Activations, weight: Array, strength: float) -> Adjustm
     if not strength:
         return Adjustment(center, np.ones_like(center))
     scales = smoothing_scales(activations.centred(center), weight.T, strength)
+    scales[~weight.any(1)] = LARGEST_SCALE  # what nothing reads must not widen the range
     return Adjustment(center, _half(_inverse(scales)))
 
 

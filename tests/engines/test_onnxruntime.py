@@ -123,10 +123,37 @@ def test_fp16_is_left_to_chips_that_may_have_it(saved, monkeypatch):
     assert reshaped(saved("bf16")) is not None  # ONNX Runtime has none
 
 
+@pytest.mark.parametrize("damage", [
+    lambda graph: next(n for n in graph.node if n.op_type == "Cast").ClearField("attribute"),
+    lambda graph: next(n for n in graph.node if n.op_type == "Softmax").ClearField("input"),
+    lambda graph: next(n for n in graph.node if n.op_type == "Softmax").ClearField("output"),
+    lambda graph: setattr(graph.initializer[0], "data_type", 99),
+    lambda graph: setattr(graph.initializer[0], "raw_data", graph.initializer[0].raw_data[:-1]),
+])  # fmt: skip
+def test_damaged_graphs_are_told_by_onnx_runtime(saved, tmp_path, damage):
+    model = onnx.load(saved("int8"))
+    damage(model.graph)
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="cannot be opened by ONNX Runtime"):
+        open_engine(path, backend="onnxruntime", device="cpu")
+
+
+def test_no_gpu_is_known_beforehand(saved, monkeypatch):
+    """onnxruntime-gpu lists CUDA on every machine."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
+    monkeypatch.setattr("eomt_deploy.engines.onnxruntime.cuda_device_count", lambda: 0)
+    with open_engine(saved("bf16"), backend="onnxruntime") as engine:
+        assert engine.where == "onnxruntime on cpu, computing in f32"
+
+
 def test_what_cannot_be_opened_is_told(saved, lowered, tmp_path):
     # What has no BF16 says so, and who has.
     graph.save(lowered("bf16"), tiny.spec(precision="bf16"), tmp_path, "side.onnx", limit=0)
     with pytest.raises(DeviceError, match="bf16"):
+        open_engine(tmp_path / "side.onnx", backend="onnxruntime", device="cpu")
+    (tmp_path / "side.onnx.data").unlink()
+    with pytest.raises(ArtifactError, match=r"\.onnx\.data"):
         open_engine(tmp_path / "side.onnx", backend="onnxruntime", device="cpu")
     whole = saved("int8").read_bytes()
     for cut in (1000, len(whole) // 2, len(whole) - 10):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from eomt_deploy.engines.emulation import EmulatedEngine
+from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.calibration import (
     NUMBERS,
     Activations,
@@ -22,6 +23,7 @@ from eomt_deploy.exporting.calibration import (
     smoothing_scales,
 )
 from eomt_deploy.exporting.config import METHODS
+from eomt_deploy.exporting.precision import describe
 from eomt_deploy.exporting.quantization import (
     _least_output_error,
     _scale,
@@ -173,6 +175,22 @@ def test_a_range_above_zero_is_used_whole(network):
     for name, layer in layers.items():
         used = layer.input_scale * NUMBERS["int8"].largest / activations[name].largest.max()
         assert used < 0.6 if layer.adjustment else used == pytest.approx(1, rel=1e-2)
+
+
+def test_what_nothing_reads_does_not_widen_the_range():
+    pruned = fold(tiny.network())
+    block = pruned.backbone.layers[0].mlp
+    with torch.no_grad():
+        block.fc1.weight[:40] *= 300
+        block.fc2.weight[:, :40] = 0
+    images = tiny.photos(4)
+    layers = quantize_layers(pruned, observe(pruned, [images]), "int8", "minmax", smooth=0.7)
+    model = graph.trace(pruned, tiny.spec())
+    model = describe(model, tiny.spec())
+    wanted = EmulatedEngine(model).run(images)
+    found = EmulatedEngine(insert_qdq(model, layers, layers)).run(images)
+    for have, want in zip(found, wanted, strict=True):
+        assert rms(have, want) < 0.05
 
 
 def test_swiglu_and_fp8_are_not_adjusted(network):
