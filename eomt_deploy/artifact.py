@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from os import SEEK_CUR
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from xml.etree import ElementTree
@@ -71,25 +71,28 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
     Returns:
         what was found; nothing in a file that is no such message.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
     found: dict[str, str] = {}
-    size = path.stat().st_size
-    with path.open("rb") as file, suppress(IndexError, DecodeError):
-        while file.tell() < size:
-            field, kind = divmod(_varint(file), 8)
-            value = _varint(file)
-            if kind == VARINT:
-                continue
-            if kind != LENGTH or value > size - file.tell():
-                break
+    with path.open("rb") as file, suppress(IndexError, UnicodeDecodeError):
+        for field, length in _fields(file, path.stat().st_size):
             if field == METADATA_FIELD:
-                entry = onnx.StringStringEntryProto.FromString(file.read(value))
-                found[str(entry.key)] = str(entry.value)
-            else:
-                file.seek(value, SEEK_CUR)
+                entry = BytesIO(file.read(length))
+                parts = {part: entry.read(size).decode() for part, size in _fields(entry, length)}
+                found[parts.get(1, "")] = parts.get(2, "")
     return found
+
+
+def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Number and length of each field that is not a number, with the file at its content."""
+    while file.tell() < size:
+        field, kind = divmod(_varint(file), 8)
+        length = _varint(file)
+        if kind == VARINT:
+            continue
+        end = file.tell() + length
+        if kind != LENGTH or end > size:
+            return
+        yield field, length
+        file.seek(end)
 
 
 def _varint(file: BinaryIO) -> int:

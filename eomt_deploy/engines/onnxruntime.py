@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from eomt_deploy.artifact import check_contract, parse_spec, read_artifact
-from eomt_deploy.devices import cuda_device_count
+from eomt_deploy.artifact import check_contract, parse_spec, read_artifact, read_onnx_metadata
+from eomt_deploy.devices import cuda_device_count, is_x86
 from eomt_deploy.engines.base import Engine, Outputs
-from eomt_deploy.engines.onnxruntime_graph import reshaped
 from eomt_deploy.errors import ArtifactError, DeviceError, EomtDeployError
+from eomt_deploy.spec import METADATA_KEY
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -55,7 +55,9 @@ class OnnxRuntimeEngine(Engine):
                 fix="pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'",
             )
         source: Path | bytes = path
-        if reshape and not wants_cuda:
+        if reshape and not wants_cuda and gains_from_reshaping(path):
+            from eomt_deploy.engines.onnxruntime_graph import reshaped  # imports onnx
+
             graph = reshaped(path)
             source, self.arithmetic = (path, None) if graph is None else (graph, "f32")
         try:
@@ -100,6 +102,15 @@ class OnnxRuntimeEngine(Engine):
     def close(self) -> None:
         super().close()
         self._session = None
+
+
+def gains_from_reshaping(path: Path) -> bool:
+    """Whether a model file is of a precision that the CPU's kernels do not compute in."""
+    metadata = read_onnx_metadata(path)
+    if METADATA_KEY not in metadata:
+        return False
+    precision = parse_spec(metadata, path).precision
+    return precision != "fp32" and (precision != "fp16" or is_x86())  # ARM may have its kernels
 
 
 def open_error(path: Path, error: Exception) -> EomtDeployError:

@@ -13,10 +13,6 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from eomt_deploy.artifact import parse_spec, read_onnx_metadata
-from eomt_deploy.devices import is_x86
-from eomt_deploy.spec import METADATA_KEY
-
 FLOAT = TensorProto.FLOAT
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 CONTRIBUTED = "com.microsoft"
@@ -30,14 +26,9 @@ def reshaped(path: Path) -> bytes | None:
     """The graph of a low-precision model file as it is best opened on the CPU.
 
     Returns:
-        the model, serialised; None where the file had better be opened as it is.
+        the model, serialised; None where the file had better be opened as it is: damaged, with
+        weights outside, or larger in FP32 than a file may be.
     """
-    metadata = read_onnx_metadata(path)
-    if METADATA_KEY not in metadata:
-        return None
-    precision = parse_spec(metadata, path).precision
-    if precision == "fp32" or (precision == "fp16" and not is_x86()):  # ARM may have its kernels
-        return None
     try:
         model = onnx.load(path, load_external_data=False)
         tensors = model.graph.initializer

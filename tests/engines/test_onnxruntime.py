@@ -9,9 +9,15 @@ import onnxruntime as ort
 import pytest
 import tiny
 
+from eomt_deploy.devices import is_x86
 from eomt_deploy.engines import open_engine
 from eomt_deploy.engines.emulation import EmulatedEngine
-from eomt_deploy.engines.onnxruntime import CPU, OUTPUT_NAMES, OnnxRuntimeEngine
+from eomt_deploy.engines.onnxruntime import (
+    CPU,
+    OUTPUT_NAMES,
+    OnnxRuntimeEngine,
+    gains_from_reshaping,
+)
 from eomt_deploy.engines.onnxruntime_graph import fuse_attention, reshaped
 from eomt_deploy.errors import ArtifactError, DeviceError
 from eomt_deploy.exporting import graph
@@ -105,7 +111,7 @@ def test_rotated_queries_stay_written_out():
 
 
 def test_opened_as_they_are(saved, lowered, tmp_path, monkeypatch):
-    assert reshaped(saved("fp32")) is None
+    assert not gains_from_reshaping(saved("fp32"))
     # Weights in a side file: what is gained would have to be written again.
     spec = tiny.spec(precision="fp16")
     graph.save(lowered("fp16"), spec, tmp_path, "side.onnx", limit=0)
@@ -117,10 +123,11 @@ def test_opened_as_they_are(saved, lowered, tmp_path, monkeypatch):
 
 
 def test_fp16_is_left_to_chips_that_may_have_it(saved, monkeypatch):
-    monkeypatch.setattr("eomt_deploy.engines.onnxruntime_graph.is_x86", lambda: False)
-    assert reshaped(saved("fp16")) is None
-    assert reshaped(saved("int8")) is not None  # integer kernels want FP32 around them
-    assert reshaped(saved("bf16")) is not None  # ONNX Runtime has none
+    assert gains_from_reshaping(saved("fp16")) == is_x86()
+    monkeypatch.setattr("eomt_deploy.engines.onnxruntime.is_x86", lambda: False)
+    assert not gains_from_reshaping(saved("fp16"))
+    assert gains_from_reshaping(saved("int8"))  # integer kernels want FP32 around them
+    assert gains_from_reshaping(saved("bf16"))  # ONNX Runtime has none
 
 
 @pytest.mark.parametrize("damage", [
