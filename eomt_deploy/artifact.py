@@ -21,6 +21,8 @@ METADATA_FIELD = 14
 """Of ONNX's ModelProto: metadata_props."""
 VARINT, LENGTH = 0, 2
 """How a protobuf field is stored: as a number, or as a length and as many bytes."""
+MAX_PROTOBUF_BYTES = 2_000_000_000
+"""A protobuf message cannot exceed 2 GiB: larger weights go to a side file."""
 EXTERNAL_SUFFIX = ".data"
 """Weights of models too large for one protobuf stand in ``<model>.onnx.data``."""
 

@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from eomt_deploy.artifact import MAX_PROTOBUF_BYTES
+
 FLOAT = TensorProto.FLOAT
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 CONTRIBUTED = "com.microsoft"
 HEADS_FIRST, HEADS_FIRST_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
 """[B, tokens, heads, d] to [B, heads, tokens, d] and to [B, heads, d, tokens]."""
-MAX_BYTES = 2_000_000_000
-"""A protobuf message cannot exceed 2 GiB."""
 
 
 def reshaped(path: Path) -> bytes | None:
@@ -33,7 +33,7 @@ def reshaped(path: Path) -> bytes | None:
         model = onnx.load(path, load_external_data=False)
         tensors = model.graph.initializer
         outside = any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors)
-        if outside or sum(map(_bytes_in_fp32, tensors)) > MAX_BYTES:
+        if outside or sum(map(_bytes_in_fp32, tensors)) > MAX_PROTOBUF_BYTES:
             return None
         compute_in_fp32(model)
         fuse_attention(model)

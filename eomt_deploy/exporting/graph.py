@@ -17,7 +17,7 @@ import torch
 from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX
+from eomt_deploy.artifact import EXTERNAL_SUFFIX, MAX_PROTOBUF_BYTES
 from eomt_deploy.exporting.roles import annotate
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.streamed import Values, parameter_values
@@ -29,8 +29,6 @@ IR_VERSION = 10
 """Read by every run-time since ONNX Runtime 1.18; newer ones add nothing that we use."""
 LEAST_IR = {23: 11}
 """Opsets that need a newer one."""
-MAX_PROTOBUF_BYTES = 2_000_000_000
-"""A protobuf message cannot exceed 2 GiB: larger weights go to a side file."""
 LEAST_EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the graph, where run-times look for shapes."""
 ALIGNMENT = 4096

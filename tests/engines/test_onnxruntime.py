@@ -118,7 +118,7 @@ def test_opened_as_they_are(saved, lowered, tmp_path, monkeypatch):
     assert reshaped(tmp_path / "side.onnx") is None
     assert OnnxRuntimeEngine(tmp_path / "side.onnx").run(tiny.photos(1))[0].shape == (1, 12, 6)
     # Larger than a message may be, once it is FP32.
-    monkeypatch.setattr("eomt_deploy.engines.onnxruntime_graph.MAX_BYTES", 1000)
+    monkeypatch.setattr("eomt_deploy.engines.onnxruntime_graph.MAX_PROTOBUF_BYTES", 1000)
     assert reshaped(saved("fp16")) is None
 
 
