@@ -1,78 +1,181 @@
-"""Files are written whole or not at all."""
+"""Files are written completely or not at all, and what a killed process left is removed."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from eomt_deploy import __version__
 from eomt_deploy.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from PIL import Image
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+JPEG_MAX_SIDE = 65_500
+"""Pixels; libjpeg writes no longer side."""
+GENERATOR = f"eomt-deploy {__version__}"
+"""Written into every result, so that a later run recognises the file as ours."""
+
+STAGING_PREFIX = ".eomt-deploy-"
+LOCK_NAME = ".lock"
+"""Locked by the owner of a staging folder; the system unlocks it when the process ends."""
+ABANDONED_SECONDS = 3600
+"""Age from which a staging folder that cannot be locked counts as abandoned."""
 
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target``, for files that are renamed into place at the end.
 
-    The same file system makes the rename atomic; whatever is left is removed.
+    The same file system makes the rename atomic. The folder is removed at the end; folders that
+    killed processes left beside ``target`` are removed, too.
 
     Raises:
         OutputError: the folder of ``target`` cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".eomt-deploy-", dir=target.parent)
+        _remove_leftovers(os.path.abspath(target.parent))
+        folder, lock = _locked_folder(target.parent)
     except OSError as error:
-        raise _unwritable(target, error) from error
-    with folder as name:
-        yield Path(name)
+        raise unwritable(target, error) from error
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, or leave what was there.
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """A new staging folder, and its lock file, open and locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent))
+        path = folder / LOCK_NAME
+        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return folder, lock
+        os.close(lock)  # another process removed it just before it was locked
+
+
+@cache
+def _remove_leftovers(parent: str) -> None:
+    """Remove what killed processes left in a folder; each process looks once."""
+    with suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(STAGING_PREFIX) and entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):
+                    _remove_if_abandoned(Path(entry.path))
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    path = folder / LOCK_NAME
+    if not path.exists():
+        # The owner was killed before it made the lock, or the folder is a user's own.
+        if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+            folder.rmdir()  # only if it is empty
+        return
+    if fcntl is None:
+        path.unlink()  # fails while the owner has it open
+    else:
+        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            if _is_owned(lock):
+                return
+            path.unlink()
+        finally:
+            os.close(lock)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_owned(lock: int) -> bool:
+    """Whether a living process holds a lock file; if not, this process holds it from now on."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return time.time() - os.fstat(lock).st_mtime < ABANDONED_SECONDS
+    return False
+
+
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write ``content`` (in one part, or in several) to ``path``, or leave what was there.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    parts = [content] if isinstance(content, bytes) else content
     try:
         if path.exists() and not path.is_file():  # a pipe or a device: there is nothing to replace
-            path.write_bytes(content)
+            with path.open("wb") as file:
+                file.writelines(parts)
             return
-        # A link keeps pointing at the file whose content changes.
-        target = Path(os.path.realpath(path))
+        target = through_links(path)
         with staging_folder(target) as folder:
             temporary = folder / "content"
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.writelines(parts)
             os.replace(temporary, target)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
+
+
+def through_links(path: Path) -> Path:
+    """The file that a symbolic link points to, so that writing it keeps the link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of its suffix.
+    """Write a picture in the format of its suffix, marked as ours.
 
     Raises:
         OutputError: the file cannot be written.
     """
+    write_atomically(path, encode_picture(picture, path))
+
+
+def encode_picture(picture: Image.Image, path: Path) -> bytes:
+    """The bytes of a picture in the format of the suffix of ``path``.
+
+    Raises:
+        OutputError: the format has no room for it.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    kind = PICTURE_FORMATS[path.suffix.lower()]
+    options: dict[str, Any] = {"quality": 92, "comment": GENERATOR.encode()}
+    if kind == "PNG":
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_text("Software", GENERATOR)
     buffer = io.BytesIO()
     try:
-        picture.save(buffer, PICTURE_FORMATS[path.suffix.lower()], quality=92)
-    except (OSError, ValueError) as error:  # JPEG ends at 65,500 pixels a side
+        picture.save(buffer, kind, **options)
+    except (OSError, ValueError) as error:
         raise OutputError(
-            f"A picture of {picture.width}x{picture.height} cannot be written as {path.name}: "
-            f"{error}.",
-            fix="Write a .png instead.",
+            f"An image of {picture.width}x{picture.height} pixels cannot be written as "
+            f"{path.name}: {error}.",
+            why=f"A JPEG has at most {JPEG_MAX_SIDE} pixels a side.",
+            fix=f"Write a PNG: {path.with_suffix('.png').name}.",
         ) from error
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def check_writable(path: Path) -> None:
@@ -90,7 +193,7 @@ def check_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def cache_folder() -> Path:
@@ -104,8 +207,9 @@ def cache_folder() -> Path:
     return base / "eomt-deploy"
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """The error for a file that the system does not let us write."""
     return OutputError(
-        f"{path} cannot be written: {error.strerror}.",
-        fix="Name a place that you may write to, with enough space.",
+        f"{path} cannot be written: {error.strerror or error}.",
+        fix="Choose a place that you may write to, with enough free space.",
     )

@@ -1,5 +1,34 @@
-"""The command line: one file per verb."""
+"""The command line: one file per command."""
 
-from eomt_deploy.cli.app import main
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors become words on stderr and an exit code.
+
+    Args:
+        arguments: of the command; None takes those of the process, which then ends with it: Ctrl-C
+            shows no traceback while its modules are imported or while it exits.
+    """
+    own_process = arguments is None
+    if own_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        from eomt_deploy.cli.app import run
+        from eomt_deploy.cli.stopping import stop_in_order
+
+        if own_process:
+            stop_in_order()
+        run(sys.argv[1:] if arguments is None else list(arguments))
+    finally:
+        if own_process:
+            from eomt_deploy.cli.stopping import stop_at_once
+
+            stop_at_once()
+
 
 __all__ = ["main"]

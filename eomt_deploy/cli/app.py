@@ -1,9 +1,8 @@
-"""The `eomt-deploy` command: its verbs, and how errors reach the user."""
+"""The `eomt-deploy` command: its commands, and how errors reach the user."""
 
 from __future__ import annotations
 
 import io
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -50,15 +49,13 @@ app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors become words on stderr and an exit code."""
-    # A SIGTERM unwinds as Ctrl-C does, so that temporary files are removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def run(arguments: Sequence[str]) -> None:
+    """Run one command; errors become words on stderr and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(None if arguments is None else list(arguments))
+        app(list(arguments))
     except EomtDeployError as error:
         say(f"error: {error.what}", stderr, "bold red")
         for label, text in (("why", error.why), ("fix", error.fix)):

@@ -1,67 +1,79 @@
-"""`eomt-deploy predict`: photos in, pictures and results out."""
+"""`eomt-deploy predict`: images in, overlays and results out."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+import datetime
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eomt_deploy.cli.console import bar, check_report, say, stderr, stdout, write_json
-from eomt_deploy.errors import ImageError, UsageError
-from eomt_deploy.files import check_writable, save_picture
+from eomt_deploy.cli.console import bar, say, stderr, stdout, warn
+from eomt_deploy.cli.options import Overwrite
+from eomt_deploy.errors import ImageError, OutputError, UsageError
+from eomt_deploy.files import write_atomically
+from eomt_deploy.outputs import check_outputs
+from eomt_deploy.predictions import SUMMARY, PredictionFolder, is_about_one_image, output_names
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import IMAGE_SUFFIXES, find_images
-from eomt_deploy.spec import ModelSpec
+from eomt_deploy.spec import Thresholds
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
 OTHER_SUFFIXES = (IMAGE_SUFFIXES | {".gif", ".csv", ".txt", ".pdf", ".mp4"}) - set(FILE_SUFFIXES)
 Predict = Callable[[Sequence[Path]], Iterator[Segmentation | ImageError]]
-RESULT_FOLDERS = ("overlay", "labels")
 
 
 def predict(
     artifact: Annotated[Path, typer.Argument(help="An exported model.")],
-    images: Annotated[list[str], typer.Argument(help="Photos, folders or globs.")],
+    images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="A folder; for one photo also .png .jpg .json .npz."),
+        typer.Option("-o", "--output", help="A folder; for one image also .png .jpg .json .npz."),
     ],
     backend: Annotated[
-        str | None, typer.Option(help="Run-time by name; emulation shows a GPU's low precision.")
+        str | None, typer.Option(help="Backend by name; emulation shows a GPU's low precision.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: the best that works).")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
     mask_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
     overlap_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the results that a stopped run has finished.")
+    ] = False,
+    overwrite: Overwrite = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write predictions.json here (- for stdout).")
     ] = None,
 ) -> None:
-    """Segment photos.
+    """Segment images.
 
-    A folder gets overlay/*.jpg (pictures), labels/*.png (semantic class ids, or COCO panoptic
-    ids) and predictions.json. A single file is written by its suffix.
+    A folder gets overlay/*.jpg, labels/*.png (semantic class ids, or COCO panoptic ids) and
+    predictions.json (COCO). Results of an earlier run are replaced, or kept with --resume. A single
+    file is written by its suffix.
     """
     as_file = output.suffix.lower() in FILE_SUFFIXES and not output.is_dir()
-    if as_file and json:
-        raise UsageError("--json goes with a folder.", fix=f"Write one of the two: {output}.")
+    if as_file and (json or resume):
+        raise UsageError(
+            f"{'--json' if json else '--resume'} needs an output folder, got {output}.",
+            fix="Choose a folder with -o, or leave the option out.",
+        )
     if not as_file and output.suffix.lower() in OTHER_SUFFIXES and not output.is_dir():
         raise UsageError(
             f"Results are not written as {output.suffix}.",
-            fix=f"Use a folder, or for one photo {', '.join(FILE_SUFFIXES)}.",
+            fix=f"Choose a folder, or for one image {', '.join(FILE_SUFFIXES)}.",
         )
-    if json:
-        check_report(json, artifact)
-    paths = _without_results(find_images(images), output)
+    found = find_images(images)
+    targets = {"-o": output} if as_file else {"-o": output / SUMMARY, "--json": json}
+    check_outputs(targets, inputs=[artifact, *found], overwrite=overwrite)
     with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
-        segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        used = segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(segmenter.engine.where, stderr)
         run = partial(
             segmenter.stream,
@@ -71,28 +83,48 @@ def predict(
             return_errors=True,
         )
         if as_file:
-            _predict_file(run, paths, output)
-        else:
-            _predict_folder(run, paths, output, segmenter.spec, json)
+            _predict_file(run, found, output)
+            return
+        with PredictionFolder(output, segmenter.spec) as folder:
+            names = output_names(_without_results(found, folder))
+            settings = _settings(artifact, segmenter, used)
+            removed = folder.start(names, settings, resume=resume, overwrite=overwrite)
+            if removed and not resume:
+                say(f"replacing {removed} files of an earlier run in {output}/", stderr)
+            _predict_folder(run, names, folder, json)
 
 
-def _without_results(paths: list[Path], output: Path) -> list[Path]:
+def _settings(artifact: Path, segmenter: Segmenter, thresholds: Thresholds) -> dict[str, Any]:
+    """What results depend on, in words that a later run can show."""
+    status = artifact.stat()
+    changed = datetime.datetime.fromtimestamp(status.st_mtime).isoformat(" ", "seconds")
+    return {
+        "model": f"{artifact.name} ({status.st_size} bytes, {changed})",
+        "backend": segmenter.engine.where,
+        "thresholds": asdict(thresholds),
+    }
+
+
+def _without_results(paths: list[Path], folder: PredictionFolder) -> list[Path]:
     """Leave out what an earlier run wrote into the output folder, and say so."""
-    written = [Path(os.path.abspath(output)) / name for name in RESULT_FOLDERS]
-    photos = [p for p in paths if not any(f in Path(os.path.abspath(p)).parents for f in written)]
-    if len(photos) < len(paths):
-        say(f"left out {len(paths) - len(photos)} earlier results in {output}", stderr)
-    if not photos:
-        raise ImageError(f"All {len(paths)} images are earlier results in {output}.")
-    return photos
+    images = [path for path in paths if not folder.is_result(path)]
+    if len(images) < len(paths):
+        count = len(paths) - len(images)
+        say(f"left out {count} results of an earlier run in {folder.folder}", stderr)
+    if not images:
+        raise ImageError(
+            f"All {len(paths)} images are results of an earlier run in {folder.folder}.",
+            fix="Pass the images that they were made from.",
+        )
+    return images
 
 
 def _predict_file(run: Predict, paths: Sequence[Path], output: Path) -> None:
     if len(paths) > 1:
         raise UsageError(
-            f"{len(paths)} photos do not fit into one file, {output}.", fix="Name a folder."
+            f"The results of {len(paths)} images do not fit into one file, {output}.",
+            fix="Name a folder with -o.",
         )
-    check_writable(output)
     result = next(run(paths))
     if isinstance(result, ImageError):
         raise result
@@ -101,74 +133,65 @@ def _predict_file(run: Predict, paths: Sequence[Path], output: Path) -> None:
 
 
 def _predict_folder(
-    run: Predict, paths: Sequence[Path], output: Path, spec: ModelSpec, json: Path | None
+    run: Predict, names: dict[Path, str], folder: PredictionFolder, json: Path | None
 ) -> None:
-    summary_file = output / "predictions.json"
-    check_writable(summary_file)
-    entries: list[dict[str, Any]] = []
-    with bar("predicting", len(paths)) as progress:
-        found = zip(paths, _output_names(paths), run(paths), strict=True)
-        for index, (path, name, result) in enumerate(found):
-            if isinstance(result, ImageError):
-                say(f"error: {result}", stderr, "bold red")
-            else:
-                entries.append(_write(result, output, name, len(entries), path))
-            progress(index + 1)
-    summary = {
-        "model": spec.name,
-        "task": spec.task,
-        "checkpoint_sha256": spec.provenance.get("checkpoint_sha256"),
-        "categories": [
-            {"id": c.id, "name": c.name, "isthing": int(c.thing), "color": list(c.color)}
-            for c in spec.classes
-        ],
-        "images": entries,
-    }
-    write_json(summary_file, summary)
-    if json:
-        write_json(json, summary)
-    say(
-        f"wrote {len(entries)} of {len(paths)} results to {output}/",
-        stderr if str(json) == "-" else stdout,
-    )
-    if failed := len(paths) - len(entries):
-        raise ImageError(f"{failed} of {len(paths)} images could not be read; see the lines above.")
-
-
-def _output_names(paths: Sequence[Path]) -> list[str]:
-    """Where results go below the output folder: the photos' own names, kept apart.
-
-    ``x.jpg`` gives ``x``; where several photos would give the same, all keep their suffix.
-    """
-    # abspath, not resolve: "a/../b" must not climb out of the output folder, but a linked
-    # photo keeps the name that the user gave it.
-    absolute = [Path(os.path.abspath(path)) for path in paths]
-    common = Path(os.path.commonpath([path.parent for path in absolute]))
-    relative = [path.relative_to(common) for path in absolute]
-    stems = Counter(path.with_suffix("") for path in relative)
-    names = [str(p.with_suffix("") if stems[p.with_suffix("")] == 1 else p) for p in relative]
-    # x.png beside x.bmp is "x.png" now, and so is x.png.jpg without its suffix.
-    return names if len(set(names)) == len(names) else [str(p) for p in relative]
+    """Segment all images; whatever stops this, the finished results get their predictions.json."""
+    kept = len(folder.done)
+    left = [path for path in names if not folder.is_done(path)]
+    if kept:
+        say(f"keeping the results of {kept} images, {len(left)} are left", stderr)
+    written = failed = 0
+    stopped: BaseException | None = None
+    try:
+        with bar("predicting", len(left)) as progress:
+            for index, (path, result) in enumerate(zip(left, run(left), strict=True), 1):
+                if _write(folder, result, names[path], path):
+                    written += 1
+                else:
+                    failed += 1
+                progress(index)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        stopped = stop
+    finally:
+        folder.finish()
+    if json and str(json) != "-":
+        write_atomically(json, (part.encode() for part in folder.summary()))
+    elif json:
+        for part in folder.summary():
+            print(part, end="")
+    place = f"{folder.folder}/"
+    if stopped is not None:
+        say(
+            f"stopped after {written} of {len(left)} images; their results and predictions.json "
+            f"are in {place}\n  fix: repeat the command with --resume to do the rest",
+            stderr,
+        )
+        raise stopped
+    total = f"{written} of {len(left)}" + (f" results (and kept {kept})" if kept else " results")
+    say(f"wrote {total} to {place}", stderr if str(json) == "-" else stdout)
+    if failed:
+        raise ImageError(
+            f"{failed} of {len(left)} images have no result; the lines above say why.",
+            fix="Repair or remove these images; --resume tries only them again.",
+        )
 
 
 def _write(
-    result: Segmentation, output: Path, name: str, image_id: int, source: Path
-) -> dict[str, Any]:
-    overlay = output / "overlay" / f"{name}.jpg"
-    result.save(overlay)
-    entry: dict[str, Any] = {
-        "id": image_id,
-        "file_name": str(source),
-        "height": result.size[0],
-        "width": result.size[1],
-        "overlay": str(overlay.relative_to(output)),
-    }
-    if result.task != "instance":  # instances overlap: no label picture can hold them
-        labels = output / "labels" / f"{name}.png"
-        save_picture(result.label_image(), labels)
-        entry["labels"] = str(labels.relative_to(output))
-    if result.task == "panoptic":
-        entry["segments_info"] = result.to_panoptic()[1]
-    else:
-        entry["annotations"] = result.to_coco(image_id)
-    return entry
+    folder: PredictionFolder, result: Segmentation | ImageError, name: str, source: Path
+) -> bool:
+    """Write the result of one image, or say why there is none."""
+    try:
+        if isinstance(result, ImageError):
+            raise result
+        remark = folder.write(result, name, source)
+    except OutputError as error:
+        if not is_about_one_image(error):
+            raise
+        say(f"error: {source}: {error}", stderr, "bold red")
+        return False
+    except ImageError as error:
+        say(f"error: {error}", stderr, "bold red")
+        return False
+    if remark:
+        warn(remark)
+    return True

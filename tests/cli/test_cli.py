@@ -55,11 +55,13 @@ def test_export_inspect_predict_bench(cli, files, tmp_path, photo, picture):
     assert "wrote 2 of 2" in out
     summary = json.loads((folder / "predictions.json").read_text())
     assert [entry["width"] for entry in summary["images"]] == [600, 53]
-    for entry in summary["images"]:
+    for entry, annotation in zip(summary["images"], summary["annotations"], strict=True):
         with Image.open(folder / entry["overlay"]) as image:
             image.verify()
-        ids = np.asarray(Image.open(folder / entry["labels"])).astype(int) @ [1, 256, 65536]
-        assert set(np.unique(ids)) - {0} == {s["id"] for s in entry["segments_info"]}
+        assert annotation["image_id"] == entry["id"]
+        ids = np.asarray(Image.open(folder / "labels" / annotation["file_name"]))
+        ids = ids.astype(int) @ [1, 256, 65536]
+        assert set(np.unique(ids)) - {0} == {s["id"] for s in annotation["segments_info"]}
 
     data = tmp_path / "bench.json"
     code, out, _ = cli("bench", "--engine", model, "--iterations", 2, "--warmup", 0, "--json", data)
@@ -120,7 +122,7 @@ def test_predict_goes_on_after_a_bad_image_and_fails_in_the_end(cli, exported, p
     assert code == 2
     assert "wrote 1 of 2" in out
     assert "bad.jpg is not an image" in err
-    assert "1 of 2 images could not be read" in err
+    assert "1 of 2 images have no result" in err
     assert len(json.loads((folder / "predictions.json").read_text())["images"]) == 1
 
 
@@ -138,7 +140,7 @@ def test_predict_keeps_same_names_apart(cli, exported, gradient, tmp_path):
 def test_json_on_stdout_is_only_json(cli, exported, photo, tmp_path):
     model = exported("semantic")
     out = cli("predict", model, photo, "-o", tmp_path / "out", "--json", "-")[1]
-    assert json.loads(out)["task"] == "semantic"
+    assert json.loads(out)["info"]["task"] == "semantic"
     out = cli("bench", "--engine", model, "--iterations", 2, "--warmup", 0, "--json", "-")[1]
     assert json.loads(out)["schema"] == 1
 
@@ -254,7 +256,7 @@ def test_second_run_does_not_segment_the_results_of_the_first(cli, exported, gra
     for _ in range(2):
         _, out, err = cli("predict", exported("semantic"), tmp_path, "-o", tmp_path / "out")
         assert "wrote 1 of 1" in out
-    assert "left out 2 earlier results" in err
+    assert "left out 2 results of an earlier run" in err
 
 
 def test_brackets_in_names_are_shown_as_they_are(cli, exported, tmp_path, photo):

@@ -1,0 +1,229 @@
+"""The journal of a folder of results: which files in it are ours, and how far a run got.
+
+A result is announced before its files are written and recorded with their sizes and times
+afterwards. So a later run knows every file that we wrote, also after kill -9, and a file that
+somebody else changed or added is not taken for ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+from eomt_deploy.errors import OutputError, UsageError
+from eomt_deploy.files import GENERATOR, unwritable, write_atomically
+
+JOURNAL_NAME = ".eomt-deploy.jsonl"
+SCHEMA = 1
+Stamp = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds."""
+
+
+@dataclass
+class Journal:
+    """What earlier runs wrote into a folder.
+
+    Attributes:
+        folder: the folder of results.
+        places: names of the files and subfolders that results go to; ``*`` stands for every file
+            at the top of the folder. Other files are never looked at.
+        settings: what the last run was made with; empty without a journal.
+        files: stamp of every finished file, by its POSIX path inside the folder.
+        unfinished: files that were being written when a run was killed.
+    """
+
+    folder: Path
+    places: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Stamp] = field(default_factory=dict)
+    unfinished: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, folder: Path, places: tuple[str, ...]) -> Journal:
+        """The journal of a folder; empty where there is none or where it cannot be read."""
+        journal = cls(folder, places)
+        for record in read_records(folder):
+            journal.settings = record.get("settings", journal.settings)
+            journal.unfinished.update(filter(journal._has_place, record.get("writing", ())))
+            for name, stamp in record.get("files", {}).items():
+                if journal._has_place(name):
+                    journal.files[name] = (stamp[0], stamp[1])
+                    journal.unfinished.discard(name)
+        return journal
+
+    def _has_place(self, name: str) -> bool:
+        """A journal may come from anywhere: it must not lead to files that are not results."""
+        parts = PurePosixPath(name).parts
+        return parts[0] in self.places or ("*" in self.places and len(parts) == 1)
+
+    def is_ours(self, name: str) -> bool:
+        """Whether we wrote the file of this name, and nobody has changed it since."""
+        if name in self.unfinished:
+            return True
+        return name in self.files and stamp(self.folder / name) == self.files[name]
+
+    def foreign_files(self) -> list[str]:
+        """Existing files in the places of results that are not ours."""
+        found: set[Path] = set()
+        for place in self.places:
+            top = self.folder / place
+            found.update(self.folder.glob("*") if place == "*" else [top, *top.rglob("*")])
+        names = (p.relative_to(self.folder).as_posix() for p in found if p.is_file())
+        return sorted(n for n in names if n != JOURNAL_NAME and not self.is_ours(n))
+
+    def check_foreign(self) -> None:
+        """Refuse a folder that holds somebody else's files where results go.
+
+        Raises:
+            OutputError: it does.
+        """
+        foreign = self.foreign_files()
+        if foreign:
+            shown = ", ".join(str(self.folder / name) for name in foreign[:3])
+            raise OutputError(
+                f"{len(foreign)} files in the places of results in {self.folder} were not written "
+                f"by eomt-deploy, or were changed since: {shown}"
+                f"{', …' if len(foreign) > 3 else ''}.",
+                why="A file of yours is never replaced, and results are not mixed with it.",
+                fix="Choose another output folder, or pass --overwrite to replace the files whose "
+                "names are needed.",
+            )
+
+    def remove_files(self, names: Iterable[str] | None = None) -> int:
+        """Remove those of our files (None: all), and subfolders that are empty then; how many."""
+        count = 0
+        parents = set()
+        for name in {*self.files, *self.unfinished} if names is None else names:
+            path = self.folder / name
+            if self.is_ours(name) and path.is_file():
+                path.unlink()
+                count += 1
+                parents.update(p for p in path.parents if self.folder in p.parents)
+        for parent in sorted(parents, key=lambda p: -len(p.parts)):
+            with suppress(OSError):  # not empty, or a link
+                parent.rmdir()
+        return count
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Refuse to continue a run that was made with something else.
+
+        Raises:
+            UsageError: it was.
+        """
+        before = self.settings
+        changed = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
+        if before and changed:
+            raise UsageError(
+                f"{self.folder} holds results of another run: "
+                + "; ".join(f"{k} was {before.get(k)}, now it is {settings.get(k)}" for k in changed)
+                + ".",
+                fix="Repeat the earlier command, leave --resume out to replace its results, or "
+                "choose another folder.",
+            )
+
+
+class JournalWriter:
+    """Appends to the journal of a folder.
+
+    Args:
+        folder: the folder of results.
+        settings: what the results are made with, ready for JSON.
+        records: earlier records that stay valid; without them the journal starts anew.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], records: Iterable[dict[str, Any]] = ()
+    ) -> None:
+        self._folder = folder
+        header = {"generator": GENERATOR, "schema": SCHEMA, "settings": dict(settings)}
+        path = folder / JOURNAL_NAME
+        lines = (f"{json.dumps(record)}\n".encode() for record in itertools.chain([header], records))
+        write_atomically(path, lines)
+        try:
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    def announce(self, names: Iterable[str]) -> None:
+        """Say which files are about to be written."""
+        self._append({"writing": list(names)})
+
+    def record(self, names: Iterable[str], **facts: Any) -> None:
+        """Say that files are finished, with facts that belong to them."""
+        self._append({"files": {name: stamp(self._folder / name) for name in names}, **facts})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise unwritable(self._folder / JOURNAL_NAME, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of a folder's journal, up to the first that is damaged or incomplete."""
+    try:
+        file = (folder / JOURNAL_NAME).open(encoding="utf-8")
+    except OSError:
+        return
+    with file:
+        try:
+            for number, line in enumerate(file):
+                record = json.loads(line) if line.endswith("\n") else None
+                if not _is_valid(record, first=number == 0):
+                    return
+                yield record
+        except (OSError, ValueError, RecursionError):
+            return
+
+
+def _is_valid(record: Any, *, first: bool) -> bool:
+    if not isinstance(record, dict):
+        return False
+    if first and (record.get("schema") != SCHEMA or not isinstance(record.get("settings"), dict)):
+        return False
+    files, writing = record.get("files", {}), record.get("writing", [])
+    if not isinstance(files, dict) or not isinstance(writing, list):
+        return False
+    return all(map(_is_inside, (*files, *writing))) and all(map(_is_stamp, files.values()))
+
+
+def _is_inside(name: Any) -> bool:
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _is_stamp(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(v) is int for v in value)
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Size and time of a file; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+

@@ -1,0 +1,240 @@
+"""The results of a run in a folder: overlays, labels, and one JSON file in COCO's format."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from eomt_deploy.errors import OutputError
+from eomt_deploy.files import GENERATOR, JPEG_MAX_SIDE, save_picture, write_atomically
+from eomt_deploy.journal import Journal, JournalWriter, read_records, stamp
+from eomt_deploy.result import Segmentation
+from eomt_deploy.spec import ModelSpec
+
+OVERLAYS, LABELS, SUMMARY = "overlay", "labels", "predictions.json"
+PLACES = (OVERLAYS, LABELS, SUMMARY)
+
+
+class PredictionFolder:
+    """A folder that a run writes its results to; what is finished survives any stop.
+
+    Args:
+        folder: the output folder.
+        spec: the model's description.
+
+    Call :meth:`start` once, then :meth:`write` for each result and :meth:`finish` at the end.
+    """
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self.folder = folder
+        self.done: dict[str, str] = {}
+        """Source -> name of the results that an earlier run left and this one keeps."""
+        self._spec = spec
+        self._journal = Journal.read(folder, PLACES)
+        self._writer: JournalWriter | None = None
+
+    def is_done(self, source: Path) -> bool:
+        """Whether the results of an image are kept from an earlier run."""
+        return os.path.abspath(source) in self.done
+
+    def is_result(self, path: Path) -> bool:
+        """Whether a file is a result that an earlier run wrote into this folder."""
+        with suppress(ValueError):
+            relative = Path(os.path.abspath(path)).relative_to(os.path.abspath(self.folder))
+            return self._journal.is_ours(relative.as_posix())
+        return False
+
+    def start(
+        self,
+        names: Mapping[Path, str],
+        settings: Mapping[str, Any],
+        *,
+        resume: bool,
+        overwrite: bool,
+    ) -> int:
+        """Make room for new results: remove earlier ones, or keep them with ``resume``.
+
+        Args:
+            names: where the results of each image go, see :func:`output_names`.
+            settings: what the results are made with, ready for JSON.
+            resume: keep the results of an earlier run with the same settings.
+            overwrite: replace files that eomt-deploy did not write, too.
+
+        Returns:
+            how many earlier results were removed.
+
+        Raises:
+            OutputError: the folder holds files of somebody else where results go.
+            UsageError: ``resume``, and the earlier run had other settings.
+        """
+        journal = self._journal
+        if not overwrite:
+            journal.check_foreign()
+        if resume:
+            journal.check_settings(settings)
+            self.done = self._finished({os.path.abspath(p): name for p, name in names.items()})
+            removed = journal.remove_files(self._files_of_others())
+        else:
+            removed = journal.remove_files()
+        self._writer = JournalWriter(self.folder, settings, self._kept())
+        return removed
+
+    def _finished(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """Sources whose results are complete and would get the same names again."""
+        taken = {name: source for source, name in wanted.items()}
+        found = {}
+        for record in self._records():
+            source, name = str(record["source"]), str(record["name"])
+            fits = taken.get(name, source) == source and wanted.get(source, name) == name
+            unchanged = record.get("stamp") == list(stamp(Path(source)) or ())
+            if fits and unchanged and all(map(self._journal.is_ours, record["files"])):
+                found[source] = name
+        return found
+
+    def _files_of_others(self) -> list[str]:
+        """Our files that belong to no kept result."""
+        kept = {name for record in self._kept() for name in record["files"]}
+        return [name for name in (*self._journal.files, *self._journal.unfinished) if name not in kept]
+
+    def _kept(self) -> Iterator[dict[str, Any]]:
+        return (record for record in self._records() if record["source"] in self.done)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        return (r for r in read_records(self.folder) if {"source", "name", "files"} <= r.keys())
+
+    def write(self, result: Segmentation, name: str, source: Path) -> str | None:
+        """Write overlay and labels of one image.
+
+        Returns:
+            what the user should know of these files, if anything.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
+        assert self._writer is not None  # start() comes first
+        overlay = result.overlay()
+        fits = max(overlay.size) <= JPEG_MAX_SIDE
+        overlay_name = f"{OVERLAYS}/{name}{'.jpg' if fits else '.png'}"
+        image: dict[str, Any] = {
+            "file_name": str(source),
+            "height": result.size[0],
+            "width": result.size[1],
+            "overlay": overlay_name,
+        }
+        pictures = {overlay_name: overlay}
+        if result.task != "instance":  # instances overlap: no label image can hold them
+            image["labels"] = f"{LABELS}/{name}.png"
+            pictures[image["labels"]] = result.label_image()
+        self._writer.announce(pictures)
+        for file, picture in pictures.items():
+            save_picture(picture, self.folder / file)
+        self._writer.record(
+            pictures,
+            source=os.path.abspath(source),
+            stamp=stamp(source),
+            name=name,
+            image=image,
+            annotations=_annotations(result, f"{name}.png"),
+        )
+        if fits:
+            return None
+        return (
+            f"the overlay of {source} has {overlay.width}x{overlay.height} pixels; a JPEG has at "
+            f"most {JPEG_MAX_SIDE} a side, so it was written as {overlay_name}"
+        )
+
+    def finish(self) -> None:
+        """Write predictions.json with all results that are there."""
+        assert self._writer is not None  # start() comes first
+        self._writer.announce([SUMMARY])
+        write_atomically(self.folder / SUMMARY, (part.encode() for part in self.summary()))
+        self._writer.record([SUMMARY])
+
+    def summary(self) -> Iterator[str]:
+        """predictions.json in parts: the results may be larger than the memory.
+
+        The format is COCO's (https://cocodataset.org/#format-data): for a panoptic model that of
+        panoptic segmentation, else that of instance annotations. Ids count from 1; categories have
+        the class ids of the model.
+        """
+        spec = self._spec
+        info = {
+            "generator": GENERATOR,
+            "model": spec.name,
+            "task": spec.task,
+            "checkpoint_sha256": spec.provenance.get("checkpoint_sha256"),
+        }
+        categories = [
+            {"id": c.id, "name": c.name, "isthing": int(c.thing), "color": list(c.color)}
+            for c in spec.classes
+        ]
+        yield '{"info": ' + json.dumps(info) + ',\n"categories": ' + json.dumps(categories)
+        yield ',\n"images": ['
+        for image_id, record in enumerate(self._results(), 1):
+            entry = {"id": image_id, **record["image"]}
+            yield (",\n " if image_id > 1 else "\n ") + json.dumps(entry, allow_nan=False)
+        yield '\n],\n"annotations": ['
+        count = 0
+        for image_id, record in enumerate(self._results(), 1):
+            for annotation in record["annotations"]:
+                count += 1
+                entry = {"id": count, **annotation, "image_id": image_id}
+                yield (",\n " if count > 1 else "\n ") + json.dumps(entry, allow_nan=False)
+        yield "\n]}\n"
+
+    def _results(self) -> Iterator[dict[str, Any]]:
+        return (record for record in self._records() if "image" in record)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> PredictionFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _annotations(result: Segmentation, label_file: str) -> list[dict[str, Any]]:
+    """COCO annotations without ids: one for the image (panoptic), or one for each region."""
+    if result.task == "panoptic":
+        return [{"file_name": label_file, "segments_info": result.to_panoptic()[1]}]
+    return result.to_coco()
+
+
+def output_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Where results go below the output folder: the images' own names, kept apart.
+
+    ``x.jpg`` gives ``x``; where several images would give the same, all keep their suffix.
+    """
+    # abspath, not resolve: "a/../b" must not climb out of the output folder, but a linked
+    # image keeps the name that the user gave it.
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    common = Path(os.path.commonpath([path.parent for path in absolute]))
+    relative = [path.relative_to(common) for path in absolute]
+    stems = Counter(path.with_suffix("") for path in relative)
+    names = [(p.with_suffix("") if stems[p.with_suffix("")] == 1 else p).as_posix() for p in relative]
+    # x.png beside x.bmp is "x.png" now, and so is x.png.jpg without its suffix.
+    unique = names if len(set(names)) == len(names) else [p.as_posix() for p in relative]
+    return dict(zip(paths, unique, strict=True))
+
+
+def is_about_one_image(error: OutputError) -> bool:
+    """Whether other results can still be written after this error."""
+    import errno
+
+    cause = error.__cause__
+    of_name = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+    return not isinstance(cause, OSError) or cause.errno in of_name
