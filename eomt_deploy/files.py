@@ -11,16 +11,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eomt_deploy import __version__
 from eomt_deploy.errors import OutputError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+fcntl: Any = None
+with suppress(ImportError):  # Windows has none
+    fcntl = import_module("fcntl")
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -150,6 +150,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         OutputError: the file cannot be written.
     """
     write_atomically(path, encode_picture(picture, path))
+
+
+def overlay_suffix(picture: Image.Image) -> str:
+    """``.jpg``, or ``.png`` for a picture that is too long for a JPEG."""
+    return ".jpg" if max(picture.size) <= JPEG_MAX_SIDE else ".png"
 
 
 def encode_picture(picture: Image.Image, path: Path) -> bytes:

@@ -98,7 +98,7 @@ class Journal:
     def remove_files(self, names: Iterable[str] | None = None) -> int:
         """Remove those of our files (None: all), and subfolders that are empty then; how many."""
         count = 0
-        parents = set()
+        parents: set[Path] = set()
         for name in {*self.files, *self.unfinished} if names is None else names:
             path = self.folder / name
             if self.is_ours(name) and path.is_file():
@@ -119,10 +119,9 @@ class Journal:
         before = self.settings
         changed = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
         if before and changed:
+            differences = (f"{k} was {before.get(k)}, now it is {settings.get(k)}" for k in changed)
             raise UsageError(
-                f"{self.folder} holds results of another run: "
-                + "; ".join(f"{k} was {before.get(k)}, now it is {settings.get(k)}" for k in changed)
-                + ".",
+                f"{self.folder} holds results of another run: {'; '.join(differences)}.",
                 fix="Repeat the earlier command, leave --resume out to replace its results, or "
                 "choose another folder.",
             )
@@ -143,8 +142,8 @@ class JournalWriter:
         self._folder = folder
         header = {"generator": GENERATOR, "schema": SCHEMA, "settings": dict(settings)}
         path = folder / JOURNAL_NAME
-        lines = (f"{json.dumps(record)}\n".encode() for record in itertools.chain([header], records))
-        write_atomically(path, lines)
+        everything = itertools.chain([header], records)
+        write_atomically(path, (f"{json.dumps(record)}\n".encode() for record in everything))
         try:
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
@@ -189,7 +188,9 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
     with file:
         try:
             for number, line in enumerate(file):
-                record = json.loads(line) if line.endswith("\n") else None
+                if not line.endswith("\n"):
+                    return
+                record: dict[str, Any] = json.loads(line)
                 if not _is_valid(record, first=number == 0):
                     return
                 yield record
@@ -226,4 +227,3 @@ def stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-

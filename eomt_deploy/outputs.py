@@ -170,10 +170,12 @@ _CHECKS: Mapping[str, Callable[[Path], bool]] = {
 
 def _is_same(path: Path, other: Path) -> bool:
     try:
-        return os.path.samefile(path, other)
+        return path.samefile(other)
     except OSError:  # an address, a name of the catalog, a glob
         return False
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    return folder.is_dir() and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
+    return (
+        folder.is_dir() and Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
+    )

@@ -12,7 +12,13 @@ from types import TracebackType
 from typing import Any
 
 from eomt_deploy.errors import OutputError
-from eomt_deploy.files import GENERATOR, JPEG_MAX_SIDE, save_picture, write_atomically
+from eomt_deploy.files import (
+    GENERATOR,
+    JPEG_MAX_SIDE,
+    overlay_suffix,
+    save_picture,
+    write_atomically,
+)
 from eomt_deploy.journal import Journal, JournalWriter, read_records, stamp
 from eomt_deploy.result import Segmentation
 from eomt_deploy.spec import ModelSpec
@@ -100,7 +106,8 @@ class PredictionFolder:
     def _files_of_others(self) -> list[str]:
         """Our files that belong to no kept result."""
         kept = {name for record in self._kept() for name in record["files"]}
-        return [name for name in (*self._journal.files, *self._journal.unfinished) if name not in kept]
+        known = (*self._journal.files, *self._journal.unfinished)
+        return [name for name in known if name not in kept]
 
     def _kept(self) -> Iterator[dict[str, Any]]:
         return (record for record in self._records() if record["source"] in self.done)
@@ -119,8 +126,7 @@ class PredictionFolder:
         """
         assert self._writer is not None  # start() comes first
         overlay = result.overlay()
-        fits = max(overlay.size) <= JPEG_MAX_SIDE
-        overlay_name = f"{OVERLAYS}/{name}{'.jpg' if fits else '.png'}"
+        overlay_name = f"{OVERLAYS}/{name}{overlay_suffix(overlay)}"
         image: dict[str, Any] = {
             "file_name": str(source),
             "height": result.size[0],
@@ -142,7 +148,7 @@ class PredictionFolder:
             image=image,
             annotations=_annotations(result, f"{name}.png"),
         )
-        if fits:
+        if overlay_name.endswith(".jpg"):
             return None
         return (
             f"the overlay of {source} has {overlay.width}x{overlay.height} pixels; a JPEG has at "
@@ -225,10 +231,10 @@ def output_names(paths: Sequence[Path]) -> dict[Path, str]:
     common = Path(os.path.commonpath([path.parent for path in absolute]))
     relative = [path.relative_to(common) for path in absolute]
     stems = Counter(path.with_suffix("") for path in relative)
-    names = [(p.with_suffix("") if stems[p.with_suffix("")] == 1 else p).as_posix() for p in relative]
+    names = [p.with_suffix("") if stems[p.with_suffix("")] == 1 else p for p in relative]
     # x.png beside x.bmp is "x.png" now, and so is x.png.jpg without its suffix.
-    unique = names if len(set(names)) == len(names) else [p.as_posix() for p in relative]
-    return dict(zip(paths, unique, strict=True))
+    unique = names if len(set(names)) == len(names) else relative
+    return {path: name.as_posix() for path, name in zip(paths, unique, strict=True)}
 
 
 def is_about_one_image(error: OutputError) -> bool:

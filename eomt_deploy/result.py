@@ -16,7 +16,7 @@ from hotcoco import mask as coco_mask
 from PIL import Image
 
 from eomt_deploy.errors import MissingDependencyError, UsageError
-from eomt_deploy.files import PICTURE_FORMATS, save_picture, write_atomically
+from eomt_deploy.files import GENERATOR, PICTURE_FORMATS, save_picture, write_atomically
 from eomt_deploy.sources import ImageSource, RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
 
@@ -351,11 +351,16 @@ class Segmentation:
         if suffix in PICTURE_FORMATS:
             save_picture(self.overlay(), path)
         elif suffix == ".json":
-            content = {"task": self.task, "size": list(self.size), "annotations": self.to_coco()}
+            content = {
+                "generator": GENERATOR,
+                "task": self.task,
+                "size": list(self.size),
+                "annotations": self.to_coco(),
+            }
             write_atomically(path, json.dumps(content).encode())
         elif suffix == ".npz":
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **self._arrays())
+            np.savez_compressed(buffer, generator=np.array(GENERATOR), **self._arrays())
             write_atomically(path, buffer.getvalue())
         else:
             raise UsageError(

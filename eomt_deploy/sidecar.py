@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from eomt_deploy.errors import ArtifactError
-from eomt_deploy.files import write_atomically
+from eomt_deploy.files import through_links, write_atomically
 from eomt_deploy.spec import ModelSpec
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
@@ -139,8 +139,10 @@ def known_target(sidecar: Sidecar) -> Target:
 
 
 def sidecar_path(engine: Path) -> Path:
-    """``m.engine`` -> ``m.engine.json``."""
-    return engine.with_name(engine.name + ".json")
+    """``m.engine`` -> ``m.engine.json``; for a link, beside the file that it points to."""
+    path = engine.with_name(engine.name + ".json")
+    real = through_links(engine)
+    return path if real == engine or path.exists() else real.with_name(real.name + ".json")
 
 
 def read_sidecar(engine: Path) -> Sidecar:

@@ -9,6 +9,7 @@ from typing import Any
 
 from eomt_deploy.benchmarking.suite_report import Measurement, SuiteReport
 from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.files import GENERATOR
 
 OURS, PAPER, GREY = "tab:blue", "tab:orange", "0.6"
 COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
@@ -277,7 +278,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def png(figure: Any) -> bytes:
-    """The finished picture."""
+    """The finished plot, marked as ours."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", metadata={"Software": GENERATOR})
     return buffer.getvalue()

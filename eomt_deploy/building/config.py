@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.errors import UsageError
-from eomt_deploy.sidecar import TARGETS, Target
+from eomt_deploy.sidecar import TARGETS, Target, sidecar_path
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 
@@ -59,6 +60,7 @@ class BuildConfig:
         compute_capabilities: GPUs to build for, as "8.9"; none means 8.0 and all later ones.
             TensorRT-RTX only.
         expect_precision: what the engine must compute in; None takes the model's own precision.
+        overwrite: replace existing files that eomt-deploy did not write.
     """
 
     onnx: Path
@@ -74,6 +76,7 @@ class BuildConfig:
     timing_cache: Path | None = None
     compute_capabilities: tuple[str, ...] = ()
     expect_precision: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.output.suffix.lower() != SUFFIX:
@@ -112,6 +115,16 @@ class BuildConfig:
         if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
             raise UsageError("A compute capability is named twice.")
 
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files that are read, and never replaced."""
+        return (self.onnx, self.onnx.with_name(self.onnx.name + EXTERNAL_SUFFIX))
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """Files that are written, by what they are called in messages."""
+        return {"The engine": self.output, "The engine's description": sidecar_path(self.output)}
+
     def _check_target(self) -> None:
         knobs = RTX_ONLY if self.target == "tensorrt" else TENSORRT_ONLY
         options = {
@@ -138,12 +151,14 @@ class OpenVinoConfig:
         arithmetic: what the unquantised part computes in; ``auto`` takes BF16 for an FP32 or INT8
             model when it is faster here and keeps 99.5% of the labels.
         images: photo or folder to judge that on; None takes those of the package.
+        overwrite: replace existing files that eomt-deploy did not write.
     """
 
     onnx: Path
     output: Path
     arithmetic: str = "auto"
     images: Path | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.output.suffix != XML:  # OpenVINO writes no .XML
@@ -156,6 +171,17 @@ class OpenVinoConfig:
             raise UsageError(
                 f"--arithmetic {self.arithmetic} is unknown.", fix=f"Use {', '.join(ARITHMETICS)}."
             )
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files and folders that are read, and never replaced."""
+        side = self.onnx.with_name(self.onnx.name + EXTERNAL_SUFFIX)
+        return (self.onnx, side, *([self.images] if self.images else []))
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """Files that are written, by what they are called in messages."""
+        return {"-o": self.output, "The weights file": self.output.with_suffix(".bin")}
 
 
 def parse_bytes(text: str) -> int:

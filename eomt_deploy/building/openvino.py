@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from eomt_deploy.benchmarking.clock import interleave
 from eomt_deploy.building.config import OpenVinoConfig
 from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
 from eomt_deploy.evaluation.compare import label_map
-from eomt_deploy.files import check_writable, staging_folder
+from eomt_deploy.files import staging_folder, through_links
+from eomt_deploy.outputs import check_outputs
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import built_in_photos, find_images
 
@@ -101,9 +102,9 @@ def build_openvino(
         ) from error
     from eomt_deploy.engines.openvino import ARITHMETIC, ARITHMETIC_KEY, VERSION, able, read_model
 
+    config = replace(config, output=through_links(config.output))
+    check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     targets = config.output, config.output.with_suffix(".bin")
-    for target in targets:
-        check_writable(target)
     images = find_images([config.images]) if config.images else built_in_photos()
     progress("reading the model")
     spec = read_artifact(config.onnx).spec

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from eomt_deploy.building.monitor import Progress, make_monitor, run_cancellable
 from eomt_deploy.devices import Gpu, current_gpu
 from eomt_deploy.engines import library
 from eomt_deploy.errors import BuildError, DeviceError, VerificationError
-from eomt_deploy.files import check_writable, staging_folder
+from eomt_deploy.files import staging_folder, through_links
+from eomt_deploy.outputs import check_outputs
 from eomt_deploy.sidecar import Sidecar, sha256, sidecar_path, write_sidecar
 from eomt_deploy.spec import ModelSpec
 
@@ -67,6 +68,7 @@ def build(config: BuildConfig, progress: Progress = lambda _text, _fraction: Non
         VerificationError: the engine computes in another precision than asked; nothing is written.
         OutputError: the output cannot be written.
     """
+    config = replace(config, output=through_links(config.output))
     module, gpu = check_ready(config)
     progress("reading the model", 0)
     spec = read_artifact(config.onnx).spec
@@ -107,8 +109,7 @@ def check_ready(config: BuildConfig) -> tuple[Any, Gpu | None]:
     Raises:
         MissingDependencyError, DeviceError, OutputError: it cannot, see :func:`build`.
     """
-    for file in (config.output, sidecar_path(config.output)):
-        check_writable(file)
+    check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     gpu = current_gpu()
     return _library(config, gpu), gpu
 

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eomt_deploy import catalog
-from eomt_deploy.cli.bench_suite import BenchOptions, bench_report, bench_suite, print_sheet
-from eomt_deploy.cli.console import bar, check_report, say, stderr, warn, write_json
+from eomt_deploy.cli.bench_suite import (
+    BenchOptions,
+    bench_report,
+    bench_suite,
+    print_sheet,
+    report_files,
+)
+from eomt_deploy.cli.console import bar, say, stderr, warn, write_json
+from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.errors import UsageError
-from eomt_deploy.files import check_writable
+from eomt_deploy.outputs import check_outputs
 
 if TYPE_CHECKING:
     from eomt_deploy.benchmarking import Report
@@ -99,6 +106,7 @@ def bench(
     report_dir: Annotated[
         Path | None, typer.Option(help="Write JSON, Markdown and all plots into this folder.")
     ] = None,
+    overwrite: Overwrite = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all samples here (- for stdout).")
     ] = None,
@@ -119,8 +127,11 @@ def bench(
     for name in barred:
         if name in given:
             raise UsageError(f"--{name.replace('_', '-')} does not go with --{mode}.")
-    if json:
-        check_report(json, *(engine or ()), *([report] if report else ()))
+    targets: dict[str, Path | None] = {"--json": json}
+    targets |= {f"--plot {path}": path for path in plot or ()}
+    if report_dir:
+        targets |= {f"--report-dir ({path.name})": path for path in report_files(report_dir)}
+    check_outputs(targets, inputs=[*(engine or ()), report, image], overwrite=overwrite)
     if engine:
         _bench_engines(engine, given)
     else:
@@ -149,8 +160,6 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
         from eomt_deploy.benchmarking.engine_plots import check_engine_plots
 
         check_engine_plots(plots, scenario)
-        for path in plots:
-            check_writable(path)
     rounds = given.get("warmup", plan.warmup) + given.get("iterations", plan.iterations)
     # File names are enough to tell most engines apart; whole paths make the table unreadable.
     distinct = len({path.name for path in engine}) == len(set(engine))

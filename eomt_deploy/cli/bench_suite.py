@@ -20,7 +20,8 @@ from eomt_deploy.cli.console import (
     write_json,
 )
 from eomt_deploy.errors import MissingDependencyError, UsageError
-from eomt_deploy.files import check_writable, write_atomically
+from eomt_deploy.files import GENERATOR, write_atomically
+from eomt_deploy.outputs import is_ours
 
 if TYPE_CHECKING:
     from eomt_deploy.benchmarking import SuiteReport
@@ -179,7 +180,8 @@ def _publish(reports: list[SuiteReport], options: BenchOptions) -> None:
     _save(reports, options)
     if options.report_dir:
         text = "\n".join(tables.markdown(report) for report in reports)
-        write_atomically(options.report_dir / "report.md", text.encode())
+        mark = f"<!-- {GENERATOR} -->\n\n"
+        write_atomically(options.report_dir / "report.md", (mark + text).encode())
         say(f"wrote {options.report_dir / 'report.json'} and report.md", stderr)
     pictures = list(options.plot)
     if pictures or options.report_dir:
@@ -187,6 +189,10 @@ def _publish(reports: list[SuiteReport], options: BenchOptions) -> None:
 
         if options.report_dir:
             pictures += [options.report_dir / f"{name}.png" for name in drawable(reports)]
+            # Plots of an earlier report would stand beside the numbers of this one.
+            for old in set(report_files(options.report_dir)) - set(pictures):
+                if old.suffix == ".png" and is_ours(old):
+                    old.unlink()
         for path in pictures:  # last: one that cannot be drawn costs nothing else
             write_atomically(path, draw(path.stem, reports))
             say(f"wrote {path}", stderr)
@@ -205,6 +211,13 @@ def _save(reports: list[SuiteReport], options: BenchOptions) -> None:
         write_json(options.report_dir / "report.json", _whole(reports))
 
 
+def report_files(folder: Path) -> list[Path]:
+    """Every file that --report-dir may write."""
+    from eomt_deploy.benchmarking.plots import NAMES
+
+    return [folder / "report.json", folder / "report.md", *(folder / f"{n}.png" for n in NAMES)]
+
+
 def _check_outputs(options: BenchOptions) -> None:
     """Fail before the work."""
     if options.plot or options.report_dir:
@@ -219,8 +232,6 @@ def _check_outputs(options: BenchOptions) -> None:
                 fix="Leave --size and --backbone out, or that plot.",
             )
         check_matplotlib()
-    for path in (*options.plot, *([options.report_dir / "x"] if options.report_dir else [])):
-        check_writable(path)
 
 
 def _scenario(options: BenchOptions) -> Any:

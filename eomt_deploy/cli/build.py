@@ -14,9 +14,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from eomt_deploy import catalog
 from eomt_deploy.building import BuildConfig
 from eomt_deploy.building.config import XML, OpenVinoConfig, parse_batch, parse_bytes
-from eomt_deploy.cli.console import check_report, say, stderr, stdout, warn, write_json
+from eomt_deploy.cli.console import say, stderr, stdout, warn, write_json
+from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.errors import UsageError
-from eomt_deploy.sidecar import sidecar_path
+from eomt_deploy.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,6 +83,7 @@ def build(
     images: Annotated[
         Path | None, typer.Option(help="Photo or folder to judge that on. OpenVINO only.")
     ] = None,
+    overwrite: Overwrite = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the report here (- for stdout).")
     ] = None,
@@ -103,13 +105,13 @@ def build(
     given = {name: value for name, value in given.items() if value is not None}
     if output.suffix.lower() == XML:
         _refuse({"profile": profile, **given}, "the .xml of OpenVINO")
-        openvino = OpenVinoConfig(model, output, arithmetic or "auto", images)
+        openvino = OpenVinoConfig(model, output, arithmetic or "auto", images, overwrite)
         _build_openvino(openvino, json)
         return
     _refuse({"arithmetic": arithmetic, "images": images}, "an .engine")
     config = replace(_base(profile, model, output), **given)
-    if json:
-        check_report(json, model, output, sidecar_path(output))
+    config = replace(config, overwrite=overwrite)
+    check_outputs(config.outputs | {"--json": json}, inputs=config.inputs, overwrite=overwrite)
     report = run_build(config, stderr if str(json) == "-" else stdout)
     if json:
         write_json(json, to_dict(report))
@@ -145,8 +147,9 @@ def _refuse(options: dict[str, Any], what: str) -> None:
 def _build_openvino(config: OpenVinoConfig, json: Path | None) -> None:
     from eomt_deploy.building.openvino import build_openvino
 
-    if json:
-        check_report(json, config.onnx, config.output, config.output.with_suffix(".bin"))
+    check_outputs(
+        config.outputs | {"--json": json}, inputs=config.inputs, overwrite=config.overwrite
+    )
     report = build_openvino(config, lambda text: say(text, stderr))
     console = stderr if str(json) == "-" else stdout
     size = sum(file.stat().st_size for file in report.files)

@@ -11,15 +11,15 @@ import typer
 from eomt_deploy import catalog
 from eomt_deploy.cli.console import (
     bar,
-    check_not_inside,
-    check_report,
     say,
     stderr,
     write_json,
 )
+from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.engines import BACKENDS
 from eomt_deploy.errors import MissingDependencyError, UsageError, VerificationError
-from eomt_deploy.files import PICTURE_FORMATS, check_writable
+from eomt_deploy.files import PICTURE_FORMATS
+from eomt_deploy.outputs import check_outputs
 
 if TYPE_CHECKING:
     from eomt_deploy.evaluation.compare import Comparison
@@ -55,6 +55,7 @@ def compare(
     base_weights: Annotated[
         str | None, typer.Option(help="DINOv3 model that the checkpoint is a difference to.")
     ] = None,
+    overwrite: Overwrite = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
     ] = None,
@@ -70,14 +71,13 @@ def compare(
         raise UsageError(f"--limit {limit} leaves nothing to compare on.")
     if tolerance is not None and not 0 <= tolerance <= 100:
         raise UsageError(f"--tolerance {tolerance:g} is no percentage.")
-    for target in (json, output):
-        check_not_inside(target, [*map(Path, images or []), *(data or [])])
-    if output:
-        if output.suffix.lower() not in PICTURE_FORMATS:
-            raise UsageError(f"{output} is no picture.", fix="Use .png or .jpg.")
-        check_writable(output)
-    if json:
-        check_report(json, a, b)
+    if output and output.suffix.lower() not in PICTURE_FORMATS:
+        raise UsageError(f"{output} is not an image file.", fix="Use the suffix .png or .jpg.")
+    check_outputs(
+        {"-o": output, "--json": json},
+        inputs=[a, b, *map(Path, images or []), *(data or [])],
+        overwrite=overwrite,
+    )
     first, second = _open(a, b, backend, device, base_weights)
     with first, second:
         samples = _samples(images or [], data or [], first.spec, split)[:limit]

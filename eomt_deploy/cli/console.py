@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from eomt_deploy.errors import UsageError
-from eomt_deploy.files import check_writable, write_atomically
+from eomt_deploy.files import GENERATOR, write_atomically
 
 WIDE = 120
 """Columns where there is no terminal to ask, as in a pipe or a log."""
@@ -47,41 +46,13 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2))
 
 
-def check_report(path: Path, *others: Path) -> None:
-    """Fail before the work if its report could not be written, or would replace its input.
-
-    Raises:
-        UsageError: ``path`` is one of ``others``.
-        OutputError: it cannot be written.
-    """
-    if str(path) == "-":
-        return
-    if os.path.realpath(path) in map(os.path.realpath, others):
-        raise UsageError(
-            f"--json {path} would replace another file of this command.", fix="Name another file."
-        )
-    check_writable(path)
-
-
-def check_not_inside(path: Path | None, data: Sequence[Path]) -> None:
-    """Fail before an existing file among the labelled data would be replaced.
-
-    Raises:
-        UsageError: ``path`` is such a file.
-    """
-    if path is None or not path.is_file():
-        return
-    real = Path(os.path.realpath(path))
-    if any(real == (own := Path(os.path.realpath(d))) or own in real.parents for d in data):
-        raise UsageError(f"{path} is one of the data's own files.", fix="Name another file.")
-
-
-def write_json(path: Path, data: Any) -> None:
-    """JSON to a file, or to stdout for ``-``."""
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """JSON to a file, which is marked as ours, or to stdout for ``-``."""
     if str(path) == "-":
         print_json(data)
     else:
-        write_atomically(path, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+        content = json.dumps({"generator": GENERATOR, **data}, indent=1, allow_nan=False)
+        write_atomically(path, content.encode() + b"\n")
 
 
 @contextmanager

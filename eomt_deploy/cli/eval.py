@@ -9,8 +9,6 @@ import typer
 from rich.table import Table
 
 from eomt_deploy.cli.console import (
-    check_not_inside,
-    check_report,
     say,
     scored_bar,
     stderr,
@@ -18,8 +16,10 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
-from eomt_deploy.errors import UsageError
+from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.files import check_writable
+from eomt_deploy.journal import Journal, JournalWriter
+from eomt_deploy.outputs import check_outputs
 
 if TYPE_CHECKING:
     from eomt_deploy.evaluation import EvalReport
@@ -59,6 +59,7 @@ def evaluate(
     worst: Annotated[
         Path | None, typer.Option(help="Folder for pictures of the worst images.")
     ] = None,
+    overwrite: Overwrite = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
     ] = None,
@@ -68,15 +69,14 @@ def evaluate(
     from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.segmenter import Segmenter
 
-    if json:
-        check_report(json, artifact, *([resume] if resume else []))
-    for target in (json, resume):
-        check_not_inside(target, data)
+    # An existing file of --resume says itself whether it is one: see evaluate().
+    log = None if resume and resume.is_file() else resume
+    check_outputs({"--json": json, "--resume": log}, inputs=[artifact, *data], overwrite=overwrite)
+    earlier = Journal.read(worst, ("*",)) if worst else None
+    if earlier and not overwrite:
+        earlier.check_foreign()
     if worst:
-        check_not_inside(worst, data)
-        if worst.is_dir() and any(worst.iterdir()):
-            raise UsageError(f"{worst} is not empty.", fix="Name a new folder for --worst.")
-        check_writable(worst / "picture.jpg")
+        check_writable(worst / "x.jpg")
     with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
         thresholds = segmenter.processor.thresholds(
             score_threshold, mask_threshold, overlap_threshold
@@ -102,8 +102,9 @@ def evaluate(
             _show(report)
         if json:
             write_json(json, report.to_dict())
-        if worst:
-            _draw_worst(segmenter, dataset, report, thresholds, worst)
+        if earlier:
+            earlier.remove_files()
+            _draw_worst(segmenter, dataset, report, thresholds, earlier.folder)
 
 
 def _show(report: EvalReport) -> None:
@@ -133,16 +134,18 @@ def _draw_worst(
     folder: Path,
 ) -> None:
     from eomt_deploy.drawing import side_by_side
-    from eomt_deploy.files import save_picture
+    from eomt_deploy.files import overlay_suffix, save_picture
 
     positions = report.worst(WORST_IMAGES)
-    for rank, position in enumerate(positions, 1):
-        sample = dataset.samples[position]
-        image, truth = sample.image(), sample.truth()
-        found = segmenter.processor.postprocess_with(*segmenter.logits(image), thresholds)
-        labelled = truth.as_result(segmenter.spec.task, segmenter.spec.classes, image)
-        save_picture(
-            side_by_side([found.overlay(image), labelled.overlay()]),
-            folder / f"{rank:02d}-{Path(sample.name).stem}.jpg",
-        )
+    with JournalWriter(folder, {"command": "eval --worst"}) as journal:
+        for rank, position in enumerate(positions, 1):
+            sample = dataset.samples[position]
+            image, truth = sample.image(), sample.truth()
+            found = segmenter.processor.postprocess_with(*segmenter.logits(image), thresholds)
+            labelled = truth.as_result(segmenter.spec.task, segmenter.spec.classes, image)
+            picture = side_by_side([found.overlay(image), labelled.overlay()])
+            name = f"{rank:02d}-{Path(sample.name).stem}{overlay_suffix(picture)}"
+            journal.announce([name])
+            save_picture(picture, folder / name)
+            journal.record([name])
     say(f"wrote the {len(positions)} worst to {folder}/ (found | labelled)", stderr)

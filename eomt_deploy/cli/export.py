@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,11 +10,9 @@ import typer
 from rich.table import Table
 
 from eomt_deploy import catalog
-from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.building.config import SUFFIX as ENGINE
 from eomt_deploy.cli.build import run_build, to_dict
 from eomt_deploy.cli.console import (
-    check_report,
     parse_size,
     say,
     stderr,
@@ -23,10 +21,10 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
+from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.exporting.config import DEFAULT_SMOOTHING
-from eomt_deploy.exporting.pareto import front_files
-from eomt_deploy.sidecar import sidecar_path
+from eomt_deploy.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,6 +123,7 @@ def export(
     verify_images: Annotated[
         Path | None, typer.Option(help="Photo or folder to verify on; a few are built in.")
     ] = None,
+    overwrite: Overwrite = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the report here (- for stdout).")
     ] = None,
@@ -171,12 +170,12 @@ def export(
         attention=cast("Attention", attention),
         allow_unannealed=allow_unannealed,
         verify_images=verify_images,
+        overwrite=overwrite,
     )
-    if json:
-        own = (config.output, *front_files(config.output), sidecar_path(output))
-        side = config.output.with_name(config.output.name + EXTERNAL_SUFFIX)
-        given = (Path(checkpoint), *([classes] if classes else []))
-        check_report(json, output, side, *own, *given)
+    if recipe:
+        recipe = replace(recipe, overwrite=overwrite)
+    targets = config.outputs | (recipe.outputs if recipe else {}) | {"--json": json}
+    check_outputs(targets, inputs=config.inputs, overwrite=overwrite)
     if recipe:
         from eomt_deploy.building import check_ready
 

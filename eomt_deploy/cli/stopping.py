@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command in order: what is finished is kept, nothing is left over."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command in order: finished work is kept, no leftovers."""
 
 from __future__ import annotations
 

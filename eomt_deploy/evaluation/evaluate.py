@@ -207,11 +207,11 @@ def _open_log(
         content = path.read_text("utf-8") if path.exists() else ""
         # The line that was being written when the last run was stopped has no end.
         lines = content[: content.rfind("\n") + 1].splitlines()
-        if lines and lines[0] != header:
+        if content and (not lines or lines[0] != header):
             raise UsageError(
-                f"{path} belongs to another evaluation (artifact, data, limit or thresholds), or "
-                "is no file of --resume.",
-                fix="Name another file for --resume, or delete this one.",
+                f"{path} belongs to another evaluation (model, data, limit or thresholds), or it "
+                "was not written by --resume.",
+                fix="Choose another file for --resume, or delete this one.",
             )
         for number, (line, sample) in enumerate(zip(lines[1:], samples, strict=False), 2):
             items.append(_read_item(line, sample.name, scorer, f"line {number} of {path}"))
@@ -222,7 +222,9 @@ def _open_log(
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no file of --resume.") from error
+        raise UsageError(
+            f"{path} was not written by --resume.", fix="Choose another file for --resume."
+        ) from error
 
 
 def _read_item(line: str, name: str, scorer: Scorer, place: str) -> Evidence:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.errors import UsageError
 from eomt_deploy.spec import Task
 
@@ -18,6 +19,8 @@ DEFAULT_SMOOTHING = 0.7
 """Measured on a DINOv2-S: 0, 0.5 and 0.7 agree with FP32 on 99.3%, 99.6% and 99.6% of pixels."""
 METHODS: tuple[Method, ...] = get_args(Method)
 PACKAGE = ".pt2"
+FRONT_JSON, FRONT_PLOT = ".pareto.json", ".pareto.png"
+"""What a search under a budget tried, beside the model."""
 SUFFIXES = (".onnx", PACKAGE)
 
 
@@ -55,6 +58,7 @@ class ExportConfig:
         attention: ``written`` out, which every run-time fuses, or ``fused`` into one operator.
         allow_unannealed: export although masked attention was not annealed away.
         verify_images: photos to verify on; None takes the ones that come with the package.
+        overwrite: replace existing files that eomt-deploy did not write.
     """
 
     checkpoint: str
@@ -80,6 +84,7 @@ class ExportConfig:
     attention: Attention = "written"
     allow_unannealed: bool = False
     verify_images: Path | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.output.suffix.lower() not in SUFFIXES:
@@ -168,6 +173,24 @@ class ExportConfig:
                 raise UsageError(f"{option} does nothing for {PACKAGE} files.", fix="Leave it out.")
         if self.device not in (None, "cpu", "cuda"):
             raise UsageError(f"There is no device {self.device!r}.", fix="Use cpu or cuda.")
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files and folders that are read, and never replaced."""
+        texts = [t for t in (self.checkpoint, self.base_weights) if t and "://" not in t]
+        paths = (self.classes, self.calibrate, *self.data, self.verify_images)
+        return (*map(Path, texts), *(path for path in paths if path))
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """Files that may be written or removed, by what they are called in messages."""
+        found = {"-o": self.output}
+        if self.output.suffix.lower() != PACKAGE:
+            found["The weights file"] = self.output.with_name(self.output.name + EXTERNAL_SUFFIX)
+        if self.budget is not None:
+            found["The Pareto front"] = self.output.with_suffix(FRONT_JSON)
+            found["The Pareto plot"] = self.output.with_suffix(FRONT_PLOT)
+        return found
 
     @property
     def range_method(self) -> Method:

@@ -7,29 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eomt_deploy.errors import MissingDependencyError
-from eomt_deploy.files import check_writable, write_atomically
+from eomt_deploy.exporting.config import FRONT_JSON, FRONT_PLOT
+from eomt_deploy.files import GENERATOR, write_atomically
 
 if TYPE_CHECKING:
     from eomt_deploy.exporting.verdict import Verdict
 
-JSON_SUFFIX = ".pareto.json"
-PICTURE_SUFFIX = ".pareto.png"
 
-
-def front_files(model: Path) -> tuple[Path, Path]:
-    """``<model>.pareto.json`` and ``.png``."""
-    return model.with_suffix(JSON_SUFFIX), model.with_suffix(PICTURE_SUFFIX)
-
-
-def check_ready(model: Path) -> None:
-    """Fail before the search if its picture could not be drawn, or nothing written.
+def check_matplotlib() -> None:
+    """Fail before the search if its plot could not be drawn.
 
     Raises:
         MissingDependencyError: matplotlib is missing.
-        OutputError: a file cannot be written.
     """
-    for path in front_files(model):
-        check_writable(path)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -40,9 +30,10 @@ def check_ready(model: Path) -> None:
 
 
 def write_front(verdict: Verdict, model: Path) -> tuple[Path, Path]:
-    """Write :func:`front_files` beside a model, and return them."""
-    data, picture = front_files(model)
-    write_atomically(data, json.dumps(verdict.to_dict(), indent=1).encode() + b"\n")
+    """Write ``<model>.pareto.json`` and ``.png``, and return them."""
+    data, picture = model.with_suffix(FRONT_JSON), model.with_suffix(FRONT_PLOT)
+    content = {"generator": GENERATOR, **verdict.to_dict()}
+    write_atomically(data, json.dumps(content, indent=1).encode() + b"\n")
     write_atomically(picture, draw_front(verdict))
     return data, picture
 
@@ -78,5 +69,5 @@ def draw_front(verdict: Verdict) -> bytes:
     axes.set_ylabel(f"points of {verdict.unit} lost")
     axes.legend(loc="upper left", fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", metadata={"Software": GENERATOR})
     return buffer.getvalue()

@@ -18,9 +18,10 @@ from eomt_deploy.exporting.package import export_package
 from eomt_deploy.exporting.ranges import Island
 from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.exporting.verdict import Judge, Verdict
-from eomt_deploy.files import check_writable, staging_folder
+from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.network.build import build_network
 from eomt_deploy.network.folds import fold
+from eomt_deploy.outputs import check_outputs
 from eomt_deploy.processing import Processor
 from eomt_deploy.sources import built_in_photos, find_images
 from eomt_deploy.spec import ModelSpec
@@ -62,7 +63,8 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         OutputError: the output cannot be written.
         MissingDependencyError: no run-time to verify with is installed.
     """
-    check_writable(config.output)
+    config = replace(config, output=through_links(config.output))
+    check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     choose_backend(config.output, None)  # verification will need it: say so now
     images = find_images([config.verify_images]) if config.verify_images else built_in_photos()
     photos = find_images([config.calibrate]) if config.calibrate else images
@@ -90,7 +92,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         return ExportReport((config.output,), spec, result, tuple(notes))
 
     if config.budget is not None:
-        pareto.check_ready(config.output)
+        pareto.check_matplotlib()
     judge = None
     if config.precision in QUANTIZED:
         photos, samples, note = split(config, photos, spec)
