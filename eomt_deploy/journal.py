@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from eomt_deploy.errors import OutputError, UsageError
-from eomt_deploy.files import GENERATOR, unwritable, write_atomically
+from eomt_deploy.files import GENERATOR, STAGING_PREFIX, unwritable, write_atomically
 
 JOURNAL_NAME = ".eomt-deploy.jsonl"
 SCHEMA = 1
@@ -75,6 +75,8 @@ class Journal:
             top = self.folder / place
             found.update(self.folder.glob("*") if place == "*" else [top, *top.rglob("*")])
         names = (p.relative_to(self.folder).as_posix() for p in found if p.is_file())
+        # What a killed process was writing: the next write beside it removes it.
+        names = (name for name in names if not _is_staged(name))
         return sorted(n for n in names if n != JOURNAL_NAME and not self.is_ours(n))
 
     def check_foreign(self) -> None:
@@ -87,10 +89,9 @@ class Journal:
         if foreign:
             shown = ", ".join(str(self.folder / name) for name in foreign[:3])
             raise OutputError(
-                f"{len(foreign)} files in the places of results in {self.folder} were not written "
-                f"by eomt-deploy, or were changed since: {shown}"
-                f"{', …' if len(foreign) > 3 else ''}.",
-                why="A file of yours is never replaced, and results are not mixed with it.",
+                f"{self.folder} holds {len(foreign)} files that eomt-deploy did not write, or that "
+                f"were changed since: {shown}{', …' if len(foreign) > 3 else ''}.",
+                why="Results go to the same place, and a file of yours is never replaced.",
                 fix="Choose another output folder, or pass --overwrite to replace the files whose "
                 "names are needed.",
             )
@@ -214,6 +215,10 @@ def _is_inside(name: Any) -> bool:
         return False
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
+
+
+def _is_staged(name: str) -> bool:
+    return any(part.startswith(STAGING_PREFIX) for part in PurePosixPath(name).parts)
 
 
 def _is_stamp(value: Any) -> bool:

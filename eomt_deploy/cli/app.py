@@ -12,6 +12,7 @@ import typer
 from eomt_deploy import __version__
 from eomt_deploy.cli import bench, build, compare, doctor, eval, export, inspect, list_, predict
 from eomt_deploy.cli.console import say, stderr
+from eomt_deploy.cli.stopping import Stopped
 from eomt_deploy.errors import EomtDeployError
 
 app = typer.Typer(
@@ -62,6 +63,9 @@ def run(arguments: Sequence[str]) -> None:
             if text:
                 say(f"  {label}: {text}", stderr)
         sys.exit(error.exit_code)
+    except Stopped as stop:
+        say(f"stopped by {stop.signal_name}", stderr)
+        raise
     except OSError as error:
         # Whatever else the file system refuses: names too long, folders without permission.
         place = f"{error.filename}: " if error.filename else ""

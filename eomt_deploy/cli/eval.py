@@ -90,14 +90,19 @@ def evaluate(
         for note in dataset.notes:
             warn(note)
         with scored_bar("evaluating", total) as progress:
-            report = run_evaluation(
-                segmenter,
-                dataset,
-                limit=limit,
-                thresholds=thresholds,
-                resume=resume,
-                progress=progress,
-            )
+            try:
+                report = run_evaluation(
+                    segmenter,
+                    dataset,
+                    limit=limit,
+                    thresholds=thresholds,
+                    resume=resume,
+                    progress=progress,
+                )
+            except (KeyboardInterrupt, SystemExit):
+                if resume:
+                    say(f"{resume} keeps what is done: repeat the command to do the rest", stderr)
+                raise
         if str(json) != "-":
             _show(report)
         if json:

@@ -13,6 +13,7 @@ import typer
 
 from eomt_deploy.cli.console import bar, say, stderr, stdout, warn
 from eomt_deploy.cli.options import Overwrite
+from eomt_deploy.cli.stopping import uninterrupted
 from eomt_deploy.errors import ImageError, OutputError, UsageError
 from eomt_deploy.files import write_atomically
 from eomt_deploy.outputs import check_outputs
@@ -153,7 +154,8 @@ def _predict_folder(
     except (KeyboardInterrupt, SystemExit) as stop:
         stopped = stop
     finally:
-        folder.finish()
+        with uninterrupted():
+            folder.finish()
     if json and str(json) != "-":
         write_atomically(json, (part.encode() for part in folder.summary()))
     elif json:
@@ -162,8 +164,8 @@ def _predict_folder(
     place = f"{folder.folder}/"
     if stopped is not None:
         say(
-            f"stopped after {written} of {len(left)} images; their results and predictions.json "
-            f"are in {place}\n  fix: repeat the command with --resume to do the rest",
+            f"{written} of {len(left)} images are done; their results and predictions.json are in "
+            f"{place}\n  fix: repeat the command with --resume to do the rest",
             stderr,
         )
         raise stopped
@@ -183,7 +185,8 @@ def _write(
     try:
         if isinstance(result, ImageError):
             raise result
-        remark = folder.write(result, name, source)
+        with uninterrupted():
+            remark = folder.write(result, name, source)
     except OutputError as error:
         if not is_about_one_image(error):
             raise

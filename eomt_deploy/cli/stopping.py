@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -15,6 +17,28 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+        self.signal_name = signal.Signals(number).name
+
+
+_deferred: list[int] | None = None
+"""Signals that wait for the end of :func:`uninterrupted`; None outside of it."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a short step finish, such as the files of one result, before a signal stops the command.
+
+    Raises:
+        Stopped: at the end, if a signal arrived meanwhile.
+    """
+    global _deferred
+    _deferred = []
+    try:
+        yield
+    finally:
+        waiting, _deferred = _deferred, None
+    if waiting:
+        raise Stopped(waiting[0])
 
 
 def stop_in_order() -> None:
@@ -31,7 +55,9 @@ def stop_at_once() -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    raise Stopped(number)
+    if _deferred is None:
+        raise Stopped(number)
+    _deferred.append(number)
 
 
 def _handled() -> list[int]:

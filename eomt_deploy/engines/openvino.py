@@ -16,7 +16,7 @@ from eomt_deploy.artifact import check_contract, parse_spec
 from eomt_deploy.engines.base import Engine, Outputs
 from eomt_deploy.engines.openvino_graph import normalize_channels_in_place
 from eomt_deploy.errors import ArtifactError, DeviceError
-from eomt_deploy.files import cache_folder
+from eomt_deploy.files import cache_folder, through_links
 from eomt_deploy.spec import METADATA_KEY
 
 Arithmetic = Literal["f32", "bf16", "f16"]
@@ -144,7 +144,7 @@ def read_model(core: Any, path: Path) -> Any:
     """
     try:
         if path.suffix.lower() == ".xml":
-            return core.read_model(path)
+            return core.read_model(through_links(path))  # its .bin is beside the real file
         # By name: else a damaged file is held for one of six other formats.
         frontend = FrontEndManager().load_by_framework("onnx")
         return frontend.convert(frontend.load(str(path)))

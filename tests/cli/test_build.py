@@ -77,7 +77,7 @@ def test_wrong_use(cli, model, tmp_path):
         ((*rtx, "--batch", "8"), 2, "1:1:8"),
         ((*rtx, "--profile", "fast"), 2, "tensorrt-fastest"),
         ((*rtx, "--profile", "tensorrt-portable"), 2, "does not apply"),
-        ((*rtx, "--json", model), 2, "would replace another file"),
+        ((*rtx, "--json", model), 2, "is an input of this command"),
         ((*rtx, "--expect-precision", "int8"), 4, "int8 was asked"),
     ):
         found, out, err = cli("build", model, "-o", engine, *arguments)
