@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eomt_deploy.errors import OutputError
 
@@ -17,6 +18,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+JSON_LIMIT = 16 << 20
+"""Bytes of a JSON file that people or trainers write; parsed it needs far more memory."""
+
+
+def read_json(path: Path) -> Any:
+    """JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, larger than :data:`JSON_LIMIT`, or nested too deeply.
+    """
+    with path.open("rb") as file:
+        content = file.read(JSON_LIMIT + 1)
+    if len(content) > JSON_LIMIT:
+        raise ValueError(f"it is larger than {JSON_LIMIT >> 20} MiB")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextmanager
