@@ -97,7 +97,7 @@ def choose(
         kind = "averaged (EMA) weights" if copy in averaged else "weights"
         notes.append(
             f"The file holds several copies of the network. The {kind} under {copy.label} are "
-            f"used; --weights-key takes another one: {_listed(o.label for o in others)}."
+            f"used; --weights-key takes another one: {_quoted(others)}."
         )
     elif copy in averaged:
         notes.append(f"The weights are averaged ones (EMA or SWA), under {copy.label}.")
@@ -123,8 +123,8 @@ def _meant(
             f"{origin} holds no network under {key!r}."
             if not fitting
             else f"{key!r} fits several networks in {origin}: "
-            f"{', '.join(c.label for c in fitting)}.",
-            why=f"It holds networks under: {', '.join(labels)}."
+            f"{_quoted(fitting)}.",
+            why=f"It holds networks under: {_quoted(copies)}."
             + (" A dot is the top of the file." if "." in labels else ""),
             fix=f"Pass one of these, for example --weights-key {next(iter(labels))}.",
         )
@@ -135,10 +135,10 @@ def _meant(
     if len(averaged) == 1:
         return averaged[0]
     raise CheckpointError(
-        f"{origin} holds {len(copies)} copies of the network: {', '.join(labels)}.",
+        f"{origin} holds {len(copies)} copies of the network: {_quoted(copies)}.",
         why="None of them is marked as the averaged one (EMA)."
         if not averaged
-        else f"Several are marked as averaged ones: {', '.join(c.label for c in averaged)}.",
+        else f"Several are marked as averaged ones: {_quoted(averaged)}.",
         fix=f"Choose the one to use, for example --weights-key {copies[0].label}.",
     )
 
@@ -210,7 +210,9 @@ def _stripped(copy: Copy, files: WeightFiles) -> str:
     """What the keys have besides the layout's own, in words."""
     name = next(iter(copy.names.values()))
     depth = len(".".join(files.containers[name])) + 1 if files.containers[name] else 0
-    prefix = [part for part in copy.lead[depth:].split(".") if part not in ("", OWN[copy.layout])]
+    prefix = copy.lead[depth:].split(".")[:-1]
+    if OWN[copy.layout] in prefix:  # the last one: it belongs to the layout
+        del prefix[len(prefix) - 1 - prefix[::-1].index(OWN[copy.layout])]
     texts = []
     if prefix:
         texts.append(f"the prefix {printable('.'.join(prefix))}")
@@ -268,6 +270,11 @@ def _check(names: Mapping[str, str], files: WeightFiles, origin: Path) -> None:
             why="They repeat what is stored, which no trainer does: the file is damaged.",
             fix="Download or copy it again.",
         )
+
+
+def _quoted(copies: Iterable[Copy]) -> str:
+    """All labels; the dot that is the top of the file would be lost among the others."""
+    return ", ".join('"."' if copy.label == "." else copy.label for copy in copies)
 
 
 def _listed(names: Iterable[str]) -> str:

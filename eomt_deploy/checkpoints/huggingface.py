@@ -132,7 +132,7 @@ def read_config(folder: Path) -> Config | None:
         ) from error
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path} describes a {_shown(model_type)} model; this version exports "
+            f"{path} has model_type {_shown(model_type)}; this version exports "
             f"{' and '.join(MODEL_TYPES)}.",
             fix="Pass an EoMT checkpoint with a DINOv2 or DINOv3 backbone.",
         )
@@ -155,9 +155,8 @@ def read_config(folder: Path) -> Config | None:
         and 0 < eps < 1,
         "hidden_act": data.get("hidden_act", "gelu") == "gelu",
         "rope_parameters": isinstance(rope, dict)
-        and isinstance(theta, int | float)
-        and 1 < theta < MAX_THETA
         and rope.get("rope_type", "default") == "default",
+        "rope_theta": isinstance(theta, int | float) and 1 < theta < MAX_THETA,
         "image_size": size is None
         or _is_count(size, MAX_SIDE)
         or (
@@ -169,7 +168,8 @@ def read_config(folder: Path) -> Config | None:
     }
     wrong = [name for name, fine in checks.items() if not fine]
     if wrong:
-        shown = "; ".join(f"{name} is {_shown(data.get(name))}" for name in wrong)
+        values = data | {"rope_theta": theta}
+        shown = "; ".join(f"{name} is {_shown(values.get(name))}" for name in wrong)
         raise CheckpointError(
             f"{path} has values that no EoMT has: {shown}.",
             fix="Download the folder again, or correct the file.",

@@ -134,7 +134,7 @@ def read_facts(arguments: object) -> Facts:
         height, width = (int(side) for side in found["image_size"])
         normalize = found["image_normalize"]
         mean, std = (tuple(float(x) for x in normalize[name]) for name in ("mean", "std"))
-        sides_fit = 1 <= min(height, width) and max(height, width) <= MAX_SIDE
+        sides_fit = min(height, width) >= 1 and max(height, width) <= MAX_SIDE
         finite = all(map(math.isfinite, (*mean, *std)))
         if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0 or not sides_fit:
             raise ValueError(f"mean {mean}, std {std}, size {height}x{width}")

@@ -72,7 +72,7 @@ def _check_pickle(file: BinaryIO) -> None:
         HostileError: too deeply, or a value may take any amount of memory.
     """
     stack: list[list[int] | None] = []  # a depth that can change; None is a mark
-    memo: dict[int, list[int]] = {}
+    memo: dict[object, list[int]] = {}
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name == "GLOBAL" and str(argument).endswith(" bytearray"):
