@@ -122,8 +122,7 @@ def _meant(
         raise CheckpointError(
             f"{origin} holds no network under {key!r}."
             if not fitting
-            else f"{key!r} fits several networks in {origin}: "
-            f"{_quoted(fitting)}.",
+            else f"{key!r} fits several networks in {origin}: {_quoted(fitting)}.",
             why=f"It holds networks under: {_quoted(copies)}."
             + (" A dot is the top of the file." if "." in labels else ""),
             fix=f"Pass one of these, for example --weights-key {next(iter(labels))}.",
@@ -236,9 +235,7 @@ def _left_out(copy: Copy, copies: list[Copy], averaged: bool, files: WeightFiles
     place = files.containers[next(iter(copy.names.values()))]
     beside = [n for n in rest if files.containers[n] == place and n not in lost]
     if beside:
-        notes.append(
-            f"{len(beside)} tensors beside the network are left out: {_listed(beside)}."
-        )
+        notes.append(f"{len(beside)} tensors beside the network are left out: {_listed(beside)}.")
     return notes
 
 

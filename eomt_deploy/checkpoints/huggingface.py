@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +155,7 @@ def read_config(folder: Path) -> Config | None:
         "layer_norm_eps": isinstance(eps := data.get("layer_norm_eps", 1e-6), float)
         and 0 < eps < 1,
         "hidden_act": data.get("hidden_act", "gelu") == "gelu",
-        "rope_parameters": isinstance(rope, dict)
-        and rope.get("rope_type", "default") == "default",
+        "rope_parameters": isinstance(rope, dict) and rope.get("rope_type", "default") == "default",
         "rope_theta": isinstance(theta, int | float) and 1 < theta < MAX_THETA,
         "image_size": size is None
         or _is_count(size, MAX_SIDE)
@@ -244,6 +244,9 @@ def download(repository: str) -> Path:
             )
             if any(folder.glob("*.safetensors")):
                 break
+    except (KeyboardInterrupt, SystemExit):
+        print(f"Stopped: the next run resumes {HUB_PREFIX}{repository}.", file=sys.stderr)
+        raise
     except Exception as error:  # the hub's own errors, and those of the HTTP library it uses
         raise CheckpointError(
             f"{HUB_PREFIX}{repository} cannot be downloaded.",
@@ -257,8 +260,3 @@ def download(repository: str) -> Path:
 def commit_of(folder: Path) -> str | None:
     """The commit that a folder of the hub's cache holds; None for other folders."""
     return folder.name if folder.parent.name == "snapshots" else None
-
-
-def without_revision(address: str) -> str:
-    """``hf://owner/name`` of an address that may end in a revision."""
-    return address.partition("@")[0] if address.startswith(HUB_PREFIX) else address

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from eomt_deploy.addresses import is_address
 from eomt_deploy.architecture import Architecture
 from eomt_deploy.checkpoints import (
     chosen,
@@ -127,7 +128,7 @@ def _local(path: str | Path, insecure: bool) -> tuple[Path, str | None]:
     if text.startswith(huggingface.HUB_PREFIX):
         place = huggingface.download(text.removeprefix(huggingface.HUB_PREFIX))
         return place, huggingface.commit_of(place)
-    if download.is_address(text):
+    if is_address(text):
         return download.download(text, insecure=insecure), None
     return Path(path), None
 

@@ -53,8 +53,8 @@ def archive(path: Path, content: bytes, *, legacy: bool = False) -> Path:
 NESTED = {
     # Hashing the key would overflow the stack, and the process would be gone.
     "tuples": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
-    "lists": b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
-    "dictionaries": b"\x80\x02" + b"}" + b"K\x01}" * 100_000 + b"s" * 100_000 + b".",
+    "lists": b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".",
+    "dictionaries": b"\x80\x02" + b"}" + b"K\x01}" * 50_000 + b"s" * 50_000 + b".",
     "through the memo": b"\x80\x02)q\x00"
     + b"".join(b"h" + bytes([i]) + b"\x85q" + bytes([i + 1]) for i in range(200))
     + b".",
