@@ -66,7 +66,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         model, images = work / "tiny.onnx", work / "images"
-        export = [sys.executable, "-m", "eomt_deploy", "export", "eomt-tiny-scenes", "--size", "64", "-o", model]
+        export = [
+            sys.executable, "-m", "eomt_deploy", "export", "eomt-tiny-scenes", "--size", "64",
+            "-o", model,
+        ]  # fmt: skip
         # By the older code, so that both can read the model.
         subprocess.run(
             list(map(str, export)), cwd=options.baseline, check=True, capture_output=True,

@@ -37,7 +37,7 @@ class CatalogEntry:
     Attributes:
         name: file name of its TOML, and what users type.
         size: (H, W) it was trained at, pixels.
-        weights: ``hf://owner/name``, ``https://…#sha256=…``, or a file beside the TOML.
+        weights: ``hf://owner/name@revision``, ``https://…#sha256=…``, or a file beside the TOML.
         classes: name of a list in ``export/classes/``.
         base_weights: what the weights are a difference to; gated, so that users get it themselves.
     """
@@ -231,8 +231,14 @@ def find_build_profile(name: str) -> BuildProfile:
 
 
 def match_weights(weights: str) -> CatalogEntry | None:
-    """The entry whose weights are ``weights``, so that an hf:// name brings its classes."""
-    return next((e for e in checkpoints().values() if e.weights == weights), None)
+    """The entry whose weights are ``weights``, so that an hf:// name brings its classes, whatever
+    its revision."""
+    name = _without_revision(weights)
+    return next((e for e in checkpoints().values() if _without_revision(e.weights) == name), None)
+
+
+def _without_revision(weights: str) -> str:
+    return weights.partition("@")[0] if weights.startswith("hf://") else weights
 
 
 def _of_kind(kind: str, entry: Any, name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import sys
@@ -36,6 +37,26 @@ LOCK_NAME = ".lock"
 """Locked by the owner of a staging folder; the system unlocks it when the process ends."""
 ABANDONED_SECONDS = 3600
 """Age from which a staging folder that cannot be locked counts as abandoned."""
+
+JSON_LIMIT = 16 << 20
+"""Bytes of a JSON file that people or trainers write; parsed it needs far more memory."""
+
+
+def read_json(path: Path) -> Any:
+    """JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, larger than :data:`JSON_LIMIT`, or nested too deeply.
+    """
+    with path.open("rb") as file:
+        content = file.read(JSON_LIMIT + 1)
+    if len(content) > JSON_LIMIT:
+        raise ValueError(f"it is larger than {JSON_LIMIT >> 20} MiB")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextmanager

@@ -54,7 +54,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory, files: tiny.Files) -> Cal
     def get(task: Task) -> Path:
         path = folder / f"{task}.onnx"
         if not path.exists():
-            export(ExportConfig(str(files.checkpoint), path, task=task, classes=files.classes))
+            export(
+                ExportConfig(
+                    str(files.checkpoint), path, task=task, classes=files.classes,
+                    allow_stuff=task == "instance",
+                )
+            )  # fmt: skip
         return path
 
     return get

@@ -20,6 +20,8 @@ def test_every_entry_is_usable(entry):
     assert all(side % 16 == 0 for side in entry.size)
     if entry.task == "instance":
         assert all(c.thing for c in classes)
+    for weights in (entry.weights, entry.base_weights):
+        assert "@" in weights or not weights.startswith("hf://")
     if "://" not in entry.weights:
         assert (catalog.folder("export") / entry.weights).is_file()
 
@@ -48,9 +50,10 @@ def test_unknown_name_suggests_the_nearest():
 
 
 def test_hub_name_finds_its_entry():
-    entry = catalog.match_weights("hf://tue-mps/coco_panoptic_eomt_large_640")
-    assert entry is not None
-    assert entry.name == "coco-panoptic-eomt-large-640"
+    for revision in ("", "@main", "@refs/pr/1", "@0123456789abcdef"):
+        entry = catalog.match_weights(f"hf://tue-mps/coco_panoptic_eomt_large_640{revision}")
+        assert entry is not None
+        assert entry.name == "coco-panoptic-eomt-large-640"
     assert catalog.match_weights("hf://nobody/nothing") is None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from torch import Tensor
 
 # Some large models keep their blocks in chunks: blocks.<chunk>.<block>.
-_STORED = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(?:\d+\.)?(\d+)\.")
+_STORED = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(?:\d+\.)?(\d{1,9})\.")
 
 
 def block_of(name: str) -> int | None:

@@ -32,6 +32,10 @@ class Checkpoint:
         position_offset: how positions are resampled, see
             :func:`eomt_deploy.network.position.resample_position`.
         trained_size: (H, W) in pixels, where the file tells and the positions are for another one.
+        weights_key: where in the file the weights are; empty where there is no choice.
+        stripped: what the keys in the file have besides those of the layout; empty where nothing.
+        revision: commit of the Hugging Face repository that was downloaded.
+        notes: what the user should know of how the file was read.
     """
 
     tensors: BlockwiseTensors
@@ -45,6 +49,10 @@ class Checkpoint:
     things: tuple[bool, ...] | None = None
     position_offset: float = 0.0
     trained_size: tuple[int, int] | None = None
+    weights_key: str = ""
+    stripped: str = ""
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eomt_deploy.checkpoints import files
+from eomt_deploy.checkpoints import files, folder, prefixes
 from eomt_deploy.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from eomt_deploy.errors import CheckpointError
 
@@ -80,7 +80,7 @@ def is_delta(tensors: Mapping[str, Tensor]) -> bool:
     LayerNorms tell.
     """
     if "pixel_mean" in tensors:
-        return bool(tensors["pixel_mean"].float().abs().max() < SMALL_MEAN)
+        return bool((tensors["pixel_mean"].float().abs() < SMALL_MEAN).all())
     norms = [v for k, v in tensors.items() if k.startswith("layers.")]
     return bool(norms) and all(float(v.float().abs().mean()) < SMALL_NORM for v in norms)
 
@@ -165,8 +165,10 @@ def open_base(path: Path | None, origin: Path) -> Base:
         )
     if not path.exists():
         raise CheckpointError(f"There are no base weights at {path}.")
-    stored = files.WeightFiles(files.weight_files(path) if path.is_dir() else [path])
-    names = {_name(key, BASE): key for key in stored.shapes}
+    stored = files.WeightFiles(folder.weight_files(path) if path.is_dir() else [path])
+    lead = prefixes.lead_of(stored.shapes, r"embeddings\.cls_token")
+    found = prefixes.below(stored.shapes, lead or "")[0]
+    names = {_name(key, BASE): stored_name for key, stored_name in found.items()}
     names = {name: key for name, key in names.items() if name not in UNUSED}
     if "embeddings.cls_token" not in names:
         raise CheckpointError(

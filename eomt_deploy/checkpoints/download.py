@@ -2,82 +2,232 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import os
 import re
 import sys
+import time
+import urllib.error
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from eomt_deploy.checkpoints import files
+from filelock import FileLock, Timeout
+
+from eomt_deploy.addresses import scrubbed, without_secrets
+from eomt_deploy.checkpoints import files, transfer
+from eomt_deploy.checkpoints.prefixes import printable
 from eomt_deploy.errors import CheckpointError
 from eomt_deploy.files import cache_folder
 
-PREFIXES = ("https://", "http://")
+PARTIAL = ".partial"
+KEPT_SECONDS = 14 * 24 * 3600
+"""Partial files that nobody resumed for so long are removed."""
 
 
-def is_address(text: str) -> bool:
-    return text.startswith(PREFIXES)
+@dataclass(frozen=True)
+class _Download:
+    """A file on the web, and where it is kept."""
+
+    request: transfer.Request
+    digest: str
+    target: Path
+    shown: str
+
+    @property
+    def partial(self) -> Path:
+        return self.target.with_name(self.target.name + PARTIAL)
 
 
-def shown(address: str) -> str:
-    """The address without query and fragment: what may be printed and stored."""
-    return urllib.parse.urlsplit(address)._replace(query="", fragment="").geturl()
-
-
-def download(address: str) -> Path:
-    """Fetch a file, unless it is in the cache.
+def download(address: str, *, insecure: bool = False) -> Path:
+    """Fetch a file, unless it is in the cache. What was interrupted is resumed.
 
     ``HF_HUB_OFFLINE`` is respected here, too: it says that the user wants no network.
 
     Args:
-        address: may end in ``#sha256=…``, which the file must then have.
+        address: may end in ``#sha256=…``, which the file must then have, and may have
+            ``user:password@`` before the host.
+        insecure: allow ``http://`` without a hash.
 
     Raises:
-        CheckpointError: no network or no such file, or another one than the hash says.
+        CheckpointError: no network, no such file, not all of it, another one than the hash says,
+            or ``http://`` without a hash.
     """
-    import torch
-
+    wanted = _parsed(address, insecure)
     try:
-        name, plain, digest = _parts(address)
-        # Files of the same name from two places must not replace each other.
-        folder = digest or hashlib.sha256(plain.encode()).hexdigest()
-        target = cache_folder() / "checkpoints" / folder[:16] / name
-        if target.is_file() and digest and files.sha256([target]) == digest:
-            return target
+        if _is_here(wanted):
+            return wanted.target
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             raise CheckpointError(
-                f"{shown(address)} is not in the cache, and HF_HUB_OFFLINE forbids to download it.",
+                f"{wanted.shown} is not in the cache, and HF_HUB_OFFLINE forbids to download it.",
                 fix="Unset HF_HUB_OFFLINE, or download the file elsewhere and pass its path.",
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Writes beside the target, compares the hash, then renames.
-        torch.hub.download_url_to_file(
-            plain, str(target), hash_prefix=digest or None, progress=sys.stderr.isatty()
-        )
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{shown(address)} is not the file that its hash says.",
-            why=str(error),
-            fix="Try again; if it stays so, the file was changed: pass your own copy.",
-        ) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise CheckpointError(
-            f"{address.split('?')[0]} cannot be downloaded.",
-            why=str(error) or repr(error),
-            fix="Check the network, or download the file elsewhere and pass its path.",
-        ) from error
-    return target
+        if not wanted.request.plain and wanted.request.address.startswith("http:"):
+            raise CheckpointError(
+                f"{wanted.shown} is not downloaded: over http:// anyone on the network could "
+                "replace the file.",
+                why="The address has no hash that would show it.",
+                fix="Use https://, add #sha256=… with the hash of the file, or pass --insecure.",
+            )
+        wanted.target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(wanted):
+            if not _is_here(wanted):  # another process may have fetched it meanwhile
+                _clean_up(wanted)
+                _fetch(wanted)
+    except (OSError, ValueError, http.client.HTTPException, transfer.TransferError) as error:
+        raise _failed(wanted, error) from None  # its text may have the secrets of the address
+    except (KeyboardInterrupt, SystemExit):
+        if size := transfer.resumable_bytes(wanted.request, wanted.partial):
+            print(
+                f"Stopped: {size / 1e6:.1f} MB of {wanted.shown} are kept, and the next run "
+                "resumes from there.",
+                file=sys.stderr,
+            )
+        raise
+    return wanted.target
 
 
-def _parts(address: str) -> tuple[str, str, str]:
-    """File name, address without fragment, and hash (empty where none is given)."""
+def _parsed(address: str, insecure: bool) -> _Download:
+    """The parts of an address.
+
+    Raises:
+        CheckpointError: it makes no sense.
+    """
     plain, _, fragment = address.partition("#")
-    name = Path(urllib.parse.urlsplit(plain).path).name
-    if not name:
-        raise ValueError("the address names no file")
+    shown = without_secrets(address)
     match = re.fullmatch(r"sha256=([0-9a-f]{64})", fragment.lower())
+    try:
+        parts = urllib.parse.urlsplit(plain)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        parts, host, port = urllib.parse.urlsplit(""), "", None
+    name = re.sub(r"[^\w.+-]", "_", Path(parts.path).name)[-100:]
+    problem = ""
     if fragment and not match:
-        raise ValueError(f"{fragment!r} is no sha256= with 64 hexadecimal digits")
-    return name, plain, match[1] if match else ""
+        problem = "what follows the # is not sha256= with 64 hexadecimal digits"
+    elif not host:
+        problem = "the address has no host, or one that cannot be read"
+    elif not name.strip("."):
+        problem = "the address names no file"
+    if problem:
+        raise CheckpointError(
+            f"{shown} cannot be downloaded.", why=problem, fix="Correct the address."
+        )
+    authority = f"[{host}]" if ":" in host else host
+    authority += f":{port}" if port is not None else ""
+    authorization = None
+    if parts.username is not None:
+        pair = urllib.parse.unquote(f"{parts.username}:{parts.password or ''}")
+        authorization = f"Basic {base64.b64encode(pair.encode('utf-8', 'replace')).decode()}"
+    quoted = urllib.parse.quote(
+        parts._replace(scheme=parts.scheme.lower(), netloc=authority).geturl(),
+        safe="%/:=&?~+!$,;'@()*[]",
+        errors="replace",
+    )
+    digest = match[1] if match else ""
+    # Files of the same name from two places must not replace each other.
+    key = (digest or hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest())[:16]
+    request = transfer.Request(quoted, authorization, bool(digest), insecure or bool(digest))
+    return _Download(request, digest, cache_folder() / "checkpoints" / key / name, shown)
+
+
+def _is_here(wanted: _Download) -> bool:
+    """Whether the cache has the file. Without a hash nobody knows whether it is still the same."""
+    digest = wanted.digest
+    return bool(digest) and wanted.target.is_file() and files.sha256([wanted.target]) == digest
+
+
+def _fetch(wanted: _Download) -> None:
+    resumed = transfer.fetch(wanted.request, wanted.partial)
+    found = files.sha256([wanted.partial]) if wanted.digest else ""
+    if found != wanted.digest and resumed:  # the beginning may have been of another file
+        transfer.discard(wanted.partial)
+        transfer.fetch(wanted.request, wanted.partial)
+        found = files.sha256([wanted.partial])
+    if found != wanted.digest:
+        transfer.discard(wanted.partial)
+        raise CheckpointError(
+            f"{wanted.shown} is not the file that its hash says.",
+            why=f"Its SHA-256 is {found}, the address says {wanted.digest}.",
+            fix="Try again; if it stays so, the file was changed: pass your own copy.",
+        )
+    os.replace(wanted.partial, wanted.target)
+    transfer.discard(wanted.partial)
+
+
+def _failed(wanted: _Download, error: Exception) -> CheckpointError:
+    if isinstance(error, urllib.error.HTTPError):
+        why = f"The server answered {error.code} {printable(str(error.reason))}."
+    elif isinstance(error, urllib.error.URLError):
+        why = str(error.reason)
+    elif isinstance(error, OSError) and error.strerror:
+        why = error.strerror
+    else:
+        why = str(error) or type(error).__name__
+    if "timed out" in why:
+        why = f"The server did not answer within {transfer.TIMEOUT:g} seconds."
+    size = transfer.resumable_bytes(wanted.request, wanted.partial)
+    again = f"Run it again, which resumes after the {size:,} bytes that are kept" if size else ""
+    fix = f"{again or 'Check the network'}, or download the file elsewhere and pass its path."
+    return CheckpointError(f"{wanted.shown} cannot be downloaded.", why=scrubbed(why), fix=fix)
+
+
+@contextmanager
+def _locked(wanted: _Download) -> Iterator[None]:
+    """One process at a time writes a partial file. The lock ends with its process."""
+    lock = _lock_of(wanted.target.parent)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        print(f"Waiting for another process that downloads {wanted.shown}.", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock_of(folder: Path) -> FileLock:
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{folder.name}.lock")
+
+
+def _clean_up(wanted: _Download) -> None:
+    """Remove partial files that nobody will resume: of an earlier version of this address, those
+    that are old, and those that earlier versions of eomt-deploy left in this folder."""
+    here = wanted.target.parent
+    for partial in _partials(here):
+        if partial != wanted.partial:
+            transfer.discard(partial)
+    for folder in here.parent.iterdir():
+        if folder == here or not folder.is_dir():
+            continue
+        for partial in _partials(folder):
+            superseded = transfer.started_from(partial) == wanted.request.identity
+            if superseded or time.time() - transfer.last_change(partial) > KEPT_SECONDS:
+                _discard_unused(partial)
+
+
+def _partials(folder: Path) -> set[Path]:
+    notes = {path.with_suffix("") for path in folder.glob(f"*{PARTIAL}.json")}
+    return notes | set(folder.glob(f"*{PARTIAL}"))
+
+
+def _discard_unused(partial: Path) -> None:
+    """Remove a partial file, unless another process writes it."""
+    lock = _lock_of(partial.parent)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return
+    try:
+        transfer.discard(partial)
+        if not any(partial.parent.iterdir()):
+            partial.parent.rmdir()
+    finally:
+        lock.release()

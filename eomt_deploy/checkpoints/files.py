@@ -7,31 +7,41 @@ Weights may be larger than the memory: files are mapped, and opened anew for eve
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from eomt_deploy.checkpoints.pickles import check_torch_file
+from eomt_deploy.checkpoints.prefixes import printable
 from eomt_deploy.errors import CheckpointError
 
 SAFETENSORS_SUFFIX = ".safetensors"
-# Where trainers put the weights inside a larger dictionary.
-CONTAINERS = ("state_dict", "model", "train_model")
+MAX_NESTING = 8
+"""Levels of dictionaries and lists that are searched for tensors."""
+MAX_KEY = 500
+"""Characters; longer keys name no weights."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class WeightFiles:
-    """The named tensors of some weight files.
+    """The tensors of some weight files, under the names of all dictionaries around them:
+    ``state_dict.network.q.weight``.
 
     Args:
         paths: later files win where two have the same name.
 
     Attributes:
         shapes: every tensor on the meta device: type and shape without values.
+        containers: the keys of the dictionaries around each tensor.
+        unusable: what holds no plain numbers, such as sparse and quantised tensors, and why.
+        size: bytes of all files.
 
     Raises:
         CheckpointError: unreadable, truncated, not a checkpoint, or with code inside.
@@ -40,14 +50,23 @@ class WeightFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self.shapes: dict[str, Tensor] = {}
+        self.containers: dict[str, tuple[str, ...]] = {}
+        self.unusable: dict[str, str] = {}
+        self.size = 0
         self._place: dict[str, Path] = {}
         self._held: dict[Path, dict[str, Tensor]] = {}
         for path in paths:
-            tensors = _read_tensors(path)
+            self.size += _check_file(path)
+            found = _read_tensors(path)
             if not _is_mapped(path):
-                self._held[path] = tensors
-            self._place |= dict.fromkeys(tensors, path)
-            self.shapes |= {name: tensor.to("meta") for name, tensor in tensors.items()}
+                self._held[path] = {name: tensor for name, (_, tensor) in found.items()}
+            for name, (container, tensor) in found.items():
+                self._place[name] = path
+                self.containers[name] = container
+                if why := _unusable(tensor):
+                    self.unusable[name] = why
+                else:
+                    self.shapes[name] = tensor.to("meta")
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these names; their values are read when they are used."""
@@ -56,18 +75,23 @@ class WeightFiles:
             wanted.setdefault(self._place[name], []).append(name)
         found: dict[str, Tensor] = {}
         for path, some in wanted.items():
-            held = self._held.get(path)
-            tensors = held or _read_tensors(path)
-            # Whoever gets a tensor may change it; what is held is the only copy.
-            found |= {name: tensors[name].clone() if held else tensors[name] for name in some}
+            if held := self._held.get(path):
+                # Whoever gets a tensor may change it; what is held is the only copy.
+                found |= {name: held[name].clone() for name in some}
+            else:
+                tensors = _read_tensors(path)
+                found |= {name: tensors[name][1] for name in some}
         return found
 
-    def entry(self, name: str) -> object:
-        """What else a PyTorch file holds under ``name``; None where nothing does."""
+    def entry(self, name: str, around: Sequence[str] = ()) -> object:
+        """What else a PyTorch file holds under ``name``, at the top or in one of the dictionaries
+        ``around``; None where nothing does."""
         for path in self.paths:
             content = None if _is_safetensors(path) else _load_torch(path)
-            if isinstance(content, dict) and name in content:
-                return content[name]
+            for key in ("", *around):
+                content = content.get(key) if key and isinstance(content, dict) else content
+                if isinstance(content, dict) and name in content:
+                    return content[name]
         return None
 
 
@@ -81,40 +105,96 @@ def _is_safetensors(path: Path) -> bool:
         return path.suffix == SAFETENSORS_SUFFIX or file.read(9)[8:] == b"{"
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _check_file(path: Path) -> int:
+    """Refuse what is no weight file before it is opened as one; returns its size in bytes."""
     try:
-        if path.stat().st_size == 0:
+        size = path.stat().st_size
+        if size == 0:
             raise CheckpointError(f"{path} is empty.", fix="Download or copy it again.")
         with path.open("rb") as file:
             magic = file.read(2)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if _is_safetensors(path):
-        return _read_safetensors(path)
+        return size
     if magic == b"PK" and not zipfile.is_zipfile(path):
         raise CheckpointError(
             f"{path} is cut off: it starts as a PyTorch file but its end is missing "
-            f"({path.stat().st_size:,} bytes are here).",
+            f"({size:,} bytes are here).",
             fix="Download or copy it again.",
         )
-    return _read_torch(path)
+    try:
+        check_torch_file(path)
+    except Exception as error:  # damaged archives fail anywhere inside zipfile
+        raise _not_a_checkpoint(path, str(error)) from error
+    return size
+
+
+def _read_tensors(path: Path) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    """Tensors by their full names, each with the keys of the dictionaries around it."""
+    if _is_safetensors(path):
+        tensors = _read_safetensors(path)
+        return {name: ((), tensor) for name, tensor in tensors.items() if len(name) <= MAX_KEY}
+    content = _load_torch(path)
+    found: dict[str, tuple[tuple[str, ...], Tensor]] = {}
+    for container, key, tensor in _walk(content):
+        name = ".".join((*container, key))
+        if name in found:
+            raise CheckpointError(f"{path} holds two tensors called {printable(name)}.")
+        found[name] = container, tensor
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no named tensors (found: {type(content).__name__}).",
+            fix="Pass the file with the state dict of a trained EoMT.",
+        )
+    return found
+
+
+def _walk(content: object) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
+    """All tensors in dictionaries and lists; those that are there twice only once."""
+    waiting: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
+    seen = set()
+    while waiting:
+        container, node = waiting.popleft()
+        if id(node) in seen or len(container) > MAX_NESTING:
+            continue
+        seen.add(id(node))
+        if isinstance(node, dict):
+            items: Iterable[tuple[object, object]] = node.items()
+        elif isinstance(node, list | tuple):
+            items = enumerate(node)
+        else:
+            continue
+        for key, value in items:
+            if not isinstance(key, str | int) or len(text := str(key)) > MAX_KEY:
+                continue
+            if isinstance(value, Tensor):
+                yield container, text, value
+            elif isinstance(value, dict | list | tuple):
+                waiting.append(((*container, text), value))
+
+
+def _unusable(tensor: Tensor) -> str:
+    """Why a tensor holds no plain numbers; empty where it does."""
+    if tensor.is_meta:
+        return "it has no values"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "it is sparse or nested"
+    if tensor.is_quantized or tensor.dtype not in FLOATS + COUNTERS:
+        return f"its type is {str(tensor.dtype).removeprefix('torch.')}"
+    return ""
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged header fails in many ways
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}.",
             fix="Download or copy it again.",
         ) from error
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    return _flat_tensors(path, _load_torch(path))
 
 
 def _load_torch(path: Path) -> object:
@@ -137,54 +217,11 @@ def _load_torch(path: Path) -> object:
     return content
 
 
-def _flat_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    while isinstance(content, dict):
-        inner = next((content[c] for c in CONTAINERS if isinstance(content.get(c), dict)), None)
-        if inner is None:
-            tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-            if tensors:
-                return tensors
-            break
-        content = inner
-    raise CheckpointError(
-        f"{path} holds no named tensors (found: {type(content).__name__}).",
-        fix="Pass the file with the state dict of a trained EoMT.",
-    )
-
-
 def _not_a_checkpoint(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is not a PyTorch or safetensors checkpoint, or it is damaged.",
-        why=why.strip().partition("\n")[0],
+        why=printable(why.strip().partition("\n")[0]),
         fix="Pass an official .bin/.pt/.ckpt file, a .safetensors file or a Hugging Face folder.",
-    )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face model folder, shards in order.
-
-    Raises:
-        CheckpointError: the folder has none, or its index names one that is missing.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} cannot be read: {error}.") from error
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{folder} lacks weight files that its index names: {', '.join(missing)}.",
-                fix="Download the folder again.",
-            )
-        return [folder / name for name in names]
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return [folder / name]
-    raise CheckpointError(
-        f"{folder} has no model.safetensors or pytorch_model.bin.",
-        fix="Pass a Hugging Face model folder, or the weight file itself.",
     )
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eomt_deploy.checkpoints.dinov3 import ROPE_THETA
+from eomt_deploy.checkpoints.shapes import MAX_HEADS, MAX_SIDE
 from eomt_deploy.errors import CheckpointError, MissingDependencyError
+from eomt_deploy.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HUB_PREFIX = "hf://"
-MARKER = "embeddings.patch_embeddings.projection.weight"
 DINOV3_MARKER = "embeddings.patch_embeddings.weight"
+MAX_THETA = 1e9
+"""Base of the rotary positions, 100 in every published model."""
 MODEL_TYPES = ("eomt", "eomt_dinov3")
 
 # Written as (pattern, replacement); the first that matches wins.
@@ -60,10 +64,6 @@ class Config:
     image_size: tuple[int, int] | None
     class_names: tuple[str, ...] | None
     rope_theta: float | None
-
-
-def recognises(keys: Iterable[str]) -> bool:
-    return MARKER in keys or (DINOV3_MARKER in keys and "query.weight" in keys)
 
 
 def is_dinov3(keys: Iterable[str]) -> bool:
@@ -125,13 +125,15 @@ def read_config(folder: Path) -> Config | None:
     if not path.is_file():
         return None
     try:
-        data: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        data: dict[str, Any] = read_json(path)
         model_type = data.get("model_type", "eomt")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}.", fix="Download the folder again."
+        ) from error
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path} describes a {model_type!r} model; this version exports "
+            f"{path} has model_type {_shown(model_type)}; this version exports "
             f"{' and '.join(MODEL_TYPES)}.",
             fix="Pass an EoMT checkpoint with a DINOv2 or DINOv3 backbone.",
         )
@@ -143,28 +145,35 @@ def read_config(folder: Path) -> Config | None:
             fix="Pass the official checkpoint.",
         )
     rope = data.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", data.get("rope_theta", ROPE_THETA))
+    theta = data.get("rope_theta", ROPE_THETA)
+    if isinstance(rope, dict):
+        theta = rope.get("rope_theta", theta)
     size = data.get("image_size")
-    labels = data.get("id2label") or {}
+    names = _class_names(data.get("id2label") or {})
     checks = {
-        "num_attention_heads": _is_count(data.get("num_attention_heads", 1)),
-        "layer_norm_eps": isinstance(data.get("layer_norm_eps", 1e-6), float),
+        "num_attention_heads": _is_count(data.get("num_attention_heads", 1), MAX_HEADS),
+        "layer_norm_eps": isinstance(eps := data.get("layer_norm_eps", 1e-6), float)
+        and 0 < eps < 1,
         "hidden_act": data.get("hidden_act", "gelu") == "gelu",
-        "rope_parameters": isinstance(theta, int | float)
-        and theta > 1
-        and rope.get("rope_type", "default") == "default",
+        "rope_parameters": isinstance(rope, dict) and rope.get("rope_type", "default") == "default",
+        "rope_theta": isinstance(theta, int | float) and 1 < theta < MAX_THETA,
         "image_size": size is None
-        or _is_count(size)
-        or (isinstance(size, list) and len(size) == 2 and all(map(_is_count, size))),
-        "id2label": isinstance(labels, dict)
-        and set(labels) == {str(i) for i in range(len(labels))}
-        and all(isinstance(name, str) for name in labels.values()),
+        or _is_count(size, MAX_SIDE)
+        or (
+            isinstance(size, list)
+            and len(size) == 2
+            and all(_is_count(side, MAX_SIDE) for side in size)
+        ),
+        "id2label": names is not None,
     }
     wrong = [name for name, fine in checks.items() if not fine]
     if wrong:
-        shown = "; ".join(f"{name} is {json.dumps(data.get(name))[:60]}" for name in wrong)
-        raise CheckpointError(f"{path} has values that no EoMT has: {shown}.")
-    names = tuple(labels[str(index)] for index in range(len(labels)))
+        values = data | {"rope_theta": theta}
+        shown = "; ".join(f"{name} is {_shown(values.get(name))}" for name in wrong)
+        raise CheckpointError(
+            f"{path} has values that no EoMT has: {shown}.",
+            fix="Download the folder again, or correct the file.",
+        )
     sides = [size, size] if isinstance(size, int) else size
     return Config(
         model_type=model_type,
@@ -177,43 +186,77 @@ def read_config(folder: Path) -> Config | None:
     )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _class_names(labels: object) -> tuple[str, ...] | None:
+    """The names of ``id2label`` in the order of the ids, which may be "0" or "00"; None where
+    these do not count from 0, or a name is not text."""
+    if not isinstance(labels, dict):
+        return None
+    by_id = {int(key): name for key, name in labels.items() if re.fullmatch(r"[0-9]{1,9}", key)}
+    if len(by_id) != len(labels) or sorted(by_id) != list(range(len(labels))):
+        return None
+    names = tuple(by_id[index] for index in range(len(by_id)))
+    return names if all(isinstance(name, str) for name in names) else None
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most
+
+
+def _shown(value: object) -> str:
+    """A value as JSON, shortened."""
+    try:
+        return json.dumps(value)[:60]
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
 
 
 def download(repository: str) -> Path:
-    """Fetch ``owner/name`` from the Hugging Face hub into its cache; returns the folder.
+    """Fetch ``owner/name[@revision]`` from the Hugging Face hub into its cache; returns the folder.
 
-    ``HF_HOME`` and ``HF_HUB_OFFLINE`` are respected by huggingface-hub itself.
+    ``HF_HOME`` and ``HF_HUB_OFFLINE`` are respected by huggingface-hub itself, which also resumes
+    what was interrupted.
 
     Raises:
         MissingDependencyError: huggingface-hub is not installed.
-        CheckpointError: no such repository, no access, or no network.
+        CheckpointError: no such repository or revision, no access, or no network.
     """
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
     except ImportError as error:
         raise MissingDependencyError(
             "Downloading from the Hugging Face hub needs huggingface-hub.",
             fix="pip install 'eomt-deploy[export]'",
         ) from error
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    name, at, revision = repository.partition("@")
+    if at and not re.fullmatch(r"[\w.][\w./-]*", revision):
+        raise CheckpointError(
+            f"{HUB_PREFIX}{repository} has the revision {revision!r}, which is not a name.",
+            fix="Write a branch, a tag or a commit: hf://owner/name@main",
+        )
+    weights = ["*.safetensors", "*.safetensors.index.json"]
+    pickled = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=patterns))
-        if not any(folder.glob("*.safetensors")):
+        for patterns in (weights, pickled):
             folder = Path(
-                snapshot_download(repository, allow_patterns=["config.json", "pytorch_model.bin"])
+                snapshot_download(
+                    name, revision=revision or None, allow_patterns=["config.json", *patterns]
+                )
             )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            if any(folder.glob("*.safetensors")):
+                break
+    except (KeyboardInterrupt, SystemExit):
+        print(f"Stopped: the next run resumes {HUB_PREFIX}{repository}.", file=sys.stderr)
+        raise
+    except Exception as error:  # the hub's own errors, and those of the HTTP library it uses
         raise CheckpointError(
             f"{HUB_PREFIX}{repository} cannot be downloaded.",
-            why=str(error).strip().splitlines()[0],
-            fix="Check the name and the network, log in with `hf auth login` if the model is "
-            "gated, or pass a local folder.",
+            why=next(iter(str(error).strip().splitlines()), repr(error)),
+            fix="Check the name, the revision and the network, log in with `hf auth login` if the "
+            "model is gated, or pass a local folder.",
         ) from error
     return folder
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache holds; None for other folders."""
+    return folder.name if folder.parent.name == "snapshots" else None

@@ -6,18 +6,19 @@ biases of queries, keys and values by a mask that is 0 for the keys; both become
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from eomt_deploy.checkpoints.shapes import MAX_SIDE
 from eomt_deploy.errors import CheckpointError
 from eomt_deploy.spec import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MARKER = "model.queries.weight"
 FACTS = "model_init_args"
 """Entry beside the weights, with what the shapes do not tell."""
 UPSCALE_NORM_EPS = 1e-5
@@ -60,20 +61,15 @@ class Facts:
     classes: tuple[tuple[str, bool], ...]
 
 
-def recognises(keys: Iterable[str]) -> bool:
-    return MARKER in keys
-
-
 def is_dinov3(keys: Iterable[str]) -> bool:
-    return f"model.{PERIODS}" in keys
+    return PERIODS in keys
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our key layout, of any whole blocks."""
     import torch
 
-    ours = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    left = {k: v for k, v in ours.items() if not UNUSED.fullmatch(k)}
+    left = {k: v for k, v in tensors.items() if not UNUSED.fullmatch(k)}
     position = left.get("backbone.pos_embed")
     if position is not None:  # the class token's own comes first
         left["backbone.cls_token"] = left["backbone.cls_token"] + position[:, :1]
@@ -138,7 +134,9 @@ def read_facts(arguments: object) -> Facts:
         height, width = (int(side) for side in found["image_size"])
         normalize = found["image_normalize"]
         mean, std = (tuple(float(x) for x in normalize[name]) for name in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or min(height, width) < 1:
+        sides_fit = min(height, width) >= 1 and max(height, width) <= MAX_SIDE
+        finite = all(map(math.isfinite, (*mean, *std)))
+        if len(mean) != 3 or len(std) != 3 or not finite or min(std) <= 0 or not sides_fit:
             raise ValueError(f"mean {mean}, std {std}, size {height}x{width}")
         blocks = int(found["num_joint_blocks"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import torch
 
+from eomt_deploy.addresses import is_address
 from eomt_deploy.architecture import Architecture
-from eomt_deploy.checkpoints import dinov3, download, files, huggingface, lightly, official
+from eomt_deploy.checkpoints import (
+    chosen,
+    dinov3,
+    download,
+    files,
+    folder,
+    huggingface,
+    lightly,
+    official,
+)
 from eomt_deploy.checkpoints.blockwise import BlockwiseTensors, by_block
 from eomt_deploy.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from eomt_deploy.checkpoints.shapes import read_architecture, square_grid
@@ -22,33 +32,41 @@ def read_checkpoint(
     heads: int | None = None,
     num_blocks: int | None = None,
     base_weights: str | Path | None = None,
+    weights_key: str | None = None,
+    preferred_key: str | None = None,
+    insecure: bool = False,
 ) -> Checkpoint:
     """Read a trained EoMT; the layout is recognised by its keys, not its name.
 
     Args:
         path: official ``.bin``/``.pt``/``.ckpt``, LightlyTrain's ``.pt``, ``.safetensors``, a
-            Hugging Face model folder, ``hf://owner/name``, or an address (https://).
+            Hugging Face model folder, ``hf://owner/name[@revision]``, or an address (https://).
         heads: attention heads, where neither width / 64 nor config.json tells.
         num_blocks: blocks that see the queries, where ``attn_mask_probs`` is absent.
         base_weights: DINOv3 model that a difference is added to, as file, folder or ``hf://``, see
             :mod:`eomt_deploy.checkpoints.dinov3`.
+        weights_key: which weights of the file, for example ``state_dict`` or ``ema``; None takes
+            the averaged ones (EMA) where there are some.
+        preferred_key: the same, but only where the file has them: the key of an earlier export.
+        insecure: allow ``http://`` without a hash, see
+            :func:`eomt_deploy.checkpoints.download.download`.
 
     Raises:
-        CheckpointError: nothing there, damaged, with code inside, not an EoMT, or a difference
-            without its base.
+        CheckpointError: nothing there, damaged, with code inside, not an EoMT, several of them
+            without a ``weights_key``, or a difference without its base.
         MissingDependencyError: ``hf://`` without huggingface-hub.
     """
-    path = _local(path)
+    path, revision = _local(path, insecure)
     if not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path}.")
     config = huggingface.read_config(path) if path.is_dir() else None
-    weights = files.weight_files(path) if path.is_dir() else [path]
-    stored = files.WeightFiles(weights)
-    layout = _layout(stored, path, base_weights, config)
+    weights = folder.weight_files(path) if path.is_dir() else [path]
+    stored = chosen.choose(files.WeightFiles(weights), path, weights_key, preferred_key)
+    layout = _layout(stored, path, config, base_weights, insecure)
     facts = layout.facts
     try:
         shapes = layout.convert(stored.shapes)
-    except (KeyError, IndexError, RuntimeError) as error:
+    except (KeyError, IndexError, RuntimeError, TypeError) as error:
         raise CheckpointError(
             f"Tensors of {path} are missing, or do not fit together: {error}.",
             fix="Check that the file is whole and is a trained EoMT.",
@@ -58,6 +76,12 @@ def read_checkpoint(
     mask_probs = rest.get("attn_mask_probs")
     stored_blocks = facts.num_blocks if facts else None
     if mask_probs is not None:
+        if mask_probs.ndim != 1:
+            raise CheckpointError(
+                f"attn_mask_probs of {path} has shape {list(mask_probs.shape)}, expected one "
+                "number for each block that sees the queries.",
+                fix="Check that the file is whole and is a trained EoMT.",
+            )
         stored_blocks = mask_probs.numel()
     if stored_blocks is not None and num_blocks not in (None, stored_blocks):
         raise CheckpointError(
@@ -90,17 +114,23 @@ def read_checkpoint(
         things=tuple(thing for _, thing in facts.classes) if facts else None,
         position_offset=layout.position_offset,
         trained_size=facts.image_size if facts else None,
+        weights_key="" if stored.alone and stored.label == "." else stored.label,
+        stripped=stored.stripped,
+        revision=revision,
+        notes=stored.notes,
     )
 
 
-def _local(path: str | Path) -> Path:
-    """The path itself, or where an address or ``hf://owner/name`` was downloaded to."""
+def _local(path: str | Path, insecure: bool) -> tuple[Path, str | None]:
+    """The path itself, or where an address or ``hf://owner/name`` was downloaded to; and the
+    commit of the latter."""
     text = str(path)
     if text.startswith(huggingface.HUB_PREFIX):
-        return huggingface.download(text.removeprefix(huggingface.HUB_PREFIX))
-    if download.is_address(text):
-        return download.download(text)
-    return Path(path)
+        place = huggingface.download(text.removeprefix(huggingface.HUB_PREFIX))
+        return place, huggingface.commit_of(place)
+    if is_address(text):
+        return download.download(text, insecure=insecure), None
+    return Path(path), None
 
 
 @dataclass(frozen=True)
@@ -128,27 +158,20 @@ class _Layout:
 
 
 def _layout(
-    stored: files.WeightFiles,
+    stored: chosen.Weights,
     path: Path,
-    base_weights: str | Path | None,
     config: huggingface.Config | None,
+    base_weights: str | Path | None,
+    insecure: bool,
 ) -> _Layout:
-    if huggingface.recognises(stored.shapes):
+    if stored.layout == "huggingface":
         layout = _huggingface(stored, config)
-    elif official.recognises(stored.shapes):
-        layout = _Layout("official", official.canonical)
-        if dinov3.is_official(official.canonical(stored.shapes)):
-            layout = _official_dinov3(stored, path, base_weights)
-    elif lightly.recognises(stored.shapes):
+    elif stored.layout == "lightly-train":
         layout = _lightly(stored)
     else:
-        raise CheckpointError(
-            f"{path} holds tensors, but no EoMT: neither the official keys (network.…), nor "
-            f"Hugging Face's ({huggingface.MARKER}), nor LightlyTrain's ({lightly.MARKER}) are "
-            "there.",
-            why=f"Its keys look like {', '.join(list(stored.shapes)[:3])}.",
-            fix="Pass the checkpoint of a trained EoMT, not of a backbone or another network.",
-        )
+        layout = _Layout("official", official.canonical)
+        if dinov3.is_official(official.canonical(stored.shapes)):
+            layout = _official_dinov3(stored, path, base_weights, insecure)
     if base_weights is not None and not layout.bases:
         raise CheckpointError(
             f"{path} holds whole weights, to which no base is added.",
@@ -157,7 +180,7 @@ def _layout(
     return layout
 
 
-def _huggingface(stored: files.WeightFiles, config: huggingface.Config | None) -> _Layout:
+def _huggingface(stored: chosen.Weights, config: huggingface.Config | None) -> _Layout:
     eps = config.norm_eps if config else 1e-6  # transformers' default
     if not huggingface.is_dinov3(stored.shapes):
         return _Layout("huggingface", huggingface.canonical, norm_eps=eps)
@@ -165,7 +188,7 @@ def _huggingface(stored: files.WeightFiles, config: huggingface.Config | None) -
     return _Layout("huggingface DINOv3", huggingface.canonical, norm_eps=eps, rope_theta=theta)
 
 
-def _lightly(stored: files.WeightFiles) -> _Layout:
+def _lightly(stored: chosen.Weights) -> _Layout:
     facts = lightly.read_facts(stored.entry(lightly.FACTS))
 
     def convert(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -176,11 +199,11 @@ def _lightly(stored: files.WeightFiles) -> _Layout:
         return found
 
     family = "dinov3" if lightly.is_dinov3(stored.shapes) else "dinov2"
-    registers = "model.backbone.register_tokens" in stored.shapes
+    registers = "backbone.register_tokens" in stored.shapes
     theta = None
     if family == "dinov3":
-        key = f"model.{lightly.PERIODS}"
-        theta = lightly.rope_theta(stored.read([key])[key])
+        periods = stored.read([lightly.PERIODS])[lightly.PERIODS]
+        theta = lightly.rope_theta(periods)
     return _Layout(
         "lightly-train" + " DINOv3" * (family == "dinov3"),
         convert,
@@ -194,7 +217,7 @@ def _lightly(stored: files.WeightFiles) -> _Layout:
 
 
 def _official_dinov3(
-    stored: files.WeightFiles, path: Path, base_weights: str | Path | None
+    stored: chosen.Weights, path: Path, base_weights: str | Path | None, insecure: bool
 ) -> _Layout:
     def named(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dinov3.renamed(official.canonical(tensors), dinov3.OFFICIAL)
@@ -207,7 +230,8 @@ def _official_dinov3(
             norm_eps=dinov3.OFFICIAL_NORM_EPS,
             rope_theta=dinov3.ROPE_THETA,
         )
-    base = dinov3.open_base(None if base_weights is None else _local(base_weights), path)
+    place = None if base_weights is None else _local(base_weights, insecure)[0]
+    base = dinov3.open_base(place, path)
     base.check(named(stored.shapes), path)
     return _Layout(
         "official DINOv3 difference",

@@ -13,6 +13,12 @@ from eomt_deploy.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_SIDE = 16_384
+"""Pixels of a network input."""
+MAX_HEADS = 1024
+MAX_BLOCKS = 512
+"""Far beyond the 40 of the largest published model."""
+
 HEAD_WIDTHS = {4096: 128}
 HEAD_WIDTH = 64
 """Head width of every published model but the 7B one; the number of heads is not stored."""
@@ -70,8 +76,24 @@ def read_architecture(
         for key in (*NEEDED[:-1], "backbone.pos_embed", "backbone.reg_token")
         if key in shapes and len(shapes[key]) != RANKS.get(key, 2)
     ]
+    wrong += [
+        f"{key} has shape {list(shapes[key])}, which is empty"
+        for key in (*NEEDED, *RANKS)
+        if 0 in shapes.get(key, ())
+    ]
+    width = next(iter(shapes["backbone.patch_embed.proj.weight"]), 0)
+    wrong += [
+        f"{key} has shape {list(shapes[key])}, expected {width} values each"
+        for key in ("backbone.pos_embed", "backbone.cls_token", "q.weight", "class_head.weight")
+        if key in shapes and shapes[key][-1:] != (width,)
+    ]
+    if shapes["class_head.weight"][:1] == (1,):
+        wrong.append("class_head.weight has one row, for 'no object', and none for a class")
     if wrong:
-        raise CheckpointError("The shapes fit no EoMT: " + "; ".join(wrong) + ".")
+        raise CheckpointError(
+            "The shapes fit no EoMT: " + "; ".join(dict.fromkeys(wrong)) + ".",
+            fix="Check that the file is whole and is a trained EoMT.",
+        )
     if num_blocks is None:
         raise CheckpointError(
             "The checkpoint has no attn_mask_probs, whose length tells how many blocks see "
@@ -79,7 +101,7 @@ def read_architecture(
             fix="Pass a whole EoMT checkpoint, or say it: --num-blocks 4 (S and B: 3, L: 4, g: 5).",
         )
 
-    width, _, patch_size, _ = shapes["backbone.patch_embed.proj.weight"]
+    patch_size = shapes["backbone.patch_embed.proj.weight"][2]
     depth = _count(tensors, r"backbone\.blocks\.(\d+)\.")
     fc1_out = shapes["backbone.blocks.0.mlp.fc1.weight"][0]
     mlp_hidden = shapes["backbone.blocks.0.mlp.fc2.weight"][1]
@@ -132,5 +154,17 @@ def _heads(width: int, heads: int | None) -> int:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    found = [int(match[1]) for key in tensors if (match := re.match(pattern, key))]
-    return max(found, default=-1) + 1
+    """How many parts are numbered by the group of ``pattern``.
+
+    Raises:
+        CheckpointError: their numbers have gaps, or there are too many.
+    """
+    found = {int(match[1][:12]) for key in tensors if (match := re.match(pattern, key))}
+    if found and (max(found) != len(found) - 1 or len(found) > MAX_BLOCKS):
+        part = pattern.partition(r"\.(")[0].replace("\\", "")
+        raise CheckpointError(
+            f"The checkpoint has {len(found)} different numbers after {part}., up to {max(found)}; "
+            f"they must count from 0 without gaps, to {MAX_BLOCKS - 1} at most.",
+            fix="Check that the file is whole and is a trained EoMT.",
+        )
+    return len(found)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eomt_deploy import catalog
+from eomt_deploy.addresses import without_secrets
 from eomt_deploy.cli.console import (
     bar,
     say,
     stderr,
+    warn,
     write_json,
 )
 from eomt_deploy.cli.options import Overwrite
@@ -56,6 +58,13 @@ def compare(
         str | None, typer.Option(help="DINOv3 model that the checkpoint is a difference to.")
     ] = None,
     overwrite: Overwrite = False,
+    weights_key: Annotated[
+        str | None,
+        typer.Option(help="Weights to take from the checkpoint (default: those of the export)."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow http:// addresses without #sha256=….")
+    ] = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
     ] = None,
@@ -78,7 +87,7 @@ def compare(
         inputs=[a, b, *map(Path, images or []), *(data or [])],
         overwrite=overwrite,
     )
-    first, second = _open(a, b, backend, device, base_weights)
+    first, second = _open(a, b, backend, device, base_weights, weights_key, insecure)
     with first, second:
         samples = _samples(images or [], data or [], first.spec, split)[:limit]
         with bar("comparing", len(samples)) as progress:
@@ -86,14 +95,14 @@ def compare(
         if json:
             write_json(json, result.to_dict())
         if str(json) != "-":
-            _show(result, a, b)
+            _show(result, _name(a), _name(b))
         if output:
             _draw(first, second, samples, result, output)
     if tolerance is not None:
-        _check(result, tolerance, a, b)
+        _check(result, tolerance, _name(a), _name(b))
 
 
-def _check(result: Comparison, tolerance: float, a: Path, b: Path) -> None:
+def _check(result: Comparison, tolerance: float, a: str, b: str) -> None:
     pixels = 100 * (1 - result.label_agreement)
     # Two objects that melt into one change no pixel's class, but their masks.
     masks = 0.0 if result.mask_iou is None else 100 * (1 - result.mask_iou)
@@ -104,19 +113,41 @@ def _check(result: Comparison, tolerance: float, a: Path, b: Path) -> None:
         )
 
 
+def _location(path: Path) -> str:
+    """An argument as it was written: pathlib joins the slashes of an address."""
+    return re.sub(r"^(hf|https?):/+", r"\1://", str(path), flags=re.IGNORECASE)
+
+
+def _name(path: Path) -> str:
+    """An argument as it may be shown: without the secrets of an address."""
+    return without_secrets(_location(path))
+
+
 def _open(
-    a: Path, b: Path, backend: str | None, device: str | None, base_weights: str | None
+    a: Path,
+    b: Path,
+    backend: str | None,
+    device: str | None,
+    base_weights: str | None,
+    weights_key: str | None,
+    insecure: bool,
 ) -> tuple[Segmenter, Segmenter]:
     from eomt_deploy.segmenter import Segmenter
 
     exported = [path.suffix.lower() in ARTIFACT_SUFFIXES for path in (a, b)]
     if not any(exported):
         raise UsageError(
-            f"Neither {a} nor {b} is an exported model.",
+            f"Neither {_name(a)} nor {_name(b)} is an exported model.",
             why="A checkpoint alone does not tell task, classes and size.",
             fix="Export one of them first.",
         )
     if all(exported):
+        for option, used in (("--weights-key", weights_key is not None), ("--insecure", insecure)):
+            if used:
+                raise UsageError(
+                    f"{option} does nothing here: neither model is a checkpoint.",
+                    fix="Leave it out.",
+                )
         first, second = (Segmenter(path, backend=backend, device=device) for path in (a, b))
         return first, second
     try:
@@ -130,10 +161,12 @@ def _open(
     if not checkpoint.exists() and str(checkpoint) in catalog.checkpoints():
         location = catalog.find_checkpoint(str(checkpoint)).source
     else:
-        # pathlib joins the slashes of an address.
-        location = re.sub(r"^(hf|https?):/+", r"\1://", str(checkpoint))
+        location = _location(checkpoint)
     known = Segmenter(artifact, backend=backend, device=device)
-    reference = Segmenter(TorchEngine(location, known.spec, base_weights))
+    engine = TorchEngine(location, known.spec, base_weights, weights_key, insecure)
+    reference = Segmenter(engine)
+    for note in engine.notes:
+        warn(note)
     return (known, reference) if exported[0] else (reference, known)
 
 
@@ -149,7 +182,7 @@ def _samples(
     )
 
 
-def _show(result: Comparison, a: Path, b: Path) -> None:
+def _show(result: Comparison, a: str, b: str) -> None:
     logits = (
         "different shapes, not comparable"
         if result.logit_max is None

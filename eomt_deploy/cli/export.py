@@ -43,7 +43,10 @@ DEFAULT_PROFILE = "tensorrt"
 
 def export(
     checkpoint: Annotated[
-        str, typer.Argument(help="File, Hugging Face folder, hf://owner/name or a catalog name.")
+        str,
+        typer.Argument(
+            help="File, Hugging Face folder, hf://owner/name[@revision], address or catalog name."
+        ),
     ],
     output: Annotated[
         Path,
@@ -56,7 +59,9 @@ def export(
     ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(help='JSON list of {"name": …, "thing": true}, or coco_panoptic, ade20k, ….'),
+        typer.Option(
+            help='JSON list of {"name": …, "thing": true}, COCO file, or coco_panoptic, ade20k, ….'
+        ),
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Network input: 640, or 480x640 (height x width).")
@@ -114,6 +119,17 @@ def export(
         str | None,
         typer.Option(help="DINOv3 folder, file or hf://owner/name that an official file adds to."),
     ] = None,
+    weights_key: Annotated[
+        str | None,
+        typer.Option(help="Weights to take from the file, e.g. state_dict (default: EMA, if any)."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow http:// addresses without #sha256=….")
+    ] = False,
+    allow_stuff: Annotated[
+        bool,
+        typer.Option("--allow-stuff", help="Allow stuff classes in an instance model."),
+    ] = False,
     native_size: Annotated[
         str | None, typer.Option(help="Trained size, where the checkpoint cannot tell.")
     ] = None,
@@ -157,6 +173,9 @@ def export(
         heads=heads,
         num_blocks=num_blocks,
         base_weights=base_weights,
+        weights_key=weights_key,
+        insecure=insecure,
+        allow_stuff=allow_stuff,
         batch=batch,
         device=device,
         precision=precision or (defaults.precision if recipe else None) or "fp32",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from eomt_deploy.addresses import is_address
 from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.errors import UsageError
 from eomt_deploy.spec import Task
@@ -29,7 +30,8 @@ class ExportConfig:
     """One export.
 
     Attributes:
-        checkpoint: file, Hugging Face folder, ``hf://owner/name`` or a catalog name.
+        checkpoint: file, Hugging Face folder, ``hf://owner/name[@revision]``, an address or a
+            catalog name.
         output: the ``.onnx`` file to write, or a ``.pt2`` that PyTorch's AOTInductor compiles.
         task: needed where the catalog does not tell.
         classes: JSON class list, or the name of one in ``export/classes/``; needed where neither
@@ -41,6 +43,10 @@ class ExportConfig:
         num_blocks: blocks that see the queries, where the checkpoint does not tell.
         base_weights: folder, file or ``hf://owner/name`` of the DINOv3 model that an official
             file is a difference to.
+        weights_key: which weights of the file, for example ``state_dict``; None takes the
+            averaged ones (EMA) where there are some.
+        insecure: download from ``http://`` without a hash, too.
+        allow_stuff: export an instance model although its class list has stuff classes.
         batch: fixed batch size; None leaves it free (``.pt2``: 1).
         device: that a ``.pt2`` is compiled for; None takes the GPU, if there is one.
         precision: one of :data:`PRECISIONS`; decided in the graph.
@@ -71,6 +77,9 @@ class ExportConfig:
     heads: int | None = None
     num_blocks: int | None = None
     base_weights: str | None = None
+    weights_key: str | None = None
+    insecure: bool = False
+    allow_stuff: bool = False
     batch: int | None = None
     device: str | None = None
     precision: str = "fp32"
@@ -102,6 +111,17 @@ class ExportConfig:
         if self.task is not None and self.task not in get_args(Task):
             raise UsageError(
                 f"Task {self.task!r} is unknown.", fix=f"Known: {', '.join(get_args(Task))}."
+            )
+        if self.allow_stuff and self.task not in (None, "instance"):
+            raise UsageError(
+                f"--allow-stuff does nothing for a {self.task} model.", fix="Leave it out."
+            )
+        if self.insecure and not any(
+            is_address(text) for text in (self.checkpoint, self.base_weights or "")
+        ):
+            raise UsageError(
+                "--insecure does nothing here: nothing is downloaded from a web address.",
+                fix="Leave it out.",
             )
         for name in ("batch", "heads", "num_blocks"):
             value = getattr(self, name)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eomt_deploy import __version__, catalog
-from eomt_deploy.checkpoints import Checkpoint, download
+from eomt_deploy.addresses import is_address, without_secrets
+from eomt_deploy.checkpoints import Checkpoint
 from eomt_deploy.checkpoints.huggingface import HUB_PREFIX
-from eomt_deploy.classes import make_classes, read_classes, things_or_stuff
+from eomt_deploy.classes import ClassList, make_classes, read_class_list, things_or_stuff
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting.config import ExportConfig
 from eomt_deploy.spec import (
@@ -40,7 +41,7 @@ def find_source(config: ExportConfig) -> Source:
     """
     entry = catalog.find_checkpoint(config.name) if config.name else None
     text = config.checkpoint
-    if text.startswith(HUB_PREFIX) or download.is_address(text):
+    if text.startswith(HUB_PREFIX) or is_address(text):
         return Source(text, entry or catalog.match_weights(text))
     # What looks like a path is a path: "no such file" is the clearer error then.
     if Path(text).exists() or "/" in text or Path(text).suffix:
@@ -62,6 +63,8 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
             "The checkpoint does not say which task it was trained for.",
             fix="Pass --task semantic, instance or panoptic, or --name with a catalog entry.",
         )
+    classes = _class_list(config, source, checkpoint, task).classes
+    _check_task(config, task, classes)
     return ModelSpec(
         name=source.entry.name
         if source.entry and task == source.entry.task
@@ -72,7 +75,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
         num_queries=arch.num_queries,
         num_blocks=arch.num_blocks,
         num_upscale=arch.num_upscale,
-        classes=_classes(config, source, checkpoint, task),
+        classes=classes,
         resize=RESIZE_RULES[task],
         thresholds=TASK_THRESHOLDS[task],
         backbone=Backbone(
@@ -89,8 +92,10 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
         provenance={
             "checkpoint": _file_name(config.checkpoint),
             "checkpoint_sha256": checkpoint.sha256,
+            **_origin(checkpoint),
             "source_format": checkpoint.source_format,
             "masked_attention": _annealing(checkpoint),
+            **({"stuff_in_instance": "allowed"} if _stuff_allowed(config, task, classes) else {}),
             "eomt_deploy": __version__,
             "torch": _version("torch"),
             "onnx": _version("onnx"),
@@ -147,7 +152,7 @@ def warnings(
     config: ExportConfig, source: Source, checkpoint: Checkpoint, spec: ModelSpec
 ) -> list[str]:
     """What the user should know although nothing is wrong."""
-    notes = []
+    notes = list(checkpoint.notes)
     trained = source.entry.task if source.entry else checkpoint.task
     if trained not in (None, spec.task):
         name = source.entry.name if source.entry else _file_name(config.checkpoint)
@@ -155,6 +160,9 @@ def warnings(
             f"{name} was trained as a {trained} model and is exported as a {spec.task} one, as "
             "asked."
         )
+    if note := _class_list(config, source, checkpoint, spec.task).note:
+        notes.append(note)
+    notes += _task_notes(spec)
     if checkpoint.attn_mask_probs is None:
         notes.append("The checkpoint does not say whether masked attention was annealed away.")
     elif any(checkpoint.attn_mask_probs):
@@ -189,25 +197,33 @@ def check_annealed(checkpoint: Checkpoint, allow: bool) -> None:
     )
 
 
-def _classes(
+def _class_list(
     config: ExportConfig, source: Source, checkpoint: Checkpoint, task: Task
-) -> tuple[ClassInfo, ...]:
+) -> ClassList:
+    """The classes, from the surest place that has them.
+
+    Raises:
+        UsageError: no place has them, or not as many as the checkpoint.
+    """
     count = checkpoint.architecture.num_classes
     if config.classes:
         origin = str(config.classes)
         known = {} if config.classes.exists() else catalog.class_lists()
-        classes = known[origin] if origin in known else read_classes(config.classes)
+        if origin in known:
+            found = ClassList(known[origin], origin)
+        else:
+            found = read_class_list(config.classes, task)
     elif checkpoint.class_names and checkpoint.things and task == checkpoint.task:
         # The file's own, which is surer than what the catalog says of it.
         pairs = zip(checkpoint.class_names, checkpoint.things, strict=True)
         entries = [{"name": name, "thing": thing} for name, thing in pairs]
-        classes, origin = make_classes(entries, "the checkpoint"), "the checkpoint"
+        found = ClassList(make_classes(entries, "the checkpoint"), "the checkpoint")
     elif source.entry:
-        classes, origin = source.entry.class_list(), f"catalog entry {source.entry.name}"
+        found = ClassList(source.entry.class_list(), f"catalog entry {source.entry.name}")
     elif checkpoint.class_names and task != "panoptic":
         # Only a panoptic model mixes things and stuff.
         classes = things_or_stuff(checkpoint.class_names, thing=task == "instance")
-        origin = "config.json"
+        found = ClassList(classes, "config.json")
     else:
         raise UsageError(
             f"The names of the {count} classes are unknown"
@@ -216,17 +232,65 @@ def _classes(
             f"of the class logits, the name of a list ({', '.join(catalog.class_lists())}), or "
             "--name with a catalog entry.",
         )
-    if len(classes) != count:
+    if len(found.classes) != count:
         raise UsageError(
-            f"{origin} has {len(classes)} classes, the checkpoint has {count}.",
+            f"{found.origin} has {len(found.classes)} classes, the checkpoint has {count}.",
             fix="List every class in the order of the class logits, without 'no object'.",
         )
-    return classes
+    return found
+
+
+def _check_task(config: ExportConfig, task: Task, classes: tuple[ClassInfo, ...]) -> None:
+    """Refuse stuff in an instance model.
+
+    Raises:
+        UsageError: there is some and ``allow_stuff`` is not set, or it is set for another task.
+    """
+    stuff = [info.name for info in classes if not info.thing]
+    if task != "instance" and config.allow_stuff:
+        raise UsageError(f"--allow-stuff does nothing for a {task} model.", fix="Leave it out.")
+    if task == "instance" and stuff and not config.allow_stuff:
+        raise UsageError(
+            f"{len(stuff)} of the {len(classes)} classes are stuff, which an instance model does "
+            f"not have: {', '.join(stuff[:3])}{', …' if len(stuff) > 3 else ''}.",
+            why="An instance model is trained on things alone, so the checkpoint or the class "
+            "list may belong to a semantic or panoptic one.",
+            fix="Pass the --task that the checkpoint was trained for, correct the class list, or "
+            "pass --allow-stuff if it is right.",
+        )
+
+
+def _stuff_allowed(config: ExportConfig, task: Task, classes: tuple[ClassInfo, ...]) -> bool:
+    return task == "instance" and config.allow_stuff and not all(info.thing for info in classes)
+
+
+def _task_notes(spec: ModelSpec) -> list[str]:
+    """Where the class list looks like one of another task."""
+    things, count = sum(info.thing for info in spec.classes), len(spec.classes)
+    if spec.task == "panoptic" and things in (0, count):
+        kind, other = ("a thing", "semantic") if things == 0 else ("stuff", "instance")
+        return [
+            f"None of the {count} classes is {kind}, as in a list for a {other} model. If the "
+            f"checkpoint was trained for that task, export it with --task {other}."
+        ]
+    if spec.task == "instance" and things < count:
+        return [f"{count - things} of the {count} classes are stuff, as --allow-stuff allows."]
+    return []
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, str]:
+    """What of the checkpoint was taken, where there was something to choose."""
+    facts = {
+        "checkpoint_revision": checkpoint.revision,
+        "weights_key": checkpoint.weights_key,
+        "stripped_from_keys": checkpoint.stripped,
+    }
+    return {name: value for name, value in facts.items() if value}
 
 
 def _file_name(checkpoint: str) -> str:
     """Of a path, or of an address, whose query may hold a secret."""
-    return Path(download.shown(checkpoint) if download.is_address(checkpoint) else checkpoint).name
+    return Path(without_secrets(checkpoint)).name
 
 
 def _annealing(checkpoint: Checkpoint) -> str:

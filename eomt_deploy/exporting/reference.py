@@ -41,18 +41,34 @@ class TorchEngine(NetworkEngine):
         path: whatever :func:`eomt_deploy.checkpoints.read_checkpoint` takes.
         spec: description of the artifact that it is compared with.
         base_weights: what the checkpoint is a difference to, where it is one.
+        weights_key: which weights of the file; None takes those that the artifact was made of,
+            where the file has them, else the averaged ones (EMA).
+        insecure: download from ``http://`` without a hash, too.
+
+    Attributes:
+        notes: what the user should know of how the checkpoint was read.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         UsageError: it does not have the artifact's shape.
     """
 
-    def __init__(self, path: str | Path, spec: ModelSpec, base_weights: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        spec: ModelSpec,
+        base_weights: str | None = None,
+        weights_key: str | None = None,
+        insecure: bool = False,
+    ) -> None:
         checkpoint = read_checkpoint(
             path,
             heads=spec.backbone.heads,
             num_blocks=spec.num_blocks,
             base_weights=base_weights,
+            weights_key=weights_key,
+            preferred_key=spec.provenance.get("weights_key"),
+            insecure=insecure,
         )
         arch = checkpoint.architecture
         found = (arch.width, arch.depth, arch.num_queries, arch.num_classes)
@@ -65,4 +81,5 @@ class TorchEngine(NetworkEngine):
                 f"{spec.name} {wanted}."
             )
         super().__init__(build_network(checkpoint, spec.image_size), spec)
+        self.notes = checkpoint.notes
         self.path = Path(path) if Path(path).is_file() else None

@@ -75,6 +75,8 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         heads=config.heads,
         num_blocks=config.num_blocks,
         base_weights=config.base_weights,
+        weights_key=config.weights_key,
+        insecure=config.insecure,
     )
     describe.check_annealed(checkpoint, config.allow_unannealed)
     if config.native_size:

@@ -71,6 +71,7 @@ def main() -> None:
                 folder / "unused.onnx",
                 task=task,
                 classes=folder / "classes.json",
+                allow_stuff=task == "instance",  # one checkpoint is judged as all three
             )
             source = Source(str(args.checkpoint), None)
             spec = describe(config, source, read_checkpoint(args.checkpoint))

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from layouts import lightly_keys
 
 from eomt_deploy.checkpoints import lightly, read_checkpoint
 from eomt_deploy.errors import CheckpointError
@@ -51,52 +52,12 @@ def network(arch, size=tiny.SIZE):
     return model
 
 
-def their_keys(model, *, chunks=False):
-    rotary = model.arch.rope_theta is not None
-    found = {}
-    for key, value in model.state_dict().items():
-        if key.startswith("pixel_"):
-            continue
-        if key == "backbone.pos_embed":
-            first = torch.full((1, 1, model.arch.width), 0.25)
-            value = torch.cat([first, value], dim=1)
-            found["backbone.cls_token"] = model.backbone.cls_token - first
-        if key == "backbone.cls_token" and key in found:
-            continue
-        key = key.replace("q.weight", "queries.weight") if key == "q.weight" else key
-        key = key.replace("reg_token", "storage_tokens" if rotary else "register_tokens")
-        if chunks and ".blocks." in key:
-            number = int(key.split(".")[2])
-            key = key.replace(f"blocks.{number}.", f"blocks.{number // 2}.{number}.")
-        if model.arch.mlp == "swiglu" and ".mlp." in key:
-            if rotary and ".fc1." in key:
-                found[key.replace("fc1", "w1")], found[key.replace("fc1", "w2")] = value.chunk(2)
-                continue
-            key = key.replace("fc1", "w12").replace("fc2", "w3")
-        if rotary and key.endswith("qkv.bias"):
-            width = model.arch.width
-            mask = torch.ones(3 * width)
-            mask[width : 2 * width] = 0
-            found[f"{key}_mask"] = mask
-            value[width : 2 * width] = 0  # ours have no bias there
-            noise = torch.zeros_like(value)
-            noise[width : 2 * width] = 5
-            value = value + noise
-        found[key] = value
-    found["backbone.mask_token"] = torch.zeros(1, model.arch.width)
-    if rotary:
-        count = model.arch.width // model.arch.heads // 4
-        found["backbone.rope_embed.periods"] = 100.0 ** (torch.arange(count) / count)
-        found["backbone.local_cls_norm.weight"] = torch.ones(model.arch.width)
-    return {f"model.{k}": v for k, v in found.items()} | {"criterion.weight": torch.ones(3)}
-
-
 def write(folder, model, task="panoptic", chunks=False, **changes):
     path = folder / "exported_best.pt"
     content = {
         "model_class_path": "lightly_train._task_models.x.X",
         "model_init_args": arguments(task, **changes),
-        "train_model": their_keys(model, chunks=chunks),
+        "train_model": lightly_keys(model, chunks=chunks),
     }
     torch.save(content, path)
     return path
@@ -193,7 +154,7 @@ def test_a_damaged_description_is_told(tmp_path, changes):
 
 def test_weights_without_their_description_are_told(tmp_path):
     path = tmp_path / "weights.pt"
-    torch.save(their_keys(network(ROTARY)), path)
+    torch.save(lightly_keys(network(ROTARY)), path)
     with pytest.raises(CheckpointError, match=r"exported_best\.pt"):
         read_checkpoint(path)
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from layouts import huggingface_keys
 from safetensors.torch import save_file
 
 from eomt_deploy.checkpoints import read_checkpoint
-from eomt_deploy.checkpoints.huggingface import download
+from eomt_deploy.checkpoints.huggingface import download, read_config
 from eomt_deploy.checkpoints.shapes import read_architecture
 from eomt_deploy.errors import CheckpointError
 from eomt_deploy.network.eomt import EoMT
@@ -193,6 +194,41 @@ def test_config_that_is_not_ours(tmp_path, config, word):
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "a", "1": "b", "2": "c"},
+        {"2": "c", "0": "a", "1": "b"},
+        {"00": "a", "01": "b", "02": "c"},
+        {"02": "c", "1": "b", "000": "a"},
+    ],
+)
+def test_names_are_read_by_their_number(tmp_path, labels):
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": labels}))
+    assert read_config(tmp_path).class_names == ("a", "b", "c")
+
+
+def test_names_of_more_than_ten_classes(tmp_path):
+    """As text, 10 comes before 2."""
+    names = {str(i): f"class {i}" for i in sorted(range(30), key=str)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+    assert read_config(tmp_path).class_names == tuple(f"class {i}" for i in range(30))
+
+
+def test_pickled_shards(tmp_path):
+    state = huggingface_keys(tiny.network())
+    keys = list(state)
+    shards = {"pytorch_model-00001-of-00002.bin": keys[:20], "pytorch_model-00002-of-00002.bin": keys[20:]}  # noqa: E501  # fmt: skip
+    for name, part in shards.items():
+        torch.save({k: state[k] for k in part}, tmp_path / name)
+    index = {"weight_map": {k: name for name, part in shards.items() for k in part}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index), "utf-8-sig")
+    assert read_checkpoint(tmp_path).architecture == tiny.ARCH
+    (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(CheckpointError, match="pytorch_model-00002-of-00002"):
+        read_checkpoint(tmp_path)
+
+
 def test_download_without_network_says_so(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
@@ -207,10 +243,11 @@ def test_download_takes_what_the_cache_holds(monkeypatch, tmp_path):
     import huggingface_hub
 
     repository = tmp_path / "models--owner--tiny"
-    snapshot = repository / "snapshots" / "abc"
+    commit = "0123456789" * 4
+    snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
+    (repository / "refs" / "main").write_text(commit)
     state = {k: v.contiguous() for k, v in tiny.official_keys(tiny.network()).items()}
     save_file(state, snapshot / "model.safetensors")
     real = huggingface_hub.snapshot_download
@@ -219,7 +256,11 @@ def test_download_takes_what_the_cache_holds(monkeypatch, tmp_path):
         return real(*args, cache_dir=tmp_path, local_files_only=True, **kwargs)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    assert read_checkpoint("hf://owner/tiny").architecture == tiny.ARCH
+    for name in ("hf://owner/tiny", "hf://owner/tiny@main", f"hf://owner/tiny@{commit}"):
+        checkpoint = read_checkpoint(name)
+        assert (checkpoint.architecture, checkpoint.revision) == (tiny.ARCH, commit)
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        read_checkpoint("hf://owner/tiny@another")
 
 
 @pytest.mark.parametrize(("width", "heads"), [(1536, 24), (4096, 32)])

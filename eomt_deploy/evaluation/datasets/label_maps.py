@@ -153,7 +153,8 @@ def _check_class_file(index: FileIndex, spec: ModelSpec) -> None:
     for path in index.paths:
         for candidate in (path / "classes.json", path.parent / "classes.json"):
             if candidate.is_file():
-                names = [info.name for info in read_classes(candidate)]
+                # Only the names count here, so that a list may leave out what is a thing.
+                names = [info.name for info in read_classes(candidate, "semantic")]
                 own = [info.name for info in spec.classes]
                 if names != own:
                     raise DatasetError(

@@ -1,0 +1,182 @@
+"""Finds the networks in a file by their keys, whatever stands before and inside of these.
+
+Trainers put the network into other modules, each of which adds a component to the keys:
+``module._orig_mod.model.network.q.weight``. Some are left in the middle, where a part of the
+network was wrapped. A few telling keys show where the network itself begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from eomt_deploy.errors import CheckpointError
+
+Layout = Literal["official", "huggingface", "lightly-train"]
+
+WRAPPER = re.compile(r"module|_.*")
+"""Components that wrapping modules leave: `module` (DataParallel, DeepSpeed, AveragedModel),
+`_orig_mod`, `_fsdp_wrapped_module`, `_checkpoint_wrapped_module`, `_forward_module`, …. The keys of
+no network have them."""
+
+TELLING: dict[Layout, dict[str, str]] = {
+    "official": {
+        "queries": r"q\.weight",
+        "classes": r"class_head\.weight",
+        "patches": r"(?:encoder\.)?backbone\.patch_embed\.(?:proj|patch_embeddings)\.weight",
+    },
+    "huggingface": {
+        "queries": r"query\.weight",
+        "classes": r"class_predictor\.weight",
+        "patches": r"embeddings\.patch_embeddings\.(?:projection\.)?weight",
+    },
+    "lightly-train": {
+        "queries": r"queries\.weight",
+        "classes": r"class_head\.weight",
+        "patches": r"backbone\.patch_embed\.proj\.weight",
+    },
+}
+"""Two of the three keys are enough, so that the others can be reported as missing."""
+OWN: dict[Layout, str] = {"official": "network", "huggingface": "", "lightly-train": "model"}
+"""What every file of a layout has before these keys: it belongs to the layout."""
+MAX_COPIES = 16
+
+_PATTERNS = [
+    (layout, part, re.compile(rf"(?:^|\.)({pattern})$"))
+    for layout, parts in TELLING.items()
+    for part, pattern in parts.items()
+]
+_ENDS = ("q.weight", "query.weight", "queries.weight", "class_head.weight",
+         "class_predictor.weight", "proj.weight", "projection.weight",
+         "patch_embeddings.weight")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A network in a file.
+
+    Attributes:
+        layout: how its keys are named.
+        lead: what stands before its keys in the file, with the last dot.
+        names: names in the file, by its keys without lead and wrappers.
+        wrappers: components that were left out of the middle of the keys.
+    """
+
+    layout: Layout
+    lead: str
+    names: Mapping[str, str]
+    wrappers: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """What users call it: the lead without the layout's own part; "." if nothing is left."""
+        parts = self.lead.split(".")[:-1]
+        bare = list(parts)
+        while bare and WRAPPER.fullmatch(bare[-1]):
+            bare.pop()
+        if bare and bare[-1] == OWN[self.layout]:
+            parts = bare[:-1]
+        return printable(".".join(parts)) or "."
+
+
+def find_copies(names: Iterable[str]) -> list[Copy]:
+    """All networks whose keys are among ``names``, in the order of the file.
+
+    Raises:
+        CheckpointError: two tensors of a network differ in nothing but wrappers, or there are
+            more than :data:`MAX_COPIES` networks.
+    """
+    names = list(names)
+    found: dict[tuple[Layout, str], dict[str, str]] = {}
+    for name in names:
+        for layout, part, lead in _hits(name):
+            found.setdefault((layout, lead), {}).setdefault(part, name)
+    used: set[str] = set()
+    accepted: dict[str, Layout] = {}
+    for (layout, lead), parts in sorted(found.items(), key=lambda item: -len(item[1])):
+        # Layouts share some keys: the one with the most of them is meant.
+        telling = len(parts) >= 2 and ("queries" in parts or layout == "official")
+        if telling and used.isdisjoint(parts.values()) and lead not in accepted:
+            used.update(parts.values())
+            accepted[lead] = layout
+    if len(accepted) > MAX_COPIES:
+        raise CheckpointError(
+            f"The file holds {len(accepted)} networks, the maximum is {MAX_COPIES}.",
+            fix="Save the weights of one network in a file of their own.",
+        )
+    owned: dict[str, list[str]] = {lead: [] for lead in accepted}
+    for name in names:
+        leads = [lead for lead in accepted if name.startswith(lead)]
+        if leads:
+            owned[max(leads, key=len)].append(name)
+    order = sorted(accepted, key=lambda lead: names.index(owned[lead][0]))
+    return [Copy(accepted[lead], lead, *below(owned[lead], lead)) for lead in order]
+
+
+def below(names: Iterable[str], lead: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The names by what follows ``lead``, without wrappers; and the wrappers left out.
+
+    Raises:
+        CheckpointError: two names differ in nothing but wrappers.
+    """
+    found: dict[str, str] = {}
+    wrappers: dict[str, None] = {}
+    for name in names:
+        if not name.startswith(lead):
+            continue
+        parts = name[len(lead) :].split(".")
+        kept = _kept(parts)
+        wrappers |= dict.fromkeys(part for i, part in enumerate(parts) if i not in kept)
+        key = ".".join(parts[i] for i in kept)
+        if key in found:
+            raise CheckpointError(
+                f"Two tensors are the same part of the network: {printable(found[key])} and "
+                f"{printable(name)}.",
+                fix="Save the weights of one network in a file of their own.",
+            )
+        found[key] = name
+    return found, tuple(wrappers)
+
+
+def lead_of(names: Iterable[str], pattern: str) -> str | None:
+    """What stands before the key that fits ``pattern``; None where there is no such key."""
+    regex = re.compile(rf"(?:^|\.)({pattern})$")
+    found = [lead for name in names if (lead := _lead(*_plain(name), regex)) is not None]
+    return min(found, key=len, default=None)
+
+
+def printable(text: str) -> str:
+    """A name from a file as it may be shown and stored: on one line, of bearable length."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= 120 else f"{shown[:100]}…"
+
+
+def _hits(name: str) -> Iterable[tuple[Layout, str, str]]:
+    """The layouts that a name fits, with the part that it tells and what stands before it."""
+    parts, plain = _plain(name)
+    if plain.endswith(_ENDS):
+        for layout, part, pattern in _PATTERNS:
+            if (lead := _lead(parts, plain, pattern)) is not None:
+                yield layout, part, lead
+
+
+def _lead(parts: list[str], plain: str, pattern: re.Pattern[str]) -> str | None:
+    """What stands before the part of a name that fits, with the last dot and all wrappers."""
+    if not (match := pattern.search(plain)):
+        return None
+    before = plain[: match.start(1)].count(".")
+    return "".join(f"{part}." for part in parts[: _kept(parts)[before]])
+
+
+def _plain(name: str) -> tuple[list[str], str]:
+    """The components of a name, and the name without wrappers."""
+    parts = name.split(".")
+    return parts, ".".join(parts[i] for i in _kept(parts))
+
+
+def _kept(parts: list[str]) -> list[int]:
+    """The components that are no wrappers; the last names the tensor."""
+    last = len(parts) - 1
+    return [i for i, part in enumerate(parts) if i == last or not WRAPPER.fullmatch(part)]
