@@ -12,6 +12,7 @@ import typer
 from eomt_deploy import catalog
 from eomt_deploy.cli.bench_suite import BenchOptions, bench_report, bench_suite, print_sheet
 from eomt_deploy.cli.console import bar, check_report, say, stderr, warn, write_json
+from eomt_deploy.cli.options import MaxPixels
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import check_writable
 
@@ -24,7 +25,7 @@ SUITE_ONLY = (
     "rows", "size", "backbone", "runtime", "precision", "sampling", "count_only", "report_dir",
     "seconds",
 )  # fmt: skip
-ENGINE_ONLY = ("score", "backend")
+ENGINE_ONLY = ("score", "backend", "max_pixels")
 MEASURING = (
     "image", "iterations", "warmup", "pause", "device", "threads", "scope", "scenario", "batch",
     "rate", "serve_seconds",
@@ -42,6 +43,7 @@ def bench(
     image: Annotated[
         Path | None, typer.Option(help="Photo to measure with; one is built in.")
     ] = None,
+    max_pixels: MaxPixels = None,
     rows: Annotated[
         list[str] | None, typer.Option(help="Rows of the suite; repeat, or use commas.")
     ] = None,
@@ -161,7 +163,13 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
             (
                 (path.name if distinct else str(path)) + (f"@{backend}" if backend else ""),
                 stack.enter_context(
-                    Segmenter(path, backend=backend, device=device, threads=threads)
+                    Segmenter(
+                        path,
+                        backend=backend,
+                        device=device,
+                        threads=threads,
+                        max_pixels=given.get("max_pixels"),
+                    )
                 ),
             )
             for path, backend in zip(engine, backends, strict=True)

@@ -11,12 +11,22 @@ from typing import Annotated, Any
 
 import typer
 
-from eomt_deploy.cli.console import bar, check_report, say, stderr, stdout, write_json
+from eomt_deploy.cli.console import (
+    bar,
+    check_report,
+    ending_with,
+    say,
+    stderr,
+    stdout,
+    write_json,
+)
+from eomt_deploy.cli.options import MaxPixels
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.files import check_writable, save_picture
+from eomt_deploy.image_search import search_images
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
-from eomt_deploy.sources import IMAGE_SUFFIXES, find_images
+from eomt_deploy.sources import IMAGE_SUFFIXES
 from eomt_deploy.spec import ModelSpec
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
@@ -40,6 +50,7 @@ def predict(
     score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
     mask_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
     overlap_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    max_pixels: MaxPixels = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write predictions.json here (- for stdout).")
     ] = None,
@@ -59,8 +70,10 @@ def predict(
         )
     if json:
         check_report(json, artifact)
-    paths = _without_results(find_images(images), output)
-    with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
+    found = search_images(images)
+    paths = _without_results(list(found.paths), output)
+    opening = partial(Segmenter, backend=backend, device=device, threads=threads)
+    with ending_with(found.note), opening(artifact, max_pixels=max_pixels) as segmenter:
         segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(segmenter.engine.where, stderr)
         run = partial(
