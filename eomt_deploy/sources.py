@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,7 +130,7 @@ def decode_image(data: bytes, origin: str, *, max_pixels: int | None = None) -> 
 
 def decode_labelled(
     data: bytes, origin: str, size: tuple[int, int], *, max_pixels: int | None = None
-) -> tuple[RgbImage, int]:
+) -> tuple[RgbImage, int, bool]:
     """Pixels of an encoded image as its labels see them.
 
     The official data set reader ignores the EXIF orientation, so labels belong to the stored
@@ -144,17 +144,17 @@ def decode_labelled(
         max_pixels: as in :func:`load_image`.
 
     Returns:
-        uint8 [H, W, 3], RGB, stored or upright, and the orientation that was *not* applied
-        (1 where there is none).
+        uint8 [H, W, 3], RGB; the EXIF orientation (1 where there is none), and whether it was
+        applied.
     """
     with opened(data, origin, check_max_pixels(max_pixels)) as image:
         check_depth(image, data, origin)
         image.load()
         turn = orientation(image)
         stored = (image.height, image.width)
-        if turn >= 5 and stored != size == stored[::-1]:  # those that exchange height and width
-            return to_rgb(image, turn=turn), 1
-        return to_rgb(image), turn
+        # From 5 on, orientations exchange height and width.
+        applied = turn >= 5 and stored != size and stored[::-1] == size
+        return to_rgb(image, turn=turn if applied else 1), turn, applied
 
 
 def _from_pil(image: Image.Image, origin: str, max_pixels: int) -> RgbImage:
@@ -204,12 +204,15 @@ def built_in_photos() -> list[Path]:
     return sorted((Path(__file__).parent / "assets").glob("*.jpg"))
 
 
-def readable_images(paths: Sequence[Path], purpose: str) -> tuple[list[Path], list[str]]:
+def readable_images(
+    paths: Sequence[Path], purpose: str, read: Callable[[Path], object] = load_image
+) -> tuple[list[Path], list[str]]:
     """Those of a set of images that can be read, so that one broken file does not end a long job.
 
     Args:
-        paths: images; at least one. All are decoded.
+        paths: images; at least one. All are read.
         purpose: what they are for, in messages, such as ``calibration``.
+        read: how each is read; it raises an :class:`ImageError` for one that cannot be used.
 
     Returns:
         the readable ones in their order, and a warning that names the others, if there are any.
@@ -221,9 +224,10 @@ def readable_images(paths: Sequence[Path], purpose: str) -> tuple[list[Path], li
     reasons: list[str] = []
     for path in paths:
         try:
-            load_image(path)
+            read(path)
         except ImageError as error:
-            reasons.append(error.what)
+            named_already = str(path) in error.what
+            reasons.append(error.what if named_already else f"{path}: {error.what}")
         else:
             readable.append(path)
     if not reasons:

@@ -373,15 +373,15 @@ def test_segmenter_has_a_limit(picture, exported):
 def test_labels_belong_to_the_stored_pixels(gradient):
     data = {v: encoded(gradient, "PNG", exif=exif(turned(v))) for v in range(1, 9)}
     for value, content in data.items():
-        pixels, ignored = decode_labelled(content, "x", (37, 53))
+        pixels, orientation, applied = decode_labelled(content, "x", (37, 53))
         assert (pixels == gradient).all()
-        assert ignored == value
-        pixels, ignored = decode_labelled(content, "x", (53, 37))  # drawn on the upright image
-        assert (pixels.shape == (53, 37, 3)) == (value >= 5)
-        assert (
-            (pixels == UPRIGHT[value](gradient)).all() if value >= 5 else (pixels == gradient).all()
-        )
-        assert ignored == (1 if value >= 5 else value)
+        assert (orientation, applied) == (value, False)
+        # Labels that were drawn on the upright image.
+        pixels, orientation, applied = decode_labelled(content, "x", (53, 37))
+        assert (orientation, applied) == (value, value >= 5)
+        wanted = UPRIGHT[value](gradient) if applied else gradient
+        assert pixels.shape == wanted.shape
+        assert (pixels == wanted).all()
 
 
 def test_one_unreadable_image_among_many(tmp_path, gradient):

@@ -18,6 +18,7 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
+from eomt_deploy.cli.options import MaxPixels
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import check_writable
 
@@ -53,6 +54,7 @@ def evaluate(
     score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
     mask_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
     overlap_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    max_pixels: MaxPixels = None,
     resume: Annotated[
         Path | None, typer.Option(help="File that lets a stopped evaluation go on.")
     ] = None,
@@ -63,7 +65,11 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
     ] = None,
 ) -> None:
-    """Score a model: mIoU, mask AP or PQ by its task, on the artifact that will run."""
+    """Score a model: mIoU, mask AP or PQ by its task, on the artifact that will run.
+
+    Labels belong to the pixels as they are stored, so the EXIF orientation of an image is ignored,
+    unless only the upright image has the size of its labels.
+    """
     from eomt_deploy.evaluation import evaluate as run_evaluation
     from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.segmenter import Segmenter
@@ -81,7 +87,9 @@ def evaluate(
         thresholds = segmenter.processor.thresholds(
             score_threshold, mask_threshold, overlap_threshold
         )
-        dataset = open_dataset(data, segmenter.spec, format=format, split=split)
+        dataset = open_dataset(
+            data, segmenter.spec, format=format, split=split, max_pixels=max_pixels
+        )
         total = min(len(dataset.samples), limit or len(dataset.samples))
         say(
             f"{total} images of {dataset.origin} ({dataset.format}); {segmenter.engine.where}",
@@ -98,6 +106,8 @@ def evaluate(
                 resume=resume,
                 progress=progress,
             )
+        for remark in dataset.remarks():
+            warn(remark)
         if str(json) != "-":
             _show(report)
         if json:
