@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import numpy as np
 import numpy.typing as npt
 
+from eomt_deploy.decoding import check_max_pixels
 from eomt_deploy.engines import Engine, open_engine
 from eomt_deploy.engines.base import DeviceEngine, Outputs
 from eomt_deploy.errors import ImageError, UsageError
@@ -45,6 +46,8 @@ class Segmenter:
         device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
         threads: CPU threads of the network and of the post-processing; None leaves it to them.
         mode: ``"latency"`` or ``"throughput"``, see :func:`open_engine`.
+        max_pixels: limit of each image file, see :func:`eomt_deploy.load_image`; None takes
+            100,000,000.
 
     Raises:
         ArtifactError: no such file, damaged, or not written by eomt-deploy.
@@ -63,7 +66,9 @@ class Segmenter:
         device: str | None = None,
         threads: int | None = None,
         mode: str | None = None,
+        max_pixels: int | None = None,
     ) -> None:
+        self.max_pixels = check_max_pixels(max_pixels)
         given = {"backend": backend, "device": device, "threads": threads, "mode": mode}
         if not isinstance(engine, str | Path) and any(v is not None for v in given.values()):
             raise UsageError(
@@ -114,7 +119,8 @@ class Segmenter:
             class logits [N, Q, C+1], mask logits [N, Q, H/4, W/4] (N = 1, or the number of
             windows), and where they stand in the image.
         """
-        images, geometry = self.processor.preprocess(image)
+        pixels = load_image(image, max_pixels=self.max_pixels)
+        images, geometry = self.processor.preprocess(pixels)
         return *run_in_parts(self.engine, images), geometry
 
     def predict_batch(
@@ -229,7 +235,8 @@ class Steps:
 
     def prepare(self, group: Sequence[ImageSource]) -> tuple[list[RgbImage], list[Inputs]]:
         """Read and resize; a GPU resizes by itself."""
-        photos = [load_image(image, color_order=self.color_order) for image in group]
+        limit = self.segmenter.max_pixels
+        photos = [load_image(i, color_order=self.color_order, max_pixels=limit) for i in group]
         if self.segmenter._on_device:
             return photos, []
         return photos, [self.segmenter.processor.preprocess(photo) for photo in photos]

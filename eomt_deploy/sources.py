@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-import glob
-import io
-import os
-import re
-import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile
 
-from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.decoding import (
+    DEEP_FIX,
+    DEEP_MODES,
+    ENCODED_BYTES_PER_PIXEL,
+    IMAGE_SUFFIXES,
+    check_depth,
+    check_encoded_size,
+    check_max_pixels,
+    check_size,
+    limited,
+    opened,
+    orientation,
+    to_rgb,
+    undecodable,
+)
+from eomt_deploy.errors import EomtDeployError, ImageError, UsageError
+from eomt_deploy.image_search import find_images
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "ColorOrder",
+    "ImageSource",
+    "RgbImage",
+    "built_in_photos",
+    "decode_image",
+    "decode_labelled",
+    "find_images",
+    "load_image",
+    "readable_images",
+]
 
 RgbImage = npt.NDArray[np.uint8]
 """uint8 [H, W, 3], RGB, 0-255."""
@@ -23,33 +47,38 @@ RgbImage = npt.NDArray[np.uint8]
 ColorOrder = Literal["rgb", "bgr"]
 ImageSource = str | Path | npt.NDArray[Any] | Image.Image
 
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, struct.error)
-"""What Pillow raises on damaged data."""
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
-# Pillow would read these by keeping the high byte or refusing; both hide the user's range.
-DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
-TIFF_BITS_PER_SAMPLE = 258
-DEEP_FIX = "Scale it to 8 bits yourself, with the range that your data use, and pass uint8."
+MIN_READABLE = 4
+"""Images that must be left when some of a set cannot be read: with fewer, none of them can be held
+out to judge the others (every fourth is), and one odd image decides the result."""
+NAMED = 5
+"""Unreadable images that a warning names; of the others, it gives the number."""
 
 
-def load_image(source: ImageSource, *, color_order: ColorOrder = "rgb") -> RgbImage:
+def load_image(
+    source: ImageSource, *, color_order: ColorOrder = "rgb", max_pixels: int | None = None
+) -> RgbImage:
     """Pixels of one image.
 
-    EXIF orientation is applied; greyscale is repeated to three channels; palette and CMYK
-    are converted; transparency is dropped, as the data sets' own loaders do.
+    The EXIF orientation is applied; greyscale is repeated to three channels; palette and CMYK
+    are converted; transparency is dropped, as the data sets' own loaders do. Of an animation or a
+    file with several pages, the first image is taken.
 
     Args:
         source: path, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8.
         color_order: channel order of an array; OpenCV reads ``"bgr"``.
+        max_pixels: limit of a file, or of a PIL image that is not loaded yet, which is checked
+            before anything is decoded; None takes 100,000,000 (300 MB as RGB). Arrays have none.
 
     Returns:
         uint8 [H, W, 3], RGB. A view of ``source`` where nothing had to change.
 
     Raises:
-        ImageError: not an image, damaged, empty, or deeper than 8 bits.
+        ImageError: not an image, damaged, empty, too large, or deeper than 8 bits.
+        UsageError: an unknown color_order, or a max_pixels below 1.
     """
     if color_order not in ("rgb", "bgr"):
         raise UsageError(f"color_order {color_order!r} is unknown.", fix="Use 'rgb' or 'bgr'.")
+    limit = check_max_pixels(max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, color_order)
     if color_order != "rgb":
@@ -58,76 +87,101 @@ def load_image(source: ImageSource, *, color_order: ColorOrder = "rgb") -> RgbIm
             fix="Leave color_order out.",
         )
     if isinstance(source, Image.Image):
-        return _from_pil(source, "the PIL image")
+        return _from_pil(source, "the PIL image", limit)
     if isinstance(source, str | Path):
-        return _from_path(Path(source))
+        return _from_path(Path(source), limit)
     raise ImageError(
         f"A {type(source).__name__} is not an image source.",
         fix="Pass a path, a uint8 array [H, W, 3] or a PIL image.",
     )
 
 
-def _from_path(path: Path) -> RgbImage:
-    if str(path).startswith(("http:/", "https:/")):
+def _from_path(path: Path, max_pixels: int) -> RgbImage:
+    # A name that is not valid text is shown escaped, so that the message can be printed.
+    shown = str(path).encode(errors="backslashreplace").decode()
+    if shown.startswith(("http:/", "https:/")):
         raise ImageError(
-            f"{path} is an address; images are read from files.", fix="Download it first."
+            f"{shown} is an address; images are read from files.", fix="Download it first."
         )
     try:
-        return decode_image(path.read_bytes(), str(path))
+        check_encoded_size(path.stat().st_size, shown, max_pixels)
+        with path.open("rb") as file:  # a device has no size: what it gives is bounded, too
+            data = file.read(max_pixels * ENCODED_BYTES_PER_PIXEL + (1 << 20))
     except IsADirectoryError as error:
         raise ImageError(
-            f"{path} is a folder, not an image.", fix="Pass the images inside."
+            f"{shown} is a folder, not an image.", fix="Pass the images inside."
         ) from error
     except FileNotFoundError as error:
-        raise ImageError(f"There is no image at {path}.") from error
+        raise ImageError(f"There is no image at {shown}.") from error
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ImageError(f"{shown} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:  # a null byte or a lone surrogate
+        raise ImageError(f"{shown!r} cannot be a file name: {error}.") from error
+    return decode_image(data, shown, max_pixels=max_pixels)
 
 
-def decode_image(data: bytes, origin: str) -> RgbImage:
+def decode_image(data: bytes, origin: str, *, max_pixels: int | None = None) -> RgbImage:
     """Pixels of an encoded image; as :func:`load_image`, ``origin`` names it in errors."""
+    with opened(data, origin, check_max_pixels(max_pixels)) as image:
+        check_depth(image, data, origin)
+        image.load()
+        return to_rgb(image, turn=orientation(image))
+
+
+def decode_labelled(
+    data: bytes, origin: str, size: tuple[int, int], *, max_pixels: int | None = None
+) -> tuple[RgbImage, int, bool]:
+    """Pixels of an encoded image as its labels see them.
+
+    The official data set reader ignores the EXIF orientation, so labels belong to the stored
+    pixels. They are taken wherever they have the labels' size, also where turned ones would have
+    it, too (180 degrees, or a square). Labels that only fit the upright image were drawn on that.
+
+    Args:
+        data: the file's content.
+        origin: names the image in errors.
+        size: (H, W) of the labels.
+        max_pixels: as in :func:`load_image`.
+
+    Returns:
+        uint8 [H, W, 3], RGB; the EXIF orientation (1 where there is none), and whether it was
+        applied.
+    """
+    with opened(data, origin, check_max_pixels(max_pixels)) as image:
+        check_depth(image, data, origin)
+        image.load()
+        turn = orientation(image)
+        stored = (image.height, image.width)
+        # From 5 on, orientations exchange height and width.
+        applied = turn >= 5 and stored != size and stored[::-1] == size
+        return to_rgb(image, turn=turn if applied else 1), turn, applied
+
+
+def _from_pil(image: Image.Image, origin: str, max_pixels: int) -> RgbImage:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if _bits_per_channel(image, data) > 8:
-                raise ImageError(f"{origin} has more than 8 bits per channel.", fix=DEEP_FIX)
-            return _from_pil(image, origin)
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{origin} is not an image that can be read.",
-            fix="Pass a JPEG, PNG, WebP, BMP or TIFF file.",
-        ) from error
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
-        raise ImageError(f"{origin} cannot be decoded: {error}.") from error
-
-
-def _bits_per_channel(image: Image.Image, data: bytes) -> int:
-    """Depth as the file states it: Pillow itself quietly brings 16-bit colour down to 8."""
-    if image.format == "PNG":
-        return data[24]  # signature 8, length 4, "IHDR" 4, width 4, height 4
-    if image.format == "TIFF":
-        bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE, (8,))
-        return max(bits)
-    if image.format == "PPM":
-        header = re.sub(rb"#[^\n]*", b"", data[:200]).split()
-        return 16 if header[0] in (b"P5", b"P6") and int(header[3]) > 255 else 8
-    return 8
-
-
-def _from_pil(image: Image.Image, origin: str) -> RgbImage:
-    if image.mode in DEEP_MODES:
-        raise ImageError(f"{origin} has more than 8 bits per channel ({image.mode}).", fix=DEEP_FIX)
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode != "RGB":
-            # A palette with transparency must go through RGBA or Pillow warns and guesses.
-            through_rgba = image.mode == "P" and "transparency" in image.info
-            image = (image.convert("RGBA") if through_rgba else image).convert("RGB")
-        return np.asarray(image)
-    except DECODE_ERRORS as error:
-        raise ImageError(f"{origin} cannot be decoded: {error}.") from error
+        with limited(origin, max_pixels):
+            if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None:
+                check_size(image, origin, max_pixels)
+            if image.mode in DEEP_MODES:
+                raise ImageError(
+                    f"{origin} has more than 8 bits per channel ({image.mode}).", fix=DEEP_FIX
+                )
+            image.load()
+            return to_rgb(image, turn=orientation(image))
+    except EomtDeployError:
+        raise
+    except Exception as error:
+        raise undecodable(origin, error) from error
 
 
 def _from_array(array: npt.NDArray[Any], color_order: ColorOrder) -> RgbImage:
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise ImageError(
+            f"The array is masked at {int(np.ma.getmaskarray(array).sum())} values.",
+            why="A model has no masked pixels; it would see whatever lies under the mask.",
+            fix="Fill them with the values that you want: array.filled(0).",
+        )
+    array = np.asarray(array)  # np.matrix and other subclasses index in ways of their own
     if array.dtype != np.uint8:
         raise ImageError(
             f"The array is {array.dtype}, an image must be uint8.",
@@ -150,32 +204,45 @@ def built_in_photos() -> list[Path]:
     return sorted((Path(__file__).parent / "assets").glob("*.jpg"))
 
 
-def find_images(sources: Iterable[str | Path]) -> list[Path]:
-    """Image files that paths, folders (searched deeply) and globs stand for, sorted, once each.
+def readable_images(
+    paths: Sequence[Path], purpose: str, read: Callable[[Path], object] = load_image
+) -> tuple[list[Path], list[str]]:
+    """Those of a set of images that can be read, so that one broken file does not end a long job.
+
+    Args:
+        paths: images; at least one. All are read.
+        purpose: what they are for, in messages, such as ``calibration``.
+        read: how each is read; it raises an :class:`ImageError` for one that cannot be used.
+
+    Returns:
+        the readable ones in their order, and a warning that names the others, if there are any.
 
     Raises:
-        ImageError: a path that is not there, a glob or folder without any image.
+        ImageError: fewer than :data:`MIN_READABLE` are left, and some are not readable.
     """
-    found: dict[str, Path] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_file():
-            matches = [path]
-        elif path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.is_file())
-            matches = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES]
-            if not matches:
-                raise ImageError(
-                    f"The folder {path} holds no image.",
-                    fix=f"Known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}.",
-                )
-        elif glob.has_magic(str(source)):
-            names = sorted(glob.glob(str(source), recursive=True))
-            matches = [Path(name) for name in names if Path(name).is_file()]
-            if not matches:
-                raise ImageError(f"No file matches {source}.")
+    readable: list[Path] = []
+    reasons: list[str] = []
+    for path in paths:
+        try:
+            read(path)
+        except ImageError as error:
+            named_already = str(path) in error.what
+            reasons.append(error.what if named_already else f"{path}: {error.what}")
         else:
-            raise ImageError(f"There is no image or folder at {path}.")
-        for match in matches:  # one photo named twice, as a/x.jpg and ./a/x.jpg, is one photo
-            found.setdefault(os.path.abspath(match), match)
-    return list(found.values())
+            readable.append(path)
+    if not reasons:
+        return readable, []
+    named = " ".join(reasons[:NAMED])
+    if len(reasons) > NAMED:
+        named += f" … and {len(reasons) - NAMED} more."
+    if len(readable) < min(MIN_READABLE, len(paths)):
+        raise ImageError(
+            f"{len(readable)} of {len(paths)} images for {purpose} can be read; at least "
+            f"{min(MIN_READABLE, len(paths))} are needed.",
+            why=named,
+            fix="Replace or remove the files that cannot be read.",
+        )
+    return readable, [
+        f"{len(reasons)} of {len(paths)} images for {purpose} cannot be read and are left out: "
+        f"{named}"
+    ]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eomt_deploy import Segmenter
 from eomt_deploy.errors import ImageError, UsageError
-from eomt_deploy.sources import find_images, load_image
+from eomt_deploy.sources import load_image
 
 
 def test_arrays_of_every_shape(gradient):
@@ -104,28 +105,6 @@ def test_files_that_are_no_image(tmp_path, photo):
         load_image(io.BytesIO())
 
 
-def test_find_images_in_folders_and_globs(tmp_path, gradient):
-    names = ("b.png", "a.jpg", "deep/er/c.webp")
-    for name in names:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(gradient).save(path)
-    (tmp_path / "readme.txt").write_text("no picture")
-    found = find_images([tmp_path])
-    assert [p.relative_to(tmp_path).as_posix() for p in found] == ["a.jpg", "b.png", names[2]]
-    assert find_images([tmp_path / "a.jpg", tmp_path / "*.jpg"]) == [tmp_path / "a.jpg"]
-
-
-def test_find_images_finds_nothing(tmp_path):
-    for source, word in (
-        (tmp_path, "holds no image"),
-        (tmp_path / "*.png", "No file matches"),
-        (tmp_path / "none", "no image or folder"),
-    ):
-        with pytest.raises(ImageError, match=word):
-            find_images([source])
-
-
 def test_16_bit_tiff_and_ppm_are_refused(tmp_path, gradient):
     import cv2
 
@@ -151,5 +130,49 @@ def test_truncated_pil_image(tmp_path, photo):
         load_image(Image.open(cut))
 
 
-def test_one_photo_named_twice_is_one_photo(picture):
-    assert len(find_images([picture, picture.parent / "." / picture.name, picture.parent])) == 1
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.matrix,
+        lambda a: np.ma.masked_array(a),
+        lambda a: a.view(np.recarray) if a.dtype.names else a.view(type("Own", (np.ndarray,), {})),
+        lambda a: np.ma.masked_array(a, mask=np.zeros(a.shape, bool)),
+    ],
+)
+def test_subclasses_of_arrays(gradient, make):
+    grey = gradient[:, :, 0]
+    found = load_image(make(grey))
+    assert type(found) is np.ndarray
+    assert (found == grey[:, :, None]).all()
+
+
+def test_a_masked_array_is_refused(gradient):
+    mask = np.zeros(gradient.shape, bool)
+    mask[3, 4] = True
+    with pytest.raises(ImageError, match=r"masked at 3 values(.|\n)*filled"):
+        load_image(np.ma.masked_array(gradient, mask))
+
+
+def test_arrays_with_odd_strides(gradient, exported):
+    big = np.zeros((80, 110, 4), np.uint8)
+    big[1:75:2, 2:108:2, 1:] = gradient
+    planes = np.ascontiguousarray(gradient.transpose(2, 0, 1))
+    views = {
+        "steps": big[1:75:2, 2:108:2, 1:],
+        "planes": planes.transpose(1, 2, 0),
+        "columns first": np.asfortranarray(gradient),
+        "backwards": np.ascontiguousarray(gradient[::-1, ::-1, ::-1])[::-1, ::-1, ::-1],
+        "read only": np.frombuffer(gradient.tobytes(), np.uint8).reshape(gradient.shape),
+        "not aligned": np.frombuffer(b"x" + gradient.tobytes(), np.uint8, offset=1).reshape(
+            gradient.shape
+        ),
+    }
+    with Segmenter(exported("semantic")) as segmenter:
+        wanted = segmenter.predict(gradient)
+        for name, view in views.items():
+            assert (load_image(view) == gradient).all(), name
+            result = segmenter.predict(view)
+            assert (result.class_map == wanted.class_map).all(), name
+            assert (np.asarray(result.overlay()) == np.asarray(wanted.overlay())).all(), name
+        one = np.broadcast_to(gradient[:1, :1], gradient.shape)  # strides of 0
+        assert (segmenter.predict(one).class_map == segmenter.predict(one.copy()).class_map).all()

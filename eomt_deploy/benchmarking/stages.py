@@ -42,11 +42,12 @@ def stage_jobs(segmenter: Segmenter, image: Path) -> dict[str, Job]:
     CPU it is the same as ``network+copies``.
     """
     processor, engine = segmenter.processor, segmenter.engine
-    pixels = load_image(image)
+    limit = segmenter.max_pixels
+    pixels = load_image(image, max_pixels=limit)
     images, geometry = processor.preprocess(pixels)
     class_logits, mask_logits = engine.run(images)
     return {
-        "decode": Job(lambda: load_image(image)),
+        "decode": Job(lambda: load_image(image, max_pixels=limit)),
         "preprocess": Job(lambda: processor.preprocess(pixels)),
         NETWORK: _network(engine, images),
         COPIES: Job(lambda: engine.run(images)),
@@ -157,7 +158,7 @@ def bench_stages(
     if scenario == "server":
         for name, segmenter in segmenters:
             served += _serve(name, segmenter, image, rate, serve_seconds)
-    height, width = load_image(image).shape[:2]
+    height, width = load_image(image, max_pixels=segmenters[0][1].max_pixels).shape[:2]
     return Report(
         machine,
         f"{image.name} ({height}x{width})",
@@ -177,7 +178,8 @@ def _row(name: str, segmenter: Segmenter, stage: str, batch: int, known: dict[st
 
 
 def _batch(segmenter: Segmenter, image: Path, batch: int) -> Job:
-    one = segmenter.processor.preprocess(load_image(image))[0][:1]
+    pixels = load_image(image, max_pixels=segmenter.max_pixels)
+    one = segmenter.processor.preprocess(pixels)[0][:1]
     images = np.repeat(one, batch, axis=0)
     return Job(lambda: segmenter.engine.run(images))
 
@@ -186,7 +188,7 @@ def _serve(
     name: str, segmenter: Segmenter, image: Path, rate: float | None, seconds: float
 ) -> list[Served]:
     """End to end, one rate after the other; the first call tells what one stream can do."""
-    pixels = load_image(image)
+    pixels = load_image(image, max_pixels=segmenter.max_pixels)
     job = Job(lambda: segmenter.predict(pixels))
     times = measure({"one": job}, Rounds(10, 2)).samples["one"]
     capacity = 1000 / percentile(times, 50)

@@ -16,9 +16,11 @@ from eomt_deploy.building.config import OpenVinoConfig
 from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
 from eomt_deploy.evaluation.compare import label_map
 from eomt_deploy.files import staging_folder, through_links
+from eomt_deploy.image_search import search_images
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.processing import Processor
 from eomt_deploy.segmenter import Segmenter
-from eomt_deploy.sources import built_in_photos, find_images
+from eomt_deploy.sources import built_in_photos, readable_images
 
 LEAST_AGREEMENT = 0.995
 """Share of the labels that must stay the same for BF16 to be chosen."""
@@ -71,6 +73,7 @@ class OpenVinoReport:
         precision: of the export.
         arithmetic: chosen for the unquantised part.
         trial: why; None where nothing had to be tried.
+        warnings: what the user should know, such as images that were left out.
     """
 
     files: tuple[Path, ...]
@@ -78,6 +81,7 @@ class OpenVinoReport:
     precision: str
     arithmetic: str
     trial: Trial | None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "files": [str(file) for file in self.files]}
@@ -105,7 +109,7 @@ def build_openvino(
     config = replace(config, output=through_links(config.output))
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     targets = config.output, config.output.with_suffix(".bin")
-    images = find_images([config.images]) if config.images else built_in_photos()
+    found = search_images([config.images] if config.images else built_in_photos())
     progress("reading the model")
     spec = read_artifact(config.onnx).spec
     core = openvino.Core()
@@ -136,8 +140,11 @@ def build_openvino(
         progress("converting")
         chosen = (settled or "f32") if asked == "auto" else asked
         trial = None
+        notes: list[str] = []
         save(chosen)
         if tried in possible and tried not in ("f32", settled) and (asked != "auto" or not settled):
+            purpose = "judging the arithmetic"
+            images, notes = readable_images(found.paths, purpose, Processor(spec).preprocess)
             progress(f"trying {tried} on {len(images)} photos")
             trial = try_arithmetic(plain, tried, images)
             if asked == "auto" and trial.worth_it:
@@ -153,7 +160,8 @@ def build_openvino(
                 f"{config.output} cannot be put in its place: {error.strerror}.",
                 fix="Close what has the old one open, and build again.",
             ) from error
-    return OpenVinoReport(targets, VERSION, spec.precision, chosen, trial)
+    warnings = (*notes, *([f"Images: {found.note}."] if found.note and trial else []))
+    return OpenVinoReport(targets, VERSION, spec.precision, chosen, trial, warnings)
 
 
 def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Trial:

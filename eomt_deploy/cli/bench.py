@@ -18,7 +18,7 @@ from eomt_deploy.cli.bench_suite import (
     report_files,
 )
 from eomt_deploy.cli.console import bar, say, stderr, warn, write_json
-from eomt_deploy.cli.options import Overwrite
+from eomt_deploy.cli.options import MaxPixels, Overwrite
 from eomt_deploy.errors import UsageError
 from eomt_deploy.outputs import check_outputs
 
@@ -31,7 +31,7 @@ SUITE_ONLY = (
     "rows", "size", "backbone", "runtime", "precision", "sampling", "count_only", "report_dir",
     "seconds",
 )  # fmt: skip
-ENGINE_ONLY = ("score", "backend")
+ENGINE_ONLY = ("score", "backend", "max_pixels")
 MEASURING = (
     "image", "iterations", "warmup", "pause", "device", "threads", "scope", "scenario", "batch",
     "rate", "serve_seconds",
@@ -49,6 +49,7 @@ def bench(
     image: Annotated[
         Path | None, typer.Option(help="Photo to measure with; one is built in.")
     ] = None,
+    max_pixels: MaxPixels = None,
     rows: Annotated[
         list[str] | None, typer.Option(help="Rows of the suite; repeat, or use commas.")
     ] = None,
@@ -170,7 +171,13 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
             (
                 (path.name if distinct else str(path)) + (f"@{backend}" if backend else ""),
                 stack.enter_context(
-                    Segmenter(path, backend=backend, device=device, threads=threads)
+                    Segmenter(
+                        path,
+                        backend=backend,
+                        device=device,
+                        threads=threads,
+                        max_pixels=given.get("max_pixels"),
+                    )
                 ),
             )
             for path, backend in zip(engine, backends, strict=True)

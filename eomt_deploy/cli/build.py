@@ -151,6 +151,8 @@ def _build_openvino(config: OpenVinoConfig, json: Path | None) -> None:
         config.outputs | {"--json": json}, inputs=config.inputs, overwrite=config.overwrite
     )
     report = build_openvino(config, lambda text: say(text, stderr))
+    for warning in report.warnings:
+        warn(warning)
     console = stderr if str(json) == "-" else stdout
     size = sum(file.stat().st_size for file in report.files)
     say(f"wrote {' + '.join(map(str, report.files))} ({size / 1e6:.1f} MB)", console)

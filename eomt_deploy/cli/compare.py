@@ -12,14 +12,15 @@ from eomt_deploy import catalog
 from eomt_deploy.addresses import without_secrets
 from eomt_deploy.cli.console import (
     bar,
+    ending_with,
     say,
     stderr,
     warn,
     write_json,
 )
-from eomt_deploy.cli.options import Overwrite
+from eomt_deploy.cli.options import MaxPixels, Overwrite
 from eomt_deploy.engines import BACKENDS
-from eomt_deploy.errors import MissingDependencyError, UsageError, VerificationError
+from eomt_deploy.errors import ImageError, MissingDependencyError, UsageError, VerificationError
 from eomt_deploy.files import PICTURE_FORMATS
 from eomt_deploy.outputs import check_outputs
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from eomt_deploy.evaluation.compare import Comparison
     from eomt_deploy.evaluation.truth import Sample
     from eomt_deploy.segmenter import Segmenter
-    from eomt_deploy.spec import ModelSpec
 
 ARTIFACT_SUFFIXES = tuple({suffix for entry in BACKENDS.values() for suffix in entry.suffixes})
 
@@ -54,6 +54,7 @@ def compare(
         str | None, typer.Option(help="Run-time by name; emulation shows a GPU's low precision.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
+    max_pixels: MaxPixels = None,
     base_weights: Annotated[
         str | None, typer.Option(help="DINOv3 model that the checkpoint is a difference to.")
     ] = None,
@@ -70,7 +71,10 @@ def compare(
     ] = None,
 ) -> None:
     """Hold B against A: logits, labels, masks, and with labels the difference of scores."""
+    from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.evaluation.compare import compare as run_comparison
+    from eomt_deploy.evaluation.truth import unlabelled
+    from eomt_deploy.image_search import search_images
 
     if bool(images) == bool(data):
         raise UsageError("Name images to compare on, or labelled data with --data (not both).")
@@ -87,11 +91,20 @@ def compare(
         inputs=[a, b, *map(Path, images or []), *(data or [])],
         overwrite=overwrite,
     )
+    found = search_images(images or [])
     first, second = _open(a, b, backend, device, base_weights, weights_key, insecure)
-    with first, second:
-        samples = _samples(images or [], data or [], first.spec, split)[:limit]
+    with ending_with(found.note), first, second:
+        if data:
+            dataset = open_dataset(data, first.spec, split=split, max_pixels=max_pixels)
+            samples = dataset.samples[:limit]
+        else:
+            samples = unlabelled(found.paths[:limit], max_pixels=max_pixels)
         with bar("comparing", len(samples)) as progress:
             result = run_comparison(first, second, samples, labelled=bool(data), progress=progress)
+        for remark in dataset.remarks() if data else ():
+            warn(remark)
+        for _, error in result.left_out:
+            say(f"error: {error}", stderr, "bold red")
         if json:
             write_json(json, result.to_dict())
         if str(json) != "-":
@@ -100,6 +113,11 @@ def compare(
             _draw(first, second, samples, result, output)
     if tolerance is not None:
         _check(result, tolerance, _name(a), _name(b))
+    if result.left_out:
+        raise ImageError(
+            f"{len(result.left_out)} of {len(samples)} images could not be read and were left out; "
+            "see the lines above."
+        )
 
 
 def _check(result: Comparison, tolerance: float, a: str, b: str) -> None:
@@ -170,18 +188,6 @@ def _open(
     return (known, reference) if exported[0] else (reference, known)
 
 
-def _samples(
-    images: list[str], data: list[Path], spec: ModelSpec, split: str | None
-) -> tuple[Sample, ...]:
-    from eomt_deploy.evaluation import open_dataset
-    from eomt_deploy.evaluation.truth import unlabelled
-    from eomt_deploy.sources import find_images
-
-    return (
-        open_dataset(data, spec, split=split).samples if data else unlabelled(find_images(images))
-    )
-
-
 def _show(result: Comparison, a: str, b: str) -> None:
     logits = (
         "different shapes, not comparable"
@@ -222,8 +228,10 @@ def _draw(
     from eomt_deploy.evaluation.compare import difference_picture
     from eomt_deploy.files import save_picture
 
+    left_out = {position for position, _ in result.left_out}
+    compared = [sample for index, sample in enumerate(samples) if index not in left_out]
     agreement = [share for _, share in result.per_image]
-    worst = samples[agreement.index(min(agreement))]
+    worst = compared[agreement.index(min(agreement))]
     parts = difference_picture(first, second, worst)
     save_picture(side_by_side([part.overlay() for part in parts]), output)
     say(f"wrote {output}: {worst.name} by the first, the second, and where they differ", stderr)

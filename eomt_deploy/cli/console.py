@@ -56,6 +56,16 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def ending_with(note: str) -> Iterator[None]:
+    """However the block ends, its last line on stderr is this note, if there is one."""
+    try:
+        yield
+    finally:
+        if note:
+            say(note, stderr)
+
+
+@contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """A spinner that names the step; plain lines where there is no terminal."""
     if not stderr.is_terminal:

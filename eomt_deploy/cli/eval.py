@@ -16,7 +16,7 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
-from eomt_deploy.cli.options import Overwrite
+from eomt_deploy.cli.options import MaxPixels, Overwrite
 from eomt_deploy.files import check_writable
 from eomt_deploy.journal import Journal, JournalWriter
 from eomt_deploy.outputs import check_outputs
@@ -53,6 +53,7 @@ def evaluate(
     score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
     mask_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
     overlap_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    max_pixels: MaxPixels = None,
     resume: Annotated[
         Path | None, typer.Option(help="File that lets a stopped evaluation go on.")
     ] = None,
@@ -64,7 +65,11 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
     ] = None,
 ) -> None:
-    """Score a model: mIoU, mask AP or PQ by its task, on the artifact that will run."""
+    """Score a model: mIoU, mask AP or PQ by its task, on the artifact that will run.
+
+    Labels belong to the pixels as they are stored, so the EXIF orientation of an image is ignored,
+    unless only the upright image has the size of its labels.
+    """
     from eomt_deploy.evaluation import evaluate as run_evaluation
     from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.segmenter import Segmenter
@@ -81,7 +86,9 @@ def evaluate(
         thresholds = segmenter.processor.thresholds(
             score_threshold, mask_threshold, overlap_threshold
         )
-        dataset = open_dataset(data, segmenter.spec, format=format, split=split)
+        dataset = open_dataset(
+            data, segmenter.spec, format=format, split=split, max_pixels=max_pixels
+        )
         total = min(len(dataset.samples), limit or len(dataset.samples))
         say(
             f"{total} images of {dataset.origin} ({dataset.format}); {segmenter.engine.where}",
@@ -103,6 +110,8 @@ def evaluate(
                 if resume:
                     say(f"{resume} keeps what is done: repeat the command to do the rest", stderr)
                 raise
+        for remark in dataset.remarks():
+            warn(remark)
         if str(json) != "-":
             _show(report)
         if json:

@@ -6,6 +6,13 @@ from typing import Annotated
 
 import typer
 
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        help="Maximum pixels of an image, checked before it is decoded (default: 100000000)."
+    ),
+]
+
 Overwrite = Annotated[
     bool,
     typer.Option(

@@ -11,16 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from eomt_deploy.cli.console import bar, say, stderr, stdout, warn
-from eomt_deploy.cli.options import Overwrite
+from eomt_deploy.cli.console import bar, ending_with, say, stderr, stdout, warn
+from eomt_deploy.cli.options import MaxPixels, Overwrite
 from eomt_deploy.cli.stopping import uninterrupted
 from eomt_deploy.errors import ImageError, OutputError, UsageError
 from eomt_deploy.files import write_atomically
+from eomt_deploy.image_search import search_images
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.predictions import SUMMARY, PredictionFolder, is_about_one_image, output_names
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
-from eomt_deploy.sources import IMAGE_SUFFIXES, find_images
+from eomt_deploy.sources import IMAGE_SUFFIXES
 from eomt_deploy.spec import Thresholds
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
@@ -49,6 +50,7 @@ def predict(
         bool, typer.Option("--resume", help="Keep the results that a stopped run has finished.")
     ] = False,
     overwrite: Overwrite = False,
+    max_pixels: MaxPixels = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write predictions.json here (- for stdout).")
     ] = None,
@@ -70,10 +72,12 @@ def predict(
             f"Results are not written as {output.suffix}.",
             fix=f"Choose a folder, or for one image {', '.join(FILE_SUFFIXES)}.",
         )
-    found = find_images(images)
+    search = search_images(images)
+    found = list(search.paths)
     targets = {"-o": output} if as_file else {"-o": output / SUMMARY, "--json": json}
     check_outputs(targets, inputs=[artifact, *found], overwrite=overwrite)
-    with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
+    opening = partial(Segmenter, backend=backend, device=device, threads=threads)
+    with ending_with(search.note), opening(artifact, max_pixels=max_pixels) as segmenter:
         used = segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(segmenter.engine.where, stderr)
         run = partial(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from hotcoco import mask as coco_mask
 
-from eomt_deploy.errors import UsageError
+from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.evaluation.evaluate import checked_logits, read_sample
 from eomt_deploy.evaluation.scorers import Evidence, Scorer, scorer_for
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth, TruthSegment
@@ -54,6 +54,7 @@ class Comparison:
         metric: name of that score.
         labelled: scores of both against labels, where there are some.
         per_image: label agreement of each image.
+        left_out: positions among the samples of images that could not be read, and why.
     """
 
     images: int
@@ -65,6 +66,7 @@ class Comparison:
     metric: str
     labelled: Difference | None
     per_image: tuple[tuple[str, float], ...]
+    left_out: tuple[tuple[int, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,12 +85,15 @@ def compare(
     Args:
         a: taken as the truth.
         b: held against it.
-        samples: images; their labels are read only where ``labelled`` is set.
+        samples: images; their labels are read only where ``labelled`` is set. Without labels, an
+            image that cannot be read is left out.
         labelled: also score both against the labels, with a paired bootstrap over images.
         progress: told the images done.
 
     Raises:
         UsageError: the models have different tasks or classes, or there are no images.
+        ImageError: no image can be read.
+        DatasetError: a label or labelled image is broken.
     """
     names = [[info.name for info in model.spec.classes] for model in (a, b)]
     if a.spec.task != b.spec.task or names[0] != names[1]:
@@ -101,32 +106,50 @@ def compare(
         raise UsageError("There are no images to compare on.")
     scorer = scorer_for(a.spec)
     errors = _LogitErrors()
-    agreement, overlaps, against_a = [], [], []
+    agreement: list[tuple[str, float]] = []
+    overlaps: list[float] = []
+    against_a: list[Evidence] = []
+    unreadable: list[tuple[int, ImageError]] = []
     evidence: tuple[list[Evidence], list[Evidence]] = ([], [])
     for index, sample in enumerate(samples):
-        image, truth = read_sample(sample) if labelled else (sample.image(), None)
-        logits_a, logits_b = (checked_logits(m, sample.name, image) for m in (a, b))
+        try:
+            image, truth = read_sample(sample) if labelled else (sample.image(), None)
+            logits_a, logits_b = (checked_logits(m, sample.name, image) for m in (a, b))
+        except ImageError as error:
+            if labelled:  # scores of fewer images are those of another data set
+                raise
+            unreadable.append((index, error))
+            progress(index + 1)
+            continue
         first = a.processor.postprocess(*logits_a)
         second = b.processor.postprocess(*logits_b)
         errors.add(logits_a[:2], logits_b[:2])
-        agreement.append(float((label_map(first) == label_map(second)).mean()))
+        same = float((label_map(first) == label_map(second)).mean())
+        agreement.append((sample.name, same))
         overlaps += _best_overlaps(first, second) + _best_overlaps(second, first)
         against_a.append(scorer.evidence(_as_truth(first), second))
         if truth is not None:
             evidence[0].append(scorer.evidence(truth, first))
             evidence[1].append(scorer.evidence(truth, second))
         progress(index + 1)
+    if not agreement:
+        raise unreadable[0][1]
     return Comparison(
-        images=len(samples),
+        images=len(agreement),
         logit_max=errors.largest(),
         logit_mean=errors.mean(),
-        label_agreement=float(np.mean(agreement)),
+        label_agreement=float(np.mean([same for _, same in agreement])),
         mask_iou=float(np.mean(overlaps)) if overlaps else None,
         score=scorer.scores(against_a).value,
         metric=scorer.main,
         labelled=paired_difference(scorer, *evidence, RESAMPLES[a.spec.task]) if labelled else None,
-        per_image=tuple((s.name, x) for s, x in zip(samples, agreement, strict=True)),
+        per_image=tuple(agreement),
+        left_out=tuple((index, _naming(samples[index], error)) for index, error in unreadable),
     )
+
+
+def _naming(sample: Sample, error: ImageError) -> str:
+    return error.what if sample.name in error.what else f"{sample.name}: {error.what}"
 
 
 def paired_difference(

@@ -233,7 +233,7 @@ def _read_item(line: str, name: str, scorer: Scorer, place: str) -> Evidence:
         if item.pop("image") != name:
             raise ValueError("it is of another image")
         scorer.scores([item])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:  # whatever stands there
         raise UsageError(
             f"The {place} is damaged ({error}).", fix="Delete the file and start again."
         ) from error

@@ -233,7 +233,7 @@ class InstanceScorer:
             "category_id": item["c"] + 1,
             "segmentation": rle,
             # No box: with one, its area would count as the mask's.
-            "area": item.get("area") or hotcoco.mask.area(rle),
+            "area": hotcoco.mask.area(rle) if item.get("area") is None else item["area"],
         }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -63,21 +63,24 @@ class Truth:
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image; both parts are read when they are called for."""
+    """One labelled image; both parts are read when they are called for.
+
+    The image is in the pixels that its labels were made for: see :meth:`FileIndex.image`.
+    """
 
     name: str
     image: Callable[[], RgbImage]
     truth: Callable[[], Truth]
 
 
-def unlabelled(paths: Iterable[Path]) -> tuple[Sample, ...]:
-    """Photos without labels, to compare models on."""
+def unlabelled(paths: Iterable[Path], *, max_pixels: int | None = None) -> tuple[Sample, ...]:
+    """Images without labels, upright, to compare models on; ``max_pixels`` limits each."""
 
     def sample(path: Path) -> Sample:
         def truth() -> Truth:
             raise UsageError(f"{path} has no labels.")
 
-        return Sample(path.name, lambda: load_image(path), truth)
+        return Sample(path.name, lambda: load_image(path, max_pixels=max_pixels), truth)
 
     return tuple(sample(path) for path in paths)
 
@@ -92,6 +95,7 @@ class Dataset:
         samples: in a fixed order.
         notes: what was left out, for people.
         fingerprint: changes when a file does.
+        remarks: what is only known once images are read, for people: call it at the end.
     """
 
     format: str
@@ -99,3 +103,4 @@ class Dataset:
     samples: tuple[Sample, ...]
     notes: tuple[str, ...]
     fingerprint: str
+    remarks: Callable[[], Sequence[str]] = field(default=lambda: (), compare=False)

@@ -11,7 +11,7 @@ from typing import TypeVar
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.engines import BACKENDS, choose_backend, open_engine
 from eomt_deploy.evaluation import open_dataset
-from eomt_deploy.evaluation.truth import Sample, unlabelled
+from eomt_deploy.evaluation.truth import Dataset, Sample, unlabelled
 from eomt_deploy.exporting import describe, graph, pareto, precision, verify
 from eomt_deploy.exporting.config import PACKAGE, QUANTIZED, ExportConfig
 from eomt_deploy.exporting.package import export_package
@@ -19,11 +19,12 @@ from eomt_deploy.exporting.ranges import Island
 from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.exporting.verdict import Judge, Verdict
 from eomt_deploy.files import staging_folder, through_links
+from eomt_deploy.image_search import FoundImages, search_images
 from eomt_deploy.network.build import build_network
 from eomt_deploy.network.folds import fold
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.processing import Processor
-from eomt_deploy.sources import built_in_photos, find_images
+from eomt_deploy.sources import built_in_photos, readable_images
 from eomt_deploy.spec import ModelSpec
 
 T = TypeVar("T")
@@ -66,8 +67,8 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     config = replace(config, output=through_links(config.output))
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     choose_backend(config.output, None)  # verification will need it: say so now
-    images = find_images([config.verify_images]) if config.verify_images else built_in_photos()
-    photos = find_images([config.calibrate]) if config.calibrate else images
+    verifying = search_images([config.verify_images] if config.verify_images else built_in_photos())
+    calibrating = search_images([config.calibrate]) if config.calibrate else None
     progress("reading the checkpoint")
     source = describe.find_source(config)
     checkpoint = read_checkpoint(
@@ -84,6 +85,11 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         checkpoint = replace(checkpoint, native_grid=grid)
     spec = describe.describe(config, source, checkpoint)
     notes = describe.warnings(config, source, checkpoint, spec)
+    processor = Processor(spec)
+    images = usable(verifying, "verification", processor, notes)
+    photos = images
+    if calibrating:
+        photos = usable(calibrating, "calibration", processor, notes, HELD_OUT * JUDGED_IMAGES)
     progress(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
     package = config.output.suffix.lower() == PACKAGE
     # What is quantised, or compiled, is needed whole.
@@ -95,12 +101,12 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
 
     if config.budget is not None:
         pareto.check_matplotlib()
-    judge = None
+    judge = dataset = None
     if config.precision in QUANTIZED:
-        photos, samples, note = split(config, photos, spec)
+        dataset = open_dataset(list(config.data), spec) if config.data else None
+        photos, samples, note = split(photos, dataset)
         notes += note
-        judge = Judge(NetworkEngine(reference, spec), samples, bool(config.data), progress)
-    processor = Processor(spec)
+        judge = Judge(NetworkEngine(reference, spec), samples, bool(dataset), progress)
     inputs = (
         [processor.preprocess(photo)[0] for photo in spread(photos, CALIBRATION_IMAGES)]
         if config.precision not in ("fp32", "bf16")
@@ -109,6 +115,8 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     made = precision.build_graph(
         fold(copy.deepcopy(reference)), spec, config, inputs, judge, progress
     )
+    if dataset:
+        notes += dataset.remarks()
     notes += [f"{island}: kept in FP32." for island in made.islands[:SHOWN_ISLANDS]]
     if len(made.islands) > SHOWN_ISLANDS:
         notes.append(
@@ -148,18 +156,37 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     )
 
 
+def usable(
+    found: FoundImages,
+    purpose: str,
+    processor: Processor,
+    notes: list[str],
+    limit: int | None = None,
+) -> list[Path]:
+    """The images that can be read, of at most ``limit``; what is left out is added to the notes.
+
+    Raises:
+        ImageError: too few are left, see :func:`readable_images`.
+    """
+    paths = spread(found.paths, limit or len(found.paths))
+    readable, unreadable = readable_images(paths, purpose, processor.preprocess)
+    notes += unreadable
+    if found.note:
+        notes.append(f"Images for {purpose}: {found.note}.")
+    return readable
+
+
 def _verifier() -> str | None:
     """ONNX Runtime where it is installed: another one would keep what it compiled."""
     return "onnxruntime" if BACKENDS["onnxruntime"].installed else None
 
 
 def split(
-    config: ExportConfig, photos: Sequence[Path], spec: ModelSpec
+    photos: Sequence[Path], dataset: Dataset | None
 ) -> tuple[list[Path], list[Sample], list[str]]:
     """Photos to calibrate on, samples to judge on, and what the user should know of it."""
-    if config.data:
-        samples = open_dataset(list(config.data), spec).samples
-        return list(photos), spread(samples, JUDGED_IMAGES), []
+    if dataset:
+        return list(photos), spread(dataset.samples, JUDGED_IMAGES), list(dataset.notes)
     judged = list(photos[HELD_OUT - 1 :: HELD_OUT])
     if not judged:
         note = (

@@ -128,3 +128,32 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(exported, tmp_path, monke
     assert not list(tmp_path.glob(".eomt-deploy*"))
     with pytest.raises(UsageError, match=r"suffix \.XML"):
         OpenVinoConfig(exported("semantic"), tmp_path / "m.XML")
+
+
+def test_an_unreadable_image_of_the_trial_is_named(exported, tmp_path, monkeypatch, photo, cli):
+    judged = []
+
+    def judge(model, arithmetic, images):
+        judged.extend(images)
+        return trial()(model, arithmetic, images)
+
+    monkeypatch.setattr(building, "try_arithmetic", judge)
+    monkeypatch.setattr("eomt_deploy.engines.openvino.able", lambda core: ["f32", "bf16"])
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in "abcde":
+        (folder / f"{name}.jpg").write_bytes(photo.read_bytes())
+    (folder / "c.jpg").write_bytes(b"broken")
+    (folder / "c.txt").write_bytes(b"")
+    model, output = exported("semantic"), tmp_path / "m.xml"
+    code, _, err = cli("build", model, "-o", output, "--images", folder)
+    assert code == 0
+    assert [path.name for path in judged] == ["a.jpg", "b.jpg", "d.jpg", "e.jpg"]
+    assert "1 of 5 images" in err
+    assert "c.jpg is not an image" in err
+    assert "left out 1 file: 1 .txt" in err
+    (folder / "d.jpg").write_bytes(b"broken")
+    code, _, err = cli("build", model, "-o", tmp_path / "n.xml", "--images", folder)
+    assert code == 2
+    assert "3 of 5 images" in err
+    assert not (tmp_path / "n.xml").exists()

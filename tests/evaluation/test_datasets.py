@@ -350,7 +350,7 @@ def test_thing_that_the_model_holds_for_stuff_is_refused(tmp_path, spec):
     ("change", "word"),
     [
         ({"category_id": 99}, "category 99"),
-        ({"segmentation": []}, "three points"),
+        ({"segmentation": []}, "No annotation of .* has a mask"),
         ({"segmentation": [[1, 2]]}, "three points"),
         ({"segmentation": {"size": [9, 9], "counts": [0, 81]}}, r"\[9, 9\]"),
         ({"image_id": 7}, "image 7"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from eomt_deploy import Segmenter
-from eomt_deploy.errors import DatasetError, UsageError, VerificationError
+from eomt_deploy.errors import DatasetError, ImageError, UsageError, VerificationError
 from eomt_deploy.evaluation import evaluate, open_dataset
 from eomt_deploy.evaluation.compare import compare, paired_difference
 from eomt_deploy.evaluation.evaluate import file_sha256
@@ -238,6 +238,31 @@ def test_command_line(cli, tmp_path, exported, files):
     photo = root / "images/0.jpg"
     assert cli("compare", model, model, photo, "-o", photo)[0] == 2
     assert cli("compare", files.checkpoint, files.checkpoint, root / "images")[0] == 2
+
+
+def test_compare_goes_on_without_an_unreadable_image(cli, tmp_path, exported):
+    root = made_up.coco_panoptic(tmp_path / "data")
+    model = exported("semantic")
+    (root / "images/0.jpg").write_bytes(b"broken")
+    (root / "images/notes.txt").write_bytes(b"")
+    target, picture = tmp_path / "c.json", tmp_path / "c.png"
+    code, out, err = cli("compare", model, model, root / "images", "--json", target, "-o", picture)
+    assert code == 2
+    assert "on 2 images" in out
+    assert "0.jpg is not an image" in err
+    assert "1 of 3 images could not be read" in err
+    assert "left out 1 file: 1 .txt" in err
+    assert json.loads(target.read_text())["images"] == 2
+    assert picture.is_file()
+    segmenter = Segmenter(model)
+    with pytest.raises(ImageError, match=r"0\.jpg is not an image"):
+        compare(segmenter, segmenter, unlabelled([root / "images/0.jpg"]), labelled=False)
+    dataset = open_dataset([root], segmenter.spec)
+    with pytest.raises(DatasetError, match=r"0\.jpg is not an image"):
+        compare(segmenter, segmenter, dataset.samples, labelled=True)
+    code, _, err = cli("eval", model, "--data", root, "--max-pixels", 100)
+    assert code == 2
+    assert "limit of 100" in err
 
 
 def test_compare_beyond_the_tolerance_exits_with_4(cli, tmp_path, exported, files):

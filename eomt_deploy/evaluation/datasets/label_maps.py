@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from eomt_deploy.classes import read_classes
+from eomt_deploy.decoding import IMAGE_SUFFIXES
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.evaluation.files import FileIndex
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth
-from eomt_deploy.sources import IMAGE_SUFFIXES
+from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import ModelSpec
 
 SUFFIXES = "|".join(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
@@ -93,7 +92,10 @@ def _pair(
         DatasetError: no label of the split, or one without its photo.
     """
     labels = {m.groups(): n for n in index.names if (m := re.search(label_pattern, n))}
-    photos = {m.groups(): n for n in index.names if (m := re.search(photo_pattern, n))}
+    photos: dict[tuple[str | None, ...], list[str]] = {}
+    for name in index.names:
+        if match := re.search(photo_pattern, name):
+            photos.setdefault(match.groups(), []).append(name)
     wanted = [key for key in labels if key[0] == split]
     if not wanted:
         known = ", ".join(sorted({str(key[0]) for key in labels}))
@@ -102,11 +104,17 @@ def _pair(
         if key not in photos:
             raise DatasetError(
                 f"{index.describe(labels[key])} has no image that belongs to it.",
-                why=f"Among {len(photos)} photos none has the same split and name.",
+                why=f"None of the {len(photos)} images has the same split and name.",
                 fix="Pass the folder or zip with the images, too: --data A --data B.",
             )
+        if len(photos[key]) > 1:
+            raise DatasetError(
+                f"{index.describe(labels[key])} has {len(photos[key])} images that may belong to "
+                f"it: {', '.join(photos[key])}.",
+                fix="Keep the one that was labelled.",
+            )
     bare = sum(key[0] == split and key not in labels for key in photos)
-    samples = [_sample(index, labels[key], photos[key], lookup) for key in wanted]
+    samples = [_sample(index, labels[key], photos[key][0], lookup) for key in wanted]
     return samples, [f"{bare} images have no label"] if bare else []
 
 
@@ -123,21 +131,23 @@ def _sample(index: FileIndex, label: str, photo: str, lookup: Lookup) -> Sample:
             )
         return Truth((values.shape[0], values.shape[1]), class_map=class_map)
 
-    return Sample(photo, lambda: index.image(photo), truth)
+    def image() -> RgbImage:
+        with index.opened(label) as picture:  # its header says the size
+            size = picture.height, picture.width
+        return index.image(photo, size)
+
+    return Sample(photo, image, truth)
 
 
 def _read_labels(index: FileIndex, name: str) -> npt.NDArray[np.uint8]:
-    """Values of an 8-bit greyscale or palette picture: uint8 [H, W]."""
-    try:
-        with Image.open(io.BytesIO(index.read(name))) as picture:
-            if picture.mode not in ("L", "P"):
-                raise DatasetError(
-                    f"{index.describe(name)} is a {picture.mode} picture, labels need one 8-bit "
-                    "channel with class ids."
-                )
-            return np.asarray(picture, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{index.describe(name)} cannot be decoded: {error}.") from error
+    """Values of an 8-bit greyscale or palette picture: uint8 [H, W], as they are stored."""
+    with index.opened(name) as picture:
+        if picture.mode not in ("L", "P"):
+            raise DatasetError(
+                f"{index.describe(name)} is a {picture.mode} picture, labels need one 8-bit "
+                "channel with class ids."
+            )
+        return np.asarray(picture, dtype=np.uint8)
 
 
 def _check_count(spec: ModelSpec, count: int, data: str) -> None:
