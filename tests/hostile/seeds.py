@@ -41,9 +41,9 @@ ARCH = Architecture(
 SIZE = (32, 32)
 
 
-def spec(task: Task = "panoptic") -> ModelSpec:
+def spec(task: Task = "panoptic", side: int = SIDE) -> ModelSpec:
     return ModelSpec(
-        name="hostile", task=task, image_size=(SIDE, SIDE), patch_size=16, num_queries=QUERIES,
+        name="hostile", task=task, image_size=(side, side), patch_size=16, num_queries=QUERIES,
         num_blocks=1, num_upscale=2, classes=make_classes(CLASSES, "test"),
         resize=RESIZE_RULES[task], thresholds=TASK_THRESHOLDS[task],
         backbone=Backbone("dinov2", 64, 2, 1, "gelu", 1, 1234),
@@ -57,10 +57,10 @@ def specs() -> list[ModelSpec]:
 
 
 @cache
-def graph() -> bytes:
+def graph(side: int = SIDE) -> bytes:
     """A model of a few operators that keeps the contract of tensors, without its description."""
     random = np.random.default_rng(0)
-    side, classes = SIDE // 4, len(CLASSES) + 1
+    masks, classes = side // 4, len(CLASSES) + 1
     weights = [
         numpy_helper.from_array(random.normal(size=(QUERIES, 3, 1, 1)).astype(np.float32), "mix"),
         numpy_helper.from_array(random.normal(size=QUERIES).astype(np.float32), "shift"),
@@ -84,9 +84,9 @@ def graph() -> bytes:
     values = helper.make_tensor_value_info
     made = helper.make_graph(
         nodes, "hostile",
-        [values("images", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        [values("images", TensorProto.UINT8, ["batch", side, side, 3])],
         [values("class_logits", TensorProto.FLOAT, ["batch", QUERIES, classes]),
-         values("mask_logits", TensorProto.FLOAT, ["batch", QUERIES, side, side])],
+         values("mask_logits", TensorProto.FLOAT, ["batch", QUERIES, masks, masks])],
         weights,
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 20)]
@@ -96,16 +96,16 @@ def graph() -> bytes:
     return content
 
 
-def onnx_with(description: bytes) -> bytes:
+def onnx_with(description: bytes, side: int = SIDE) -> bytes:
     """The model with any bytes as its description: ModelProto's field 14, key 1, value 2."""
     from .container_mutations import write_fields
 
     pair = write_fields([(1, 2, METADATA_KEY.encode()), (2, 2, description)])
-    return graph() + write_fields([(14, 2, pair)])
+    return graph(side) + write_fields([(14, 2, pair)])
 
 
-def onnx_model(task: Task) -> bytes:
-    return onnx_with(spec(task).to_json().encode())
+def onnx_model(task: Task, side: int = SIDE) -> bytes:
+    return onnx_with(spec(task, side).to_json().encode(), side)
 
 
 def picture(width: int = 40, height: int = 28, seed: int = 0) -> Image.Image:
@@ -330,7 +330,7 @@ CATEGORIES = [
 ]
 
 
-def _ids(seed: int, size: tuple[int, int], count: int) -> np.ndarray:
+def segment_ids(seed: int, size: tuple[int, int], count: int) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, count, (3, 4), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
@@ -340,7 +340,7 @@ def coco_panoptic() -> Files:
     document: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": CATEGORIES}
     files: Files = {}
     for index in range(2):
-        ids = _ids(index, (28, 40), 4)
+        ids = segment_ids(index, (28, 40), 4)
         files[f"images/{index}.jpg"] = encoded(picture(seed=index), "JPEG")
         labels = np.stack([ids, ids * 0, ids * 0], -1).astype(np.uint8)
         files[f"panoptic/{index}.png"] = encoded(Image.fromarray(labels), "PNG")
@@ -379,7 +379,7 @@ def coco_instances() -> Files:
 def label_folder() -> Files:
     files: Files = {"classes.json": json.dumps(CLASSES).encode()}
     for index in range(2):
-        labels = _ids(index, (28, 40), 3).copy()
+        labels = segment_ids(index, (28, 40), 3).copy()
         labels[:3] = 255
         files[f"images/{index}.jpg"] = encoded(picture(seed=index), "JPEG")
         files[f"labels/{index}.png"] = encoded(Image.fromarray(labels), "PNG")
