@@ -39,11 +39,11 @@ class Inputs:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "tiny.bin"
+        return self.folder / "weights" / "tiny.bin"
 
     @property
     def classes(self) -> Path:
-        return self.folder / "classes.json"
+        return self.folder / "weights" / "classes.json"
 
     def content(self) -> dict[str, bytes]:
         """Every input file, to see that none was changed."""
@@ -67,7 +67,8 @@ def make_inputs(folder: Path, *, images: int = 12, side: int = 600) -> Inputs:
         seeds.picture(300, 200, index).save(inputs.data / "images" / f"{index:02d}.jpg")
         labels = Image.fromarray(seeds.segment_ids(index, (200, 300), 3))
         labels.save(inputs.data / "labels" / f"{index:02d}.png")
-    tiny.write(folder)
+    inputs.checkpoint.parent.mkdir()
+    tiny.write(inputs.checkpoint.parent)
     return inputs
 
 

@@ -75,6 +75,7 @@ def check(inputs: Inputs, command: Command, out: Path, limiter: Callable[[], Non
     assert code == 2, f"exit code {code}\n{text}"
     assert "Traceback" not in text, text
     assert text.count("error:") == 1, text
+    assert "No space left" in text or "File too large" in text, text
     assert not unfinished(out)
     assert not leftovers(out)
     assert inputs.content() == before
