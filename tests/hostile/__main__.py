@@ -118,7 +118,9 @@ def report(results: list, keep: Path | None) -> None:
             if shown:
                 print(f"  python -m tests.hostile {shown['case']}")
                 print(f"  {'; '.join(shown['steps'])[:300]}")
-                print("    " + "\n    ".join(shown["details"].strip().splitlines()[-4:])[:700])
+                lines = shown["details"].strip().splitlines()
+                ours = [line for line in lines[:-4] if "eomt_deploy" in line]
+                print("    " + "\n    ".join([*ours[-6:], *lines[-4:]])[:1200])
     if keep:
         save(results, keep)
 

@@ -113,7 +113,7 @@ class Worker:
         return int(struct.unpack("<q", data)[0]) if len(data) == 8 else -1
 
     def _trace(self) -> str:
-        traces = [self.scratch / "trace", self.scratch / "output"]
+        traces = [self.scratch / "output", self.scratch / "trace"]
         return "\n".join(p.read_text(errors="replace")[-3000:] for p in traces if p.exists())
 
     def _kill(self) -> str:

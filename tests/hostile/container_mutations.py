@@ -120,7 +120,7 @@ def mutate_zip(m: Mutator, entries: Sequence[Entry], others: Sequence[bytes] = (
         elif kind in ("count", "start"):
             options[kind] = m.number()
         elif kind == "zip64":
-            extra = struct.pack("<HHQQ", 1, 16, m.number(), m.number())
+            extra = struct.pack("<HHQQ", 1, 16, m.number() % 2**64, m.number() % 2**64)
             entries[at] = replace(e, extra=extra, declared=0xFFFFFFFF, declared_packed=0xFFFFFFFF)
         elif kind == "comment":
             options["comment"] = m.rng.choice((b"x" * 65535, b"PK\5\6" + bytes(18), b"PK\6\7"))

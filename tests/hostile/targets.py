@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import seeds
-from .contract import Target
+from .contract import MiB, Target
 from .target_data import (
     class_files,
     dataset_files,
@@ -51,8 +51,11 @@ from .target_weights import (
     safetensors_files,
 )
 
+LARGEST_IMAGE = 1300 * MiB
+"""100 megapixels: 4 bytes each in Pillow, twice where a mode is converted, 3 in the result."""
+
 ALL = (
-    Target("image", image_files, mutate_images, run_image, share=30),
+    Target("image", image_files, mutate_images, run_image, share=30, memory=LARGEST_IMAGE),
     Target("source", valid_recipes, mutate_recipes, run_recipe, share=2),
     Target("description", valid_specs, mutate_description, run_description, share=20),
     Target("onnx", valid_onnx, mutate_onnx, run_onnx, share=12),
@@ -64,7 +67,7 @@ ALL = (
     Target("safetensors", safetensors_files, mutate_safetensors, run_checkpoint_file),
     Target("huggingface", seeds.huggingface_folders, mutate_huggingface, run_folder_checkpoint),
     Target("classes", class_files, mutate_classes, run_classes),
-    Target("dataset", dataset_files, mutate_dataset, run_dataset, share=15),
+    Target("dataset", dataset_files, mutate_dataset, run_dataset, share=15, memory=LARGEST_IMAGE),
     Target("report", report_files, mutate_report, run_report, share=5),
 )
 TARGETS = {target.name: target for target in ALL}
