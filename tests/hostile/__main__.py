@@ -14,36 +14,41 @@ TESTS = Path(__file__).parents[1]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
-    parser.add_argument("targets", nargs="*", help="Targets to attack (default: all).")
-    parser.add_argument(
+    add = parser.add_argument
+    add("targets", nargs="*", help="Targets to attack (default: all).")
+    add(
         "--count",
         type=int,
         default=10_000,
         help="Number of inputs of all targets together (default: 10000).",
     )
-    parser.add_argument(
+    add(
         "--seed",
         type=int,
         default=0,
         help="Seed: the same seed gives the same inputs (default: 0).",
     )
-    parser.add_argument(
+    add(
         "--first",
         type=int,
         default=0,
-        help="Number of the first input of each target, to continue a run or to "
-        "repeat one input (default: 0).",
+        help="Number of the first input of each target, e.g. to repeat one input with --count 1 "
+        "(default: 0).",
     )
-    parser.add_argument(
+    add(
+        "--skip",
+        type=int,
+        default=0,
+        help="Leave out inputs below this number, to continue a stopped run (default: 0).",
+    )
+    add(
         "--workers",
         type=int,
         default=os.cpu_count() or 1,
         help="Number of processes (default: one per core).",
     )
-    parser.add_argument(
-        "--keep", type=Path, help="Folder for the inputs that failed, and report.json."
-    )
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    add("--keep", type=Path, help="Folder for the inputs that failed, and report.json.")
+    add("--worker", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()  # fmt: skip
 
 
@@ -71,6 +76,10 @@ def main() -> int:
             target.name, options.seed, options.first, -(-options.count * target.share // total)
         )
     ]
+    jobs = [job for job in jobs if job.first >= options.skip]
+    if not jobs:
+        print("Nothing is left to run.")
+        return 0
     # All targets advance together, so that a run that is stopped has seen each of them.
     jobs.sort(key=lambda job: job.first)
     started, done = time.monotonic(), [0]
@@ -87,8 +96,8 @@ def main() -> int:
         campaign.join()
     except KeyboardInterrupt:
         campaign.stop()
-        inputs = min(result.inputs for result in campaign.results.values())
-        print(f"\nStopped. To continue: --seed {options.seed} --first {options.first + inputs}")
+        left = min((job.first for job in campaign.pending), default=0)
+        print(f"\nStopped. To continue, repeat the command with --skip {left}.")
     print(file=sys.stderr)
     results = list(campaign.results.values())
     report(results, options.keep)

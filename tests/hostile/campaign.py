@@ -138,6 +138,7 @@ class Campaign:
         self.results = {job.target: Result(job.target) for job in jobs}
         self.left = {name: sum(job.target == name for job in jobs) for name in self.results}
         self.finished = {name: threading.Event() for name in self.results}
+        self.pending = set(jobs)
         self._done = done
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
@@ -179,7 +180,10 @@ class Campaign:
             if index < 0:  # it never came to an input
                 break
             first = index + 1
+        if self._stopped:
+            return
         with self._lock:
+            self.pending.discard(job)
             self.left[job.target] -= 1
             if self.left[job.target] == 0:
                 self.finished[job.target].set()
