@@ -16,6 +16,8 @@ from eomt_deploy.errors import UsageError
 
 SCHEMA = 1
 KIND = "suite"
+LONGEST = 1e9
+"""Milliseconds, 11 days: more is not a time of one call."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,12 @@ class SuiteReport:
         for name in ("runtimes", "scopes"):
             self.settings[name][0]
         for found in self.measurements:
-            if not all(0 < sample < float("inf") for sample in found.samples):
+            if not all(0 < sample < LONGEST for sample in found.samples):
                 raise ValueError(f"a sample of {found.row} is no time")
-        self.to_dict()
+        from eomt_deploy.benchmarking import tables  # it imports this file
+
+        json.dumps(self.to_dict())
+        tables.markdown(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON."""
@@ -285,7 +290,7 @@ def read_reports(path: Path) -> list[SuiteReport]:
         RecursionError,
     ) as error:  # fmt: skip
         raise UsageError(
-            f"{path} is no report of a suite ({error!r}).",
+            f"{path} is no report of a suite ({type(error).__name__}: {str(error)[:200]}).",
             fix="Make one with `eomt-deploy bench --suite NAME --json FILE`.",
         ) from error
     if not reports:

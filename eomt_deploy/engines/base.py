@@ -112,6 +112,14 @@ class Engine(ABC):
         """Free the run-time's memory. Closing twice is fine."""
         self._closed = True
 
+    def __getstate__(self) -> Any:
+        """Refuse copies and pickles, such as the arguments of a spawned process."""
+        raise UsageError(
+            "An open model cannot be copied or sent to another process.",
+            why="It holds memory and threads of its backend in this process.",
+            fix="Open it in each process: Segmenter(path).",
+        )
+
     def __enter__(self) -> Engine:
         return self
 

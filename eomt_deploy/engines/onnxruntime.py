@@ -17,7 +17,7 @@ from eomt_deploy.spec import METADATA_KEY
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OUTPUT_NAMES = ["class_logits", "mask_logits"]
-QUIET = 3  # errors only: a missing GPU is reported by our own check below
+QUIET = 4  # nothing that does not end the process: errors are exceptions, and ours say more
 
 
 class OnnxRuntimeEngine(Engine):
@@ -62,8 +62,14 @@ class OnnxRuntimeEngine(Engine):
             source, self.arithmetic = (path, None) if graph is None else (graph, "f32")
         try:
             session = ort.InferenceSession(
-                source, options, providers=[CUDA, CPU] if wants_cuda else [CPU]
+                source,
+                options,
+                providers=[CUDA, CPU] if wants_cuda else [CPU],
+                enable_fallback=int(wants_cuda),  # it prints, and tries the same again on a CPU
             )
+            metadata = session.get_modelmeta().custom_metadata_map
+            ports = (*session.get_inputs(), *session.get_outputs())
+            tensors = {port.name: (port.type, port.shape) for port in ports}  # names may be no text
         except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
             raise open_error(path, error) from error
         # ONNX Runtime lists CUDA without a GPU and falls back to the CPU without a word.
@@ -74,9 +80,8 @@ class OnnxRuntimeEngine(Engine):
                 why="Its CUDA provider did not load: no GPU, driver, CUDA or cuDNN that fits.",
                 fix="`eomt-deploy doctor` shows what is missing; or pass device='cpu'.",
             )
-        self.spec = parse_spec(session.get_modelmeta().custom_metadata_map, path)
-        tensors = (*session.get_inputs(), *session.get_outputs())
-        check_contract(self.spec, {t.name: (t.type, t.shape) for t in tensors}, path)
+        self.spec = parse_spec(metadata, path)
+        check_contract(self.spec, tensors, path)
         self.device = "cuda" if used == CUDA else "cpu"
         self._session: ort.InferenceSession | None = session
 

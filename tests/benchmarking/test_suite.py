@@ -103,6 +103,10 @@ DAMAGE = {
     "settings": lambda d: d.update(settings={}),
     "environment": lambda d: d.update(environment={}),
     "peak": lambda d: d["peaks"]["fp32"].update(tflops=0),
+    "precision": lambda d: d["measurements"][0].update(precision=None),
+    "size": lambda d: d["rows"][0].update(size=[[], 64]),
+    "parameters": lambda d: d["rows"][0].update(params="many"),
+    "long": lambda d: d.update(peaks="p" * 10_000, suite={"x" * 10_000: 1}),
 }
 
 
@@ -112,8 +116,9 @@ def test_damaged_reports_are_told(report, damage, tmp_path):
     damage(data)
     path = tmp_path / "x.json"
     path.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match="is no report"):
+    with pytest.raises(UsageError, match="is no report") as error:
         read_reports(path)
+    assert len(str(error.value)) < 1000
 
 
 def test_what_was_left_out_elsewhere_is_told(report, tmp_path):

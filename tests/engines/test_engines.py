@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from test_sidecar import SIDECAR
 
+from eomt_deploy import Segmenter
 from eomt_deploy.devices import cuda_device_count
 from eomt_deploy.engines import BACKENDS, open_engine, registry
 from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
@@ -125,3 +128,11 @@ def test_gpu_gives_the_same_numbers(exported):
         assert engine.device == "cuda"
         for have, want in zip(engine.run(images), wanted, strict=True):
             assert np.abs(have - want).max() < 2e-3 * np.abs(want).max()  # TF32
+
+
+def test_an_open_model_is_not_sent_to_another_process(exported):
+    """A spawned process gets its arguments pickled."""
+    with Segmenter(exported("panoptic")) as segmenter:
+        for send in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(UsageError, match="sent to another process"):
+                send(segmenter)

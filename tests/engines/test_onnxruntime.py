@@ -146,6 +146,20 @@ def test_damaged_graphs_are_told_by_onnx_runtime(saved, tmp_path, damage):
         open_engine(path, backend="onnxruntime", device="cpu")
 
 
+def test_a_damaged_graph_is_one_error_and_nothing_on_the_terminal(saved, tmp_path, capfd):
+    """ONNX Runtime would log it in its own words, and print that it tries again."""
+    data = saved("int8").read_bytes()
+    path = tmp_path / "damaged.onnx"
+    names = data.replace(b"class_logits", b"class_\xe5\xe5gits")
+    model = onnx.load(saved("int8"))
+    model.graph.initializer[0].raw_data = b""
+    for content in (names, model.SerializeToString()):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError):
+            open_engine(path, backend="onnxruntime", device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_no_gpu_is_known_beforehand(saved, monkeypatch):
     """onnxruntime-gpu lists CUDA on every machine."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])

@@ -1,0 +1,414 @@
+"""Valid inputs that the fuzzers start from, all made here."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from eomt_deploy.architecture import Architecture
+from eomt_deploy.classes import make_classes
+from eomt_deploy.sidecar import Sidecar
+from eomt_deploy.spec import (
+    METADATA_KEY,
+    RESIZE_RULES,
+    TASK_THRESHOLDS,
+    TASKS,
+    Backbone,
+    ModelSpec,
+    Task,
+)
+
+from .mutations import Files
+
+CLASSES = [
+    {"name": "sky", "thing": False},
+    {"name": "grass", "thing": False, "color": [10, 200, 30]},
+    {"name": "cat", "thing": True},
+]
+SIDE, QUERIES = 32, 6
+ARCH = Architecture(
+    width=16, depth=2, heads=1, mlp="gelu", mlp_hidden=16, registers=1, patch_size=16,
+    num_queries=4, num_blocks=1, num_classes=3, num_upscale=1,
+)  # fmt: skip
+SIZE = (32, 32)
+
+
+def spec(task: Task = "panoptic", side: int = SIDE) -> ModelSpec:
+    return ModelSpec(
+        name="hostile", task=task, image_size=(side, side), patch_size=16, num_queries=QUERIES,
+        num_blocks=1, num_upscale=2, classes=make_classes(CLASSES, "test"),
+        resize=RESIZE_RULES[task], thresholds=TASK_THRESHOLDS[task],
+        backbone=Backbone("dinov2", 64, 2, 1, "gelu", 1, 1234),
+        provenance={"eomt_deploy": "0.1.0", "checkpoint_sha256": "0" * 64},
+    )  # fmt: skip
+
+
+def specs() -> list[ModelSpec]:
+    """A description of each task, one with a fixed batch."""
+    return [*(spec(task) for task in TASKS), replace(spec(), batch=2, precision="fp16")]
+
+
+@cache
+def graph(side: int = SIDE) -> bytes:
+    """A model of a few operators that keeps the contract of tensors, without its description."""
+    random = np.random.default_rng(0)
+    masks, classes = side // 4, len(CLASSES) + 1
+    weights = [
+        numpy_helper.from_array(random.normal(size=(QUERIES, 3, 1, 1)).astype(np.float32), "mix"),
+        numpy_helper.from_array(random.normal(size=QUERIES).astype(np.float32), "shift"),
+        numpy_helper.from_array(random.normal(size=(3, classes)).astype(np.float32), "head"),
+        numpy_helper.from_array(random.normal(size=(QUERIES, 1)).astype(np.float32) * 4, "spread"),
+        numpy_helper.from_array(np.array(0.02, np.float32), "scale"),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+        numpy_helper.from_array(np.array([2, 3], np.int64), "sides"),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["real", "scale"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["first"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["first"], ["small"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Conv", ["small", "mix", "shift"], ["mask_logits"]),
+        helper.make_node("ReduceMean", ["small", "sides"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "head"], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", "one"], ["row"]),
+        helper.make_node("Mul", ["row", "spread"], ["class_logits"]),
+    ]
+    values = helper.make_tensor_value_info
+    made = helper.make_graph(
+        nodes, "hostile",
+        [values("images", TensorProto.UINT8, ["batch", side, side, 3])],
+        [values("class_logits", TensorProto.FLOAT, ["batch", QUERIES, classes]),
+         values("mask_logits", TensorProto.FLOAT, ["batch", QUERIES, masks, masks])],
+        weights,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 20)]
+    model = helper.make_model(made, opset_imports=opsets, ir_version=9, producer_name="hostile")
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def onnx_with(description: bytes, side: int = SIDE) -> bytes:
+    """The model with any bytes as its description: ModelProto's field 14, key 1, value 2."""
+    from .container_mutations import write_fields
+
+    pair = write_fields([(1, 2, METADATA_KEY.encode()), (2, 2, description)])
+    return graph(side) + write_fields([(14, 2, pair)])
+
+
+def onnx_model(task: Task, side: int = SIDE) -> bytes:
+    return onnx_with(spec(task, side).to_json().encode(), side)
+
+
+def picture(width: int = 40, height: int = 28, seed: int = 0) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@cache
+def images() -> list[tuple[str, bytes]]:
+    """Suffix and content of small images in the formats that we read."""
+    rgb = picture()
+    palette = rgb.quantize(16)
+    frames = [picture(seed=i) for i in range(3)]
+    exif = Image.Exif()
+    exif.update({274: 6, 271: "maker", 36867: "2020:01:01 00:00:00", 282: 72.0})
+    icc = b"\0\0\1\0" + bytes(252)
+    made: list[tuple[str, bytes]] = []
+
+    def add(suffix: str, image: Image.Image, kind: str, **options: Any) -> None:
+        made.append((suffix, encoded(image, kind, **options)))
+
+    for mode in ("L", "LA", "RGB", "RGBA", "1"):
+        add(".png", rgb.convert(mode), "PNG")
+    add(".png", palette, "PNG", transparency=3)
+    add(".png", rgb, "PNG", exif=exif)
+    add(".png", rgb, "PNG", save_all=True, append_images=frames)
+    for options in ({}, {"progressive": True, "quality": 30}, {"exif": exif}, {"icc_profile": icc}):
+        add(".jpg", rgb, "JPEG", **options)
+    for mode in ("L", "CMYK"):
+        add(".jpg", rgb.convert(mode), "JPEG", exif=exif)
+    add(".webp", rgb, "WEBP", quality=50)
+    add(".webp", rgb.convert("RGBA"), "WEBP", lossless=True, exif=exif)
+    add(".webp", rgb, "WEBP", save_all=True, append_images=frames)
+    for compression in (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg"):
+        add(".tif", rgb, "TIFF", compression=compression)
+    add(".tif", rgb.convert("1"), "TIFF", compression="group4")
+    add(".tif", rgb.convert("CMYK"), "TIFF")
+    add(".tiff", palette, "TIFF", exif=exif)
+    add(".tif", rgb, "TIFF", save_all=True, append_images=frames)
+    for mode in ("1", "L", "P", "RGB", "RGBA"):
+        add(".bmp", rgb.convert(mode), "BMP")
+    for mode in ("1", "L", "RGB"):
+        add(".ppm", rgb.convert(mode), "PPM")
+    made.append((".ppm", b"P3\n2 2\n255\n" + b"0 128 255 " * 4))
+    made.append((".ppm", b"P6\n# a comment\n2 2\n255\n" + bytes(12)))
+    return made
+
+
+@cache
+def foreign_images() -> list[tuple[str, bytes]]:
+    """Formats that Pillow knows and that we need not read, under the suffix of one that we do."""
+    rgb = picture()
+    made = [(".jpg", encoded(rgb, kind)) for kind in ("GIF", "ICO", "TGA", "PCX", "SGI", "DDS",
+                                                      "EPS",
+                                                      "PDF", "IM", "JPEG2000", "MPO")]  # fmt: skip
+    for kind in ("AVIF", "BLP", "SPIDER", "MSP", "XBM", "ICNS", "QOI"):
+        try:
+            mode = {"BLP": "P", "SPIDER": "F", "MSP": "1", "XBM": "1"}.get(kind, "RGB")
+            made.append((".png", encoded(rgb.convert(mode), kind)))
+        except (OSError, KeyError, ValueError):  # not in this build of Pillow
+            continue
+    made.append((".jpg", b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\4\0\0\0\4\0\x08\0\3" + bytes(99)))
+    made.append((".jpg", b"SIMPLE  =                    T" + bytes(2850)))
+    made.append(
+        (".jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    )
+    made.append((".png", b'/* XPM */\nstatic char *x[] = {\n"2 1 1 1",\n"a c #000000",\n"aa"};'))
+    made.append((".bmp", b"\xd7\xcd\xc6\x9a" + bytes(60)))
+    return made
+
+
+def sidecars() -> list[str]:
+    base = Sidecar(
+        spec=replace(spec(), precision="fp16"), target="tensorrt", library_version="11.4.0.106",
+        precision="fp16", batch=(1, 1, 8), compute_capabilities=("8.9",), gpu="NVIDIA L4",
+        driver="580.65.06", version_compatible=False, hardware_compatibility="none",
+        stripped=False, plan_bytes=4, plan_sha256="8" * 64, onnx="m.onnx", onnx_sha256="0" * 64,
+        settings={"tf32": "no"},
+    )  # fmt: skip
+    rtx = replace(
+        base, target="tensorrt-rtx", compute_capabilities=("8.0+",), gpu=None, driver=None
+    )
+    return [base.to_json(), rtx.to_json()]
+
+
+# Checkpoints
+
+
+@cache
+def weights() -> dict[str, Any]:
+    """The state dict of a small network, in our own names."""
+    import torch
+
+    from eomt_deploy.network.eomt import EoMT
+
+    torch.manual_seed(0)
+    model = EoMT(ARCH, SIZE).eval()
+    return {key: torch.randn(value.shape) * 0.1 for key, value in model.state_dict().items()}
+
+
+def official() -> dict[str, Any]:
+    import torch
+
+    inside = ("backbone.", "pixel_")
+    state = {
+        f"network.encoder.{k}" if k.startswith(inside) else f"network.{k}": v
+        for k, v in weights().items()
+    }
+    return state | {
+        "network.attn_mask_probs": torch.zeros(1),
+        "criterion.empty_weight": torch.ones(4),
+    }
+
+
+def huggingface() -> dict[str, Any]:
+    """In transformers' names, the inverse of what we read."""
+    import torch
+
+    found: dict[str, Any] = {"attn_mask_probs": torch.zeros(1)}
+    plain = {
+        "backbone.cls_token": "embeddings.cls_token",
+        "backbone.reg_token": "embeddings.register_tokens",
+        "q.weight": "query.weight",
+    }
+    parts = (
+        ("backbone.patch_embed.proj", "embeddings.patch_embeddings.projection"),
+        ("backbone.blocks", "layers"), ("attn.proj", "attention.out_proj"),
+        ("ls1.gamma", "layer_scale1.lambda1"), ("ls2.gamma", "layer_scale2.lambda1"),
+        ("backbone.norm", "layernorm"), ("class_head", "class_predictor"),
+        ("mask_head.0", "mask_head.fc1"), ("mask_head.2", "mask_head.fc2"),
+        ("mask_head.4", "mask_head.fc3"),
+    )  # fmt: skip
+    for key, value in weights().items():
+        if key.startswith("pixel_"):
+            continue
+        if key == "backbone.pos_embed":
+            found["embeddings.position_embeddings.weight"] = value[0].clone()
+            continue
+        name = plain.get(key, key)
+        if name.startswith("upscale."):
+            name = name.replace("upscale.", "upscale_block.block.").replace(
+                ".norm.", ".layernorm2d."
+            )
+        for ours, theirs in parts:
+            name = name.replace(ours, theirs)
+        if ".attn.qkv." in name:
+            for part, piece in zip("qkv", value.chunk(3), strict=True):
+                found[name.replace("attn.qkv", f"attention.{part}_proj")] = piece.clone()
+        else:
+            found[name] = value
+    return found
+
+
+def lightly() -> dict[str, Any]:
+    import torch
+
+    found = {}
+    for key, value in weights().items():
+        if key.startswith("pixel_"):
+            continue
+        name = key.replace("q.weight", "queries.weight") if key == "q.weight" else key
+        name = name.replace("reg_token", "register_tokens")
+        if key == "backbone.pos_embed":
+            value = torch.cat([torch.zeros(1, 1, ARCH.width), value], dim=1)
+        found[f"model.{name}"] = value
+    arguments = {
+        "image_size": SIZE, "image_normalize": {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.3)},
+        "num_queries": 4, "num_joint_blocks": 1,
+        "thing_classes": {3: "cat"}, "stuff_classes": {7: "sky", 9: "grass"},
+    }  # fmt: skip
+    return {"model_class_path": "x.X", "model_init_args": arguments, "train_model": found}
+
+
+def checkpoints() -> list[dict[str, Any]]:
+    """What trainers hand to torch.save."""
+    official_state = official()
+    return [official_state, {"state_dict": official_state, "epoch": 3}, lightly(),
+            {"model": huggingface()}]  # fmt: skip
+
+
+CONFIG = {
+    "model_type": "eomt", "num_attention_heads": 1, "layer_norm_eps": 1e-6, "image_size": 32,
+    "id2label": {"0": "sky", "1": "grass", "2": "cat"}, "hidden_act": "gelu",
+}  # fmt: skip
+
+
+@cache
+def huggingface_folders() -> list[Files]:
+    from safetensors.torch import save
+
+    state = {k: v.contiguous() for k, v in huggingface().items()}
+    names = sorted(state)
+    halves = (
+        {n: state[n] for n in names[: len(names) // 2]},
+        {n: state[n] for n in names[len(names) // 2 :]},
+    )
+    shards = {
+        f"model-0000{i + 1}-of-00002.safetensors": save(half) for i, half in enumerate(halves)
+    }
+    place = {
+        n: f"model-0000{i + 1}-of-00002.safetensors" for i, half in enumerate(halves) for n in half
+    }
+    index = json.dumps({"metadata": {"total_size": 1}, "weight_map": place}).encode()
+    config = json.dumps(CONFIG).encode()
+    return [
+        {"config.json": config, "model.safetensors": save(state)},
+        {"config.json": config, "model.safetensors.index.json": index, **shards},
+    ]
+
+
+# Labelled data
+
+CATEGORIES = [
+    {"id": 10 + i, "name": c["name"], "isthing": int(bool(c["thing"]))}
+    for i, c in enumerate(CLASSES)
+]
+
+
+def segment_ids(seed: int, size: tuple[int, int], count: int) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, count, (3, 4), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+@cache
+def coco_panoptic() -> Files:
+    document: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": CATEGORIES}
+    files: Files = {}
+    for index in range(2):
+        ids = segment_ids(index, (28, 40), 4)
+        files[f"images/{index}.jpg"] = encoded(picture(seed=index), "JPEG")
+        labels = np.stack([ids, ids * 0, ids * 0], -1).astype(np.uint8)
+        files[f"panoptic/{index}.png"] = encoded(Image.fromarray(labels), "PNG")
+        document["images"].append(
+            {"id": index, "file_name": f"{index}.jpg", "height": 28, "width": 40}
+        )
+        info = [{"id": int(i), "category_id": 9 + int(i), "iscrowd": int(i == 3)}
+                for i in np.unique(ids) if i]  # fmt: skip
+        document["annotations"].append(
+            {"image_id": index, "file_name": f"{index}.png", "segments_info": info}
+        )
+    return files | {"panoptic.json": json.dumps(document).encode()}
+
+
+@cache
+def coco_instances() -> Files:
+    polygon = [[2.0, 2.0, 20.0, 3.0, 18.0, 20.0, 4.0, 15.5]]
+    counts = {"size": [28, 40], "counts": [100, 300, 720]}
+    packed = {"size": [28, 40], "counts": "c3a0;" + "0" * 48 + "e8"}
+    annotations = [
+        {"id": i, "image_id": i % 2, "category_id": 12, "segmentation": shape, "area": 200.0,
+         "iscrowd": int(i == 1), "bbox": [2, 2, 18, 18]}
+        for i, shape in enumerate((polygon, counts, packed))
+    ]  # fmt: skip
+    document = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": 28, "width": 40} for i in range(2)
+        ],
+        "annotations": annotations, "categories": CATEGORIES,
+    }  # fmt: skip
+    pictures = {f"images/{i}.jpg": encoded(picture(seed=i), "JPEG") for i in range(2)}
+    return pictures | {"annotations/instances_val2017.json": json.dumps(document).encode()}
+
+
+@cache
+def label_folder() -> Files:
+    files: Files = {"classes.json": json.dumps(CLASSES).encode()}
+    for index in range(2):
+        labels = segment_ids(index, (28, 40), 3).copy()
+        labels[:3] = 255
+        files[f"images/{index}.jpg"] = encoded(picture(seed=index), "JPEG")
+        files[f"labels/{index}.png"] = encoded(Image.fromarray(labels), "PNG")
+    return files
+
+
+@cache
+def suite_report() -> bytes:
+    from eomt_deploy import catalog
+    from eomt_deploy.benchmarking.roofline import Peak
+    from eomt_deploy.benchmarking.scenarios import Served
+    from eomt_deploy.benchmarking.suite_report import Measurement, Size, Skipped, SuiteReport
+
+    suite = catalog.find_suite("table1")
+    rows = suite.select()[:2] + tuple(r for r in suite.select() if r.name == suite.base)
+    rows = tuple({row.name: row for row in rows}.values())
+    report = SuiteReport(
+        suite, rows,
+        environment={"cpu": "a CPU", "cores": 2, "date": "2026-01-01", "load_average": 0.1},
+        settings={"runtimes": ["onnxruntime"], "scopes": ["network"], "batches": [1]},
+        sizes={row.name: Size(1000, 2000) for row in rows},
+        peaks={"fp32": Peak("fp32", 1.5, 512)},
+        measurements=[
+            Measurement(row.name, "onnxruntime", "cpu", "fp32", "network", 1, 0,
+                        (10.0, 11.0, 10.5, 10.2))
+            for row in rows
+        ],
+        served=[Served(rows[0].name, "onnxruntime", 10.0, (5.0, 6.0), 0, 1.0)],
+        skipped=[Skipped(rows[0].name, "tensorrt", "there is no GPU")],
+        notes=["a note"],
+    )  # fmt: skip
+    return json.dumps(report.to_dict()).encode()

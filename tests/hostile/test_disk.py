@@ -1,0 +1,96 @@
+"""No room left: one error, exit code 2, and nothing half-written or lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from hostile.commands import (
+    Command,
+    Inputs,
+    bench,
+    compare,
+    evaluate,
+    export,
+    leftovers,
+    make_inputs,
+    predict,
+    predict_file,
+    run,
+    unfinished,
+)
+
+resource = pytest.importorskip("resource")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and mounts are Linux's")
+COMMANDS = {
+    "predict": (predict, 4000),
+    "predict to a file": (predict_file, 4000),
+    "eval": (evaluate, 300),
+    "export": (export, 50_000),
+    "bench": (bench, 200),
+    "compare": (compare, 100),
+}
+"""What each writes, and the bytes that a file may have."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs") / "in", images=4)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB without a free byte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    try:
+        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a small file system cannot be mounted here; this needs root")
+    try:
+        with suppress(OSError), (place / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1024))
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def limit(size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def check(inputs: Inputs, command: Command, out: Path, limiter: Callable[[], None] | None) -> None:
+    before, there = inputs.content(), {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    code, text = run(command(inputs, out), limiter)
+    assert code == 2, f"exit code {code}\n{text}"
+    assert "Traceback" not in text, text
+    assert text.count("error:") == 1, text
+    assert "No space left" in text or "File too large" in text, text
+    assert not unfinished(out)
+    assert not leftovers(out)
+    assert inputs.content() == before
+    assert {p: p.read_bytes() for p in there} == there
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_file_that_may_not_grow(inputs, tmp_path, name):
+    """A limit of the size of files, as quotas set it."""
+    command, size = COMMANDS[name]
+    check(inputs, command, tmp_path, limit(size))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_disk_that_is_full(inputs, small_disk, name):
+    """What was there stays."""
+    command, _ = COMMANDS[name]
+    check(inputs, command, small_disk, None)

@@ -1,0 +1,76 @@
+"""The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eomt_deploy.processing import pixels
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+COUNT = 250
+FLAGS = ("-shared", "-fPIC", "-g", "-O1", "-fno-omit-frame-pointer", "-ffp-contract=fast",
+         "-fno-math-errno", "-fsanitize=address,undefined,float-cast-overflow",
+         "-fno-sanitize-recover=all")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The kernels with all checks, and the sanitizer's own library, which must be loaded first."""
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("there is no gcc or clang here, or this is not Linux")
+    library = tmp_path_factory.mktemp("kernels") / "pixels-sanitized.so"
+    sources = sorted(str(path) for path in pixels.FOLDER.glob("*.c"))
+    made = subprocess.run(
+        [compiler, *FLAGS, *sources, "-o", str(library), "-lm"], capture_output=True, text=True
+    )
+    name = "libasan.so" if "gcc" in compiler else "libclang_rt.asan-x86_64.so"
+    found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True)
+    runtime = found.stdout.strip()
+    if made.returncode or not Path(runtime).is_file():
+        pytest.skip(f"{compiler} has no sanitizers: {made.stderr[-300:]}")
+    return library, runtime
+
+
+def run_driver(sanitized: tuple[Path, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    _, runtime = sanitized
+    environment = os.environ | {
+        "LD_PRELOAD": runtime, "PYTHONMALLOC": "malloc", "PYTHONPATH": str(ROOT),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment,
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_kernel_leaves_its_arrays_or_the_language(sanitized, seed):
+    """NaN and infinity, one pixel, many windows, more queries and classes than any model has."""
+    done = run_driver(sanitized, HERE / "kernel_driver.py", sanitized[0], seed, COUNT)
+    last = "\n".join(done.stdout.splitlines()[-2:])
+    assert done.returncode == 0, f"{last}\n{done.stderr[:3000]}"
+    assert done.stdout.endswith("all done\n")
+
+
+def test_the_sanitizer_sees_a_fault(sanitized):
+    """Or else the test above would show nothing."""
+    overrun = (
+        "import ctypes, sys, numpy as np\n"
+        "library = ctypes.CDLL(sys.argv[1])\n"
+        "owners = np.zeros((2, 2), np.int16); segments = np.zeros((2, 2), np.int32)\n"
+        "table = np.zeros(2, np.int32); boxes = np.zeros((1, 4), np.int32)\n"
+        "at = lambda a: ctypes.c_void_p(a.ctypes.data)\n"
+        "library.label_segments(at(owners), 2, at(table), 1, 0, 4000, at(segments), at(boxes))\n"
+    )
+    done = run_driver(sanitized, "-c", overrun, sanitized[0])
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr
