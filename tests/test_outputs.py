@@ -98,9 +98,7 @@ def test_new_files_stdout_and_devices_are_fine(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 300, b"[" * 100_000, b"\x89PNG\r\n"])
-@pytest.mark.parametrize(
-    "name", ["x.json", "x.png", "x.npz", "x.onnx", "x.pt2", "x.xml", "x.engine"]
-)
+@pytest.mark.parametrize("suffix", ["json", "png", "npz", "onnx", "pt2", "xml", "engine"])
 def test_damaged_files_are_not_ours(tmp_path, suffix, content):
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content)

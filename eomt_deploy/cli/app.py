@@ -12,7 +12,7 @@ import typer
 from eomt_deploy import __version__
 from eomt_deploy.cli import bench, build, compare, doctor, eval, export, inspect, list_, predict
 from eomt_deploy.cli.console import say, stderr
-from eomt_deploy.cli.stopping import Stopped
+from eomt_deploy.cli.stopping import Stopped, received_signal
 from eomt_deploy.errors import EomtDeployError
 
 app = typer.Typer(
@@ -57,17 +57,27 @@ def run(arguments: Sequence[str]) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(list(arguments))
-    except EomtDeployError as error:
-        say(f"error: {error.what}", stderr, "bold red")
-        for label, text in (("why", error.why), ("fix", error.fix)):
-            if text:
-                say(f"  {label}: {text}", stderr)
-        sys.exit(error.exit_code)
     except Stopped as stop:
-        say(f"stopped by {stop.signal_name}", stderr)
+        _say_stopped(stop)
         raise
-    except OSError as error:
-        # Whatever else the file system refuses: names too long, folders without permission.
-        place = f"{error.filename}: " if error.filename else ""
-        say(f"error: {place}{error.strerror or error}", stderr, "bold red")
-        sys.exit(2)
+    except Exception as error:
+        if number := received_signal():  # a library turned our exception into one of its own
+            stopped = Stopped(number)
+            _say_stopped(stopped)
+            raise stopped from error
+        if isinstance(error, EomtDeployError):
+            say(f"error: {error.what}", stderr, "bold red")
+            for label, text in (("why", error.why), ("fix", error.fix)):
+                if text:
+                    say(f"  {label}: {text}", stderr)
+            sys.exit(error.exit_code)
+        if isinstance(error, OSError):
+            # Whatever else the file system refuses: names too long, folders without permission.
+            place = f"{error.filename}: " if error.filename else ""
+            say(f"error: {place}{error.strerror or error}", stderr, "bold red")
+            sys.exit(2)
+        raise
+
+
+def _say_stopped(stop: Stopped) -> None:
+    say(f"stopped by {stop.signal_name}", stderr)

@@ -22,6 +22,13 @@ class Stopped(SystemExit):
 
 _deferred: list[int] | None = None
 """Signals that wait for the end of :func:`uninterrupted`; None outside of it."""
+_received: list[int] = []
+"""Signals that have arrived."""
+
+
+def received_signal() -> int | None:
+    """The first signal that has arrived, or None."""
+    return _received[0] if _received else None
 
 
 @contextmanager
@@ -55,6 +62,7 @@ def stop_at_once() -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
+    _received.append(number)
     if _deferred is None:
         raise Stopped(number)
     _deferred.append(number)

@@ -101,7 +101,7 @@ def test_export_says_only_what_it_does(cli, tmp_path):
     assert "no checkpoint at no.bin" in err
 
 
-def test_compare_takes_what_export_takes(cli, exported, monkeypatch):
+def test_compare_takes_what_export_takes(cli, exported, photo, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
     for name, word in (
@@ -109,7 +109,7 @@ def test_compare_takes_what_export_takes(cli, exported, monkeypatch):
         ("coco-panoptic-eomt-tiny-640-lightly", "amazonaws.com/dinov3_vitt16"),
         ("hf://nobody/none", "hf://nobody/none cannot be downloaded"),
     ):
-        code, _, err = cli("compare", exported("panoptic"), name, "photos")
+        code, _, err = cli("compare", exported("panoptic"), name, photo)
         assert code == 2
         assert word in err
 

@@ -213,8 +213,9 @@ def test_command_line(cli, tmp_path, exported, files):
     assert code == 0
     assert "PQ_things" in out
     assert json.loads(target.read_text())["task"] == "panoptic"
-    assert len(list(worst.iterdir())) == 3
-    assert cli("eval", model, "--data", root, "--worst", worst)[0] == 2  # not empty
+    assert len(list(worst.glob("*.jpg"))) == 3
+    (worst / "mine.jpg").write_bytes(b"mine")
+    assert cli("eval", model, "--data", root, "--worst", worst)[0] == 2  # a file of somebody else
     for option in ("--json", "--resume"):
         truth = (root / "panoptic.json").read_bytes()
         assert cli("eval", model, "--data", root, option, root / "panoptic.json")[0] == 2
@@ -304,5 +305,5 @@ def test_worst_pictures_use_the_thresholds_of_the_run(cli, tmp_path, exported):
         folder = tmp_path / f"worst-{score}"
         options = ("--score-threshold", score, "--overlap-threshold", 0, "--worst", folder)
         assert cli("eval", exported("panoptic"), "--data", root, *options)[0] == 0
-        pictures.append(sorted(p.read_bytes() for p in folder.iterdir()))
+        pictures.append(sorted(p.read_bytes() for p in folder.glob("*.jpg")))
     assert pictures[0] != pictures[1]

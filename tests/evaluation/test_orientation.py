@@ -93,7 +93,7 @@ def test_predict_shows_the_image_upright_and_eval_says_what_it_took(labelled, cl
     assert code == 0
     assert "mIoU 100.00" in out
     assert "2 images have an EXIF orientation, which was ignored" in err
-    assert len(list((tmp_path / "worst").iterdir())) == 2
+    assert len(list((tmp_path / "worst").glob("*.jpg"))) == 2
     code, _, err = cli("compare", model, model, "--data", root, "-o", tmp_path / "c.png")
     assert code == 0
     assert "EXIF orientation" in err
