@@ -75,12 +75,13 @@ def check_max_pixels(max_pixels: int | None) -> int:
     """
     if max_pixels is None:
         return MAX_PIXELS
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
+    whole = isinstance(max_pixels, int | np.integer) and not isinstance(max_pixels, bool)
+    if not whole or max_pixels < 1:
         raise UsageError(
             f"max_pixels must be a whole number of at least 1, got {max_pixels!r}.",
             fix=f"Leave it out for the default of {MAX_PIXELS:,}, or pass 200000000.",
         )
-    return max_pixels
+    return int(max_pixels)
 
 
 @contextmanager

@@ -81,6 +81,16 @@ def test_engines_scopes_scenarios_and_plots(cli, exported, photo, tmp_path):
     assert "Poisson arrivals" in out
 
 
+def test_an_image_that_is_too_large(cli, exported, picture):
+    model = exported("semantic")
+    code, _, err = cli("bench", "--engine", model, "--image", picture, "--max-pixels", "100")
+    assert code == 2
+    assert "limit of 100" in err
+    code, _, err = cli("bench", "--suite", "table1", "--max-pixels", "100")
+    assert code == 2
+    assert "--max-pixels does not go with --suite" in err
+
+
 def test_one_file_in_two_run_times(cli, exported, tmp_path):
     pytest.importorskip("openvino")
     model, path = exported("panoptic"), tmp_path / "b.json"

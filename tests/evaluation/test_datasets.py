@@ -293,7 +293,14 @@ def test_photos_of_another_split_are_never_taken(tmp_path, spec):
 
 def test_what_systems_leave_behind_and_links(tmp_path, spec):
     root = made_up.label_folder(tmp_path / "real")
-    for junk in ("labels/._0.png", "__MACOSX/labels/._0.png", "images/.DS_Store"):
+    for junk in (
+        "labels/._0.png",
+        "__MACOSX/labels/._0.png",
+        "images/.DS_Store",
+        "labels/.ipynb_checkpoints/0-checkpoint.png",
+        "images/@eaDir/0.jpg",
+        ".cache/labels/0.png",
+    ):
         path = root / junk
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"junk")
