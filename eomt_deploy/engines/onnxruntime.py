@@ -74,7 +74,7 @@ class OnnxRuntimeEngine(Engine):
                 why="Its CUDA provider did not load: no GPU, driver, CUDA or cuDNN that fits.",
                 fix="`eomt-deploy doctor` shows what is missing; or pass device='cpu'.",
             )
-        self.spec = parse_spec(session.get_modelmeta().custom_metadata_map, path)
+        self.spec = parse_spec(read_onnx_metadata(path), path)
         tensors = (*session.get_inputs(), *session.get_outputs())
         check_contract(self.spec, {t.name: (t.type, t.shape) for t in tensors}, path)
         self.device = "cuda" if used == CUDA else "cpu"

@@ -11,6 +11,7 @@ from eomt_deploy.checkpoints.huggingface import HUB_PREFIX
 from eomt_deploy.classes import make_classes, read_classes, things_or_stuff
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting.config import ExportConfig
+from eomt_deploy.fields import printable
 from eomt_deploy.spec import (
     RESIZE_RULES,
     TASK_THRESHOLDS,
@@ -65,7 +66,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
     return ModelSpec(
         name=source.entry.name
         if source.entry and task == source.entry.task
-        else config.output.stem,
+        else printable(config.output.stem),
         task=task,
         image_size=image_size(config, source, checkpoint),
         patch_size=arch.patch_size,
@@ -87,7 +88,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
         precision=config.precision,
         batch=config.batch,
         provenance={
-            "checkpoint": _file_name(config.checkpoint),
+            "checkpoint": printable(_file_name(config.checkpoint)),
             "checkpoint_sha256": checkpoint.sha256,
             "source_format": checkpoint.source_format,
             "masked_attention": _annealing(checkpoint),
