@@ -26,7 +26,7 @@ MAX_PROTOBUF_BYTES = 2_000_000_000
 """A protobuf message cannot exceed 2 GiB: larger weights go to a side file."""
 MAX_METADATA_BYTES = 64 << 20
 """Of all metadata of a file."""
-MAX_FIELDS = 100_000
+MAX_FIELDS = 10_000
 """Of an ONNX file beside its graph: versions of operators, functions, metadata."""
 MAX_XML_DEPTH = 100
 MAX_XML_BYTES = 64 << 20
