@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hotcoco import mask as coco_mask
 
 from eomt_deploy.errors import UsageError
-from eomt_deploy.evaluation.evaluate import checked_logits, read_sample
+from eomt_deploy.evaluation.evaluate import read_sample
 from eomt_deploy.evaluation.scorers import Evidence, Scorer, scorer_for
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth, TruthSegment
 from eomt_deploy.result import SHOWN_SCORE, Segment, Segmentation
@@ -89,6 +89,7 @@ def compare(
 
     Raises:
         UsageError: the models have different tasks or classes, or there are no images.
+        VerificationError: a model gives NaN or infinite logits.
     """
     names = [[info.name for info in model.spec.classes] for model in (a, b)]
     if a.spec.task != b.spec.task or names[0] != names[1]:
@@ -105,9 +106,9 @@ def compare(
     evidence: tuple[list[Evidence], list[Evidence]] = ([], [])
     for index, sample in enumerate(samples):
         image, truth = read_sample(sample) if labelled else (sample.image(), None)
-        logits_a, logits_b = (checked_logits(m, sample.name, image) for m in (a, b))
-        first = a.processor.postprocess(*logits_a)
-        second = b.processor.postprocess(*logits_b)
+        logits_a, logits_b = a.logits(image), b.logits(image)
+        first = a.processor.postprocess(*logits_a, image=sample.name)
+        second = b.processor.postprocess(*logits_b, image=sample.name)
         errors.add(logits_a[:2], logits_b[:2])
         agreement.append(float((label_map(first) == label_map(second)).mean()))
         overlaps += _best_overlaps(first, second) + _best_overlaps(second, first)
