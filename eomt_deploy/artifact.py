@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 from eomt_deploy.errors import ArtifactError
+from eomt_deploy.fields import shown
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -23,6 +24,15 @@ VARINT, LENGTH = 0, 2
 """How a protobuf field is stored: as a number, or as a length and as many bytes."""
 MAX_PROTOBUF_BYTES = 2_000_000_000
 """A protobuf message cannot exceed 2 GiB: larger weights go to a side file."""
+MAX_METADATA_BYTES = 64 << 20
+"""Of all metadata of a file."""
+MAX_FIELDS = 10_000
+"""Of an ONNX file beside its graph: versions of operators, functions, metadata."""
+MAX_XML_DEPTH = 100
+MAX_XML_BYTES = 64 << 20
+"""OpenVINO's .xml of the largest model has a few megabytes; the weights are in the .bin."""
+ARITHMETIC = ("f32", "bf16", "f16")
+"""What `build` writes into an .xml: the arithmetic of the unquantised part."""
 EXTERNAL_SUFFIX = ".data"
 """Weights of models too large for one protobuf stand in ``<model>.onnx.data``."""
 
@@ -61,7 +71,10 @@ def parse_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
             why="Classes, task and sizes travel inside the file; without them nothing is exact.",
             fix="Export the checkpoint: eomt-deploy export CHECKPOINT -o model.onnx",
         )
-    return ModelSpec.from_json(metadata[METADATA_KEY])
+    try:
+        return ModelSpec.from_json(metadata[METADATA_KEY])
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
 
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
@@ -71,16 +84,33 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
     (https://protobuf.dev/programming-guides/encoding): what is not wanted is skipped.
 
     Returns:
-        what was found; nothing in a file that is no such message.
+        what was found; nothing in a file that is no such message. Bytes that are no UTF-8 become
+        surrogates, which :func:`parse_spec` refuses.
+
+    Raises:
+        ArtifactError: there is more metadata than any file of ours has.
     """
     found: dict[str, str] = {}
-    with path.open("rb") as file, suppress(IndexError, UnicodeDecodeError):
-        for field, length in _fields(file, path.stat().st_size):
+    left = MAX_METADATA_BYTES
+    with path.open("rb") as file, suppress(IndexError):
+        for number, (field, length) in enumerate(_fields(file, path.stat().st_size)):
+            left -= length if field == METADATA_FIELD else 0
+            if left < 0 or number >= MAX_FIELDS:
+                raise ArtifactError(
+                    f"{path} has more than {MAX_METADATA_BYTES >> 20} MiB of metadata or more than "
+                    f"{MAX_FIELDS} fields beside its graph.",
+                    fix="Export the checkpoint again.",
+                )
             if field == METADATA_FIELD:
                 entry = BytesIO(file.read(length))
-                parts = {part: entry.read(size).decode() for part, size in _fields(entry, length)}
+                parts = {part: _text(entry.read(size)) for part, size in _fields(entry, length)}
                 found[parts.get(1, "")] = parts.get(2, "")
     return found
+
+
+def _text(value: str | bytes) -> str:
+    """Text of a protobuf message; its library gives bytes where they are no UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors="surrogateescape")
 
 
 def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
@@ -118,17 +148,63 @@ def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
     Raises:
         ArtifactError: no such file, damaged, or not made of an export of ours.
     """
-    if not path.is_file():
-        raise ArtifactError(f"There is no model at {path}.")
     try:
-        info = ElementTree.parse(path).getroot().find("rt_info")
-    except ElementTree.ParseError as error:
+        if (size := path.stat().st_size) > MAX_XML_BYTES:
+            raise ArtifactError(
+                f"{path} has {size} bytes, the maximum of an .xml is {MAX_XML_BYTES}."
+            )
+        values = _xml_values(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"There is no model at {path}: {error.strerror}.") from error
+    except (expat.ExpatError, ValueError) as error:
         raise ArtifactError(
             f"{path} is no .xml of OpenVINO: {error}.", fix="Build it again: eomt-deploy build"
         ) from error
-    entries = [*info.iterfind("framework/*"), *info.iterfind("eomt_deploy/*")] if info else []
-    values = {entry.tag: entry.get("value", "") for entry in entries}
-    return parse_spec(values, path), values.get("arithmetic")
+    return parse_spec(values, path), check_arithmetic(values.get("arithmetic"), path)
+
+
+def _xml_values(content: bytes) -> dict[str, str]:
+    """The values below net/rt_info/framework and net/rt_info/eomt_deploy, by name.
+
+    No tree is made of the file, and no entities are taken, so that neither its depth nor what it
+    expands to can fill the memory.
+    """
+    values: dict[str, str] = {}
+    open_tags: list[str] = []
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        if len(open_tags) == 3 and open_tags[1:] in (
+            ["rt_info", "framework"],
+            ["rt_info", "eomt_deploy"],
+        ):
+            values[tag] = attributes.get("value", "")
+        open_tags.append(tag)
+        if len(open_tags) > MAX_XML_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_XML_DEPTH} levels deep")
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it has a document type declaration, which OpenVINO does not write")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda _: open_tags.pop()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(content, True)  # at once: long values in many pieces are slow
+    return values
+
+
+def check_arithmetic(value: str | None, path: Path) -> str | None:
+    """What `build` wrote about the arithmetic; None where it wrote nothing.
+
+    Raises:
+        ArtifactError: it is another word.
+    """
+    if value is not None and value not in ARITHMETIC:
+        raise ArtifactError(
+            f"{path}: `arithmetic` must be {' or '.join(ARITHMETIC)}, got {shown(value)}.",
+            fix="Build it again: eomt-deploy build",
+        )
+    return value
 
 
 def check_contract(
@@ -183,7 +259,7 @@ def read_artifact(path: str | Path) -> Artifact:
         raise ArtifactError(
             f"{path} is not an ONNX model, or it is damaged.", fix="Export or copy it again."
         ) from error
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
     spec = parse_spec(metadata, path)
     inputs = tuple(_tensor(value) for value in model.graph.input)
     outputs = tuple(_tensor(value) for value in model.graph.output)
@@ -195,7 +271,7 @@ def read_artifact(path: str | Path) -> Artifact:
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
         inputs=inputs,
         outputs=outputs,
-        operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        operators=dict(Counter(_text(node.op_type) for node in model.graph.node).most_common()),
         bytes=path.stat().st_size + (external.stat().st_size if external.is_file() else 0),
     )
 
@@ -208,5 +284,5 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     except KeyError:  # no tensor, or of a type that numpy has not
         dtype = "unknown"
-    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
-    return TensorInfo(value.name, dtype, shape)
+    shape = tuple(_text(d.dim_param) or d.dim_value for d in tensor.shape.dim)
+    return TensorInfo(_text(value.name), dtype, shape)

@@ -12,7 +12,7 @@ from typing import Any
 
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import read_json
-from eomt_deploy.spec import ClassInfo, Task
+from eomt_deploy.spec import ClassInfo, Task, check_class_name
 
 EXAMPLE = '[{"name": "road", "thing": false}, {"name": "car", "thing": true}]'
 IMPLIED_THING: dict[Task | None, bool] = {"semantic": False, "instance": True}
@@ -64,6 +64,7 @@ def make_classes(entries: Iterable[Mapping[str, Any]], origin: str) -> tuple[Cla
                 f"Entry {index} of {origin} is not a class: {_shown(entry)}.",
                 fix=f'Write a list like {EXAMPLE}; "color": [r, g, b] is optional.',
             )
+        check_class_name(name, f"entry {index} of {origin}")
         classes.append(ClassInfo(index, name, thing, (color[0], color[1], color[2])))
     if not classes:
         raise UsageError(f"{origin} is empty.", fix=f"Write a list like {EXAMPLE}.")

@@ -31,6 +31,8 @@ LogitsAt = tuple[Logits, Logits, Geometry]
 """Of one image: class logits [N, Q, C+1], mask logits [N, Q, h, w], and where they stand."""
 Inputs = tuple[npt.NDArray[np.uint8], Geometry]
 """Of one image: what the network sees, uint8 [N, H, W, 3], and where it stands."""
+Photo = tuple[RgbImage, str | None]
+"""The pixels of an image, and its name for error messages; None for what has no name."""
 MAX_INPUTS = 8
 """Network inputs of one engine call, and images of one group."""
 AHEAD = 2
@@ -78,7 +80,7 @@ class Segmenter:
         if isinstance(engine, str | Path):
             engine = open_engine(engine, backend=backend, device=device, threads=threads, mode=mode)
         self.engine: Engine = engine
-        self.processor = Processor(engine.spec, threads=threads)
+        self.processor = Processor(engine.spec, threads=threads, backend=engine.backend)
         # Not isinstance: it would ask a thread's stream, and so start an execution context.
         on_device = hasattr(engine, "run_device")
         self._on_device = OnDevice(cast("DeviceEngine", engine)) if on_device else None
@@ -107,6 +109,7 @@ class Segmenter:
         Raises:
             ImageError: the image cannot be read.
             UsageError: a threshold that the task does not have.
+            VerificationError: the model gives NaN or infinite logits.
         """
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         steps = Steps(self, color_order, thresholds)
@@ -195,6 +198,8 @@ class Segmenter:
         Raises:
             ImageError: an image cannot be read.
             UsageError: a threshold that the task does not have, or ``ahead`` below 0.
+            VerificationError: the model gives NaN or infinite logits; also with
+                ``return_errors``, since it is not the image's fault.
         """
         if ahead < 0:
             raise UsageError(f"ahead {ahead} is no number of images.", fix="Use 0 or more.")
@@ -233,41 +238,50 @@ class Steps:
     color_order: ColorOrder
     thresholds: Thresholds
 
-    def prepare(self, group: Sequence[ImageSource]) -> tuple[list[RgbImage], list[Inputs]]:
+    def prepare(self, group: Sequence[ImageSource]) -> tuple[list[Photo], list[Inputs]]:
         """Read and resize; a GPU resizes by itself."""
         limit = self.segmenter.max_pixels
-        photos = [load_image(i, color_order=self.color_order, max_pixels=limit) for i in group]
+        photos = [
+            (load_image(image, color_order=self.color_order, max_pixels=limit), name_of(image))
+            for image in group
+        ]
         if self.segmenter._on_device:
             return photos, []
-        return photos, [self.segmenter.processor.preprocess(photo) for photo in photos]
+        return photos, [self.segmenter.processor.preprocess(photo) for photo, _ in photos]
 
     def run(
-        self, ready: tuple[list[RgbImage], list[Inputs]]
-    ) -> tuple[list[RgbImage], list[LogitsAt | Segmentation]]:
+        self, ready: tuple[list[Photo], list[Inputs]]
+    ) -> tuple[list[Photo], list[LogitsAt | Segmentation]]:
         """The network, or on a GPU all that is left."""
         photos, inputs = ready
         if self.segmenter._on_device:
             segment = self.segmenter._on_device.segment
-            return photos, [segment(photo, self.thresholds) for photo in photos]
+            return photos, [segment(photo, self.thresholds, name) for photo, name in photos]
         images = np.concatenate([images for images, _ in inputs])
         classes, masks = run_in_parts(self.segmenter.engine, images)
         ends = np.cumsum([len(images) for images, _ in inputs])[:-1]
         parts = zip(np.split(classes, ends), np.split(masks, ends), inputs, strict=True)
         return photos, [(own, masks, geometry) for own, masks, (_, geometry) in parts]
 
-    def finish(
-        self, done: tuple[list[RgbImage], list[LogitsAt | Segmentation]]
-    ) -> list[Segmentation]:
+    def finish(self, done: tuple[list[Photo], list[LogitsAt | Segmentation]]) -> list[Segmentation]:
         """Outputs to results."""
         return [
-            replace(self._result(outputs), image=photo)
-            for photo, outputs in zip(*done, strict=True)
+            replace(self._result(outputs, name), image=photo)
+            for (photo, name), outputs in zip(*done, strict=True)
         ]
 
-    def _result(self, outputs: LogitsAt | Segmentation) -> Segmentation:
+    def _result(self, outputs: LogitsAt | Segmentation, name: str | None) -> Segmentation:
         if isinstance(outputs, Segmentation):
             return outputs
-        return self.segmenter.processor.postprocess_with(*outputs, self.thresholds)
+        return self.segmenter.processor.postprocess_with(*outputs, self.thresholds, name)
+
+
+def name_of(image: ImageSource) -> str | None:
+    """The file that an image comes from; None where that is not known."""
+    if isinstance(image, str | Path):
+        return str(image)
+    found = getattr(image, "filename", None)  # of Pillow
+    return str(found) if found else None
 
 
 def _unchanged(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -297,19 +311,23 @@ class OnDevice:
         self._own = threading.local()
         self._processors: weakref.WeakSet[CudaProcessor] = weakref.WeakSet()
 
-    def segment(self, pixels: RgbImage, thresholds: Thresholds) -> Segmentation:
+    def segment(
+        self, pixels: RgbImage, thresholds: Thresholds, name: str | None = None
+    ) -> Segmentation:
         """As :meth:`Segmenter.predict`."""
         processor = self._processor()
         images, geometry = processor.preprocess(pixels)
         outputs = self._engine.run_device(images)
-        return processor.postprocess_with(*outputs, geometry, thresholds)
+        return processor.postprocess_with(*outputs, geometry, thresholds, name)
 
     def _processor(self) -> CudaProcessor:
         if not hasattr(self._own, "processor"):
             from eomt_deploy.processing.cuda import CudaProcessor
 
             engine = self._engine
-            self._own.processor = CudaProcessor(engine.spec, engine.gpu, engine.stream)
+            self._own.processor = CudaProcessor(
+                engine.spec, engine.gpu, engine.stream, backend=engine.backend
+            )
             self._processors.add(self._own.processor)
         processor: CudaProcessor = self._own.processor
         return processor

@@ -11,11 +11,26 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from eomt_deploy.errors import ArtifactError
+from eomt_deploy.fields import (
+    MAX_LENGTH,
+    Items,
+    One,
+    Record,
+    Words,
+    check_fields,
+    flag,
+    one_of,
+    optional,
+    read_object,
+    shown,
+    text,
+    whole,
+)
 from eomt_deploy.files import through_links, write_atomically
-from eomt_deploy.spec import ModelSpec
+from eomt_deploy.spec import MAX_BATCH, MAX_NAME, PRECISIONS, ModelSpec
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -83,45 +98,32 @@ class Sidecar:
         return json.dumps(data, indent=1)  # plain ASCII: file names may be no text
 
     @classmethod
-    def from_json(cls, text: str) -> Sidecar:
+    def from_json(cls, content: str | bytes) -> Sidecar:
         """Read what :meth:`to_json` wrote.
 
         Raises:
             ArtifactError: not JSON, a field missing or wrong, or another schema.
         """
-        try:
-            data: dict[str, Any] = json.loads(text)
-            version = data["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ArtifactError(
-                    f"The engine's description has schema {version}, this eomt-deploy reads "
-                    f"schema {SCHEMA_VERSION}.",
-                    fix="Build the engine again, or install the eomt-deploy that built it.",
-                )
-            spec = ModelSpec.from_json(json.dumps(data.pop("spec")))
-            least, optimal, largest = map(int, data.pop("batch"))
-            capabilities = tuple(data.pop("compute_capabilities"))
-            for entry in capabilities:
-                _capability(entry)
-            if not 1 <= least <= optimal <= largest:
-                raise ValueError(f"batch is {least}, {optimal}, {largest}")
-            if spec.batch is not None and (least, largest) != (spec.batch, spec.batch):
-                raise ValueError(f"batch is {least} to {largest}, and the model's is {spec.batch}")
-            if not re.match(r"[0-9]+\.[0-9]+", str(data["library_version"])):
-                raise ValueError(f"library_version is {data['library_version']!r}")
-            sidecar = cls(
-                spec=spec,
-                batch=(least, optimal, largest),
-                compute_capabilities=capabilities,
-                **data,
-            )
-            _check_types(sidecar)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        data = read_object(content, WHAT, FIX)
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION and type(version) is int:
             raise ArtifactError(
-                f"The engine's description cannot be read ({error!r}).",
-                fix="Build the engine again with this version of eomt-deploy.",
-            ) from error
-        return sidecar
+                f"{WHAT} has schema {shown(version)}, this eomt-deploy reads schema "
+                f"{SCHEMA_VERSION}.",
+                fix="Build the engine again, or install the eomt-deploy that built it.",
+            )
+        check_fields(SIDECAR, data, WHAT, FIX)
+        spec = ModelSpec.from_data(data["spec"])
+        least, optimal, largest = data["batch"]
+        problem = ""
+        if not least <= optimal <= largest:
+            problem = f"`batch` must ascend, got {least}, {optimal}, {largest}"
+        elif spec.batch is not None and (least, largest) != (spec.batch, spec.batch):
+            problem = f"`batch` is {least} to {largest}, and the model's is {spec.batch}"
+        if problem:
+            raise ArtifactError(f"{WHAT} is wrong: {problem}.", fix=FIX)
+        made = {"spec": spec, "batch": (least, optimal, largest)}
+        return cls(**data | made | {"compute_capabilities": tuple(data["compute_capabilities"])})
 
 
 def known_target(sidecar: Sidecar) -> Target:
@@ -153,7 +155,8 @@ def read_sidecar(engine: Path) -> Sidecar:
     """
     path = sidecar_path(engine)
     try:
-        text = path.read_text("utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_LENGTH + 1)  # a longer one is refused
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{engine} has no description: {path.name} is missing beside it.",
@@ -161,10 +164,10 @@ def read_sidecar(engine: Path) -> Sidecar:
             fix="Copy the .json file along with its engine, or build it: "
             "eomt-deploy build model.onnx -o model.engine",
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error}.") from error
     try:
-        return Sidecar.from_json(text)
+        return Sidecar.from_json(content)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
 
@@ -225,20 +228,49 @@ def _capability(entry: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _check_types(sidecar: Sidecar) -> None:
-    """JSON keeps no types of ours: a number where a word must stand fails here, not later."""
-    words = (
-        "target",
-        "library_version",
-        "precision",
-        "hardware_compatibility",
-        "plan_sha256",
-        "onnx",
-        "onnx_sha256",
-    )
-    kinds: dict[str, type | tuple[type, ...]] = dict.fromkeys(words, str)
-    kinds |= {"gpu": (str, type(None)), "driver": (str, type(None)), "plan_bytes": int}
-    kinds |= {"version_compatible": bool, "stripped": bool, "settings": dict}
-    for name, kind in kinds.items():
-        if not isinstance(value := getattr(sidecar, name), kind):
-            raise TypeError(f"{name} is {value!r}")
+WHAT = "The engine's description"
+FIX = "Build the engine again with this version of eomt-deploy."
+
+
+def _matching(words: str, pattern: str) -> One:
+    found = re.compile(pattern)
+    return One(words, lambda value: isinstance(value, str) and found.fullmatch(value) is not None)
+
+
+def _is_file_name(value: object) -> bool:
+    """Without a folder. It may hold characters that are not text."""
+    if not isinstance(value, str) or len(value) > MAX_NAME or value in ("", ".", ".."):
+        return False
+    return "/" not in value and "\0" not in value
+
+
+_NAME = text(MAX_NAME)
+_SHA256 = _matching("64 hexadecimal digits", "[0-9a-f]{64}")
+_VERSION = _matching("a version such as 10.13.0.35", r"[0-9]{1,9}\.[0-9]{1,9}[0-9A-Za-z.+_-]{0,99}")
+_CAPABILITY = _matching("a compute capability such as 8.9 or 8.0+", r"[0-9]{1,4}\.[0-9]{1,4}\+?")
+
+SIDECAR = Record(
+    Sidecar,
+    {
+        "spec": One("an object", lambda value: isinstance(value, dict)),  # has its own rules
+        "target": _NAME,  # see known_target
+        "library_version": _VERSION,
+        "precision": one_of(*PRECISIONS),
+        "batch": Items(whole(1, MAX_BATCH), 3, 3),
+        "compute_capabilities": Items(_CAPABILITY, 0, 1000),
+        "gpu": optional(_NAME),
+        "driver": optional(_NAME),
+        "version_compatible": flag(),
+        "hardware_compatibility": one_of("none", "ampere_plus", "same_compute_capability"),
+        "stripped": flag(),
+        "plan_bytes": whole(0, 2**63 - 1),
+        "plan_sha256": _SHA256,
+        "onnx": One("a file name", _is_file_name),
+        "onnx_sha256": _SHA256,
+        "settings": Words(1000, 100_000),
+        "schema_version": One(
+            str(SCHEMA_VERSION), lambda value: type(value) is int and value == SCHEMA_VERSION
+        ),
+    },
+)
+"""Every field of an engine's description, and what it must be."""

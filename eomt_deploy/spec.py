@@ -7,12 +7,38 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ArtifactError, UsageError
+from eomt_deploy.fields import (
+    Items,
+    One,
+    Record,
+    Words,
+    check_fields,
+    flag,
+    is_printable,
+    one_of,
+    optional,
+    read_object,
+    share,
+    shown,
+    text,
+    whole,
+)
 
 Task = Literal["semantic", "instance", "panoptic"]
 ResizeRule = Literal["letterbox", "windows"]
 Mlp = Literal["gelu", "swiglu"]
 TASKS: tuple[Task, ...] = get_args(Task)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "amp-fp16", "amp-bf16")
+"""Of a graph; the last two only of networks that a benchmark runs under autocast."""
+
+MIN_SIDE, MAX_SIDE = 8, 16_384
+"""Sides of a network's input in pixels."""
+MAX_MASK_LOGITS = 2**31
+"""Mask logits of one network input: 8 GiB as FP32."""
+MAX_CLASSES, MAX_QUERIES, MAX_BATCH = 16_384, 16_384, 65_536
+MAX_NAME = 255
+"""Characters of a name."""
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "eomt_deploy.spec"
@@ -109,28 +135,34 @@ class ModelSpec:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        check_fields(SPEC, self, WHAT, FIX)
         height, width = self.image_size
         problems = []
-        if self.task not in TASKS:
-            problems.append(f"task {self.task!r} is not one of {', '.join(TASKS)}")
-        if self.resize not in get_args(ResizeRule):
-            problems.append(f"resize rule {self.resize!r} is unknown")
-        if self.patch_size < 1 or height < 1 or width < 1:
-            problems.append("image and patch size must be positive")
-        elif height % self.patch_size or width % self.patch_size:
-            problems.append(f"size {height}x{width} is no multiple of patch {self.patch_size}")
-        if self.num_upscale < 0 or 2**self.num_upscale > max(1, self.patch_size):
-            problems.append(f"{self.num_upscale} upscalings give masks larger than the image")
-        if self.num_queries < 1:
-            problems.append("no queries")
-        if not self.classes:
-            problems.append("no classes")
-        if [c.id for c in self.classes] != list(range(len(self.classes))):
-            problems.append("class ids must count from 0 without gaps")
-        if self.batch is not None and self.batch < 1:
-            problems.append(f"batch {self.batch} is not positive")
+        if height % self.patch_size or width % self.patch_size:
+            problems.append(
+                f"image_size must be a multiple of patch_size {self.patch_size}, "
+                f"got {height}x{width}"
+            )
+        if 2**self.num_upscale > self.patch_size:
+            problems.append(
+                f"num_upscale {self.num_upscale} gives masks larger than the image: 2 to its power "
+                f"must be at most patch_size {self.patch_size}"
+            )
+        elif self.num_queries * self.mask_size[0] * self.mask_size[1] > MAX_MASK_LOGITS:
+            problems.append(
+                f"{self.num_queries} masks of {self.mask_size[0]}x{self.mask_size[1]} are more "
+                f"than {MAX_MASK_LOGITS} mask logits"
+            )
+        if self.resize != RESIZE_RULES[self.task]:
+            problems.append(
+                f"resize of a {self.task} model must be {RESIZE_RULES[self.task]}, "
+                f"got {self.resize}"
+            )
+        ids = [c.id for c in self.classes]
+        if ids != list(range(len(ids))):
+            problems.append(f"class ids must count from 0 without gaps, got {shown(ids)}")
         if problems:
-            raise ArtifactError("The model description is wrong: " + "; ".join(problems) + ".")
+            raise ArtifactError(f"{WHAT} is wrong: {'; '.join(problems)}.", fix=FIX)
 
     @property
     def mask_size(self) -> tuple[int, int]:
@@ -144,31 +176,113 @@ class ModelSpec:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> ModelSpec:
+    def from_json(cls, content: str | bytes) -> ModelSpec:
         """Read a spec written by :meth:`to_json`.
 
         Raises:
-            ArtifactError: not JSON, a field missing or wrong, or a newer schema.
+            ArtifactError: not JSON, a field missing or wrong, or another schema.
         """
-        try:
-            data: dict[str, Any] = json.loads(text)
-            version = data["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ArtifactError(
-                    f"The model description has schema {version}, this eomt-deploy reads "
-                    f"schema {SCHEMA_VERSION}.",
-                    fix="Export the checkpoint again, or install the version that wrote it "
-                    f"({data.get('provenance', {}).get('eomt_deploy', 'unknown')}).",
-                )
-            data["image_size"] = tuple(data["image_size"])
-            data["classes"] = tuple(
-                ClassInfo(**{**c, "color": tuple(c["color"])}) for c in data["classes"]
-            )
-            data["thresholds"] = Thresholds(**data["thresholds"])
-            data["backbone"] = Backbone(**data["backbone"])
-            return cls(**data)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        return cls.from_data(read_object(content, WHAT, FIX))
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> ModelSpec:
+        """As :meth:`from_json`, from parsed JSON.
+
+        Raises:
+            ArtifactError: a field is missing or wrong, or it has another schema.
+        """
+        version = data.get("schema_version")
+        if version != SCHEMA_VERSION and type(version) is int:
+            by = data.get("provenance")
+            by = by.get("eomt_deploy", "unknown") if isinstance(by, dict) else "unknown"
             raise ArtifactError(
-                f"The model description inside the file cannot be read ({error!r}).",
-                fix="Export the checkpoint again with this version of eomt-deploy.",
-            ) from error
+                f"{WHAT} has schema {shown(version)}, this eomt-deploy reads schema "
+                f"{SCHEMA_VERSION}.",
+                fix=f"Export the checkpoint again, or install the version that wrote it "
+                f"({shown(by)}).",
+            )
+        check_fields(SPEC, data, WHAT, FIX)
+        return cls(
+            **data
+            | {
+                "image_size": tuple(data["image_size"]),
+                "classes": tuple(
+                    ClassInfo(**c | {"color": tuple(c["color"])}) for c in data["classes"]
+                ),
+                "thresholds": Thresholds(**data["thresholds"]),
+                "backbone": Backbone(**data["backbone"]),
+            }
+        )
+
+
+def check_class_name(name: str, where: str) -> None:
+    """A class name must be something that can be drawn, printed and encoded.
+
+    Raises:
+        UsageError: it is not; ``where`` names the entry.
+    """
+    if len(name) > MAX_NAME or not is_printable(name):
+        raise UsageError(
+            f"The class name {shown(name)} ({where}) is not printable text of at most {MAX_NAME} "
+            "characters.",
+            why="Surrogates and control characters cannot be drawn or saved.",
+            fix="Write another name.",
+        )
+
+
+WHAT = "The model description"
+FIX = "Export the checkpoint again with this version of eomt-deploy."
+SIDE = whole(MIN_SIDE, MAX_SIDE)
+CLASS_NAME = text(MAX_NAME, least=0)
+
+SPEC = Record(
+    ModelSpec,
+    {
+        "name": text(MAX_NAME),
+        "task": one_of(*TASKS),
+        "image_size": Items(SIDE, 2, 2),
+        "patch_size": whole(1, 1024),
+        "num_queries": whole(1, MAX_QUERIES),
+        "num_blocks": whole(0, 1024),
+        "num_upscale": whole(0, 10),
+        "classes": Items(
+            Record(
+                ClassInfo,
+                {
+                    "id": whole(0, MAX_CLASSES - 1),
+                    "name": CLASS_NAME,
+                    "thing": flag(),
+                    "color": Items(whole(0, 255), 3, 3),
+                },
+            ),
+            1,
+            MAX_CLASSES,
+        ),
+        "resize": one_of(*get_args(ResizeRule)),
+        "thresholds": Record(
+            Thresholds,
+            {"score": share(), "mask": share(), "overlap": share()},
+            optional=("score", "mask", "overlap"),
+        ),
+        "backbone": Record(
+            Backbone,
+            {
+                "family": text(MAX_NAME),
+                "width": whole(1, 2**20),
+                "depth": whole(1, 1024),
+                "heads": whole(1, 2**16),
+                "mlp": one_of(*get_args(Mlp)),
+                "registers": whole(0, 1024),
+                "parameters": whole(0, 10**15),
+            },
+        ),
+        "precision": one_of(*PRECISIONS),
+        "batch": optional(whole(1, MAX_BATCH)),
+        "provenance": Words(1000, 100_000),
+        "schema_version": One(
+            str(SCHEMA_VERSION), lambda v: type(v) is int and v == SCHEMA_VERSION
+        ),
+    },
+    optional=("precision", "batch", "provenance"),
+)
+"""Every field of a description, and what it must be."""

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
+import time
+
+import hand_made
 import onnx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eomt_deploy.artifact import read_artifact, read_onnx_metadata
+from eomt_deploy import artifact
+from eomt_deploy.artifact import read_artifact, read_onnx_metadata, read_xml
 from eomt_deploy.engines import open_engine
 from eomt_deploy.errors import ArtifactError
 from eomt_deploy.spec import METADATA_KEY
@@ -77,3 +82,114 @@ def test_file_that_contradicts_its_own_description(tmp_path, exported):
     for read in (read_artifact, open_engine):
         with pytest.raises(ArtifactError, match=r"\[batch, 96, 64, 3\].*\[batch, 64, 64, 3\]"):
             read(path)
+
+
+def with_metadata(exported, path, value, key=METADATA_KEY):
+    """The exported model with other metadata; bytes need not be text."""
+    model = onnx.load(exported("panoptic"))
+    del model.metadata_props[:]
+    content = model.SerializeToString()
+    key = key.encode()
+    entry = b"\x0a" + varint(len(key)) + key + b"\x12" + varint(len(value)) + value
+    path.write_bytes(content + b"\x72" + varint(len(entry)) + entry)
+    return path
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "emulation", None])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda spec: spec.replace(b'"name": "', b'"name": "\xff'), "name|utf-8"),
+        (lambda spec: spec.replace(b'"score": ', b'"score": NaN, "x": '), "score"),
+        (lambda spec: b"[" * 100_000, "nested too deeply"),
+        (lambda spec: b"\x00", "cannot be read"),
+        (lambda spec: b"", "cannot be read|not written by"),
+    ],
+)
+def test_every_reader_refuses_a_damaged_description(exported, tmp_path, backend, change, words):
+    whole = onnx.load(exported("panoptic"))
+    spec = next(e.value for e in whole.metadata_props if e.key == METADATA_KEY).encode()
+    path = with_metadata(exported, tmp_path / "m.onnx", change(spec))
+    with pytest.raises(ArtifactError, match=f"m.onnx(.|\n)*({words})"):
+        read_artifact(path) if backend is None else open_engine(path, backend=backend)
+
+
+def test_more_metadata_than_any_file_of_ours(exported, tmp_path, monkeypatch):
+    path = with_metadata(exported, tmp_path / "m.onnx", b"x" * 5000)
+    assert len(read_onnx_metadata(path)[METADATA_KEY]) == 5000
+    monkeypatch.setattr(artifact, "MAX_METADATA_BYTES", 4000)
+    with pytest.raises(ArtifactError, match="more than 0 MiB of metadata"):
+        read_onnx_metadata(path)
+
+
+def test_more_fields_than_any_file_of_ours(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x72\x00" * 10_000_000)
+    began = time.process_time()
+    with pytest.raises(ArtifactError, match="more than 10000 fields"):
+        read_onnx_metadata(path)
+    assert time.process_time() - began < 1
+
+
+def openvino_xml(spec: str, arithmetic: str = "bf16", head: str = "", body: str = "") -> bytes:
+    quoted = spec.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return (
+        f'<?xml version="1.0"?>{head}<net name="m" version="11">{body}<rt_info><framework>'
+        f'<{METADATA_KEY} value="{quoted}" /></framework><eomt_deploy>'
+        f'<arithmetic value="{arithmetic}" /></eomt_deploy></rt_info></net>'
+    ).encode()
+
+
+SPEC_JSON = hand_made.SPEC.to_json()
+LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">' + "".join(
+    f'<!ENTITY {x} "{f"&{y};" * 10}">' for x, y in zip("bcdefghij", "abcdefghi", strict=True)
+) + "]>"  # fmt: skip
+
+
+def test_description_in_an_xml(tmp_path):
+    path = tmp_path / "m.xml"
+    path.write_bytes(openvino_xml(SPEC_JSON, body="<layers><layer><rt_info/></layer></layers>"))
+    assert read_xml(path) == (hand_made.SPEC, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (openvino_xml(SPEC_JSON, "f8"), "`arithmetic` must be f32 or bf16 or f16, got 'f8'"),
+        (openvino_xml(SPEC_JSON, head=LAUGHS), "document type declaration"),
+        (openvino_xml("&j;", head=LAUGHS), "document type declaration"),
+        (openvino_xml(SPEC_JSON, head='<!DOCTYPE l SYSTEM "file:///etc/passwd">'), "document type"),
+        (openvino_xml(SPEC_JSON).replace(b"made", b"ma\xffde"), "is no .xml of OpenVINO"),
+        (openvino_xml(SPEC_JSON)[:-9], "is no .xml of OpenVINO"),
+        (openvino_xml("[" * 50_000), "nested too deeply"),
+        (openvino_xml(json.dumps({"schema_version": 1})), "`name` is missing"),
+        (b"<a>" * 1_000_000, "nested more than 100 levels"),
+        (b"\0" * 1000, "is no .xml of OpenVINO"),
+        (b"", "is no .xml of OpenVINO"),
+    ],
+)
+def test_hostile_xml(tmp_path, content, words):
+    path = tmp_path / "m.xml"
+    path.write_bytes(content)
+    began = time.process_time()
+    with pytest.raises(ArtifactError, match=words):
+        read_xml(path)
+    assert time.process_time() - began < 1
+
+
+def test_an_xml_of_gigabytes_is_not_read(tmp_path):
+    path = tmp_path / "m.xml"
+    with path.open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(ArtifactError, match=r"5368709120 bytes, the maximum of an \.xml is"):
+        read_xml(path)
+
+
+@pytest.mark.shared_data
+def test_artifacts_that_failed_before(shared):
+    for path in sorted((shared / "cases" / "artifacts").iterdir()):
+        for backend in ("onnxruntime", "openvino", "emulation", None):
+            began = time.process_time()
+            with pytest.raises(ArtifactError, match=r"The model description|cannot be read"):
+                read_artifact(path) if backend is None else open_engine(path, backend=backend)
+            assert time.process_time() - began < 2  # imports included

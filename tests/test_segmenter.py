@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from host_twin import HostDevice, put, twin
 from PIL import Image
 
 from eomt_deploy import Segmenter
 from eomt_deploy.engines import open_engine
-from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.engines.cuda.kernels import Kernels
+from eomt_deploy.errors import ImageError, UsageError, VerificationError
 from eomt_deploy.sources import load_image
 from eomt_deploy.spec import TASKS
 
@@ -132,3 +134,97 @@ def test_a_camera_that_fills_the_same_array_again(exported, photo):
         wanted = [segmenter.predict(frame) for frame in frames * 2]
         for result, want in zip(segmenter.stream(camera(), ahead=0), wanted, strict=True):
             assert same(result, want)
+
+
+@pytest.fixture
+def broken(exported, tmp_path):
+    """A model one of whose mask logits is not a number."""
+    with Segmenter(exported("panoptic")) as segmenter:
+        real = segmenter.engine.run
+
+        def run(images):
+            class_logits, mask_logits = real(images)
+            mask_logits[-1, -1, -1, -1] = np.nan
+            return class_logits, mask_logits
+
+        segmenter.engine.run = run
+        yield segmenter
+
+
+def test_a_model_that_gives_nan_is_refused_by_every_way_to_predict(broken, photo, gradient):
+    text = f"{broken.spec.name} (fp32, {broken.engine.backend}) gives NaN or infinite logits"
+    with Image.open(photo) as opened:
+        for source, place in ((photo, f" on {photo}."), (str(photo), f" on {photo}."),
+                              (opened, f" on {photo}."), (gradient, ".")):  # fmt: skip
+            ways = [
+                lambda source=source: broken.predict(source),
+                lambda source=source: broken.predict_batch([source]),
+                *(
+                    lambda source=source, ahead=ahead, keep=keep: next(
+                        broken.stream([source], ahead=ahead, return_errors=keep)
+                    )
+                    for ahead in (0, 2)
+                    for keep in (False, True)  # it is not the image's fault
+                ),
+            ]
+            for way in ways:
+                with pytest.raises(VerificationError) as error:
+                    way()
+                assert error.value.what == text + place
+
+
+def test_a_batch_names_the_image_whose_logits_are_nan(broken, photo, picture):
+    with pytest.raises(VerificationError, match=picture.name):
+        broken.predict_batch([photo, picture])  # the last image of the batch is
+
+
+class OnDevice:
+    """An engine whose outputs stay on a simulated GPU."""
+
+    backend = "tensorrt"
+    path = None
+
+    def __init__(self, engine, folder):
+        self.spec, self.gpu, self._host = engine.spec, HostDevice(folder), engine
+        with self.gpu.active():
+            self.stream = self.gpu.stream()
+        self.broken = False
+
+    def run_device(self, images):
+        outputs = [array.copy() for array in self._host.run(images.copy_to_host(self.stream))]
+        if self.broken:
+            outputs[1][0, -1, -1, -1] = -np.inf
+        return tuple(put(self.gpu, array) for array in outputs)
+
+    def close(self):
+        self._host.close()
+
+
+def test_logits_on_a_gpu_are_checked_there(exported, tmp_path, photo, gradient, monkeypatch):
+    device = OnDevice(open_engine(exported("panoptic")), tmp_path)
+    monkeypatch.setattr(
+        "eomt_deploy.processing.cuda.load_kernels", lambda gpu: Kernels(gpu, twin())
+    )
+    with Segmenter(device) as segmenter:
+        segmenter.predict(photo)
+        device.broken = True
+        text = f"{device.spec.name} (fp32, tensorrt) gives NaN or infinite logits"
+        for predict in (segmenter.predict, lambda image: next(segmenter.stream([image]))):
+            for source, place in ((photo, f" on {photo}."), (gradient, ".")):
+                with pytest.raises(VerificationError) as error:
+                    predict(source)
+                assert error.value.what == text + place
+
+
+@pytest.mark.shared_data
+def test_the_model_that_gave_no_segments(shared, cli, tmp_path):
+    model, image = (shared / "cases" / "nan" / name for name in ("panoptic_nan.onnx", "d.png"))
+    for arguments in (
+        ("predict", model, image, "-o", tmp_path / "o"),
+        ("predict", model, image, "-o", tmp_path / "o.png", "--backend", "onnxruntime"),
+        ("bench", "--engine", model, "--image", image, "--iterations", 2),
+    ):
+        code, _, err = cli(*arguments)
+        assert code == 4
+        assert "gives NaN or infinite logits on" in err
+        assert image.name in err

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import hand_made
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mutations import VALUES, changed, names_it, paths, without
 
 from eomt_deploy.errors import ArtifactError
+from eomt_deploy.fields import MAX_LENGTH, is_printable
 from eomt_deploy.sidecar import Sidecar, check_plan, read_sidecar, sidecar_path, write_sidecar
 
 SIDECAR = Sidecar(
@@ -34,9 +37,11 @@ SIDECAR = Sidecar(
 @given(
     batch=st.lists(st.integers(1, 64), min_size=3, max_size=3).map(lambda b: tuple(sorted(b))),
     capabilities=st.lists(st.sampled_from(["7.5", "8.9", "12.0", "8.0+"]), max_size=3),
-    gpu=st.none() | st.text(),
-    name=st.text(),
-    settings=st.dictionaries(st.text(), st.text()),
+    gpu=st.none() | st.text(min_size=1, max_size=255).filter(is_printable),
+    name=st.sampled_from(["m.onnx", "ä\udcff.onnx", "a\nb", "...onnx"]),
+    settings=st.dictionaries(
+        st.text().filter(is_printable), st.text().filter(is_printable), max_size=5
+    ),
 )
 def test_json_round_trip(batch, capabilities, gpu, name, settings):
     sidecar = replace(
@@ -121,9 +126,57 @@ def test_changed_descriptions_are_refused(change, tmp_path):
         read_sidecar(tmp_path / "m.engine")
 
 
+DATA = json.loads(SIDECAR.to_json())
+
+
+@pytest.mark.parametrize("path", [p for p in paths(DATA) if p[0] != "spec" or len(p) < 3], ids=str)
+def test_any_value_in_any_field_is_read_or_refused(path):
+    """One error that names the field, within a second, or a description that can be used."""
+    for value in VALUES:
+        began = time.process_time()
+        try:
+            sidecar = Sidecar.from_json(changed(DATA, path, value))
+        except ArtifactError as error:
+            message = error.what
+            assert names_it(message, path)
+            assert len(message) < 1000
+            assert is_printable(message)
+        else:
+            assert Sidecar.from_json(sidecar.to_json()) == sidecar
+            sidecar.runs_on((8, 9))
+        assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize("field", DATA)
+def test_missing_fields(field):
+    with pytest.raises(ArtifactError, match=f"`{field}` is missing|must be 1, got"):
+        Sidecar.from_json(without(DATA, (field,)))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b.onnx", "/etc/passwd", "../m.onnx", "a\0"])
+def test_names_of_models_that_are_no_file_names(name):
+    with pytest.raises(ArtifactError, match="`onnx` must be a file name"):
+        Sidecar.from_json(json.dumps(DATA | {"onnx": name}))
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", "null", "{}", '{"schema_version": 1}', '{"a": ', "[" * 200_000]
+    ("text", "words"),
+    [
+        ("", "cannot be read"),
+        ("[]", "must be an object"),
+        ("null", "must be an object"),
+        ("{}", "`spec` is missing"),
+        ('{"schema_version": 1}', "`spec` is missing"),
+        ('{"a": ', "cannot be read"),
+        ("[" * 200_000, "nested too deeply"),
+    ],
 )
-def test_unreadable_text_is_refused(text):
-    with pytest.raises(ArtifactError, match="cannot be read"):
+def test_unreadable_text_is_refused(text, words):
+    with pytest.raises(ArtifactError, match=words):
         Sidecar.from_json(text)
+
+
+def test_huge_descriptions_are_not_read(tmp_path):
+    sidecar_path(tmp_path / "m.engine").write_bytes(b" " * MAX_LENGTH + b"{}")
+    with pytest.raises(ArtifactError, match=r"m\.engine\.json: .*the maximum is"):
+        read_sidecar(tmp_path / "m.engine")

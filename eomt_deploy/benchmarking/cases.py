@@ -17,6 +17,7 @@ from eomt_deploy.benchmarking.plan import SuiteRow
 from eomt_deploy.benchmarking.runtimes import Attention, Case, Running, find_runtime
 from eomt_deploy.classes import make_classes
 from eomt_deploy.engines.base import Engine, Outputs
+from eomt_deploy.processing.outputs import are_finite
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 PATCH = 16
 UPSCALE = 2
 THINGS_OF_COCO = 80
+NOT_FINITE = "its random weights give NaN or infinite logits in this precision"
 
 
 @dataclass
@@ -92,6 +94,8 @@ def open_case(
     )
     running = find_runtime(runtime).open(case)
     seconds = time.perf_counter() - start
+    if not are_finite(*running.run(images)):
+        running.remark = "; ".join(filter(None, (running.remark, NOT_FINITE)))
     predict = None
     if photo is not None:
         predict = _whole_way(running, case.spec, photo)

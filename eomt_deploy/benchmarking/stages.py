@@ -24,6 +24,7 @@ from eomt_deploy.benchmarking.statistics import percentile, variation
 from eomt_deploy.benchmarking.verdict import Evidence, judge
 from eomt_deploy.benchmarking.watch import Watch
 from eomt_deploy.errors import UsageError
+from eomt_deploy.processing.outputs import check_finite
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import load_image
 
@@ -40,12 +41,17 @@ def stage_jobs(segmenter: Segmenter, image: Path) -> dict[str, Job]:
 
     ``network`` takes inputs that are on the engine's device and leaves the outputs there; on a
     CPU it is the same as ``network+copies``.
+
+    Raises:
+        VerificationError: the model gives NaN or infinite logits: its times would be published for
+            a model that cannot be used.
     """
     processor, engine = segmenter.processor, segmenter.engine
     limit = segmenter.max_pixels
     pixels = load_image(image, max_pixels=limit)
     images, geometry = processor.preprocess(pixels)
     class_logits, mask_logits = engine.run(images)
+    check_finite(engine.spec, class_logits, mask_logits, backend=engine.backend, image=str(image))
     return {
         "decode": Job(lambda: load_image(image, max_pixels=limit)),
         "preprocess": Job(lambda: processor.preprocess(pixels)),
@@ -107,6 +113,7 @@ def bench_stages(
 
     Raises:
         UsageError: fewer than two rounds, or a stage that does not exist.
+        VerificationError: a model gives NaN or infinite logits.
     """
     rounds = Rounds(
         plan.iterations if iterations is None else iterations,

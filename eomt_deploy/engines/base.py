@@ -27,6 +27,9 @@ class DeviceEngine(Protocol):
     def spec(self) -> ModelSpec: ...
 
     @property
+    def backend(self) -> str: ...
+
+    @property
     def gpu(self) -> Device:
         """The GPU that it runs on."""
 

@@ -67,7 +67,6 @@ class OnnxRuntimeEngine(Engine):
                 providers=[CUDA, CPU] if wants_cuda else [CPU],
                 enable_fallback=int(wants_cuda),  # it prints, and tries the same again on a CPU
             )
-            metadata = session.get_modelmeta().custom_metadata_map
             ports = (*session.get_inputs(), *session.get_outputs())
             tensors = {port.name: (port.type, port.shape) for port in ports}  # names may be no text
         except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
@@ -80,7 +79,7 @@ class OnnxRuntimeEngine(Engine):
                 why="Its CUDA provider did not load: no GPU, driver, CUDA or cuDNN that fits.",
                 fix="`eomt-deploy doctor` shows what is missing; or pass device='cpu'.",
             )
-        self.spec = parse_spec(metadata, path)
+        self.spec = parse_spec(read_onnx_metadata(path), path)
         check_contract(self.spec, tensors, path)
         self.device = "cuda" if used == CUDA else "cpu"
         self._session: ort.InferenceSession | None = session

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import openvino
 from openvino.frontend import FrontEndManager
 
-from eomt_deploy.artifact import check_contract, parse_spec
+from eomt_deploy.artifact import check_arithmetic, check_contract, parse_spec
 from eomt_deploy.engines.base import Engine, Outputs
 from eomt_deploy.engines.openvino_graph import normalize_channels_in_place
 from eomt_deploy.errors import ArtifactError, DeviceError
@@ -69,12 +69,13 @@ class OpenVinoEngine(Engine):
             with suppress(RuntimeError):  # without a place for it the start is slower
                 core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
         model = read_model(core, path)
-        self.spec = parse_spec(read_metadata(model), path)
+        self.spec = parse_spec(read_metadata(model, path), path)
         tensors = {port.any_name: _described(port) for port in (*model.inputs, *model.outputs)}
         check_contract(self.spec, tensors, path)
         if reshape:
             normalize_channels_in_place(model)
-        wanted = arithmetic or built_arithmetic(model) or ARITHMETIC.get(self.spec.precision, "f32")
+        built = check_arithmetic(built_arithmetic(model, path), path)
+        wanted = arithmetic or built or ARITHMETIC.get(self.spec.precision, "f32")
         self.arithmetic = wanted if wanted in able(core) else "f32"
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": mode.upper(),
@@ -164,16 +165,35 @@ def able(core: Any) -> list[Arithmetic]:
     return [name for name in names if CAPABILITIES[name] in known]
 
 
-def read_metadata(model: Any) -> dict[str, str]:
-    """The ONNX file's metadata, which OpenVINO keeps, also in what it saves."""
-    place = ["framework", METADATA_KEY]
-    return {METADATA_KEY: model.get_rt_info(place).astype(str)} if model.has_rt_info(place) else {}
+def read_metadata(model: Any, path: Path) -> dict[str, str]:
+    """The ONNX file's metadata, which OpenVINO keeps, also in what it saves.
+
+    Raises:
+        ArtifactError: they are no text.
+    """
+    found = _runtime_info(model, ["framework", METADATA_KEY], path)
+    return {} if found is None else {METADATA_KEY: found}
 
 
-def built_arithmetic(model: Any) -> Any:
-    """What `build` chose; None for a file that it did not write."""
-    place = ARITHMETIC_KEY
-    return model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None
+def built_arithmetic(model: Any, path: Path) -> Any:
+    """What `build` chose; None for a file that it did not write.
+
+    Raises:
+        ArtifactError: it is no text.
+    """
+    return _runtime_info(model, ARITHMETIC_KEY, path)
+
+
+def _runtime_info(model: Any, place: list[str], path: Path) -> str | None:
+    if not model.has_rt_info(place):
+        return None
+    try:
+        return str(model.get_rt_info(place).astype(str))
+    except (UnicodeDecodeError, RuntimeError) as error:  # the latter: it holds no text
+        raise ArtifactError(
+            f"{path}: {place[-1]} cannot be read: {_first_line(error)}.",
+            fix="Export or build it again.",
+        ) from error
 
 
 def _described(port: Any) -> tuple[str, list[int | None]]:

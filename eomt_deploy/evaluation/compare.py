@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hotcoco import mask as coco_mask
 
 from eomt_deploy.errors import ImageError, UsageError
-from eomt_deploy.evaluation.evaluate import checked_logits, read_sample
+from eomt_deploy.evaluation.evaluate import read_sample
 from eomt_deploy.evaluation.scorers import Evidence, Scorer, scorer_for
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth, TruthSegment
 from eomt_deploy.result import SHOWN_SCORE, Segment, Segmentation
@@ -94,6 +94,7 @@ def compare(
         UsageError: the models have different tasks or classes, or there are no images.
         ImageError: no image can be read.
         DatasetError: a label or labelled image is broken.
+        VerificationError: a model gives NaN or infinite logits.
     """
     names = [[info.name for info in model.spec.classes] for model in (a, b)]
     if a.spec.task != b.spec.task or names[0] != names[1]:
@@ -114,15 +115,15 @@ def compare(
     for index, sample in enumerate(samples):
         try:
             image, truth = read_sample(sample) if labelled else (sample.image(), None)
-            logits_a, logits_b = (checked_logits(m, sample.name, image) for m in (a, b))
+            logits_a, logits_b = a.logits(image), b.logits(image)
         except ImageError as error:
             if labelled:  # scores of fewer images are those of another data set
                 raise
             unreadable.append((index, error))
             progress(index + 1)
             continue
-        first = a.processor.postprocess(*logits_a)
-        second = b.processor.postprocess(*logits_b)
+        first = a.processor.postprocess(*logits_a, image=sample.name)
+        second = b.processor.postprocess(*logits_b, image=sample.name)
         errors.add(logits_a[:2], logits_b[:2])
         same = float((label_map(first) == label_map(second)).mean())
         agreement.append((sample.name, same))

@@ -10,15 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from eomt_deploy.artifact import EXTERNAL_SUFFIX
-from eomt_deploy.errors import DatasetError, OutputError, UsageError, VerificationError
+from eomt_deploy.errors import DatasetError, OutputError, UsageError
 from eomt_deploy.evaluation.scorers import EVALUATOR, Evidence, Scorer, Scores, scorer_for
 from eomt_deploy.evaluation.truth import Dataset, Sample, Truth
 from eomt_deploy.files import write_atomically
-from eomt_deploy.processing import Geometry
-from eomt_deploy.segmenter import Logits, Segmenter
+from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import Thresholds
 
@@ -82,6 +79,7 @@ def evaluate(
     Raises:
         DatasetError: a label or image is broken or does not fit; the file is named.
         UsageError: ``resume`` belongs to another evaluation.
+        VerificationError: the model gives NaN or infinite logits.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit} leaves nothing to evaluate.")
@@ -98,8 +96,8 @@ def evaluate(
     try:
         for sample in samples[len(items) :]:
             image, truth = read_sample(sample)
-            logits = checked_logits(segmenter, sample.name, image)
-            result = segmenter.processor.postprocess_with(*logits, used)
+            logits = segmenter.logits(image)
+            result = segmenter.processor.postprocess_with(*logits, used, sample.name)
             item = scorer.evidence(truth, result)
             items.append(item)
             if log is not None:
@@ -138,24 +136,6 @@ def read_sample(sample: Sample) -> tuple[RgbImage, Truth]:
             fix="Labels must have the size of their image; check that the two belong together.",
         )
     return image, truth
-
-
-def checked_logits(
-    segmenter: Segmenter, name: str, image: RgbImage
-) -> tuple[Logits, Logits, Geometry]:
-    """The network's outputs for an image.
-
-    Raises:
-        VerificationError: they are not finite: no score of such a model means anything.
-    """
-    class_logits, mask_logits, geometry = segmenter.logits(image)
-    if not (np.isfinite(class_logits).all() and np.isfinite(mask_logits).all()):
-        raise VerificationError(
-            f"{segmenter.spec.name} ({segmenter.spec.precision}, {segmenter.engine.backend}) gives "
-            f"NaN or infinite logits on {name}.",
-            fix="Export again with a precision whose range its values fit, such as fp32.",
-        )
-    return class_logits, mask_logits, geometry
 
 
 def _facts(

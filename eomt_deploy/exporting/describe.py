@@ -12,6 +12,7 @@ from eomt_deploy.checkpoints.huggingface import HUB_PREFIX
 from eomt_deploy.classes import ClassList, make_classes, read_class_list, things_or_stuff
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting.config import ExportConfig
+from eomt_deploy.fields import printable
 from eomt_deploy.spec import (
     RESIZE_RULES,
     TASK_THRESHOLDS,
@@ -68,7 +69,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
     return ModelSpec(
         name=source.entry.name
         if source.entry and task == source.entry.task
-        else config.output.stem,
+        else printable(config.output.stem),
         task=task,
         image_size=image_size(config, source, checkpoint),
         patch_size=arch.patch_size,
@@ -90,7 +91,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
         precision=config.precision,
         batch=config.batch,
         provenance={
-            "checkpoint": _file_name(config.checkpoint),
+            "checkpoint": printable(_file_name(config.checkpoint)),
             "checkpoint_sha256": checkpoint.sha256,
             **_origin(checkpoint),
             "source_format": checkpoint.source_format,

@@ -188,7 +188,7 @@ class Judge:
             image, truth = read_sample(sample) if self.labelled else (sample.image(), None)
             inputs, geometry = self._processor.preprocess(image)
             logits = run_in_parts(self.reference, inputs)
-            result = self._processor.postprocess(*logits, geometry)
+            result = self._processor.postprocess(*logits, geometry, image=sample.name)
             self._seen.append(
                 _Seen(
                     inputs,

@@ -16,7 +16,7 @@ from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.processing import cuda_tasks as steps
 from eomt_deploy.processing import geometry as geo
 from eomt_deploy.processing.geometry import Geometry
-from eomt_deploy.processing.outputs import check_outputs
+from eomt_deploy.processing.outputs import check_finite, check_outputs, not_finite
 from eomt_deploy.processing.processor import Processor
 from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ColorOrder, ImageSource, load_image
@@ -42,6 +42,7 @@ class CudaProcessor:
         stream: CUDA stream of all work; it must outlive the processor and what it gives out, as
             that of an engine does.
         kernels: the kernels on that device; None takes them from the cache, or compiles them.
+        backend: that computes the outputs, for error messages.
 
     Raises:
         MissingDependencyError: cuda-python or NVRTC is not installed.
@@ -53,9 +54,16 @@ class CudaProcessor:
     """
 
     def __init__(
-        self, spec: ModelSpec, device: Device, stream: int, *, kernels: Kernels | None = None
+        self,
+        spec: ModelSpec,
+        device: Device,
+        stream: int,
+        *,
+        kernels: Kernels | None = None,
+        backend: str | None = None,
     ) -> None:
         self.spec = spec
+        self.backend = backend
         self._on_host = Processor(spec)
         self._photo: DeviceArray | None = None  # being read
         with device.active():
@@ -110,6 +118,7 @@ class CudaProcessor:
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        image: str | None = None,
     ) -> Segmentation:
         """As :meth:`Processor.postprocess`, complete on return.
 
@@ -118,12 +127,14 @@ class CudaProcessor:
             mask_logits: [N, Q, h, w], likewise.
             geometry: from :meth:`preprocess`.
             score_threshold: see :meth:`Processor.postprocess`, as for the other thresholds.
+            image: name of the image, for error messages.
 
         Raises:
             UsageError: a threshold that the task does not have, or outputs of another model.
+            VerificationError: an output is infinite or not a number.
         """
         thresholds = self._on_host.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        return self.postprocess_with(class_logits, mask_logits, geometry, thresholds)
+        return self.postprocess_with(class_logits, mask_logits, geometry, thresholds, image)
 
     def postprocess_with(
         self,
@@ -131,6 +142,7 @@ class CudaProcessor:
         mask_logits: CudaArray,
         geometry: Geometry,
         thresholds: Thresholds,
+        image: str | None = None,
     ) -> Segmentation:
         """As :meth:`postprocess`, with all thresholds at once; those of other tasks are unused."""
         bench, spec = self._bench, self.spec
@@ -139,8 +151,12 @@ class CudaProcessor:
             masks = self._logits(mask_logits)
             check_outputs(spec, on_device.shape, masks.shape, geometry)
             fetched = bench.scratch.fetch("class logits", on_device)
+            wrong_masks = steps.find_not_finite(bench, masks)
             bench.device.synchronize(bench.stream)
             classes = fetched.astype(np.float32)
+            check_finite(spec, classes, backend=self.backend, image=image)
+            if wrong_masks[0]:
+                raise not_finite(spec, backend=self.backend, image=image)
             if spec.task == "semantic":
                 return steps.semantic(bench, spec, classes, masks, geometry)
             task = steps.instance if spec.task == "instance" else steps.panoptic

@@ -5,9 +5,11 @@ All that looks at pixels is a kernel; all that decides is the CPU path's own cod
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from eomt_deploy.engines.cuda.array import DeviceArray
 from eomt_deploy.engines.cuda.device import Device
@@ -24,6 +26,8 @@ from eomt_deploy.spec import ModelSpec, Thresholds
 
 SCORE_BYTES = 64 << 20
 """Class scores that are kept at a time: the [C, H, W] of a large photo would take gigabytes."""
+VALUES_PER_THREAD = 16
+"""Logits that a thread of ``find_not_finite`` looks at."""
 SUM_UNIT = 2.0**-24
 """Unit of the sums of ``measure_masks``."""
 
@@ -102,6 +106,22 @@ def _resample_side(bench: Bench, photo: DeviceArray, axis: int, length: int) -> 
             photo.pointer, width, height, length, *table, result.pointer,
         )  # fmt: skip
     return result
+
+
+def find_not_finite(bench: Bench, logits: DeviceArray) -> npt.NDArray[np.uint64]:
+    """Look for logits that are infinite or not numbers.
+
+    Returns:
+        [1] in page-locked memory, complete once the stream is: above 0 where there are any.
+    """
+    found = bench.scratch.zeros("not finite", (1,), np.uint64)
+    count = math.prod(logits.shape)
+    threads = -(-count // VALUES_PER_THREAD)
+    bench.launch(
+        "find_not_finite", threads,
+        logits.pointer, logits.dtype == np.float16, count, threads, found.pointer,
+    )  # fmt: skip
+    return bench.scratch.fetch("not finite", found)
 
 
 def panoptic(

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.devices import usable_cores
-from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.processing.geometry import Geometry, Size
 from eomt_deploy.processing.tables import Table, composed_table, logit_table
 from eomt_deploy.result import Box, PackedMask
@@ -44,6 +44,14 @@ LANES = 16
 BANDS_PER_THREAD = 4
 """Bands are unlike: some are all sky."""
 MOST_THREADS = 16
+VERSION = 2
+"""Of the kernels' arguments, as ``kernel_version`` of ``outputs.c``."""
+NO_MEMORY, WRONG_ARGUMENTS = -1, -2
+MOST_SIDE, MOST_NUMBER = 1 << 15, (1 << 15) - 1
+"""Side of a mask or network input, and number of queries or classes, as in ``pixels.h``."""
+MOST_IMAGE_SIDE = 1 << 30
+CHECKED_ALONE, CHECKED_AT_ONCE = 1 << 23, 1 << 20
+"""Values that one thread looks at before it would pay to start others, and those of a band."""
 
 
 @cache
@@ -56,12 +64,16 @@ def library() -> ctypes.CDLL:
     fast = cv2.checkHardwareSupport(AVX2) and cv2.checkHardwareSupport(FMA3)
     path = FOLDER / f"pixels-{'avx2' if fast else 'base'}{SUFFIX}"
     try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
+        found = ctypes.CDLL(str(path))
+        version = found.kernel_version()
+        if version != VERSION:
+            raise AttributeError(f"it has version {version}, this eomt-deploy needs {VERSION}")
+    except (OSError, AttributeError) as error:  # the latter: it is of another version
         raise MissingDependencyError(
             f"The compiled part of eomt-deploy cannot be loaded: {error}.",
             fix="Install eomt-deploy again; in a clone: pip install -e .",
         ) from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,12 @@ class Way:
 
 @lru_cache(maxsize=64)
 def way_to_image(mask_size: Size, geometry: Geometry) -> Way:
-    """Like the reference: to the network's input, then without padding to the image."""
+    """Like the reference: to the network's input, then without padding to the image.
+
+    Raises:
+        UsageError: the geometry contradicts itself.
+    """
+    check_geometry(geometry)
     down, across = (
         composed_table(
             logit_table(mask, inside), logit_table(scaled, image), max(mask, 3)
@@ -102,19 +119,20 @@ def paint_queries(
         owner int16 [H, W], index into the masks, -1 where the owner's own mask is off, and
         areas int64 [3, K]: pixels of each mask, that each query won, and won inside its mask.
     """
-    masks = readable(masks)
+    masks, scores = readable(masks), np.ascontiguousarray(scores, np.float32)
     count, height, width = masks.shape
     size = len(way.down), len(way.across)
+    if scores.shape != (count,):
+        raise UsageError(f"{count} masks need as many scores, got {list(scores.shape)}.")
     owners = np.empty(size, np.int16)
 
     def paint(start: int, end: int) -> npt.NDArray[np.int64]:
         areas = np.zeros((3, count), np.int64)
-        failed = library().paint_panoptic(
-            pointer(masks), count, height, width, pointer(way.down), pointer(way.across), size[1],
+        check_done(library().paint_panoptic(
+            pointer(masks), count, height, width, pointer(way.down), pointer(way.across), *size,
             pointer(scores), ctypes.c_float(mask_threshold), start, end, pointer(owners),
             pointer(areas),
-        )  # fmt: skip
-        check_memory(failed)
+        ))  # fmt: skip
         return areas
 
     return owners, np.sum(in_bands(paint, size[0], TILE_ROWS, threads), axis=0)
@@ -133,16 +151,17 @@ def label_segments(
     Returns:
         segment ids int32 [H, W], and (x0, y0, x1, y1) of each segment, ends exclusive.
     """
-    owners = np.ascontiguousarray(owners)
+    owners = np.ascontiguousarray(owners, np.int16)
+    segment_of = np.ascontiguousarray(segment_of, np.int32)
     count = int(segment_of.max(initial=-1)) + 1
     segments = np.empty(owners.shape, np.int32)
 
     def label(start: int, end: int) -> npt.NDArray[np.int32]:
         boxes = np.tile(np.array([*owners.shape[::-1], 0, 0], np.int32), (count, 1))
-        library().label_segments(
-            pointer(owners), owners.shape[1], pointer(segment_of), len(segment_of) - 1,
+        check_done(library().label_segments(
+            pointer(owners), *owners.shape, pointer(segment_of), len(segment_of) - 1, count,
             start, end, pointer(segments), pointer(boxes),
-        )  # fmt: skip
+        ))  # fmt: skip
         return boxes
 
     found = np.stack(in_bands(label, len(owners), TILE_ROWS, threads))
@@ -172,11 +191,10 @@ def measure_mask(mask: Float, way: Way) -> tuple[PackedMask, float]:
     x0, x1 = _reach(way.across, int(columns[0]), int(columns[-1]))
     found = np.empty((y1 - y0, x1 - x0), np.uint8)
     measure = Measure()
-    failed = library().measure_instance(
-        pointer(mask), *mask.shape, pointer(way.down), pointer(way.across), y0, y1, x0, x1,
+    check_done(library().measure_instance(
+        pointer(mask), *mask.shape, pointer(way.down), pointer(way.across), *size, y0, y1, x0, x1,
         pointer(found), ctypes.byref(measure),
-    )  # fmt: skip
-    check_memory(failed)
+    ))  # fmt: skip
     if measure.area == 0:  # on in the padding alone, or between the image's pixels
         return PackedMask.empty(size), 0.0
     left, top, right, bottom = measure.box
@@ -201,8 +219,8 @@ class Job(ctypes.Structure):
         )),
         *((name, ctypes.c_int32) for name in (
             "windows", "queries", "lanes", "classes", "mask_height", "mask_width",
-            "axis", "window_length", "stretch_count", "width", "tile_rows", "tile_columns",
-            "strip_rows",
+            "input_height", "input_width", "merged_height", "merged_width", "axis",
+            "stretch_count", "height", "width", "tile_rows", "tile_columns",
         )),
     )  # fmt: skip
 
@@ -223,7 +241,13 @@ def classify_pixels(
     """
     windows, queries, height, width = masks.shape
     classes = probabilities.shape[-1]
+    check_geometry(geometry)
     merged, size = geometry.merged_size, geometry.image_size
+    if probabilities.shape != (windows, queries, classes) or windows != geometry.num_inputs:
+        raise UsageError(
+            f"Class probabilities {list(probabilities.shape)}, mask logits {list(masks.shape)} and "
+            f"{geometry.num_inputs} network inputs do not belong together."
+        )
     spans = geometry.windows if windows > 1 else ((0, merged[geometry.axis]),)
     padded = np.zeros((windows, classes, -(-queries // LANES) * LANES), np.float32)
     padded[..., :queries] = probabilities.transpose(0, 2, 1)
@@ -242,15 +266,14 @@ def classify_pixels(
     tile_rows, tile_columns = (
         max(1, TILE_SIDE * image // inside) for image, inside in zip(size, merged, strict=True)
     )
-    strip_rows = min(height, (TILE_SIDE + 2) * height // geometry.input_size[0] + 3)
     job = Job(
         *(pointer(array) for array in arrays), windows, queries, padded.shape[-1], classes,
-        height, width, geometry.axis, spans[0][1] - spans[0][0], len(arrays[3]), size[1],
-        tile_rows, tile_columns, strip_rows,
+        height, width, *geometry.input_size, *merged, geometry.axis, len(arrays[3]), *size,
+        tile_rows, tile_columns,
     )  # fmt: skip
 
     def classify(start: int, end: int) -> None:
-        check_memory(library().classify_pixels(ctypes.byref(job), start, end))
+        check_done(library().classify_pixels(ctypes.byref(job), start, end))
 
     in_bands(classify, size[0], tile_rows, threads)
     return labels
@@ -298,6 +321,65 @@ def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def check_memory(failed: int) -> None:
-    if failed:
+def check_done(result: int) -> None:
+    """What a kernel returned.
+
+    Raises:
+        MemoryError: there was no memory.
+        UsageError: it refused what it was given.
+    """
+    if result == NO_MEMORY:
         raise MemoryError("There is no memory left for the post-processing.")
+    if result == WRONG_ARGUMENTS:
+        raise UsageError(
+            "The post-processing was given sizes, tables or numbers that contradict each other.",
+            why=f"Masks have sides of at most {MOST_SIDE} and at most {MOST_NUMBER} queries and "
+            "classes, and all positions lie inside their arrays.",
+            fix="Pass the geometry that Processor.preprocess returned with these outputs.",
+        )
+
+
+def check_geometry(geometry: Geometry) -> None:
+    """Sizes must be positive and not absurd, and windows inside the scaled image.
+
+    Raises:
+        UsageError: they are not.
+    """
+    sides = (*geometry.image_size, *geometry.scaled_size)
+    if (
+        all(0 < side <= MOST_IMAGE_SIDE for side in sides)
+        and all(0 < side <= MOST_SIDE for side in geometry.input_size)
+        and geometry.axis in (0, 1)
+        and (geometry.windows or _inside(geometry.scaled_size, geometry.input_size))
+        and all(
+            0 <= start <= geometry.merged_size[geometry.axis] - (end - start)
+            and end - start == geometry.input_size[geometry.axis]
+            for start, end in geometry.windows
+        )
+    ):
+        return
+    raise UsageError(
+        f"{geometry} contradicts itself.", fix="Take the one that Processor.preprocess returned."
+    )
+
+
+def _inside(size: Size, other: Size) -> bool:
+    return size[0] <= other[0] and size[1] <= other[1]
+
+
+def any_not_finite(values: Float, threads: int | None = None) -> bool:
+    """Whether any of the values is infinite or not a number; reads all of them once.
+
+    Args:
+        values: C-contiguous, of any shape.
+        threads: see :func:`paint_queries`.
+    """
+    flat = values.reshape(-1)
+
+    def look(start: int, end: int) -> bool:
+        part = flat[start:end]
+        return bool(library().any_not_finite(pointer(part), ctypes.c_int64(len(part))))
+
+    if len(flat) <= CHECKED_ALONE:
+        return look(0, len(flat))
+    return any(in_bands(look, len(flat), CHECKED_AT_ONCE, threads))

@@ -11,7 +11,7 @@ from eomt_deploy.errors import UsageError
 from eomt_deploy.processing import geometry as geo
 from eomt_deploy.processing.geometry import Geometry
 from eomt_deploy.processing.instance import segment_instances
-from eomt_deploy.processing.outputs import check_outputs
+from eomt_deploy.processing.outputs import check_finite, check_outputs
 from eomt_deploy.processing.panoptic import segment_panoptic
 from eomt_deploy.processing.resize import resize_photo
 from eomt_deploy.processing.semantic import segment_semantic
@@ -32,15 +32,19 @@ class Processor:
     Args:
         spec: the model's description.
         threads: CPU threads of the post-processing; None takes all, up to 16.
+        backend: that computes the outputs, for error messages.
 
     >>> processor = Processor(spec)  # doctest: +SKIP
     >>> images, geometry = processor.preprocess("street.jpg")  # doctest: +SKIP
     >>> result = processor.postprocess(*engine.run(images), geometry)  # doctest: +SKIP
     """
 
-    def __init__(self, spec: ModelSpec, *, threads: int | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, *, threads: int | None = None, backend: str | None = None
+    ) -> None:
         self.spec = spec
         self.threads = threads
+        self.backend = backend
 
     def preprocess(self, image: ImageSource) -> tuple[npt.NDArray[np.uint8], Geometry]:
         """Resize (Pillow bilinear) and pad or window one image.
@@ -78,6 +82,7 @@ class Processor:
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        image: str | None = None,
     ) -> Segmentation:
         """Turn the outputs for one image into its segmentation at the image's own size.
 
@@ -89,12 +94,14 @@ class Processor:
                 final score. None takes the model's default; semantic has none.
             mask_threshold: panoptic: least mask probability of a pixel.
             overlap_threshold: panoptic: least share of its mask that a segment must win.
+            image: name of the image, for error messages.
 
         Raises:
             UsageError: a threshold that the task does not have, or outputs of another model.
+            VerificationError: an output is infinite or not a number.
         """
         thresholds = self.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        return self.postprocess_with(class_logits, mask_logits, geometry, thresholds)
+        return self.postprocess_with(class_logits, mask_logits, geometry, thresholds, image)
 
     def postprocess_with(
         self,
@@ -102,11 +109,16 @@ class Processor:
         mask_logits: npt.NDArray[np.floating],
         geometry: Geometry,
         thresholds: Thresholds,
+        image: str | None = None,
     ) -> Segmentation:
         """As :meth:`postprocess`, with all thresholds at once; those of other tasks are unused."""
-        logits = np.asarray(class_logits, np.float32)
-        masks = np.asarray(mask_logits)
-        check_outputs(self.spec, logits.shape, masks.shape, geometry)
+        classes_given, masks = np.asarray(class_logits), np.asarray(mask_logits)
+        check_outputs(self.spec, classes_given.shape, masks.shape, geometry)
+        check_finite(
+            self.spec, classes_given, masks,
+            backend=self.backend, image=image, threads=self.threads,
+        )  # fmt: skip
+        logits = np.asarray(classes_given, np.float32)
         classes = self.spec.classes
         if self.spec.task == "semantic":
             return segment_semantic(logits, masks, geometry, classes, self.threads)

@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from eomt_deploy import Segmenter, catalog
 from eomt_deploy.benchmarking import Report, Row, bench_stages
-from eomt_deploy.errors import UsageError
+from eomt_deploy.errors import UsageError, VerificationError
 
 PLAN = catalog.benchmark_plans()["stages"]
 
@@ -53,3 +54,14 @@ def test_too_few_rounds_or_unknown_stages(exported, photo):
             bench_stages(engines, photo, PLAN, iterations=1)
         with pytest.raises(UsageError, match="lunch"):
             bench_stages(engines, photo, replace(PLAN, stages=("lunch",)))
+
+
+def test_a_model_that_gives_nan_is_not_measured(exported, photo, monkeypatch):
+    with Segmenter(exported("panoptic")) as segmenter:
+        real = segmenter.engine.run
+        monkeypatch.setattr(
+            segmenter.engine, "run", lambda images: (real(images)[0] * np.nan, real(images)[1])
+        )
+        for stage in ("network", "decode"):
+            with pytest.raises(VerificationError, match=r"gives NaN or infinite logits on .*jpg"):
+                bench_stages([("m", segmenter)], photo, PLAN, stages=(stage,), iterations=2)

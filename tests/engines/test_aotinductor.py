@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import tiny
 from eomt_deploy import Segmenter
 from eomt_deploy.engines import open_engine
 from eomt_deploy.engines.aotinductor import (
+    check_declared,
     check_device,
     check_processor,
     read_metadata,
@@ -80,6 +83,80 @@ def test_what_is_no_package(tmp_path: Path):
     ):
         with pytest.raises(ArtifactError, match=words):
             open_engine(tmp_path / name)
+
+
+METADATA_PLACE = "data/aotinductor/model/wrapper_metadata.json"
+
+
+def zipped(path: Path, content: bytes, method: int = zipfile.ZIP_DEFLATED, **others: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, value in {METADATA_PLACE: content, **others}.items():
+            archive.writestr(name, value)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[]", "must be an object"),
+        (b"null", "must be an object"),
+        (b"{", "cannot be read"),
+        (b"\xff", "cannot be read"),
+        (b"[" * 1_000_000, "nested too deeply"),
+        (b'{"AOTI_DEVICE_KEY": 1}', r"AOTI_DEVICE_KEY'\]` must be printable text.*got 1"),
+        (b'{"AOTI_DEVICE_KEY": "\\ud800"}', r"AOTI_DEVICE_KEY'\]` must be printable text"),
+        (b'{"a": {"b": "c"}}', r"must be printable text.*got \{'b': 'c'\}"),
+        (json.dumps({METADATA_KEY: 5}).encode(), "must be printable text"),
+        (json.dumps({METADATA_KEY: "{}"}).encode(), "`name` is missing"),
+        (b" " * 60_000_000, "declares 60,000,000 bytes, the maximum is"),
+        (b" " * 200_000_000, "declare 200,000,000 bytes of content, the maximum is"),
+    ],
+)
+def test_metadata_of_hostile_packages(tmp_path: Path, content: bytes, words: str):
+    path = zipped(tmp_path / "m.pt2", content)
+    with pytest.raises(ArtifactError, match=words):
+        open_engine(path)
+
+
+def test_a_package_that_would_fill_the_memory(tmp_path: Path):
+    """Sizes that are declared and not there, and content that is not declared."""
+    path = zipped(tmp_path / "m.pt2", b"{}", weights=b"0123")
+    data = path.read_bytes()
+    start = data.rindex(b"PK\x01\x02")  # the central directory's entry of the weights
+    path.write_bytes(data[: start + 24] + (3 << 30).to_bytes(4, "little") + data[start + 28 :])
+    with pytest.raises(ArtifactError, match=r"declare 3,221,225,47\d bytes of content"):
+        read_metadata(path)
+    path = zipped(tmp_path / "m.pt2", b" " * 60_000_000)
+    data = path.read_bytes()
+    start = data.rindex(b"PK\x01\x02")
+    path.write_bytes(data[: start + 24] + (100).to_bytes(4, "little") + data[start + 28 :])
+    tracemalloc.start()
+    with pytest.raises(ArtifactError, match=r"damaged|maximum"):
+        read_metadata(path)
+    assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    tracemalloc.stop()
+
+
+def test_damaged_packages_of_every_kind(tmp_path: Path):
+    """Each byte of a small package changed: no other error than ours."""
+    whole = zipped(tmp_path / "m.pt2", b'{"a": "b"}').read_bytes()
+    for place in range(len(whole)):
+        for value in (0, 1, 9, 0x80, 0xFF):
+            data = bytearray(whole)
+            data[place] = value
+            (tmp_path / "m.pt2").write_bytes(data)
+            with suppress(ArtifactError):
+                assert read_metadata(tmp_path / "m.pt2") in ({"a": "b"}, {})
+
+
+def test_declared_sizes_of_real_packages_are_possible(package: Path):
+    with zipfile.ZipFile(package) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    assert declared < 10 * package.stat().st_size
+    check_declared(declared, package.stat().st_size)
+    check_declared(10 << 30, 1 << 30)
+    with pytest.raises(ValueError, match="the maximum is"):
+        check_declared(6 << 30, 6 << 20)
 
 
 @pytest.mark.parametrize(

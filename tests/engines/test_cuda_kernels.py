@@ -141,6 +141,27 @@ def check_passes(place, photo, new):
             np.testing.assert_array_equal(result.copy_to_host(1), np.asarray(wanted))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("count", [1, 31, 256, 257, 5000])
+def test_values_that_are_not_finite_are_found_wherever_they_are(place, dtype, count):
+    device, kernels = place
+    rng = np.random.default_rng(count)
+    with device.active():
+        for threads in (1, -(-count // 16), count, count + 100):
+            for value in (None, np.nan, -np.nan, np.inf, -np.inf):
+                values = rng.normal(size=count, scale=1e4).astype(dtype)
+                values[0] = np.finfo(dtype).max
+                if value is not None:
+                    values[rng.integers(count)] = value
+                array = put(device, values)
+                found = put(device, np.zeros(1, np.uint64))
+                kernels.launch(
+                    "find_not_finite", threads,
+                    array.pointer, dtype == np.float16, count, threads, found.pointer, stream=1,
+                )  # fmt: skip
+                assert (found.copy_to_host(1)[0] > 0) == (value is not None)
+
+
 def test_buffers_grow_and_stay(place):
     device, _ = place
     with device.active():

@@ -13,7 +13,7 @@ from host_twin import HostDevice, gpu_device, put, twin
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.errors import ImageError, UsageError, VerificationError
 from eomt_deploy.processing import Processor, cuda_tasks
 from eomt_deploy.processing.geometry import Geometry, plan
 from eomt_deploy.processing.panoptic import choose_queries
@@ -264,13 +264,25 @@ def test_the_first_of_equal_classes_wins(place):
     assert 38 not in found
 
 
-def test_masks_that_are_no_numbers_own_nothing(place):
-    spec = make_spec("panoptic")
-    geometry = plan((50, 60), (64, 64), "letterbox")
-    classes, masks = make_logits(spec, 1, 3)
-    masks[:] = np.nan
-    lowest = Thresholds(0, 0, 0)
-    assert (place.postprocess(spec, classes, masks, geometry, lowest).segment_map == -1).all()
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("task", TASKS)
+def test_logits_that_are_no_numbers_are_refused(place, task, dtype, value):
+    spec = make_spec(task)
+    geometry = plan((99, 77), (64, 64), spec.resize)
+    arrays = make_logits(spec, geometry.num_inputs, 3, dtype)
+    arrays[0][:, 1:, -1] = 99  # nothing but the first query sees an object
+    processor = place.processor(spec)
+    processor.postprocess(*(put(place.device, array) for array in arrays), geometry)
+    for which, array in enumerate(arrays):
+        for position in (0, array.size // 2, array.size - 1):
+            changed = [array.copy() for array in arrays]
+            changed[which].flat[position] = value
+            on_device = [put(place.device, array) for array in changed]
+            with pytest.raises(VerificationError) as error:
+                processor.postprocess(*on_device, geometry, image="street.jpg")
+            assert error.value.what == f"{task} (fp32) gives NaN or infinite logits on street.jpg."
+    processor.postprocess(*(put(place.device, array) for array in arrays), geometry)
 
 
 def test_outputs_of_another_model_are_refused(place):

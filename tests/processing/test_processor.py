@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eomt_deploy.classes import make_classes
-from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.errors import ImageError, UsageError, VerificationError
 from eomt_deploy.processing import Processor, pixels
 from eomt_deploy.processing.geometry import plan
 from eomt_deploy.processing.panoptic import choose_queries
@@ -182,19 +182,83 @@ def test_half_precision_logits(task):
         assert (first.mask == second.mask).all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("which", ["classes", "masks"])
 @pytest.mark.parametrize("task", TASKS)
-def test_logits_that_are_no_numbers_do_no_harm(task):
+def test_logits_that_are_no_numbers_are_refused(task, which, dtype, value):
+    """Wherever they are, also in queries that no result rests on."""
     spec = make_spec(task)
     geometry = plan((99, 77), (64, 64), spec.resize)
-    classes, masks = make_logits(3, (geometry.num_inputs, 16, 16))
-    masks[:] = np.nan
-    result = Processor(spec).postprocess(classes, masks, geometry)
-    assert result.task == task
-    if task == "panoptic":
-        assert (result.segment_map == -1).all()
-    if task == "instance":
-        assert all(s.area == 0 for s in result.segments)
-    Processor(spec).postprocess(classes * np.nan, masks, geometry)
+    arrays = dict(
+        zip(("classes", "masks"), make_logits(3, (geometry.num_inputs, 16, 16)), strict=True)
+    )
+    arrays["classes"][:, 1:, -1] = 99  # nothing but the first query sees an object
+    arrays = {name: array.astype(dtype) for name, array in arrays.items()}
+    processor = Processor(spec, backend="onnxruntime")
+    processor.postprocess(*arrays.values(), geometry)
+    for place in (0, -1, arrays[which].size // 2):
+        changed = {name: array.copy() for name, array in arrays.items()}
+        changed[which].flat[place] = value
+        with pytest.raises(VerificationError) as error:
+            processor.postprocess(*changed.values(), geometry, image="a/street.jpg")
+        assert error.value.what == (
+            f"{task} (fp32, onnxruntime) gives NaN or infinite logits on a/street.jpg."
+        )
+        assert error.value.exit_code == 4
+        with pytest.raises(VerificationError, match=r"\(fp32\) gives NaN or infinite logits\."):
+            Processor(spec).postprocess(*changed.values(), geometry)
+
+
+def test_logits_beyond_fp32_are_refused_and_the_largest_of_it_are_not():
+    spec = make_spec("panoptic")
+    geometry = plan((99, 77), (64, 64), "letterbox")
+    classes, masks = make_logits(3, (1, 16, 16))
+    masks[:] = np.finfo(np.float32).max  # whose sum is infinite
+    Processor(spec).postprocess(classes, masks, geometry)
+    masks = masks.astype(np.float64)
+    masks[0, 0, 0, 0] = 1e300
+    with pytest.raises(VerificationError):
+        Processor(spec).postprocess(classes, masks, geometry)
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, (1 << 14) - 1, (1 << 14) + 5, (1 << 23) + 3])
+def test_any_place_of_any_number_of_values_is_looked_at(size):
+    values = np.zeros(size, np.float32)
+    assert not pixels.any_not_finite(values)
+    for place in {0, size // 3, size // 2, size - 1} if size else ():
+        for value in (np.nan, -np.nan, np.inf, -np.inf):
+            values[place] = value
+            assert pixels.any_not_finite(values, threads=2)
+            assert not pixels.any_not_finite(values[:place])
+        values[place] = 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": (0, 77)},
+        {"image_size": (99, -1)},
+        {"image_size": (1 << 40, 77)},
+        {"scaled_size": (0, 64)},
+        {"axis": 2},
+        {"windows": ((-1, 63), (0, 64))},
+        {"windows": ((0, 64), (30, 94))},
+        {"windows": ((0, 64), (64, 10))},
+        {"windows": ((0, 30), (18, 82))},
+        {"windows": (), "scaled_size": (64, 65)},
+    ],
+)
+def test_geometries_that_contradict_themselves(change):
+    spec = make_spec("semantic")
+    geometry = plan((99, 77), (64, 64), "windows")
+    assert len(geometry.windows) == 2
+    classes, masks = make_logits(3, (2, 16, 16))
+    Processor(spec).postprocess(classes, masks, geometry)
+    geometry = replace(geometry, **change)
+    count = geometry.num_inputs
+    with pytest.raises(UsageError, match="contradict"):
+        Processor(spec).postprocess(classes[:count], masks[:count], geometry)
 
 
 @pytest.mark.parametrize("task", TASKS)

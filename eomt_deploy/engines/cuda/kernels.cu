@@ -172,6 +172,19 @@ EXPORT(place_inputs)
 
 // ---- network output to result ----------------------------------------------------------------
 
+// Adds to `found`, zero before, where a logit is infinite or not a number: as many as there are
+// threads that met one. Neighbouring threads load neighbouring values, `threads` apart.
+KERNEL find_not_finite(const void* logits, int half, long long count, long long threads,
+                       Count* found) {
+  Maps maps = {logits, half, 0, 0};
+  bool wrong = false;
+  for (long long index = thread_x(); index < count; index += threads) {
+    wrong |= !(fabsf(load(maps, index)) <= 3.402823466e38f);  // the largest float
+  }
+  count_up(found, wrong);
+}
+EXPORT(find_not_finite)
+
 // Panoptic: the query with the highest score x mask probability owns a pixel (-1: none, or its
 // own mask is off there). `areas` [3, chosen], zero before: pixels of each mask, pixels that
 // each query won, pixels that it won inside its mask.

@@ -20,6 +20,7 @@ SIGNATURES = {
     "resample_across": "PiiiPPiP",
     "resample_down": "PiiPPiP",
     "place_inputs": "PiiPiiiiiP",
+    "find_not_finite": "PiqqP",
     "paint_queries": "PiqiPPPPiqPPifPP",
     "measure_masks": "PiqiPPPPiqPPPP",
     "score_classes": "PiqiiPPPiiiiiiPiiP",

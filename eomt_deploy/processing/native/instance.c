@@ -42,15 +42,18 @@ static void measure_row(const float *logits, int count, int x, int y, uint8_t *r
 
 /* The part of the image in rows [y0, y1) and columns [x0, x1), outside of which the mask is off.
 
-   map [mask_height, mask_width]; down and across lead from it to the image. Written: mask uint8
-   [y1 - y0, x1 - x0], 1 where the logit is above 0, and measure. Returns 0, or -1 when there
-   is no memory. */
+   map [mask_height, mask_width]; down [height] and across [width] lead from it to the image.
+   Written: mask uint8 [y1 - y0, x1 - x0], 1 where the logit is above 0, and measure. */
 API int measure_instance(const float *map, int mask_height, int mask_width, const Span *down,
-                         const Span *across, int y0, int y1, int x0, int x1, uint8_t *mask,
-                         Measure *measure) {
+                         const Span *across, int height, int width, int y0, int y1, int x0,
+                         int x1, uint8_t *mask, Measure *measure) {
+    if (!map || !mask || !measure || !within(mask_height, 3, MOST_SIDE) ||
+        !within(mask_width, 3, MOST_SIDE) || !spans_fit(down, y0, y1, height, mask_height) ||
+        !spans_fit(across, x0, x1, width, mask_width))
+        return WRONG_ARGUMENTS;
     const int64_t stride = x1 - x0;
     float *stretched = malloc(sizeof(float) * TILE_COLUMNS * mask_height);
-    if (!stretched) return -1;
+    if (!stretched) return NO_MEMORY;
     *measure = (Measure){0, 0, {x1, y1, x0, y0}};
     for (int tile_y = y0; tile_y < y1; tile_y += TILE_ROWS) {
         const int rows = smaller(TILE_ROWS, y1 - tile_y);
@@ -77,5 +80,5 @@ API int measure_instance(const float *map, int mask_height, int mask_width, cons
         }
     }
     free(stretched);
-    return 0;
+    return DONE;
 }

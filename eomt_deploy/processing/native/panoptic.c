@@ -93,11 +93,16 @@ static void count_pixels(const Tile *tile, int query, int64_t *won, int64_t *see
    masks [K, mask_height, mask_width] and scores [K] of the chosen queries; down and across
    lead from a mask to the image. Written: owners int16 [height, width], -1 where the owner's
    own mask is off. Added to: areas [3, K], the pixels that each mask has, that each query won,
-   and that it won inside its own mask. Returns 0, or -1 when there is no memory. */
+   and that it won inside its own mask. */
 API int paint_panoptic(const float *masks, int count, int mask_height, int mask_width,
-                       const Span *down, const Span *across, int width, const float *scores,
-                       float threshold, int row_start, int row_end, int16_t *owners,
-                       int64_t *areas) {
+                       const Span *down, const Span *across, int height, int width,
+                       const float *scores, float threshold, int row_start, int row_end,
+                       int16_t *owners, int64_t *areas) {
+    if (!masks || !scores || !owners || !areas || !within(count, 1, MOST_NUMBER) ||
+        !within(mask_height, 3, MOST_SIDE) || !within(mask_width, 3, MOST_SIDE) ||
+        !spans_fit(down, row_start, row_end, height, mask_height) ||
+        !spans_fit(across, 0, width, width, mask_width))
+        return WRONG_ARGUMENTS;
     const int64_t plane = (int64_t)mask_height * mask_width;
     int64_t *mask_areas = areas, *won = areas + count, *seen = areas + 2 * count;
     Tile *tile = malloc(sizeof(Tile));
@@ -144,15 +149,21 @@ API int paint_panoptic(const float *masks, int count, int mask_height, int mask_
                 }
         }
     free(tile), free(entries), free(bounds), free(stretched);
-    return ready ? 0 : -1;
+    return ready ? DONE : NO_MEMORY;
 }
 
 /* Rows [row_start, row_end): the segment of each pixel, and the box of each segment.
 
    segment_of [K + 1], its last entry for pixels without owner. Written: segments int32
    [height, width]. Widened: boxes int32 [S, 4], (x0, y0, x1, y1), x1 and y1 exclusive. */
-API void label_segments(const int16_t *owners, int width, const int32_t *segment_of, int count,
-                        int row_start, int row_end, int32_t *segments, int32_t *boxes) {
+API int label_segments(const int16_t *owners, int height, int width, const int32_t *segment_of,
+                       int count, int segment_count, int row_start, int row_end,
+                       int32_t *segments, int32_t *boxes) {
+    if (!owners || !segment_of || !segments || !within(count, 0, MOST_NUMBER) || width < 1 ||
+        !within(row_start, 0, row_end) || row_end > height || (segment_count > 0 && !boxes))
+        return WRONG_ARGUMENTS;
+    for (int i = 0; i <= count; i++)
+        if (segment_of[i] >= segment_count) return WRONG_ARGUMENTS;
     for (int y = row_start; y < row_end; y++) {
         const int16_t *owner = owners + (int64_t)y * width;
         int32_t *segment = segments + (int64_t)y * width;
@@ -165,6 +176,7 @@ API void label_segments(const int16_t *owners, int width, const int32_t *segment
                 if (differs) break;
             }
             while (end < width && owner[end] == value) end++;
+            if (value >= count) return WRONG_ARGUMENTS;
             const int32_t id = segment_of[value < 0 ? count : value];
             for (int x = start; x < end; x++) segment[x] = id;
             if (id < 0) continue;
@@ -173,4 +185,5 @@ API void label_segments(const int16_t *owners, int width, const int32_t *segment
             box[2] = larger(box[2], end), box[3] = larger(box[3], y + 1);
         }
     }
+    return DONE;
 }

@@ -24,15 +24,51 @@ typedef struct {
     float weights[3];
 } Span;
 
+/* What a kernel returns: what it was given is checked before anything is read or written by it. */
+enum { DONE = 0, NO_MEMORY = -1, WRONG_ARGUMENTS = -2 };
+/* Sides of masks and network inputs, and numbers of queries or classes: products of two such sides,
+   or of a side and a number, fit into 31 bits. */
+enum { MOST_SIDE = 1 << 15, MOST_NUMBER = (1 << 15) - 1 };
+
+static inline int within(int64_t value, int64_t least, int64_t most) {
+    return value >= least && value <= most;
+}
+
+/* Whether the spans [start, end) of a table of `length` ascend and stay in `source` values. */
+static inline int spans_fit(const Span *table, int start, int end, int length, int source) {
+    if (!table || !within(start, 0, end) || end > length) return 0;
+    int last = 0, fits = 1;
+    for (int i = start; i < end; i++) {
+        fits &= table[i].first >= last && table[i].first <= source - 3;
+        last = table[i].first;
+    }
+    return fits;
+}
+
+/* Whether the taps [start, end) of a table of `length` ascend, by `step` at most, and stay in
+   `source` values. */
+static inline int taps_fit(const Tap *table, int start, int end, int length, int source,
+                           int step) {
+    if (!table || !within(start, 0, end) || end > length) return 0;
+    int fits = 1;
+    for (int i = start; i < end; i++) {
+        const int low = table[i].low, high = table[i].high;
+        fits &= low >= 0 && high >= low && high <= (int64_t)low + 1 && high < source;
+        if (i > start) fits &= within((int64_t)low - table[i - 1].low, 0, step);
+    }
+    return fits;
+}
+
 static inline int smaller(int a, int b) { return a < b ? a : b; }
 static inline int larger(int a, int b) { return a > b ? a : b; }
 
 /* Branchless, so that loops over it become vector code; within 2 ulp of the exact value.
-   exp(-x) = 2^n * exp(r), |r| <= ln(2)/2, with the Taylor series of degree 7 for exp(r). */
+   exp(-x) = 2^n * exp(r), |r| <= ln(2)/2, with the Taylor series of degree 7 for exp(r).
+   What is not a number gives almost 0: the comparison with it is false, so that it is clamped. */
 static inline float sigmoid(float x) {
     float y = -x;
-    y = y < -87.0f ? -87.0f : y;
-    y = y > 88.0f ? 88.0f : y;
+    y = y < 88.0f ? y : 88.0f;
+    y = y > -87.0f ? y : -87.0f;
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     const float shifted = y * 1.44269504088896341f + magic;
     const float n = shifted - magic;

@@ -12,7 +12,7 @@
 /* Leave out of the classes [count], ascending, those that cannot win; how many stay. */
 static int cull_classes(Work *work, Region region, int *classes, int count) {
     const Job *job = work->job;
-    const View *seen[MOST_VIEWS];
+    const View **seen = work->seen;
     int seen_count = 0;
     for (int i = 0; i < work->view_count; i++) {
         const View *view = &work->views[i];
@@ -196,11 +196,12 @@ static void compare_classes(Work *work, Part part, Region region, const int *cla
     choose_best(work, part, region, classes, count, 0);
 }
 
-/* Label a part in which only the classes [count] can win. */
-static void label_part(Work *work, Part part, const int *given, int count) {
+/* Label a part in which only the classes [count] can win; behind them is room for the lists of
+   this part and those that it is cut into. */
+static void label_part(Work *work, Part part, int *given, int count) {
     const Job *job = work->job;
     const Region region = region_of(job, part);
-    int classes[count];
+    int *classes = given + count;
     memcpy(classes, given, sizeof(int) * count);
     count = cull_classes(work, region, classes, count);
     if (count == 1) {
@@ -223,15 +224,47 @@ static void label_part(Work *work, Part part, const int *given, int count) {
         label_part(work, (Part){y, part.y1, x, part.x1}, classes, count);
 }
 
-/* Rows [row_start, row_end) of the image. Returns 0, or -1 when there is no memory. */
+/* Lists of classes that are in use at once: a part is cut until it is a pixel. */
+static int most_lists(const Job *job) {
+    int lists = 2;
+    for (int64_t side = larger(job->tile_rows, job->tile_columns); side > 1; side = (side + 1) / 2)
+        lists++;
+    return lists;
+}
+
+/* Views of all windows: a tile may meet each of them. */
+static int64_t most_views(const Job *job) {
+    int64_t views = 0;
+    for (int i = 0; i < job->stretch_count; i++) views += job->stretches[i].count;
+    return views;
+}
+
+/* Logits of the strips of any row of tiles in rows [row_start, row_end). */
+static int64_t most_logits(const Job *job, int row_start, int row_end) {
+    int64_t most = 0;
+    for (int64_t y0 = row_start; y0 < row_end; y0 += job->tile_rows) {
+        const int y1 = y0 + job->tile_rows < row_end ? (int)y0 + job->tile_rows : row_end;
+        int64_t rows = 0;
+        int first;
+        for (int window = 0; window < job->windows; window++)
+            rows += strip_rows(job, window, (int)y0, y1, &first);
+        most = rows > most ? rows : most;
+    }
+    return most * job->mask_width * job->lanes;
+}
+
+/* Rows [row_start, row_end) of the image. */
 API int classify_pixels(const Job *job, int row_start, int row_end) {
-    const int64_t lanes = job->lanes, strips = job->axis == 1 ? job->windows : MOST_VIEWS;
+    if (!job_fits(job, row_start, row_end)) return WRONG_ARGUMENTS;
+    const int64_t lanes = job->lanes, views = most_views(job);
     const int64_t lean_positions = (SMALL_SIDE + 2) * (SMALL_SIDE + 2);
     Work work = {
         .job = job,
         .strips = malloc(sizeof(Strip) * job->windows),
-        .logits = malloc(sizeof(float) * strips * job->strip_rows * job->mask_width * lanes),
-        .bounds = malloc(sizeof(float) * 2 * MOST_VIEWS * lanes),
+        .views = malloc(sizeof(View) * views),
+        .seen = malloc(sizeof(View *) * views),
+        .logits = malloc(sizeof(float) * most_logits(job, row_start, row_end) + 1),
+        .bounds = malloc(sizeof(float) * 2 * views * lanes),
         .scores = malloc(sizeof(float) * MANY_SIDE * MANY_SIDE * job->classes),
         .pixel = malloc(sizeof(float) * lanes),
         .lean_logits = malloc(sizeof(float) * lean_positions * lanes),
@@ -240,22 +273,23 @@ API int classify_pixels(const Job *job, int row_start, int row_end) {
         .lean_queries = malloc(sizeof(int) * lanes),
         .lean_rows = malloc(sizeof(int) * MANY_CLASSES),
     };
-    int *all = malloc(sizeof(int) * job->classes);
-    const int ready = work.strips && work.logits && work.bounds && work.scores && work.pixel &&
-                      work.lean_logits && work.lean_probabilities && work.base &&
-                      work.lean_queries && work.lean_rows && all;
+    int *all = malloc(sizeof(int) * most_lists(job) * job->classes);
+    const int ready = work.strips && work.views && work.seen && work.logits && work.bounds &&
+                      work.scores && work.pixel && work.lean_logits && work.lean_probabilities &&
+                      work.base && work.lean_queries && work.lean_rows && all;
     for (int i = 0; ready && i < job->classes; i++) all[i] = i;
-    for (int y0 = row_start; ready && y0 < row_end; y0 += job->tile_rows) {
-        const int y1 = smaller(y0 + job->tile_rows, row_end);
-        fill_strips(&work, y0, y1);
-        for (int x = 0; x < job->width; x += job->tile_columns) {
-            const Part tile = {y0, y1, x, smaller(x + job->tile_columns, job->width)};
+    for (int64_t y0 = row_start; ready && y0 < row_end; y0 += job->tile_rows) {
+        const int y1 = y0 + job->tile_rows < row_end ? (int)y0 + job->tile_rows : row_end;
+        fill_strips(&work, (int)y0, y1);
+        for (int64_t x0 = 0; x0 < job->width; x0 += job->tile_columns) {
+            const int64_t x1 = x0 + job->tile_columns;
+            const Part tile = {(int)y0, y1, (int)x0, x1 < job->width ? (int)x1 : job->width};
             open_views(&work, region_of(job, tile));
             label_part(&work, tile, all, job->classes);
         }
     }
-    free(work.strips), free(work.logits), free(work.bounds), free(work.scores), free(work.pixel);
-    free(work.lean_logits), free(work.lean_probabilities), free(work.base);
-    free(work.lean_queries), free(work.lean_rows), free(all);
-    return ready ? 0 : -1;
+    free(work.strips), free(work.views), free(work.seen), free(work.logits), free(work.bounds);
+    free(work.scores), free(work.pixel), free(work.lean_logits), free(work.lean_probabilities);
+    free(work.base), free(work.lean_queries), free(work.lean_rows), free(all);
+    return ready ? DONE : NO_MEMORY;
 }

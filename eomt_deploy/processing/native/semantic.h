@@ -3,11 +3,11 @@
 
 #include "pixels.h"
 
-/* A window is about as long as a tile at least, so that a tile meets few stretches of two windows:
-   7 views were counted at a window of 16 pixels. */
-enum { LANES = 16, MOST_VIEWS = 16 };
+enum { LANES = 16, MOST_WINDOWS = 1 << 12 };
 /* Side, in pixels of the merged windows, from which a part is computed and not cut further. */
 enum { SMALL_SIDE = 6, MANY_CLASSES = 24, MANY_SIDE = 20 };
+/* Of the merged pixels between two of the image: any number. */
+enum { MOST_STEP = INT32_MAX };
 /* Share of the best score up to which one query's differences are set aside at first. */
 static const float MINOR = 2e-5f;
 
@@ -26,9 +26,10 @@ typedef struct {
     const Tap *image_down, *image_across; /* from the merged windows to the image */
     int32_t *labels;                      /* written: [height, width] */
     int32_t windows, queries, lanes, classes, mask_height, mask_width;
-    int32_t axis, window_length, stretch_count;
-    int32_t width, tile_rows, tile_columns; /* a tile is at most MANY_SIDE merged pixels wide */
-    int32_t strip_rows;                     /* mask rows that the rows of a tile can need */
+    int32_t input_height, input_width;   /* of a network input: a window */
+    int32_t merged_height, merged_width; /* of all windows together */
+    int32_t axis, stretch_count;
+    int32_t height, width, tile_rows, tile_columns; /* of the image */
 } Job;
 
 /* Mask logits of one window for one row of tiles, queries last: [rows, mask_width, lanes]. */
@@ -55,8 +56,9 @@ typedef struct {
 
 typedef struct {
     const Job *job;
-    Strip *strips; /* [N] */
-    View views[MOST_VIEWS];
+    Strip *strips;     /* [N] */
+    View *views;       /* of one tile */
+    const View **seen; /* of one part */
     int view_count;
     float *logits, *bounds, *scores, *pixel, *lean_logits, *lean_probabilities, *base;
     int *lean_queries, *lean_rows;
@@ -134,26 +136,73 @@ static inline const float *class_row(const Job *job, int window, int class_id) {
     return job->probabilities + ((int64_t)window * job->classes + class_id) * job->lanes;
 }
 
+static inline int window_length(const Job *job) {
+    return job->axis == 0 ? job->input_height : job->input_width;
+}
+
+/* Whether a job's numbers and tables keep to its arrays, for rows [row_start, row_end). */
+static int job_fits(const Job *job, int row_start, int row_end) {
+    if (!job || !job->masks || !job->probabilities || !job->starts || !job->stretches ||
+        !job->labels || !within(job->axis, 0, 1) || !within(job->windows, 1, MOST_WINDOWS) ||
+        !within(job->queries, 1, MOST_NUMBER) || !within(job->classes, 1, MOST_NUMBER) ||
+        !within(job->lanes, job->queries, MOST_NUMBER + 1) || job->lanes % LANES ||
+        !within(job->mask_height, 1, MOST_SIDE) || !within(job->mask_width, 1, MOST_SIDE) ||
+        !within(job->input_height, 1, MOST_SIDE) || !within(job->input_width, 1, MOST_SIDE) ||
+        job->merged_height < 1 || job->merged_width < 1 || job->height < 1 || job->width < 1 ||
+        job->tile_rows < 1 || job->tile_columns < 1 ||
+        !within(job->stretch_count, 1, 2 * job->windows))
+        return 0;
+    /* Windows slide along the axis; along the other side they are as long as all together. */
+    const int along = job->axis == 0 ? job->merged_height : job->merged_width;
+    if ((job->axis == 0 ? job->merged_width > job->input_width
+                        : job->merged_height > job->input_height))
+        return 0;
+    for (int i = 0; i < job->windows; i++)
+        if (!within(job->starts[i], 0, (int64_t)along - window_length(job))) return 0;
+    for (int i = 0; i < job->stretch_count; i++) {
+        const Stretch stretch = job->stretches[i];
+        if (!within(stretch.start, 0, stretch.end) || stretch.end > along ||
+            !within(stretch.count, 1, job->windows) ||
+            !within(stretch.first, 0, job->windows - stretch.count))
+            return 0;
+        for (int j = stretch.first; j < stretch.first + stretch.count; j++)
+            if (!within(stretch.start, job->starts[j], stretch.end) ||
+                stretch.end > job->starts[j] + window_length(job))
+                return 0;
+    }
+    /* Input pixels lie at most one mask pixel apart: lean_logits holds that many. */
+    return taps_fit(job->image_down, row_start, row_end, job->height, job->merged_height,
+                    MOST_STEP) &&
+           taps_fit(job->image_across, 0, job->width, job->width, job->merged_width, MOST_STEP) &&
+           taps_fit(job->input_down, 0, job->input_height, job->input_height, job->mask_height,
+                    1) &&
+           taps_fit(job->input_across, 0, job->input_width, job->input_width, job->mask_width, 1);
+}
+
+/* The mask rows of a window that image rows [y0, y1) need: the first one, and their number. */
+static int strip_rows(const Job *job, int window, int y0, int y1, int *first) {
+    int top = job->image_down[y0].low, bottom = job->image_down[y1 - 1].high;
+    if (job->axis == 0) {
+        const int start = job->starts[window];
+        top = larger(top - start, 0);
+        bottom = smaller(bottom - start, job->input_height - 1);
+        if (top > bottom) return 0;
+    }
+    *first = job->input_down[top].low;
+    return job->input_down[bottom].high - *first + 1;
+}
+
 /* Copy the logits that a row of tiles needs, queries last: all further work is vector code. */
 static void fill_strips(Work *work, int y0, int y1) {
     const Job *job = work->job;
-    const Tap *down = job->input_down;
     const int64_t plane = (int64_t)job->mask_height * job->mask_width;
     float *memory = work->logits;
     for (int window = 0; window < job->windows; window++) {
-        int top = job->image_down[y0].low, bottom = job->image_down[y1 - 1].high;
-        if (job->axis == 0) {
-            const int start = job->starts[window];
-            top = larger(top - start, 0);
-            bottom = smaller(bottom - start, job->window_length - 1);
-            if (top > bottom) continue;
-        }
         Strip *strip = &work->strips[window];
-        strip->mask_top = down[top].low;
+        const int rows = strip_rows(job, window, y0, y1, &strip->mask_top);
         strip->logits = memory;
-        const int rows = down[bottom].high - strip->mask_top + 1;
         for (int row = 0; row < rows; row++) {
-            const float *source = job->masks + window * job->queries * plane +
+            const float *source = job->masks + (int64_t)window * job->queries * plane +
                                   (int64_t)(strip->mask_top + row) * job->mask_width;
             float *target = memory + (int64_t)row * job->mask_width * job->lanes;
             /* A few queries at a time, so that the lines written to stay in the cache. */
@@ -184,8 +233,8 @@ static void open_views(Work *work, Region region) {
                 .column_offset = along == 1 ? job->starts[window] : 0,
                 .window = window,
                 .sharing = stretch.count,
-                .middle = work->bounds + 2 * work->view_count * job->lanes,
-                .half = work->bounds + (2 * work->view_count + 1) * job->lanes,
+                .middle = work->bounds + 2 * (int64_t)work->view_count * job->lanes,
+                .half = work->bounds + (2 * (int64_t)work->view_count + 1) * job->lanes,
             };
             if (!is_empty(seen_by(&view, region))) work->views[work->view_count++] = view;
         }
