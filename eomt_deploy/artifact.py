@@ -156,7 +156,7 @@ def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
         values = _xml_values(path.read_bytes())
     except OSError as error:
         raise ArtifactError(f"There is no model at {path}: {error.strerror}.") from error
-    except (expat.ExpatError, ValueError) as error:
+    except (expat.ExpatError, ValueError, LookupError) as error:  # the last: unknown encodings
         raise ArtifactError(
             f"{path} is no .xml of OpenVINO: {error}.", fix="Build it again: eomt-deploy build"
         ) from error

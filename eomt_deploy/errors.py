@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MAX_TEXT = 1200
+"""Characters of each part of a message."""
+
 
 class EomtDeployError(Exception):
     """Base of all errors raised on purpose by eomt-deploy.
@@ -15,6 +18,7 @@ class EomtDeployError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        what, why, fix = (_shortened(text) for text in (what, why, fix))
         super().__init__(what)
         self.what = what
         self.why = why
@@ -27,6 +31,13 @@ class EomtDeployError(Exception):
         if self.fix:
             lines.append(f"Fix: {self.fix}")
         return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    """A text of bounded length: a hostile file can put megabytes into the names that it shows."""
+    if len(text) <= MAX_TEXT:
+        return text
+    return f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
 
 
 class UsageError(EomtDeployError):

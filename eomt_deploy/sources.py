@@ -162,6 +162,8 @@ def _from_pil(image: Image.Image, origin: str, max_pixels: int) -> RgbImage:
         with limited(origin, max_pixels):
             if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None:
                 check_size(image, origin, max_pixels)
+            if 0 in image.size:
+                raise ImageError(f"{origin} is empty: {image.width}x{image.height} pixels.")
             if image.mode in DEEP_MODES:
                 raise ImageError(
                     f"{origin} has more than 8 bits per channel ({image.mode}).", fix=DEEP_FIX

@@ -13,6 +13,8 @@ NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 """Of a file beside the shards, which says where each tensor is."""
 SHOWN = 3
+MAX_FILE_NAME = 200
+"""Characters; file systems allow 255 bytes."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -66,6 +68,7 @@ def _is_file_name(value: object) -> bool:
     return (
         isinstance(value, str)
         and value.isprintable()
+        and len(value) <= MAX_FILE_NAME
         and not any(c in value for c in "/\\:")
         and value not in ("", ".", "..")
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from eomt_deploy.archives import read_member
 from eomt_deploy.decoding import (
     IMAGE_SUFFIXES,
     check_depth,
@@ -108,7 +109,7 @@ class FileIndex:
         source, member, _ = self._files[name]
         try:
             if isinstance(source, zipfile.ZipFile):
-                return source.read(member)
+                return read_member(source, member)
             return (source / member).read_bytes()
         except Exception as error:  # a damaged, encrypted or oddly packed zip raises everything
             raise DatasetError(
