@@ -16,7 +16,7 @@ from transformers import EomtImageProcessorPil
 
 from eomt_deploy import catalog
 from eomt_deploy.benchmarking.clock import Job, Rounds, measure
-from eomt_deploy.benchmarking.statistics import percentile, speedup, variation
+from eomt_deploy.benchmarking.statistics import clock_problem, percentile, speedup, variation
 from eomt_deploy.benchmarking.verdict import Evidence, Verdict, judge
 from eomt_deploy.benchmarking.watch import Watch
 from eomt_deploy.processing import Geometry
@@ -175,7 +175,9 @@ def time_jobs(jobs: dict[str, Callable[[], Any]], rounds: int, seed: int) -> dic
     rows = {}
     for name in names:
         samples = measured.samples[name]
-        evidence = Evidence(variation(samples), len(samples), others=others)
+        evidence = Evidence(
+            variation(samples), len(samples), others=others, clock=clock_problem(samples)
+        )
         verdict = judge(evidence, unstable_cv=UNSTABLE_CV)
         ratio = speedup(measured.samples[names[0]], samples)
         rows[name] = {

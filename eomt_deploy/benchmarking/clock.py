@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from eomt_deploy.benchmarking.statistics import is_steady
-from eomt_deploy.errors import UsageError
+from eomt_deploy.benchmarking.statistics import clock_problem, is_steady
+from eomt_deploy.errors import DeviceError, UsageError
 
 Work = Callable[[], object]
 
@@ -91,10 +91,21 @@ class Rounds:
         limit = self.seconds
         if not 0 <= self.pause < math.inf or (limit is not None and not 0 < limit < math.inf):
             raise UsageError("Pauses and time limits are positive numbers of seconds.")
+        for name, value, most, unit in (
+            ("iterations", self.iterations, MOST_ROUNDS, ""),
+            ("warmup", self.warmup, MOST_ROUNDS, ""),
+            ("max_warmup", self.max_warmup or 0, MOST_ROUNDS, ""),
+            ("pause", self.pause, MOST_PAUSE, " seconds"),
+            ("seconds", limit or 0, MOST_SECONDS, " seconds"),
+        ):
+            if value > most:
+                raise UsageError(f"{name} must be at most {most:,}{unit}, got {value:,}.")
 
 
 LEAST = 2
 """Rounds that say something."""
+MOST_ROUNDS, MOST_PAUSE, MOST_SECONDS = 1_000_000, 3600, 7 * 86_400
+"""An hour before each round, and a week for all of them: more is a mistake."""
 
 
 @dataclass
@@ -177,6 +188,13 @@ def interleave(
 
     Returns:
         milliseconds of every call, by name, in the order of the rounds.
+
+    Raises:
+        DeviceError: the clock gave what is no time.
     """
     jobs = {name: Job(work) for name, work in works.items()}
-    return measure(jobs, Rounds(iterations, warmup), progress=progress).samples
+    samples = measure(jobs, Rounds(iterations, warmup), progress=progress).samples
+    for times in samples.values():
+        if problem := clock_problem(times):
+            raise DeviceError(f"Nothing can be timed here: {problem}.", fix="Try it again.")
+    return samples

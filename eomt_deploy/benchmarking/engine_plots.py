@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eomt_deploy.benchmarking.plots import COLOURS, check_matplotlib, new_axes, new_panels, png
@@ -32,7 +33,14 @@ def check_engine_plots(paths: Sequence[Path], scenario: Scenario) -> None:
 
 
 def draw_engines(stem: str, report: Report) -> bytes:
-    """The picture that a file of this name holds."""
+    """The picture that a file of this name holds; rows whose clock cannot be believed are left out.
+
+    Raises:
+        UsageError: there is no other row.
+    """
+    report = replace(report, rows=tuple(row for row in report.rows if row.timed))
+    if not report.rows:
+        raise UsageError("No row has times that can be believed, so there is nothing to draw.")
     draw = {"pareto": _pareto, "latency": _latency, "batches": _batches}[_kind(stem) or "pareto"]
     return draw(report)
 

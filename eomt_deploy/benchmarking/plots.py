@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,7 @@ def draw(stem: str, reports: Sequence[SuiteReport]) -> bytes:
         UsageError: there is nothing to draw.
     """
     name = next(n for n in NAMES if stem.endswith(n))
+    reports = _timed(reports)
     if name == "pareto":
         return pareto(reports)
     fitting = [report for report in reports if name in drawable([report])]
@@ -201,11 +203,20 @@ def draw(stem: str, reports: Sequence[SuiteReport]) -> bytes:
 
 def drawable(reports: Sequence[SuiteReport]) -> list[str]:
     """Names of the pictures that these reports have something for."""
+    reports = _timed(reports)
     measured = [m for report in reports for m in report.measurements]
     found = ["waterfall", "latency"] if measured else []
     if any(len({m.batch for m in report.measurements}) > 1 for report in reports):
         found.append("batches")
     return [*found, "pareto"] if any(map(_scored, reports)) else found
+
+
+def _timed(reports: Sequence[SuiteReport]) -> list[SuiteReport]:
+    """Without the rows whose clock cannot be believed: they have no place on an axis."""
+    return [
+        replace(report, measurements=[m for m in report.measurements if m.timed])
+        for report in reports
+    ]
 
 
 def _scored(report: SuiteReport) -> list[Measurement]:

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eomt_deploy.benchmarking.scenarios import Served
-from eomt_deploy.benchmarking.statistics import PERCENTILES, Ratio, percentile, speedup, variation
+from eomt_deploy.benchmarking.statistics import (
+    PERCENTILES,
+    Ratio,
+    clock_problem,
+    percentile,
+    rate,
+    rounded,
+    speedup,
+    variation,
+)
 from eomt_deploy.benchmarking.verdict import Verdict
 
 SCHEMA = 1
@@ -41,9 +50,14 @@ class Row:
         return variation(self.samples)
 
     @property
+    def timed(self) -> bool:
+        """Whether the samples can be times at all."""
+        return clock_problem(self.samples) is None
+
+    @property
     def fps(self) -> float:
-        """Images a second at the median."""
-        return 1000 * self.batch / self.percentile(50)
+        """Images a second at the median; not a number where that is no time."""
+        return rate(self.batch, self.percentile(50))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -53,10 +67,10 @@ class Row:
             "stage": self.stage,
             "batch": self.batch,
             "unit": "ms",
-            "samples": [round(sample, 4) for sample in self.samples],
-            **{f"p{p}": round(self.percentile(p), 4) for p in PERCENTILES},
-            "cv": round(self.cv, 4),
-            "fps": round(self.fps, 3),
+            "samples": [rounded(sample, 4) for sample in self.samples],
+            **{f"p{p}": rounded(self.percentile(p), 4) for p in PERCENTILES},
+            "cv": rounded(self.cv, 4),
+            "fps": rounded(self.fps, 3),
             "score": self.score,
             "verdict": self.verdict.to_dict(),
         }
@@ -81,9 +95,12 @@ class Report:
     served: tuple[Served, ...] = ()
 
     def ratio(self, row: Row) -> Ratio | None:
-        """How many times as fast as the first engine at the same stage; None for itself."""
+        """How many times as fast as the first engine at the same stage; None for itself, and where
+        a clock cannot be believed."""
         base = next(r for r in self.rows if (r.stage, r.batch) == (row.stage, row.batch))
-        return None if base.engine == row.engine else speedup(base.samples, row.samples)
+        if base.engine == row.engine or not (base.timed and row.timed):
+            return None
+        return speedup(base.samples, row.samples)
 
     @property
     def warnings(self) -> list[str]:
@@ -92,7 +109,7 @@ class Report:
             f"{row.engine}, {row.stage}: unstable (variation {row.cv:.0%}, "
             f"limit {self.unstable_cv:.0%})"
             for row in self.rows
-            if row.cv > self.unstable_cv
+            if row.timed and row.cv > self.unstable_cv
         ]
         load, cores = self.environment["load_average"], self.environment["cores"]
         if load is not None and load > 0.5 * cores:
@@ -103,7 +120,8 @@ class Report:
             for reason in row.verdict.reasons
             if reason.kind != "unstable"
         }
-        return [*notes, *others]
+        served = {f"{s.row}: {s.doubt}": None for s in self.served if s.doubt}
+        return [*notes, *others, *served]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON: ``schema``, ``environment``, ``image``, ``rows``, ``warnings``."""

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from eomt_deploy.benchmarking.statistics import PERCENTILES, percentile
+from eomt_deploy.benchmarking.statistics import PERCENTILES, clock_problem, percentile, rounded
+from eomt_deploy.benchmarking.verdict import Reason, Verdict
 from eomt_deploy.errors import UsageError
 
 Scenario = Literal["single", "offline", "server"]
@@ -22,6 +23,10 @@ SCENARIOS: tuple[Scenario, ...] = ("single", "offline", "server")
 LOADS = (0.5, 0.8, 1.1)
 """Shares of what one stream can do, where the user names no rate; the last one is too much."""
 QUEUE = 16
+MOST_BATCH, MOST_RATE, MOST_SECONDS, MOST_REQUESTS = 4096, 100_000, 86_400, 10_000_000
+"""Images of one call, requests a second, seconds of one rate, and requests of one rate."""
+STUCK = 3
+"""Sleeps after which the clock had not moved on: it never will."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Served:
         lost: requests that found the queue full.
         seconds: until the last answer.
         queue: requests that may wait.
+        problem: why nothing could be sent; empty where it could.
     """
 
     row: str
@@ -44,6 +50,16 @@ class Served:
     lost: int
     seconds: float
     queue: int = QUEUE
+    problem: str = ""
+
+    @property
+    def doubt(self) -> str | None:
+        """Why its times cannot be believed; None if they can."""
+        return self.problem or clock_problem([*self.latencies, 1000 * self.seconds])
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict((Reason("clock", self.doubt),) if self.doubt else ())
 
     @property
     def loss(self) -> float:
@@ -54,7 +70,7 @@ class Served:
     @property
     def throughput(self) -> float:
         """Answers a second."""
-        return len(self.latencies) / self.seconds if self.seconds else 0.0
+        return len(self.latencies) / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -62,23 +78,29 @@ class Served:
             "runtime": self.runtime,
             "rate": round(self.rate, 4),
             "queue": self.queue,
-            "seconds": round(self.seconds, 4),
+            "seconds": rounded(self.seconds, 4),
             "unit": "ms",
-            "latencies": [round(latency, 4) for latency in self.latencies],
+            "latencies": [rounded(latency, 4) for latency in self.latencies],
             **{
-                f"p{p}": round(percentile(self.latencies, p), 4)
+                f"p{p}": rounded(percentile(self.latencies, p), 4)
                 for p in PERCENTILES
                 if self.latencies
             },
-            "throughput": round(self.throughput, 4),
+            "throughput": rounded(self.throughput, 4),
             "lost": self.lost,
             "loss": round(self.loss, 4),
+            "problem": self.problem,
+            "verdict": self.verdict.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Served:
         names = ("row", "runtime", "rate", "lost", "seconds", "queue")
-        return cls(latencies=tuple(data["latencies"]), **{name: data[name] for name in names})
+        return cls(
+            latencies=tuple(data["latencies"]),
+            problem=data.get("problem", ""),  # older reports have none
+            **{name: data[name] for name in names},
+        )
 
 
 def poisson_arrivals(rate: float, seconds: float, seed: int = 0) -> list[float]:
@@ -109,12 +131,13 @@ def serve(
         now, sleep: the clock.
 
     Returns:
-        milliseconds from arrival to answer, the number lost, and seconds in all.
+        milliseconds from arrival to answer, the number lost, and seconds in all. It ends early
+        where the clock stands still or goes backwards; the seconds are not above 0 then.
     """
     start = now()
     waiting: deque[float] = deque()
     latencies: list[float] = []
-    lost = coming = 0
+    lost = coming = stuck = 0
     while coming < len(arrivals) or waiting:
         elapsed = now() - start
         # While one is served nobody leaves the queue: looking afterwards loses the same ones.
@@ -127,11 +150,35 @@ def serve(
         if not waiting:
             if coming < len(arrivals):
                 sleep(arrivals[coming] - elapsed)
+                stuck = 0 if now() - start > elapsed else stuck + 1
+                if stuck == STUCK:
+                    return latencies, lost, min(0.0, now() - start)
             continue
         arrived = waiting.popleft()
         work()
         latencies.append((now() - start - arrived) * 1000)
     return latencies, lost, now() - start
+
+
+def absurd(batches: Sequence[int], rate: float | None, seconds: float | None) -> list[str]:
+    """What is larger than anything that can be measured, with the maximum; empty if nothing is."""
+    given = (
+        ("batch", max(batches, default=0), MOST_BATCH),
+        ("rate", rate or 0, MOST_RATE),
+        ("serve-seconds", seconds or 0, MOST_SECONDS),
+        ("rate times serve-seconds", (rate or 0) * (seconds or 0), MOST_REQUESTS),
+    )
+    return [
+        f"{name} must be at most {most:,}, got {value:,}"
+        for name, value, most in given
+        if most < value < math.inf
+    ][:1]
+
+
+def no_clock(row: str, runtime: str, times: Sequence[float]) -> list[Served]:
+    """What stands in a report where no rate could be chosen; empty if ``times`` can be believed."""
+    problem = clock_problem(times)
+    return [Served(row, runtime, 0.0, (), 0, 0.0, problem=problem)] if problem else []
 
 
 def check_scenario(
@@ -149,6 +196,8 @@ def check_scenario(
         raise UsageError("--batch goes with --scenario offline.")
     if batches and min(batches) < 1:
         raise UsageError("A batch has 1 image or more.")
+    if problems := absurd(batches or (), rate, seconds):
+        raise UsageError(f"This cannot be measured: {'; '.join(problems)}.")
     if (rate is not None or seconds is not None) and found != "server":
         raise UsageError("--rate and --serve-seconds go with --scenario server.")
     if any(number is not None and not 0 < number < math.inf for number in (rate, seconds)):

@@ -17,10 +17,11 @@ from eomt_deploy.benchmarking.scenarios import (
     QUEUE,
     Scenario,
     Served,
+    no_clock,
     poisson_arrivals,
     serve,
 )
-from eomt_deploy.benchmarking.statistics import percentile, variation
+from eomt_deploy.benchmarking.statistics import clock_problem, percentile, share_of, variation
 from eomt_deploy.benchmarking.verdict import Evidence, judge
 from eomt_deploy.benchmarking.watch import Watch
 from eomt_deploy.errors import UsageError
@@ -147,17 +148,19 @@ def bench_stages(
         samples = tuple(measured.samples[key])
         own_gpu = row.device.startswith("cuda")
         network = measured.samples.get(f"{row.engine}\n{NETWORK}")
+        resident = None
+        if own_gpu and network and row.stage == COPIES and row.batch == 1:
+            resident = share_of(network, samples)
         evidence = Evidence(
             cv=variation(samples),
             rounds=len(samples),
             others=others,
             gpu=state if own_gpu else None,
-            host_share=_share(measured.host[key], samples)
+            host_share=share_of(measured.host[key], samples)
             if own_gpu and row.stage == NETWORK
             else None,
-            copy_share=1 - _share(network, samples)
-            if own_gpu and network and row.stage == COPIES and row.batch == 1
-            else None,
+            copy_share=None if resident is None else 1 - resident,
+            clock=clock_problem(samples),
         )
         verdict = judge(evidence, unstable_cv=plan.unstable_cv)
         found.append(replace(row, samples=samples, verdict=verdict))
@@ -173,10 +176,6 @@ def bench_stages(
         plan.unstable_cv,
         tuple(served),
     )
-
-
-def _share(part: Sequence[float], whole: Sequence[float]) -> float:
-    return percentile(part, 50) / percentile(whole, 50)
 
 
 def _row(name: str, segmenter: Segmenter, stage: str, batch: int, known: dict[str, float]) -> Row:
@@ -198,8 +197,9 @@ def _serve(
     pixels = load_image(image, max_pixels=segmenter.max_pixels)
     job = Job(lambda: segmenter.predict(pixels))
     times = measure({"one": job}, Rounds(10, 2)).samples["one"]
+    if found := no_clock(name, segmenter.engine.backend, times):
+        return found
     capacity = 1000 / percentile(times, 50)
-    found = []
     for wanted in [rate] if rate is not None else [share * capacity for share in LOADS]:
         latencies, lost, total = serve(job.work, poisson_arrivals(wanted, seconds))
         backend = segmenter.engine.backend

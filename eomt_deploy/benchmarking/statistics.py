@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,14 +55,44 @@ class Ratio:
         }
 
 
+def clock_problem(milliseconds: Samples) -> str | None:
+    """Why these cannot be the times of anything; None if they can."""
+    for time in milliseconds:
+        if not math.isfinite(time):
+            return f"a time of {time} ms was measured"
+        if time < 0:
+            return f"a time of {time:.4g} ms was measured: the clock went backwards"
+        if time == 0:
+            return "a time of 0 ms was measured: the clock stood still"
+    return None
+
+
+def rate(count: float, milliseconds: float) -> float:
+    """How many a second, if ``count`` take that time; not a number for what is no time."""
+    return 1000 * count / milliseconds if 0 < milliseconds < math.inf else math.nan
+
+
+def rounded(value: float | None, digits: int) -> float | None:
+    """For JSON, which has neither infinity nor NaN: they become None."""
+    return None if value is None or not math.isfinite(value) else round(value, digits)
+
+
+def share_of(part: Samples, whole: Samples) -> float | None:
+    """Median of a part over the median of the whole; None where one is no time."""
+    if clock_problem(part) or clock_problem(whole):
+        return None
+    return percentile(part, 50) / percentile(whole, 50)
+
+
 def percentile(samples: Samples, percent: float) -> float:
     """What ``percent`` of the samples do not exceed."""
     return float(np.percentile(samples, percent))
 
 
 def variation(samples: Samples) -> float:
-    """Coefficient of variation: standard deviation over mean."""
-    return float(np.std(samples) / np.mean(samples))
+    """Coefficient of variation: standard deviation over mean; infinite for what is no times."""
+    mean = float(np.mean(samples))
+    return float(np.std(samples)) / mean if 0 < mean < math.inf else math.inf
 
 
 def speedup(
@@ -73,7 +104,7 @@ def speedup(
     of neighbouring rounds are drawn, because a busy moment of the machine lasts longer than one.
 
     Args:
-        base, row: milliseconds, in the order of the rounds.
+        base, row: milliseconds, in the order of the rounds; see :func:`clock_problem`.
         paired: both come from the same rounds.
     """
     a, b = np.asarray(base, float), np.asarray(row, float)

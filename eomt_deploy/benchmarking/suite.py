@@ -11,8 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eomt_deploy.benchmarking import grouping, roofline
 from eomt_deploy.benchmarking.cases import Opened, open_case
 from eomt_deploy.benchmarking.clock import Rounds, measure
@@ -25,10 +23,12 @@ from eomt_deploy.benchmarking.scenarios import (
     SCENARIOS,
     Scenario,
     Served,
+    absurd,
+    no_clock,
     poisson_arrivals,
     serve,
 )
-from eomt_deploy.benchmarking.statistics import percentile, variation
+from eomt_deploy.benchmarking.statistics import clock_problem, percentile, share_of, variation
 from eomt_deploy.benchmarking.suite_report import Measurement, Size, Skipped, SuiteReport
 from eomt_deploy.benchmarking.verdict import UNSTABLE_CV, Evidence, judge
 from eomt_deploy.benchmarking.watch import Watch, gpu_load
@@ -112,6 +112,7 @@ class SuiteConfig:
             problems.append("end-to-end takes one photo at a time, and no batches")
         if self.rate is not None and (self.scenario != "server" or not 0 < self.rate < math.inf):
             problems.append("a rate is a positive number, for the server scenario")
+        problems += absurd(self.batches, self.rate, self.serve_seconds)
         if "end-to-end" in self.scopes and self.photo is None:
             problems.append("end-to-end needs a photo")
         if problems:
@@ -347,15 +348,18 @@ class _Runner:
                 samples = measured.samples[key]
                 gpu_network = self._device == "cuda" and scope == "network"
                 host = measured.host[key] if gpu_network else []
-                copies = scope == "network+copies" and self._device == "cuda" and network
+                resident = None
+                if scope == "network+copies" and self._device == "cuda" and network:
+                    resident = share_of(network, samples)
                 evidence = Evidence(
                     cv=variation(samples),
                     rounds=len(samples),
                     steady=measured.steady[key],
                     others=others,
                     gpu=state,
-                    host_share=_median_share(host, samples) if host else None,
-                    copy_share=1 - _median_share(network, samples) if copies and network else None,
+                    host_share=share_of(host, samples) if host else None,
+                    copy_share=None if resident is None else 1 - resident,
+                    clock=clock_problem(samples),
                 )
                 self._report.measurements.append(
                     Measurement(
@@ -381,7 +385,11 @@ class _Runner:
         scope = "end-to-end" if "end-to-end" in config.scopes else "network+copies"
         for one in opened:
             job = one.job(scope)
-            capacity = 1000 / percentile(measure({"one": job}, Rounds(10, 2)).samples["one"], 50)
+            times = measure({"one": job}, Rounds(10, 2)).samples["one"]
+            if failed := no_clock(one.row.name, one.runtime, times):
+                self._report.served += failed
+                continue
+            capacity = 1000 / percentile(times, 50)
             rates = [share * capacity for share in LOADS] if config.rate is None else [config.rate]
             work = job.work
             for rate in rates:
@@ -391,10 +399,6 @@ class _Runner:
                 self._report.served.append(
                     Served(one.row.name, one.runtime, rate, tuple(latencies), lost, seconds, QUEUE)
                 )
-
-
-def _median_share(part: Sequence[float], whole: Sequence[float]) -> float:
-    return float(np.median(part) / np.median(whole))
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,16 @@ from typing import Any
 from eomt_deploy.benchmarking.plan import Suite, SuiteRow
 from eomt_deploy.benchmarking.roofline import Peak, arithmetic, tflops
 from eomt_deploy.benchmarking.scenarios import Served
-from eomt_deploy.benchmarking.statistics import PERCENTILES, Ratio, percentile, speedup, variation
+from eomt_deploy.benchmarking.statistics import (
+    PERCENTILES,
+    Ratio,
+    clock_problem,
+    percentile,
+    rate,
+    rounded,
+    speedup,
+    variation,
+)
 from eomt_deploy.benchmarking.verdict import Verdict
 from eomt_deploy.errors import UsageError
 
@@ -55,9 +64,14 @@ class Measurement:
         return percentile(self.samples, percent)
 
     @property
+    def timed(self) -> bool:
+        """Whether the samples can be times at all."""
+        return clock_problem(self.samples) is None
+
+    @property
     def fps(self) -> float:
-        """Images a second at the median."""
-        return 1000 * self.batch / self.percentile(50)
+        """Images a second at the median; not a number where that is no time."""
+        return rate(self.batch, self.percentile(50))
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -138,7 +152,8 @@ class SuiteReport:
 
     def tflops(self, found: Measurement) -> float | None:
         """TFLOP/s of the network; None where it was not counted, or more than it was timed."""
-        size = self.sizes.get(found.row) if found.scope != "end-to-end" else None
+        network = found.scope != "end-to-end" and found.timed
+        size = self.sizes.get(found.row) if network else None
         return tflops(size.macs * found.batch, found.percentile(50)) if size else None
 
     def peak_share(self, found: Measurement) -> float | None:
@@ -207,13 +222,13 @@ class SuiteReport:
             },
             "prepare_seconds": round(found.prepare_seconds, 2),
             "unit": "ms",
-            "samples": [round(sample, 4) for sample in found.samples],
-            "host": [round(sample, 4) for sample in found.host],
-            **{f"p{p}": round(found.percentile(p), 4) for p in PERCENTILES},
-            "cv": round(variation(found.samples), 4),
-            "fps": round(found.fps, 4),
-            "tflops": _rounded(self.tflops(found)),
-            "peak_share": _rounded(self.peak_share(found)),
+            "samples": [rounded(sample, 4) for sample in found.samples],
+            "host": [rounded(sample, 4) for sample in found.host],
+            **{f"p{p}": rounded(found.percentile(p), 4) for p in PERCENTILES},
+            "cv": rounded(variation(found.samples), 4),
+            "fps": rounded(found.fps, 4),
+            "tflops": rounded(self.tflops(found), 5),
+            "peak_share": rounded(self.peak_share(found), 5),
             "ratio": ratio.to_dict() if ratio else None,
             "runtime_ratio": other.to_dict() if other else None,
             "verdict": found.verdict.to_dict(),
@@ -306,10 +321,8 @@ def _changed(row: SuiteRow, entry: dict[str, Any]) -> SuiteRow:
     return replace(row, size=(height, width), backbone=entry["backbone"])
 
 
-def _ratio(base: Measurement, found: Measurement) -> Ratio:
+def _ratio(base: Measurement, found: Measurement) -> Ratio | None:
+    if not (base.timed and found.timed):
+        return None
     paired = base.group == found.group and len(base.samples) == len(found.samples)
     return speedup(base.samples, found.samples, paired=paired)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 5)

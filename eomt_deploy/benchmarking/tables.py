@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -107,8 +108,12 @@ def _line(report: SuiteReport, found: Measurement, several: bool) -> tuple[str, 
         NONE if share is None else f"{share:.0%}",
         NONE if fps is None else f"{fps:g}",
         _small(report.paper_ratio(row.name)),
-        "VALID" if found.verdict.valid else "INVALID",
+        validity(found.verdict),
     )
+
+
+def validity(verdict: Verdict) -> str:
+    return "VALID" if verdict.valid else "INVALID"
 
 
 def ratio_words(ratio: Ratio | None) -> str:
@@ -136,7 +141,7 @@ def _runtime_sheet(report: SuiteReport) -> Sheet:
 def served_sheet(served: Sequence[Served]) -> Sheet:
     """What became of requests."""
     headers = (
-        "row", "runtime", "rate /s", "answered /s", "p50 ms", "p90", "p99", "lost",
+        "row", "runtime", "rate /s", "answered /s", "p50 ms", "p90", "p99", "lost", "verdict",
     )  # fmt: skip
     rows = []
     for one in served:
@@ -144,7 +149,7 @@ def served_sheet(served: Sequence[Served]) -> Sheet:
             f"{percentile(one.latencies, p):.1f}" if one.latencies else NONE for p in (50, 90, 99)
         ]
         words = (one.row, one.runtime, f"{one.rate:.2f}", f"{one.throughput:.2f}")
-        rows.append((*words, *times, f"{one.loss:.1%}"))
+        rows.append((*words, *times, f"{one.loss:.1%}", validity(one.verdict)))
     return Sheet(f"Poisson arrivals, queue of {served[0].queue}", headers, tuple(rows), words=2)
 
 
@@ -189,7 +194,7 @@ def engine_sheet(report: Report) -> Sheet:
         known = row.engine == previous
         line = ["" if known else row.engine, "" if known else f"{row.backend} {row.device}", stage]
         line += [f"{row.percentile(p):.2f}" for p in PERCENTILES]
-        line += [f"{row.cv:.1%}", _rate(row.fps)]
+        line += [f"{row.cv:.1%}" if row.timed else NONE, _rate(row.fps)]
         if several:
             line.append(ratio_words(report.ratio(row)))
         rows.append(tuple(line))
@@ -203,6 +208,7 @@ def remarks(report: SuiteReport) -> list[str]:
     lines = list(report.notes)
     lines += [f"skipped {s.row} in {s.runtime}: {s.reason}" for s in report.skipped]
     lines += doubts([(f"{m.row}, {m.runtime}, {m.scope}", m.verdict) for m in report.measurements])
+    lines += dict.fromkeys(f"{s.row}, {s.runtime}: {s.doubt}" for s in report.served if s.doubt)
     lines += dict.fromkeys(
         f"{m.row}, {m.runtime}: {m.remark}" for m in report.measurements if m.remark
     )
@@ -254,6 +260,8 @@ def _side(size: tuple[int, int]) -> str:
 
 
 def _rate(value: float) -> str:
+    if math.isnan(value):
+        return NONE
     return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 

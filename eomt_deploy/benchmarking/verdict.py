@@ -7,9 +7,13 @@ from typing import Any, Literal
 
 from eomt_deploy.benchmarking.machine_state import GpuState
 
-Kind = Literal["few rounds", "unstable", "throttled", "other load", "copy-bound", "launch-bound"]
+Kind = Literal[
+    "clock", "few rounds", "unstable", "throttled", "other load", "copy-bound", "launch-bound"
+]
 
-INVALIDATING: frozenset[Kind] = frozenset(("few rounds", "unstable", "throttled", "other load"))
+INVALIDATING: frozenset[Kind] = frozenset(
+    ("clock", "few rounds", "unstable", "throttled", "other load")
+)
 """The number would be another one if it were measured again. What remains, copies and launches,
 is a true time of this runtime on this machine, but says little of the network on its device."""
 
@@ -67,6 +71,8 @@ class Evidence:
         host_share: time until the call returned over the time until the work was done; None
             where they are the same by nature (CPU, or a call that waits for copies).
         copy_share: share of the time that is no network; None where it is not measured.
+        clock: why its samples cannot be times, see
+            :func:`eomt_deploy.benchmarking.statistics.clock_problem`; None if they can.
     """
 
     cv: float
@@ -76,15 +82,18 @@ class Evidence:
     gpu: GpuState | None = None
     host_share: float | None = None
     copy_share: float | None = None
+    clock: str | None = None
 
 
 def judge(evidence: Evidence, *, unstable_cv: float = UNSTABLE_CV) -> Verdict:
     """Every reason that the evidence gives."""
     reasons: list[Reason] = []
+    if evidence.clock is not None:
+        reasons.append(Reason("clock", evidence.clock))
     if evidence.rounds is not None and evidence.rounds < LEAST_ROUNDS:
         text = f"{evidence.rounds} rounds were measured, {LEAST_ROUNDS} are needed"
         reasons.append(Reason("few rounds", text))
-    if evidence.cv > unstable_cv:
+    if evidence.clock is None and not evidence.cv <= unstable_cv:  # nor if it is not a number
         text = f"the times vary by {evidence.cv:.0%}, {unstable_cv:.0%} is allowed"
         reasons.append(Reason("unstable", text))
     if not evidence.steady:

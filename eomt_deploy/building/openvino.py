@@ -13,7 +13,12 @@ import numpy as np
 from eomt_deploy.artifact import read_artifact
 from eomt_deploy.benchmarking.clock import interleave
 from eomt_deploy.building.config import OpenVinoConfig
-from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
+from eomt_deploy.errors import (
+    DeviceError,
+    MissingDependencyError,
+    OutputError,
+    VerificationError,
+)
 from eomt_deploy.evaluation.compare import label_map
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.image_search import search_images
@@ -176,7 +181,10 @@ def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Tria
         same, labelled = [], []
         for image in images:
             labels = label_map(first.predict(image))
-            same.append((labels == label_map(second.predict(image))).mean())
+            try:
+                same.append(float((labels == label_map(second.predict(image))).mean()))
+            except VerificationError:  # its logits are not finite: it agrees on nothing
+                same.append(0.0)
             labelled.append((labels >= 0).mean())
         batch = np.zeros((first.spec.batch or 1, *first.spec.image_size, 3), np.uint8)
         works = {name: partial(s.engine.run, batch) for name, s in (("f32", first), ("", second))}

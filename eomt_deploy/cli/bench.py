@@ -145,6 +145,7 @@ def bench(
 
 def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
     from eomt_deploy.benchmarking import bench_stages
+    from eomt_deploy.benchmarking.clock import Rounds
     from eomt_deploy.benchmarking.watch import gpu_load
     from eomt_deploy.segmenter import Segmenter
 
@@ -161,7 +162,12 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
         from eomt_deploy.benchmarking.engine_plots import check_engine_plots
 
         check_engine_plots(plots, scenario)
-    rounds = given.get("warmup", plan.warmup) + given.get("iterations", plan.iterations)
+    asked = Rounds(  # before the engines are opened: what is absurd is refused at once
+        given.get("iterations", plan.iterations),
+        given.get("warmup", plan.warmup),
+        pause=given.get("pause", 0.0),
+    )
+    rounds = asked.warmup + asked.iterations
     # File names are enough to tell most engines apart; whole paths make the table unreadable.
     distinct = len({path.name for path in engine}) == len(set(engine))
     device, threads = given.get("device"), given.get("threads")

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from eomt_deploy.benchmarking.clock import Job, Rounds, SynchronizingTimer, interleave, measure
-from eomt_deploy.errors import UsageError
+from eomt_deploy.errors import DeviceError, UsageError
 
 
 class Told:
@@ -59,8 +59,8 @@ def test_what_is_steady_while_it_is_measured_needs_no_longer_warm_up():
 def test_rounds_end_after_their_time_but_not_before_they_say_something():
     slow = Job(lambda: None, Told(itertools.repeat(1.0)))
     looks: list[int] = []
-    found = measure({"x": slow}, Rounds(10_000_000, 0, seconds=0.05), watch=lambda: looks.append(1))
-    assert 2 <= len(found.samples["x"]) < 10_000_000
+    found = measure({"x": slow}, Rounds(1_000_000, 0, seconds=0.05), watch=lambda: looks.append(1))
+    assert 2 <= len(found.samples["x"]) < 1_000_000
     assert len(looks) == len(found.samples["x"])
     found = measure({"x": slow}, Rounds(50, 0, seconds=1e-9))
     assert len(found.samples["x"]) == 2
@@ -81,3 +81,30 @@ def test_what_came_before_is_not_timed():
 def test_rounds_that_say_nothing(rounds):
     with pytest.raises(UsageError):
         Rounds(**rounds)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "words"),
+    [
+        ({"iterations": 10**12}, "iterations must be at most 1,000,000, got 1,000,000,000,000"),
+        ({"iterations": 5, "warmup": 10**7}, "warmup must be at most 1,000,000"),
+        ({"iterations": 5, "max_warmup": 10**7}, "max_warmup must be at most 1,000,000"),
+        ({"iterations": 5, "pause": 1e30}, "pause must be at most 3,600 seconds"),
+        ({"iterations": 5, "seconds": 1e9}, "seconds must be at most 604,800 seconds"),
+        ({"iterations": 5, "pause": float("nan")}, "positive numbers"),
+        ({"iterations": 5, "seconds": float("inf")}, "seconds"),
+    ],
+)
+def test_rounds_that_would_never_end(rounds, words):
+    with pytest.raises(UsageError, match=words):
+        Rounds(**rounds)
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [(itertools.count(5000, -7), "backwards"), (itertools.repeat(5), "stood still")],
+)
+def test_nothing_is_compared_by_a_clock_that_is_wrong(monkeypatch, times, words):
+    monkeypatch.setattr("time.perf_counter_ns", lambda: next(times))
+    with pytest.raises(DeviceError, match=words):
+        interleave({"a": lambda: None, "b": lambda: None}, warmup=1, iterations=3)

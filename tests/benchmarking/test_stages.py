@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from eomt_deploy import Segmenter, catalog
-from eomt_deploy.benchmarking import Report, Row, bench_stages
+from eomt_deploy.benchmarking import Report, Row, bench_stages, tables
+from eomt_deploy.benchmarking.engine_plots import draw_engines
 from eomt_deploy.errors import UsageError, VerificationError
 
 PLAN = catalog.benchmark_plans()["stages"]
@@ -65,3 +67,51 @@ def test_a_model_that_gives_nan_is_not_measured(exported, photo, monkeypatch):
         for stage in ("network", "decode"):
             with pytest.raises(VerificationError, match=r"gives NaN or infinite logits on .*jpg"):
                 bench_stages([("m", segmenter)], photo, PLAN, stages=(stage,), iterations=2)
+
+
+WRONG = {
+    "backwards": (lambda: itertools.count(10**15, -7_000_000), "the clock went backwards"),
+    "constant": (lambda: itertools.repeat(5), "the clock stood still"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("scenario", ["single", "offline", "server"])
+def test_a_clock_that_is_wrong_makes_no_number_valid(exported, photo, monkeypatch, kind, scenario):
+    times, words = WRONG[kind]
+    ticks = times()
+    monkeypatch.setattr("time.perf_counter_ns", lambda: next(ticks))
+    with Segmenter(exported("panoptic")) as one, Segmenter(exported("semantic")) as other:
+        report = bench_stages(
+            [("a", one), ("b", other)], photo, PLAN, scenario=scenario, batches=(1, 2),
+            stages=("preprocess", "network"), iterations=8, warmup=1,
+        )  # fmt: skip
+    assert not any(row.verdict.valid for row in report.rows)
+    for row in report.rows:
+        assert str(row.verdict).startswith("INVALID: clock")
+        assert report.ratio(row) is None
+    assert any(words in warning for warning in report.warnings)
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert all(row["fps"] is None for row in data["rows"])
+    shown = tables.engine_sheet(report)
+    assert shown.title.startswith("0 of")
+    if scenario == "server":
+        assert [served["verdict"]["valid"] for served in data["served"]] == [False, False]
+        assert "INVALID" in tables.served_sheet(report.served).markdown()
+    for name in ("pareto", "latency", "batches"):
+        with pytest.raises(UsageError, match="No row has times"):
+            draw_engines(name, report)
+
+
+def test_one_wrong_time_is_enough():
+    fine = Row("a", "o", "cpu", "network", (10.0,) * 9)
+    wrong = replace(fine, engine="b", samples=(10.0,) * 8 + (-1.0,))
+    report = Report({"load_average": 0, "cores": 2}, "x", (fine, wrong), 0.1)
+    assert (fine.timed, wrong.timed) == (True, False)
+    assert report.ratio(wrong) is None
+    assert draw_engines("latency", report).startswith(b"\x89PNG")
+
+
+def test_batches_and_rates_that_are_absurd(exported, photo):
+    with Segmenter(exported("panoptic")) as segmenter, pytest.raises(UsageError, match="at most"):
+        bench_stages([("m", segmenter)], photo, PLAN, iterations=10**12)

@@ -7,8 +7,12 @@ from hypothesis import strategies as st
 
 from eomt_deploy.benchmarking.statistics import (
     Ratio,
+    clock_problem,
     is_steady,
     percentile,
+    rate,
+    rounded,
+    share_of,
     speedup,
     variation,
 )
@@ -73,3 +77,27 @@ def test_steady():
     assert is_steady([9.0] * 5 + [5.1] * 5 + [5.0] * 5)
     assert not is_steady([5.0] * 9)
     assert not is_steady([9.0] * 5 + [5.0] * 5)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ([5.0, -3.25, 5.0], "a time of -3.25 ms was measured: the clock went backwards"),
+        ([0.0, 0.0], "the clock stood still"),
+        ([1.0, float("nan")], "a time of nan ms"),
+        ([float("inf"), 1.0], "a time of inf ms"),
+    ],
+)
+def test_what_cannot_be_a_time(samples, words):
+    assert words in clock_problem(samples)
+    assert clock_problem([5.0, 1e-6]) is None
+    assert variation(samples) > 0.1 or variation(samples) == np.inf
+    assert share_of(samples, [1.0, 1.0]) is None
+    assert share_of([1.0, 1.0], samples) is None
+
+
+def test_rates_and_json_of_what_is_no_time():
+    assert rate(4, 2.0) == 2000
+    assert all(np.isnan(rate(1, time)) for time in (0.0, -1.0, np.nan, np.inf))
+    assert [rounded(v, 2) for v in (1.234, None, np.nan, -np.inf)] == [1.23, None, None, None]
+    assert share_of([1.0, 3.0], [4.0]) == 0.5

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 
 from eomt_deploy import catalog
 from eomt_deploy.benchmarking import plots, suite, tables
-from eomt_deploy.benchmarking.cases import describe
+from eomt_deploy.benchmarking.cases import NOT_FINITE, describe
 from eomt_deploy.benchmarking.clock import Rounds
 from eomt_deploy.benchmarking.runtimes import RUNTIMES, Case, find_runtime, why_unavailable
 from eomt_deploy.benchmarking.suite import SuiteConfig, run_suite
 from eomt_deploy.benchmarking.suite_report import SuiteReport, read_reports
+from eomt_deploy.benchmarking.torch_runtimes import TorchRunning
 from eomt_deploy.devices import cuda_device_count
 from eomt_deploy.errors import DeviceError, UsageError
 from eomt_deploy.network.ladder import build_step
@@ -296,3 +298,42 @@ def test_what_matters_most_is_opened_first():
 
     assert order() == ["0", "5", "4", "3", "2", "1"]
     assert order("step 5", "step 4") == ["5", "4", "0"]
+
+
+@pytest.mark.parametrize(
+    ("ticks", "words"),
+    [(itertools.count(10**15, -7_000_000), "backwards"), (itertools.repeat(5), "stood still")],
+)
+def test_a_clock_that_is_wrong_makes_no_number_valid(monkeypatch, ticks, words, tmp_path):
+    monkeypatch.setattr("time.perf_counter_ns", lambda: next(ticks))
+    config = SuiteConfig(
+        **(TINY | {"probe": True, "rounds": Rounds(8, 1)}), scenario="server", serve_seconds=0.1
+    )
+    found = run_suite(config)
+    assert found.measurements
+    for m in found.measurements:
+        assert str(m.verdict).startswith("INVALID: clock")
+        assert found.ratio(m) is found.tflops(m) is found.peak_share(m) is None
+    assert found.peaks == {}
+    assert any("no peak of fp32" in note and words in note for note in found.notes)
+    assert not any(served.verdict.valid for served in found.served)
+    json.dumps(found.to_dict(), allow_nan=False)
+    text = tables.markdown(found)
+    assert words in text
+    assert "INVALID" in text
+    assert plots.drawable([found]) == []
+    with pytest.raises(UsageError, match="nothing to draw"):
+        plots.draw("waterfall", [found])
+
+
+def test_random_weights_that_give_nan_are_remarked(monkeypatch):
+    monkeypatch.setattr(TorchRunning, "run", lambda self, images: (np.zeros(1), np.array([np.nan])))
+    found = run_suite(SuiteConfig(**TINY))
+    assert {m.remark for m in found.measurements} == {NOT_FINITE}
+    assert NOT_FINITE in tables.markdown(found)
+
+
+@pytest.mark.parametrize("options", [{"batches": (10**6,)}, {"serve_seconds": 1e9}])
+def test_configurations_that_would_never_end(options):
+    with pytest.raises(UsageError, match="must be at most"):
+        SuiteConfig(**TINY, **options)

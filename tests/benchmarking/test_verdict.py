@@ -35,6 +35,9 @@ def test_a_quiet_run_is_valid():
     ("evidence", "kind", "valid"),
     [
         (Evidence(0.01, rounds=5), "few rounds", False),
+        (Evidence(0.01, clock="a time of 0 ms"), "clock", False),
+        (Evidence(float("inf"), clock="a time of 0 ms"), "clock", False),
+        (Evidence(float("nan")), "unstable", False),
         (Evidence(0.2), "unstable", False),
         (Evidence(0.01, steady=False), "unstable", False),
         (Evidence(0.01, others=0.4), "other load", False),

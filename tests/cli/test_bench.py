@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -129,6 +130,18 @@ def test_one_file_in_two_run_times(cli, exported, tmp_path):
         ((*TINY, "--seconds", "inf"), "positive numbers of seconds"),
         ((*TINY, "--scenario", "server", "--rate", "inf"), "positive numbers"),
         ((*TINY, "--scenario", "server", "--serve-seconds", "0"), "positive numbers"),
+        ((*TINY, "--iterations", str(10**12)), "iterations must be at most 1,000,000"),
+        ((*TINY, "--warmup", str(10**12)), "warmup must be at most 1,000,000"),
+        ((*TINY, "--seconds", "1e9"), "seconds must be at most 604,800"),
+        ((*TINY, "--pause", "1e9"), "pause must be at most 3,600"),
+        ((*TINY, "--scenario", "offline", "--batch", str(10**9)), "batch must be at most 4,096"),
+        ((*TINY, "--scenario", "server", "--rate", "1e9"), "rate must be at most 100,000"),
+        ((*TINY, "--scenario", "server", "--serve-seconds", "1e9"), "must be at most 86,400"),
+        # Before the model is opened, which is not there:
+        (("--engine", "m.onnx", "--iterations", str(10**12)), "iterations must be at most"),
+        (("--engine", "m.onnx", "--warmup", str(10**30)), "warmup must be at most"),
+        (("--engine", "m.onnx", "--pause", "1e9"), "pause must be at most"),
+        (("--engine", "m.onnx", "--scenario", "offline", "--batch", "5000"), "at most 4,096"),
     ],
 )
 def test_wrong_use(cli, arguments, words, tmp_path, monkeypatch):
@@ -138,3 +151,21 @@ def test_wrong_use(cli, arguments, words, tmp_path, monkeypatch):
     assert words in err
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", [0, -7_000_000])
+def test_a_clock_that_is_wrong_is_said(cli, exported, monkeypatch, tmp_path, step):
+    ticks = itertools.count(10**15, step)
+    monkeypatch.setattr("time.perf_counter_ns", lambda: next(ticks))
+    path = tmp_path / "b.json"
+    code, out, err = cli(
+        "bench", "--engine", exported("panoptic"), "--iterations", "6", "--scope", "network",
+        "--json", path,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "0 of 1 VALID" in out
+    assert "FPS" in out
+    assert "warning: a time of" in err
+    assert "the clock" in err
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["fps"], row["verdict"]["valid"]) == (None, False)
