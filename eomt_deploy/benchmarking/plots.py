@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eomt_deploy.benchmarking.suite_report import Measurement, SuiteReport
+from eomt_deploy.cache import import_matplotlib
 from eomt_deploy.errors import MissingDependencyError, UsageError
 
 OURS, PAPER, GREY = "tab:blue", "tab:orange", "0.6"
@@ -22,7 +23,7 @@ def check_matplotlib() -> None:
         MissingDependencyError: matplotlib is missing.
     """
     try:
-        import matplotlib  # noqa: F401
+        import_matplotlib()
     except ImportError as error:
         raise MissingDependencyError(
             "Plots are drawn with matplotlib, which is not installed.",

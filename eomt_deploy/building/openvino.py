@@ -16,6 +16,7 @@ from eomt_deploy.building.config import OpenVinoConfig
 from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
 from eomt_deploy.evaluation.compare import label_map
 from eomt_deploy.files import check_writable, staging_folder
+from eomt_deploy.privacy import import_openvino
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import built_in_photos, find_images
 
@@ -94,7 +95,7 @@ def build_openvino(
         OutputError: the output cannot be written.
     """
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         raise MissingDependencyError(
             "openvino is not installed.", fix="pip install 'eomt-deploy[openvino]'"

@@ -11,7 +11,7 @@ import typer
 
 from eomt_deploy import catalog
 from eomt_deploy.cli.bench_suite import BenchOptions, bench_report, bench_suite, print_sheet
-from eomt_deploy.cli.console import bar, check_report, say, stderr, warn, write_json
+from eomt_deploy.cli.console import bar, check_report, say, say_remarks, stderr, warn, write_json
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import check_writable
 
@@ -168,6 +168,7 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
         ]
         for name, segmenter in segmenters:
             say(f"{name}: {segmenter.engine.where}", stderr)
+            say_remarks(segmenter.engine, name)
         with bar("measuring", rounds) as progress:
             report = bench_stages(
                 segmenters,

@@ -14,6 +14,7 @@ from eomt_deploy.cli.console import (
     check_not_inside,
     check_report,
     say,
+    say_remarks,
     stderr,
     write_json,
 )
@@ -80,6 +81,8 @@ def compare(
         check_report(json, a, b)
     first, second = _open(a, b, backend, device, base_weights)
     with first, second:
+        for path, segmenter in ((a, first), (b, second)):
+            say_remarks(segmenter.engine, str(path))
         samples = _samples(images or [], data or [], first.spec, split)[:limit]
         with bar("comparing", len(samples)) as progress:
             result = run_comparison(first, second, samples, labelled=bool(data), progress=progress)

@@ -12,6 +12,7 @@ from eomt_deploy.cli.console import (
     check_not_inside,
     check_report,
     say,
+    say_remarks,
     scored_bar,
     stderr,
     stdout,
@@ -87,6 +88,7 @@ def evaluate(
             f"{total} images of {dataset.origin} ({dataset.format}); {segmenter.engine.where}",
             stderr,
         )
+        say_remarks(segmenter.engine)
         for note in dataset.notes:
             warn(note)
         with scored_bar("evaluating", total) as progress:

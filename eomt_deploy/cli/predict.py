@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eomt_deploy.cli.console import bar, check_report, say, stderr, stdout, write_json
+from eomt_deploy.cli.console import bar, check_report, say, say_remarks, stderr, stdout, write_json
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.files import check_writable, save_picture
 from eomt_deploy.result import Segmentation
@@ -63,6 +63,7 @@ def predict(
     with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
         segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(segmenter.engine.where, stderr)
+        say_remarks(segmenter.engine)
         run = partial(
             segmenter.stream,
             score_threshold=score_threshold,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eomt_deploy.cache import import_matplotlib
 from eomt_deploy.errors import MissingDependencyError
 from eomt_deploy.files import check_writable, write_atomically
 
@@ -31,7 +32,7 @@ def check_ready(model: Path) -> None:
     for path in front_files(model):
         check_writable(path)
     try:
-        import matplotlib  # noqa: F401
+        import_matplotlib()
     except ImportError as error:
         raise MissingDependencyError(
             "A search under a budget draws its Pareto front with matplotlib, which is missing.",
