@@ -255,19 +255,23 @@ class _Sink(io.BytesIO):
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        if self.error is None:
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self.error = error
+        self._try(lambda: self._file.write(data))
         return len(data)
 
     def tell(self) -> int:
-        return self._file.tell() - HEADER_BYTES
+        return self._try(self._file.tell) - HEADER_BYTES
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = HEADER_BYTES if whence == os.SEEK_SET else 0
-        return self._file.seek(start + offset, whence) - HEADER_BYTES
+        return self._try(lambda: self._file.seek(start + offset, whence)) - HEADER_BYTES
+
+    def _try(self, call: Callable[[], int]) -> int:
+        if self.error is None:
+            try:
+                return call()
+            except OSError as error:
+                self.error = error
+        return HEADER_BYTES
 
 
 def _header(path: Path, content: Iterable[bytes | memoryview]) -> bytes:

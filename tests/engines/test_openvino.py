@@ -393,3 +393,21 @@ def test_closing_right_after_a_run_never_ends_the_process(saved):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", program, str(saved("fp32"))]
     subprocess.run(command, env=environment, check=True)
+
+
+def test_a_full_disk_costs_only_time(saved, cache):
+    pytest.importorskip("resource")
+    program = (
+        "import resource, sys\n"
+        "from eomt_deploy.engines.openvino import OpenVinoEngine\n"
+        "from pathlib import Path\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "with OpenVinoEngine(Path(sys.argv[1]), threads=1) as engine:\n"
+        "    print(engine.remarks[0])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, str(saved("fp32"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "Each start compiles the model again" in done.stdout
+    assert "File too large" in done.stdout
+    assert list(cache.iterdir()) == []
