@@ -147,11 +147,10 @@ def measure(
 
 def computes_in_bf16() -> bool:
     """Whether OpenVINO does on this chip."""
-    import openvino
-
     from eomt_deploy.engines.openvino import able
+    from eomt_deploy.privacy import import_openvino
 
-    return "bf16" in able(openvino.Core())
+    return "bf16" in able(import_openvino().Core())
 
 
 def wanted(options: argparse.Namespace) -> list[tuple[str, float | None]]:

@@ -10,7 +10,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from eomt_deploy.privacy import switch_off
+
 __version__ = "0.1.0"
+
+switch_off()  # before any other library is imported
 
 # Names are resolved on first use, so that `import eomt_deploy` stays instant.
 _EXPORTS = {

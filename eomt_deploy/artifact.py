@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from xml.parsers import expat
 
 from eomt_deploy.errors import ArtifactError
+from eomt_deploy.external_data import side_files
 from eomt_deploy.fields import shown
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
@@ -264,7 +265,7 @@ def read_artifact(path: str | Path) -> Artifact:
     inputs = tuple(_tensor(value) for value in model.graph.input)
     outputs = tuple(_tensor(value) for value in model.graph.output)
     check_contract(spec, {t.name: (t.dtype, t.shape) for t in (*inputs, *outputs)}, path)
-    external = path.with_name(path.name + EXTERNAL_SUFFIX)
+    sides = side_files(path, complete=False)
     return Artifact(
         path=path,
         spec=spec,
@@ -272,7 +273,7 @@ def read_artifact(path: str | Path) -> Artifact:
         inputs=inputs,
         outputs=outputs,
         operators=dict(Counter(_text(node.op_type) for node in model.graph.node).most_common()),
-        bytes=path.stat().st_size + (external.stat().st_size if external.is_file() else 0),
+        bytes=path.stat().st_size + sum(side.stat().st_size for side in sides),
     )
 
 

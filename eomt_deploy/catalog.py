@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from eomt_deploy.benchmarking.plan import Suite
-from eomt_deploy.building.config import BuildConfig, parse_bytes
+from eomt_deploy.building.config import BuildConfig
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import EomtDeployError, UsageError
 from eomt_deploy.spec import ClassInfo, Task
+from eomt_deploy.units import parse_bytes
 
 PACKAGE = Path(__file__).parent
 

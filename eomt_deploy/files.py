@@ -223,13 +223,23 @@ def check_writable(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """The user's own folder for things that can be made again."""
-    if os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """The user's own folder for things that can be made again.
+
+    Raises:
+        OutputError: the user has no home folder, and no variable names another place.
+    """
+    try:
+        if os.name == "nt":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # Path.home()
+        raise OutputError(
+            "There is no cache folder: the user has no home folder.",
+            fix="Set XDG_CACHE_HOME (Linux), HOME (macOS) or LOCALAPPDATA (Windows).",
+        ) from error
     return base / "eomt-deploy"
 
 

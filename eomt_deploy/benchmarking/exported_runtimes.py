@@ -14,6 +14,7 @@ from eomt_deploy.benchmarking.gpu_clock import DeviceEventTimer
 from eomt_deploy.benchmarking.runtimes import Case, Images, Running
 from eomt_deploy.engines.base import Outputs
 from eomt_deploy.errors import DeviceError
+from eomt_deploy.privacy import import_openvino, quiet_onnxruntime
 from eomt_deploy.spec import METADATA_KEY
 
 OPSET = 20
@@ -60,6 +61,7 @@ class _OnnxRuntime(Running):
     def __init__(self, case: Case) -> None:
         import onnxruntime as ort
 
+        quiet_onnxruntime(ort)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if case.threads is not None:
@@ -101,8 +103,7 @@ def openvino(case: Case) -> Running:
 
 class _OpenVino(Running):
     def __init__(self, case: Case) -> None:
-        import openvino
-
+        openvino = import_openvino()
         kinds = {"fp32": "f32", "bf16": "bf16"}
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eomt_deploy.benchmarking.suite_report import Measurement, SuiteReport
+from eomt_deploy.cache import import_matplotlib
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.files import GENERATOR
 
@@ -24,7 +25,7 @@ def check_matplotlib() -> None:
         MissingDependencyError: matplotlib is missing.
     """
     try:
-        import matplotlib  # noqa: F401
+        import_matplotlib()
     except ImportError as error:
         raise MissingDependencyError(
             "Plots are drawn with matplotlib, which is not installed.",

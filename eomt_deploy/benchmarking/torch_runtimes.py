@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from eomt_deploy.benchmarking.clock import CPU_TIMER
 from eomt_deploy.benchmarking.gpu_clock import TorchEventTimer
 from eomt_deploy.benchmarking.runtimes import Case, Images, Running
+from eomt_deploy.cache import keep_files_of_torch
 from eomt_deploy.engines.base import Outputs
+
+keep_files_of_torch()
 
 Call = Callable[[Tensor], tuple[Tensor, Tensor]]
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

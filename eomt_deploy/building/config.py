@@ -25,7 +25,6 @@ PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int8")
 """What the heavy layers of an engine can compute in, the widest first."""
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """GPUs that TensorRT-RTX can build for without having one; data-centre Hopper is not among them."""
-BYTES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "K": 2**10, "M": 2**20, "G": 2**30}
 
 # Knobs of one target only -> why the other has none.
 TENSORRT_ONLY = {
@@ -182,21 +181,6 @@ class OpenVinoConfig:
     def outputs(self) -> dict[str, Path]:
         """Files that are written, by what they are called in messages."""
         return {"-o": self.output, "The weights file": self.output.with_suffix(".bin")}
-
-
-def parse_bytes(text: str) -> int:
-    """``4GiB``, ``512MiB`` or plain bytes to a number.
-
-    Raises:
-        UsageError: it is none of them.
-    """
-    match = re.fullmatch(r"([0-9]{1,15}) ?(|[KMG]|[KMG]iB)", text.strip())
-    if match is None:
-        raise UsageError(f"{text!r} is not a size in bytes.", fix="Write 4GiB or 512MiB.")
-    size = int(match[1]) * BYTES[match[2]]
-    if size >= 2**63:
-        raise UsageError(f"{text!r} is more memory than there can be.")
-    return size
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:

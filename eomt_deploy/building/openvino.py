@@ -23,6 +23,7 @@ from eomt_deploy.evaluation.compare import label_map
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.image_search import search_images
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.privacy import import_openvino
 from eomt_deploy.processing import Processor
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import built_in_photos, readable_images
@@ -104,7 +105,7 @@ def build_openvino(
         OutputError: the output cannot be written.
     """
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         raise MissingDependencyError(
             "openvino is not installed.", fix="pip install 'eomt-deploy[openvino]'"

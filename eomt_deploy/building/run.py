@@ -95,6 +95,7 @@ def build(config: BuildConfig, progress: Progress = lambda _text, _fraction: Non
             progress("reading the engine back", 1)
             layers = _read_back(module, plan, config, lines) or asked
             warnings += check_engine(layers, wanted, asked)
+        warnings += library.complaints(lines, kind="warning")
     progress("writing", 1)
     sidecar = _describe(config, spec, version, gpu, batch, wanted, plan)
     sidecar.settings["precision_read_from"] = layers.source
@@ -193,6 +194,8 @@ def _timing_cache(
     if config.target != "tensorrt" or gpu is None:
         return [], None
     path = config.timing_cache or timing.default_file(version, gpu)
+    if path is None:
+        return ["there is no cache folder to keep the timing cache in"], None
     return timing.attach(options, path, lines), path
 
 

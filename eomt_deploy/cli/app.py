@@ -11,6 +11,7 @@ import typer
 
 from eomt_deploy import __version__
 from eomt_deploy.cli import bench, build, compare, doctor, eval, export, inspect, list_, predict
+from eomt_deploy.cli.cache import app as cache_app
 from eomt_deploy.cli.console import say, stderr
 from eomt_deploy.cli.stopping import Stopped, received_signal
 from eomt_deploy.errors import EomtDeployError
@@ -48,6 +49,7 @@ app.command("eval")(eval.evaluate)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
+app.add_typer(cache_app, name="cache")
 
 
 def run(arguments: Sequence[str]) -> None:

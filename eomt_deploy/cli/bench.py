@@ -17,7 +17,7 @@ from eomt_deploy.cli.bench_suite import (
     print_sheet,
     report_files,
 )
-from eomt_deploy.cli.console import bar, say, stderr, warn, write_json
+from eomt_deploy.cli.console import bar, say, say_remarks, stderr, warn, write_json
 from eomt_deploy.cli.options import MaxPixels, Overwrite
 from eomt_deploy.errors import UsageError
 from eomt_deploy.outputs import check_outputs
@@ -190,6 +190,7 @@ def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
         ]
         for name, segmenter in segmenters:
             say(f"{name}: {segmenter.engine.where}", stderr)
+            say_remarks(segmenter.engine, name)
         with bar("measuring", rounds) as progress:
             report = bench_stages(
                 segmenters,

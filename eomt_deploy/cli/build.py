@@ -13,11 +13,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from eomt_deploy import catalog
 from eomt_deploy.building import BuildConfig
-from eomt_deploy.building.config import XML, OpenVinoConfig, parse_batch, parse_bytes
+from eomt_deploy.building.config import XML, OpenVinoConfig, parse_batch
 from eomt_deploy.cli.console import say, stderr, stdout, warn, write_json
 from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.errors import UsageError
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.units import parse_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,6 +14,7 @@ from eomt_deploy.cli.console import (
     bar,
     ending_with,
     say,
+    say_remarks,
     stderr,
     warn,
     write_json,
@@ -94,6 +95,8 @@ def compare(
     found = search_images(images or [])
     first, second = _open(a, b, backend, device, base_weights, weights_key, insecure)
     with ending_with(found.note), first, second:
+        for path, segmenter in ((a, first), (b, second)):
+            say_remarks(segmenter.engine, str(path))
         if data:
             dataset = open_dataset(data, first.spec, split=split, max_pixels=max_pixels)
             samples = dataset.samples[:limit]

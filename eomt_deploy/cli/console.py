@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +15,9 @@ from rich.text import Text
 
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import GENERATOR, write_atomically
+
+if TYPE_CHECKING:
+    from eomt_deploy.engines.base import Engine
 
 WIDE = 120
 """Columns where there is no terminal to ask, as in a pipe or a log."""
@@ -39,6 +42,16 @@ def say(text: str, console: Console = stdout, style: str | None = None) -> None:
 def warn(text: str) -> None:
     """A warning on stderr."""
     say(f"warning: {text}", stderr, "yellow")
+
+
+def say_remarks(engine: Engine, name: str = "") -> None:
+    """What a user should know about how a model runs, as warnings.
+
+    Args:
+        name: of the model, where there are several.
+    """
+    for remark in engine.remarks:
+        warn(f"{name}: {remark}" if name else remark)
 
 
 def print_json(data: Any) -> None:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from eomt_deploy import catalog, devices
+from eomt_deploy import catalog, devices, privacy
 from eomt_deploy.benchmarking.environment import environment
 from eomt_deploy.building.config import SUFFIX
 from eomt_deploy.cli.console import print_json, stdout
@@ -46,7 +46,12 @@ def doctor(
     machine = environment()
     abilities = [*_engine_abilities(), *_build_abilities(), *_package_abilities()]
     if json:
-        print_json({"environment": machine, "abilities": [asdict(a) for a in abilities]})
+        data = {
+            "environment": machine,
+            "privacy": [asdict(report) for report in privacy.reports()],
+            "abilities": [asdict(a) for a in abilities],
+        }
+        print_json(data)
     else:
         _show(machine, abilities)
     if not any(a.works for a in abilities if a.name.startswith("run")):
@@ -127,6 +132,16 @@ def _package_abilities() -> list[Ability]:
     return result
 
 
+def _privacy() -> list[str]:
+    """What the libraries report about their users, which is nothing unless the user wants it."""
+    return [
+        f"{report.library}: "
+        + (f"SENDS USAGE REPORTS, {report.reason}" if report.sends else "no usage reports")
+        + ("" if report.sends else f" ({report.reason})")
+        for report in privacy.reports()
+    ] or ["no usage reports"]
+
+
 def _show(machine: dict[str, object], abilities: list[Ability]) -> None:
     facts = Table(show_header=False, box=None)
     facts.add_column(style="bold", no_wrap=True)
@@ -139,6 +154,7 @@ def _show(machine: dict[str, object], abilities: list[Ability]) -> None:
     facts.add_row("GPU", ", ".join(devices.cuda_device_names()) or "none")
     facts.add_row("Python", f"{machine['python']}, {machine['system']}")
     facts.add_row("packages", ", ".join(f"{k} {v}" for k, v in versions.items()))
+    facts.add_row("privacy", "\n".join(_privacy()))
     stdout.print(facts)
     stdout.print()
     table = Table("", "what", "state", "to add it", box=None)

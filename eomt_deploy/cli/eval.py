@@ -10,6 +10,7 @@ from rich.table import Table
 
 from eomt_deploy.cli.console import (
     say,
+    say_remarks,
     scored_bar,
     stderr,
     stdout,
@@ -94,6 +95,7 @@ def evaluate(
             f"{total} images of {dataset.origin} ({dataset.format}); {segmenter.engine.where}",
             stderr,
         )
+        say_remarks(segmenter.engine)
         for note in dataset.notes:
             warn(note)
         with scored_bar("evaluating", total) as progress:

@@ -14,9 +14,10 @@ from eomt_deploy.building.config import SUFFIX, XML
 from eomt_deploy.cli.console import print_json, stdout
 from eomt_deploy.engines.aotinductor import SUFFIX as PACKAGE
 from eomt_deploy.engines.aotinductor import read_metadata
-from eomt_deploy.engines.registry import choose_backend
-from eomt_deploy.errors import ArtifactError, MissingDependencyError
-from eomt_deploy.sidecar import check_plan, read_sidecar
+from eomt_deploy.engines.machine import check_machine, this_machine
+from eomt_deploy.engines.registry import BACKENDS, choose_backend
+from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError
+from eomt_deploy.sidecar import check_plan, known_target, read_sidecar
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 SHOWN_CLASSES = 12
@@ -77,14 +78,30 @@ def _openvino(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
     spec, arithmetic = read_xml(artifact)
     weights = artifact.with_suffix(".bin")
     size = sum(file.stat().st_size for file in (artifact, weights) if file.is_file())
+    remarks = _openvino_remarks(arithmetic)
     rows = _model(spec) | {
         "computes in": arithmetic or "as the export says",
         "file": f"{size / 1e6:.1f} MB with {weights.name}",
         "runs here with": _backend(artifact),
+        **_remarks(remarks),
         **_origin(spec),
     }
     data = {"path": str(artifact), "spec": asdict(spec), "arithmetic": arithmetic, "bytes": size}
-    return data, rows
+    return data | {"remarks": list(remarks)}, rows
+
+
+def _openvino_remarks(arithmetic: str | None) -> tuple[str, ...]:
+    """What opening it here would remark on the arithmetic that `build` chose."""
+    if arithmetic in (None, "f32") or not BACKENDS["openvino"].installed:
+        return ()
+    from eomt_deploy.engines.openvino import able, arithmetic_remarks, openvino
+
+    used = arithmetic if arithmetic in able(openvino.Core()) else "f32"
+    return arithmetic_remarks(arithmetic, used)
+
+
+def _remarks(remarks: tuple[str, ...]) -> dict[str, str]:
+    return {"remarks": "\n".join(remarks)} if remarks else {}
 
 
 def _engine(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -94,6 +111,11 @@ def _engine(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
     facts = read_sidecar(artifact)
     check_plan(artifact, facts, whole=True)
     gpu = f"{facts.gpu}, driver {facts.driver or 'unknown'}" if facts.gpu else "no GPU"
+    try:
+        runs = "yes"
+        remarks = check_machine(facts, this_machine(known_target(facts)), engine=artifact)
+    except (DeviceError, MissingDependencyError) as error:
+        runs, remarks = f"no: {error.what}", ()
     level = facts.hardware_compatibility.replace("_", " ")
     rows = _model(facts.spec) | {
         "batch": "least {}, optimal {}, largest {}".format(*facts.batch),
@@ -102,13 +124,16 @@ def _engine(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:
         + (" and later" if facts.version_compatible else ""),
         "runs on": f"compute capability {', '.join(facts.compute_capabilities)}"
         + ("" if level == "none" else f" ({level})"),
+        "runs here": runs,
+        **_remarks(remarks),
         "built on": gpu,
         "built from": f"{facts.onnx} (SHA-256 {facts.onnx_sha256[:12]}…)",
         "settings": ", ".join(f"{k} {v}" for k, v in facts.settings.items()),
         "file": f"{facts.plan_bytes / 1e6:.1f} MB" + (", without weights" * facts.stripped),
         **_origin(facts.spec),
     }
-    return asdict(facts) | {"path": str(artifact)}, rows
+    data = {"path": str(artifact), "runs_here": runs == "yes", "remarks": list(remarks)}
+    return asdict(facts) | data, rows
 
 
 def _package(artifact: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from eomt_deploy.cli.console import bar, ending_with, say, stderr, stdout, warn
+from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, stdout, warn
 from eomt_deploy.cli.options import MaxPixels, Overwrite
 from eomt_deploy.cli.stopping import uninterrupted
 from eomt_deploy.errors import ImageError, OutputError, UsageError
@@ -80,6 +80,7 @@ def predict(
     with ending_with(search.note), opening(artifact, max_pixels=max_pixels) as segmenter:
         used = segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(segmenter.engine.where, stderr)
+        say_remarks(segmenter.engine)
         run = partial(
             segmenter.stream,
             score_threshold=score_threshold,

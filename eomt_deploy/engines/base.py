@@ -50,6 +50,8 @@ class Engine(ABC):
         device: where it really runs, in words.
         arithmetic: what it computes in, where that is not what the export says.
         path: the artifact, where there is one.
+        remarks: what a user should know about how it runs: that it could be faster, starts slower
+            than it could, or computes in something else than was requested. Full sentences.
         splits: ``_run`` takes a batch of any size, also where the model's is fixed.
     """
 
@@ -58,6 +60,7 @@ class Engine(ABC):
     device: str
     arithmetic: str | None = None
     path: Path | None = None
+    remarks: tuple[str, ...] = ()
     splits: bool = False
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ inside the operators: what tensor cores do, which accumulate in FP32.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -175,12 +176,21 @@ def converted(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
 
 def _load(path: Path) -> ir.Model:
     try:
-        return ir.load(path)
+        model = ir.load(path)
     except Exception as error:  # protobuf and onnx raise many kinds
         raise ArtifactError(
             f"{path} is not an ONNX model, or it is damaged.",
             fix="Export or copy it again.",
         ) from error
+    for value in model.graph.initializers.values():
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):
+            # Under its real name: onnx_ir refuses links, which side_files has checked by then.
+            folder, name = os.path.split(os.path.realpath(tensor.path))
+            value.const_value = ir.ExternalTensor(
+                name, tensor.offset, tensor.length, tensor.dtype,
+                shape=tensor.shape, name=tensor.name, base_dir=folder,
+            )  # fmt: skip
+    return model
 
 
 def _shape(value: ir.Value) -> list[int | str | None]:

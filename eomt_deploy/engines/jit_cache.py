@@ -8,14 +8,21 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from eomt_deploy import cache
 from eomt_deploy.errors import OutputError
-from eomt_deploy.files import cache_folder, write_atomically
+from eomt_deploy.files import cache_folder
 
 
-def cache_file(plan_sha256: str, version: str, gpu: str) -> Path:
-    """One file an engine, library version and GPU: the library takes no other."""
+def cache_file(plan_sha256: str, version: str, gpu: str) -> Path | None:
+    """One file an engine, library version and GPU: the library takes no other.
+
+    Returns:
+        None for a user without a cache folder.
+    """
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"tensorrt-rtx-{version}-{gpu}-{plan_sha256[:16]}")
-    return cache_folder() / f"{name}.jit"
+    with contextlib.suppress(OutputError):
+        return cache_folder() / f"{name}.jit"
+    return None
 
 
 class JitCache:
@@ -24,16 +31,18 @@ class JitCache:
     Args:
         module: TensorRT-RTX.
         engine: its ``ICudaEngine``.
-        path: where it is kept. A file that cannot be read, or is of another machine, is replaced.
+        path: where it is kept; None keeps it nowhere. A file that is damaged, cannot be read, or
+            is of another machine, is replaced.
         lock: what is held while execution contexts are made.
     """
 
-    def __init__(self, module: Any, engine: Any, path: Path, lock: Lock) -> None:
+    def __init__(self, module: Any, engine: Any, path: Path | None, lock: Lock) -> None:
         self._module, self._engine, self._path, self._lock = module, engine, path, lock
         self._cache: Any = engine.create_runtime_config().create_runtime_cache()
         self._batches: set[int] = set()
-        with contextlib.suppress(OSError):
-            self._cache.deserialize(path.read_bytes())  # False: not of this machine; stays empty
+        kept = None if path is None else cache.load(path)
+        if kept is not None:
+            self._cache.deserialize(bytes(kept))  # False: not of this machine; stays empty
 
     def config(self) -> Any:
         """An ``IRuntimeConfig`` for one execution context, with the library's own CUDA graphs."""
@@ -54,7 +63,7 @@ class JitCache:
             batch: that the network ran, not the caller's.
         """
         with self._lock:
-            if batch in self._batches:
+            if self._path is None or batch in self._batches:
                 return
             self._batches.add(batch)
             blob = self._cache.serialize()
@@ -62,4 +71,4 @@ class JitCache:
             return
         content = bytes(memoryview(blob))
         with contextlib.suppress(OutputError):  # it costs seconds at the next start, no more
-            write_atomically(self._path, content)
+            cache.store(self._path, lambda file: file.write(content))

@@ -100,11 +100,17 @@ def heard(target: Target) -> Iterator[list[Line]]:
     yield lines
 
 
-def complaints(lines: list[Line], *, most: int = 3, width: int = 400) -> list[str]:
-    """The first errors in the library's words, without its source files and codes."""
+def complaints(
+    lines: list[Line], *, most: int = 3, width: int = 400, kind: str = "error"
+) -> list[str]:
+    """The first errors, or warnings, in the library's words, without its source files and codes.
+
+    Args:
+        kind: ``error`` or ``warning``.
+    """
     result: list[str] = []
     for line in lines:
-        if "error" in line.severity:
+        if kind in line.severity:
             text = PREFIX.sub("", " ".join(line.text.split()))
             text = PLACE.sub("", KIND.sub(r"\1", text)).strip()
             text = text if len(text) <= width else text[:width].rstrip() + " …"

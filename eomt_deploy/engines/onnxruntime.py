@@ -12,12 +12,22 @@ from eomt_deploy.artifact import check_contract, parse_spec, read_artifact, read
 from eomt_deploy.devices import cuda_device_count, is_x86
 from eomt_deploy.engines.base import Engine, Outputs
 from eomt_deploy.errors import ArtifactError, DeviceError, EomtDeployError
+from eomt_deploy.privacy import quiet_onnxruntime
 from eomt_deploy.spec import METADATA_KEY
 
+quiet_onnxruntime(ort)
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OUTPUT_NAMES = ["class_logits", "mask_logits"]
 QUIET = 4  # nothing that does not end the process: errors are exceptions, and ours say more
+UNCHANGED_GRAPH = (
+    "ONNX Runtime runs this graph as it was exported, which is slower than it could be: a graph "
+    "is brought into a faster form only if its weights are inside the .onnx file."
+)
+CPU_INSTEAD_OF_GPU = (
+    "This machine has an NVIDIA GPU, but ONNX Runtime could not start on it and runs on the CPU. "
+    "`eomt-deploy doctor` shows what is missing; --device cuda makes this an error."
+)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -60,6 +70,8 @@ class OnnxRuntimeEngine(Engine):
 
             graph = reshaped(path)
             source, self.arithmetic = (path, None) if graph is None else (graph, "f32")
+            if graph is None:
+                self.remarks = (UNCHANGED_GRAPH,)
         try:
             session = ort.InferenceSession(
                 source,
@@ -79,6 +91,8 @@ class OnnxRuntimeEngine(Engine):
                 why="Its CUDA provider did not load: no GPU, driver, CUDA or cuDNN that fits.",
                 fix="`eomt-deploy doctor` shows what is missing; or pass device='cpu'.",
             )
+        if wants_cuda and used != CUDA:
+            self.remarks = (CPU_INSTEAD_OF_GPU,)
         self.spec = parse_spec(read_onnx_metadata(path), path)
         check_contract(self.spec, tensors, path)
         self.device = "cuda" if used == CUDA else "cpu"

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-import openvino
-from openvino.frontend import FrontEndManager
 
-from eomt_deploy.artifact import check_arithmetic, check_contract, parse_spec
+from eomt_deploy.artifact import check_contract, parse_spec, read_onnx_metadata, read_xml
 from eomt_deploy.engines.base import Engine, Outputs
+from eomt_deploy.engines.openvino_cache import CompiledFile
 from eomt_deploy.engines.openvino_graph import normalize_channels_in_place
-from eomt_deploy.errors import ArtifactError, DeviceError
-from eomt_deploy.files import cache_folder, through_links
-from eomt_deploy.spec import METADATA_KEY
+from eomt_deploy.errors import ArtifactError, DeviceError, OutputError
+from eomt_deploy.external_data import without_links
+from eomt_deploy.files import through_links
+from eomt_deploy.privacy import import_openvino
+from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
+openvino = import_openvino()
 Arithmetic = Literal["f32", "bf16", "f16"]
 VERSION = openvino.__version__.partition("-")[0]
 OUTPUT_NAMES = ("class_logits", "mask_logits")
@@ -41,11 +44,12 @@ class OpenVinoEngine(Engine):
         mode: ``latency``: one call has all cores. ``throughput``: calls from several threads, or
             the images of one batch, run side by side on fewer cores each.
         arithmetic: see below; None takes what ``build`` chose, else what the export says.
-        cache: keep what was compiled.
+        cache: keep what was compiled, see :mod:`eomt_deploy.engines.openvino_cache`.
         reshape: bring the graph into the form that this run-time is fastest with.
 
     Attributes:
         arithmetic: what the unquantised part is computed in: ``f32``, ``f16`` or ``bf16``.
+        from_cache: whether an earlier start had compiled it.
     """
 
     backend = "openvino"
@@ -63,37 +67,58 @@ class OpenVinoEngine(Engine):
         reshape: bool = True,
     ) -> None:
         super().__init__()
-        self.path = path
+        self.path: Path = path
         core = openvino.Core()
-        if cache:
-            with suppress(RuntimeError):  # without a place for it the start is slower
-                core.set_property({"CACHE_DIR": str(cache_folder() / "openvino")})
-        model = read_model(core, path)
-        self.spec = parse_spec(read_metadata(model, path), path)
-        tensors = {port.any_name: _described(port) for port in (*model.inputs, *model.outputs)}
-        check_contract(self.spec, tensors, path)
-        if reshape:
-            normalize_channels_in_place(model)
-        built = check_arithmetic(built_arithmetic(model, path), path)
+        self.spec, built = describe(core, path)
         wanted = arithmetic or built or ARITHMETIC.get(self.spec.precision, "f32")
         self.arithmetic = wanted if wanted in able(core) else "f32"
+        self.remarks = arithmetic_remarks(arithmetic or built, self.arithmetic)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": mode.upper(),
             "INFERENCE_PRECISION_HINT": self.arithmetic,
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        try:
-            self._compiled: Any = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise DeviceError(
-                f"OpenVINO {VERSION} cannot compile {path.name} for this CPU.",
-                why=_first_line(error),
-                fix="Use --backend onnxruntime, or export in another precision.",
-            ) from error
+        self._compiled: Any
+        self._compiled, self._memory = self._open(core, settings, cache=cache, reshape=reshape)
         self._spreads = mode == "throughput" and self.spec.batch is None
         self._outputs = [self._compiled.output(name) for name in OUTPUT_NAMES]
         self._own = threading.local()  # a request serves one thread at a time
+
+    def _open(
+        self, core: Any, settings: dict[str, Any], *, cache: bool, reshape: bool
+    ) -> tuple[Any, Any]:
+        """The compiled model, from the cache or compiled now, and the memory that it needs."""
+        kept = None
+        if cache:
+            try:
+                kept = CompiledFile(core, self.path, settings, reshape)
+            except OutputError as error:
+                self.remarks += (f"Each start compiles the model again: {error.what}",)
+        found = None if kept is None else kept.load()
+        self.from_cache = found is not None
+        if found is None:
+            found = self._compile(core, settings, reshape), None
+            if kept is not None:
+                kept.keep(found[0])
+        if kept is not None:
+            self.remarks += tuple(kept.remarks)
+        return found
+
+    def _compile(self, core: Any, settings: dict[str, Any], reshape: bool) -> Any:
+        model = read_model(core, self.path)
+        tensors = {port.any_name: _described(port) for port in (*model.inputs, *model.outputs)}
+        check_contract(self.spec, tensors, self.path)
+        if reshape:
+            normalize_channels_in_place(model)
+        try:
+            return core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"OpenVINO {VERSION} cannot compile {self.path.name} for this CPU.",
+                why=_first_line(error),
+                fix="Use --backend onnxruntime, or export in another precision.",
+            ) from error
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         try:
@@ -109,32 +134,69 @@ class OpenVinoEngine(Engine):
 
     def _infer(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         if not hasattr(self._own, "request"):
-            self._own.request = self._compiled.create_infer_request()
+            self._own.request = self._new_request()
         found = self._own.request.infer({"images": images}, share_inputs=True)
         return [found[output] for output in self._outputs]
 
     def _spread(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-        """Every image as a request of its own, as many at once as the chip has room for."""
-        found: list[list[npt.NDArray[Any]]] = [[] for _ in images]
+        """Every image as a request of its own, as many at once as the chip has room for.
 
-        def keep(request: Any, index: int) -> None:
-            found[index] = [request.get_tensor(output).data.copy() for output in self._outputs]
-
-        if not hasattr(self._own, "queue"):
-            self._own.queue = openvino.AsyncInferQueue(self._compiled)
-        queue = self._own.queue
-        queue.set_callback(keep)
+        Without callbacks: they run in OpenVINO's threads, one of which could be the last to let go
+        of the model, and then ends the process.
+        """
+        if not hasattr(self._own, "requests"):
+            room = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+            self._own.requests = [self._new_request() for _ in range(room)]
+        requests = self._own.requests
+        found: list[list[npt.NDArray[Any]]] = []
+        running: deque[Any] = deque()
         try:
             for index in range(len(images)):
-                queue.start_async({"images": images[index : index + 1]}, index)
+                if len(running) == len(requests):
+                    found.append(self._result(running.popleft()))
+                request = requests[index % len(requests)]
+                request.start_async({"images": images[index : index + 1]})
+                running.append(request)
+            while running:
+                found.append(self._result(running.popleft()))
         finally:
-            queue.wait_all()
+            for request in running:  # after an error: nothing may run on when we return
+                with suppress(RuntimeError):
+                    request.wait()
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def _new_request(self) -> Any:
+        request = self._compiled.create_infer_request()
+        request.memory = self._memory  # lives as long as what reads it
+        return request
+
+    def _result(self, request: Any) -> list[npt.NDArray[Any]]:
+        request.wait()
+        return [request.get_tensor(output).data.copy() for output in self._outputs]
 
     def close(self) -> None:
         super().close()
         self._compiled = None
         self._own = threading.local()
+        self._memory = None
+
+
+def describe(core: Any, path: Path) -> tuple[ModelSpec, Arithmetic | None]:
+    """What a model file says of itself, and what `build` chose to compute in; of a readable file
+    without reading its graph.
+
+    Raises:
+        ArtifactError: it is damaged, or was not written by eomt-deploy.
+    """
+    if path.suffix.lower() == ".xml":
+        spec, built = read_xml(path)
+        return spec, cast("Arithmetic | None", built)
+    metadata = read_onnx_metadata(path)
+    if METADATA_KEY not in metadata:
+        metadata = read_metadata(
+            read_model(core, path), path
+        )  # says what is wrong with a damaged file
+    return parse_spec(metadata, path), None
 
 
 def read_model(core: Any, path: Path) -> Any:
@@ -147,8 +209,11 @@ def read_model(core: Any, path: Path) -> Any:
         if path.suffix.lower() == ".xml":
             return core.read_model(through_links(path))  # its .bin is beside the real file
         # By name: else a damaged file is held for one of six other formats.
-        frontend = FrontEndManager().load_by_framework("onnx")
-        return frontend.convert(frontend.load(str(path)))
+        frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        with without_links(path) as readable:
+            return frontend.convert(frontend.load(str(readable)))
+    except ArtifactError:
+        raise
     except Exception as error:  # its classes have nothing in common but this
         raise ArtifactError(
             f"{path} cannot be read by OpenVINO {VERSION}: it is damaged, or no "
@@ -169,31 +234,28 @@ def read_metadata(model: Any, path: Path) -> dict[str, str]:
     """The ONNX file's metadata, which OpenVINO keeps, also in what it saves.
 
     Raises:
-        ArtifactError: they are no text.
+        ArtifactError: it is not text.
     """
-    found = _runtime_info(model, ["framework", METADATA_KEY], path)
-    return {} if found is None else {METADATA_KEY: found}
-
-
-def built_arithmetic(model: Any, path: Path) -> Any:
-    """What `build` chose; None for a file that it did not write.
-
-    Raises:
-        ArtifactError: it is no text.
-    """
-    return _runtime_info(model, ARITHMETIC_KEY, path)
-
-
-def _runtime_info(model: Any, place: list[str], path: Path) -> str | None:
+    place = ["framework", METADATA_KEY]
     if not model.has_rt_info(place):
-        return None
+        return {}
     try:
-        return str(model.get_rt_info(place).astype(str))
-    except (UnicodeDecodeError, RuntimeError) as error:  # the latter: it holds no text
+        return {METADATA_KEY: str(model.get_rt_info(place).astype(str))}
+    except (UnicodeDecodeError, RuntimeError) as error:  # the latter: it is not text
         raise ArtifactError(
-            f"{path}: {place[-1]} cannot be read: {_first_line(error)}.",
+            f"{path}: {METADATA_KEY} cannot be read: {_first_line(error)}.",
             fix="Export or build it again.",
         ) from error
+
+
+def arithmetic_remarks(wanted: str | None, used: str) -> tuple[str, ...]:
+    """What a user should know if a model does not run in the arithmetic that was chosen for it."""
+    if wanted in (None, used):
+        return ()
+    return (
+        f"The model is to compute in {wanted}, which this CPU does not do. It computes in {used}, "
+        "which may be slower.",
+    )
 
 
 def _described(port: Any) -> tuple[str, list[int | None]]:

@@ -5,10 +5,16 @@ Measured with EoMT-S at 640x640 on 2 AMD EPYC cores by `benchmarks/cpu_graph.py`
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from openvino import Model, opset13
+
+from eomt_deploy.privacy import import_openvino
+
+if TYPE_CHECKING:
+    from openvino import Model
+
+opset13 = import_openvino().opset13
 
 CHANNELS_LAST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 STEPS = ("Add", "Multiply", "Convert", "ConvertLike", "MVN")

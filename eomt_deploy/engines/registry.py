@@ -12,6 +12,7 @@ from typing import Protocol
 from eomt_deploy.devices import is_x86, package_version
 from eomt_deploy.engines.base import Engine
 from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
+from eomt_deploy.external_data import side_files
 from eomt_deploy.sidecar import known_target, read_sidecar
 
 
@@ -206,6 +207,8 @@ def open_engine(
     name = choose_backend(path, backend, device)
     if not path.is_file():
         raise ArtifactError(f"There is no model at {path}.")
+    if path.suffix.lower() == ".onnx":
+        side_files(path)  # whatever the backend would read, also outside the folder
     devices = BACKENDS[name].devices
     if device is not None and device not in devices:
         raise UsageError(f"{name} has no device {device!r}.", fix=f"It has {', '.join(devices)}.")

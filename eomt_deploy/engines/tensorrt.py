@@ -64,7 +64,6 @@ class TensorRtEngine(Engine):
     Attributes:
         sidecar: what the engine says of itself.
         gpu: the GPU, for those who want to allocate, copy or launch kernels beside the engine.
-        remarks: on what runs, but not as well as it could.
     """
 
     splits = True
@@ -92,6 +91,10 @@ class TensorRtEngine(Engine):
             self._engine = self._open(module, target, lines)
             if self.sidecar.stripped:
                 self._refit(module, target, lines)
+            self.remarks += tuple(
+                f"{library.NAMES[target]} warns: {text}"
+                for text in library.complaints(lines, kind="warning")
+            )
         self._images, *self._outputs = self._tensors()
         self._thread = threading.local()
         self._lanes: weakref.WeakSet[Lane] = weakref.WeakSet()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eomt_deploy.cache import import_matplotlib
 from eomt_deploy.errors import MissingDependencyError
 from eomt_deploy.exporting.config import FRONT_JSON, FRONT_PLOT
 from eomt_deploy.files import GENERATOR, write_atomically
@@ -21,7 +22,7 @@ def check_matplotlib() -> None:
         MissingDependencyError: matplotlib is missing.
     """
     try:
-        import matplotlib  # noqa: F401
+        import_matplotlib()
     except ImportError as error:
         raise MissingDependencyError(
             "A search under a budget draws its Pareto front with matplotlib, which is missing.",

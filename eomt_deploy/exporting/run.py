@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from eomt_deploy.cache import keep_files_of_torch
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.engines import BACKENDS, choose_backend, open_engine
 from eomt_deploy.evaluation import open_dataset
@@ -69,6 +70,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     choose_backend(config.output, None)  # verification will need it: say so now
     verifying = search_images([config.verify_images] if config.verify_images else built_in_photos())
     calibrating = search_images([config.calibrate]) if config.calibrate else None
+    keep_files_of_torch()
     progress("reading the checkpoint")
     source = describe.find_source(config)
     checkpoint = read_checkpoint(

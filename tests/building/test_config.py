@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eomt_deploy.building import BuildConfig
-from eomt_deploy.building.config import parse_batch, parse_bytes
+from eomt_deploy.building.config import parse_batch
 from eomt_deploy.errors import UsageError
 
 RTX = {"target": "tensorrt-rtx"}
@@ -47,17 +47,6 @@ def test_wrong_knobs_are_refused(options, word):
 def test_right_knobs():
     assert config(**RTX, compute_capabilities=("8.9", "12.0"), workspace=1 << 30).batch is None
     assert config(version_compatible=True, hardware_compatibility="ampere_plus").tf32 is False
-
-
-@given(st.integers(0, 10**6), st.sampled_from([("", 0), ("KiB", 10), ("MiB", 20), ("GiB", 30)]))
-def test_sizes(number, unit):
-    assert parse_bytes(f"{number}{unit[0]}") == number << unit[1]
-
-
-@pytest.mark.parametrize("text", ["", "4 GB", "-1", "1.5GiB", "GiB", "4gib", "٣"])
-def test_sizes_that_are_none(text):
-    with pytest.raises(UsageError, match="4GiB"):
-        parse_bytes(text)
 
 
 @given(st.tuples(*[st.integers(0, 999_999)] * 3))

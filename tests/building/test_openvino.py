@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import openvino
 import pytest
 
 from eomt_deploy.artifact import read_xml
@@ -12,7 +11,9 @@ from eomt_deploy.building.config import OpenVinoConfig
 from eomt_deploy.building.openvino import Trial, build_openvino
 from eomt_deploy.engines import open_engine
 from eomt_deploy.errors import ArtifactError, DeviceError, OutputError, UsageError
+from eomt_deploy.privacy import import_openvino
 
+openvino = import_openvino()
 ABLE = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from eomt_deploy.cache import load
 from eomt_deploy.engines.cuda import DeviceArray, nvrtc
 from eomt_deploy.engines.cuda.kernels import SIGNATURES, SOURCE, Kernels, load_kernels
 from eomt_deploy.engines.cuda.scratch import Scratch
@@ -62,12 +63,14 @@ def test_a_mistake_in_the_source_is_told_by_nvrtcs_log(compiler):
 def test_machine_code_is_kept(compiler, cache, monkeypatch):
     first = nvrtc.cached_cubin(NOTHING, (8, 9))
     (kept,) = cache.iterdir()
-    assert kept.read_bytes() == first
+    assert load(kept) == first
     nvrtc.cached_cubin(NOTHING, (9, 0))
     nvrtc.cached_cubin(NOTHING.replace("nothing", "other"), (8, 9))
     assert len(list(cache.iterdir())) == 3
-    kept.write_bytes(b"damaged")
-    assert nvrtc.cached_cubin(NOTHING, (8, 9)) == first == kept.read_bytes()
+    content = bytearray(kept.read_bytes())
+    content[-100] ^= 1  # still an ELF file, and other machine code
+    kept.write_bytes(content)
+    assert nvrtc.cached_cubin(NOTHING, (8, 9)) == first == load(kept)
     monkeypatch.setattr(nvrtc, "compile_source", None)  # calling it would fail
     assert nvrtc.cached_cubin(NOTHING, (8, 9)) == first
 

@@ -7,8 +7,9 @@ import hashlib
 from collections.abc import Collection
 from typing import Any
 
+from eomt_deploy import cache
 from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
-from eomt_deploy.files import cache_folder, write_atomically
+from eomt_deploy.files import cache_folder
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """Without ``--fmad=false`` a * b + c would round once where the CPU path rounds twice."""
@@ -25,14 +26,13 @@ def cached_cubin(source: str, capability: tuple[int, int]) -> bytes:
     version, supported = nvrtc_facts()
     architecture = choose_architecture(capability, supported)
     key = hashlib.sha256(repr((source, OPTIONS, architecture, version)).encode()).hexdigest()
-    path = cache_folder() / "kernels" / f"{key}.cubin"
-    with contextlib.suppress(OSError):
-        content = path.read_bytes()
-        if content.startswith(b"\x7fELF"):
-            return content
+    with contextlib.suppress(OutputError):  # the user has no cache folder
+        kept = cache.load(cache_folder() / "kernels" / f"{key}.cubin")
+        if kept is not None:
+            return bytes(kept)
     content = compile_source(source, architecture)
     with contextlib.suppress(OutputError):  # a home that cannot be written costs a second a start
-        write_atomically(path, content)
+        cache.store(cache_folder() / "kernels" / f"{key}.cubin", lambda file: file.write(content))
     return content
 
 
