@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -54,6 +55,7 @@ app.add_typer(cache_app, name="cache")
 
 def run(arguments: Sequence[str]) -> None:
     """Run one command; errors become words on stderr and an exit code."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes an error of ours
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")

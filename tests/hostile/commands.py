@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from eomt_deploy.journal import JOURNAL_NAME
+
 from . import seeds
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,10 @@ def make_inputs(folder: Path, *, images: int = 12, side: int = 600) -> Inputs:
 
 def predict(inputs: Inputs, out: Path) -> list[object]:
     return ["predict", inputs.model, inputs.images, "-o", out / "results"]
+
+
+def resume(inputs: Inputs, out: Path) -> list[object]:
+    return [*predict(inputs, out), "--resume"]
 
 
 def predict_file(inputs: Inputs, out: Path) -> list[object]:
@@ -154,10 +160,10 @@ def leftovers(*folders: Path) -> list[Path]:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """What a command wrote; times and dates in it do not count."""
+    """What a command wrote; times and dates in it do not count, nor does the journal of them."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
     return {
         str(p.relative_to(folder)): re.sub(rb'"(date|seconds)": [^,}]+', b"", p.read_bytes())
         for p in files
-        if not any(part.startswith(LEFTOVERS) for part in p.parts)
+        if not any(part.startswith(LEFTOVERS) for part in p.parts) and p.name != JOURNAL_NAME
     }

@@ -69,7 +69,8 @@ def test_the_sanitizer_sees_a_fault(sanitized):
         "owners = np.zeros((2, 2), np.int16); segments = np.zeros((2, 2), np.int32)\n"
         "table = np.zeros(2, np.int32); boxes = np.zeros((1, 4), np.int32)\n"
         "at = lambda a: ctypes.c_void_p(a.ctypes.data)\n"
-        "library.label_segments(at(owners), 2, at(table), 1, 0, 4000, at(segments), at(boxes))\n"
+        "ends = at(segments), at(boxes)\n"
+        "library.label_segments(at(owners), 4000, 2, at(table), 1, 1, 0, 4000, *ends)\n"
     )
     done = run_driver(sanitized, "-c", overrun, sanitized[0])
     assert done.returncode != 0

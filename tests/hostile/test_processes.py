@@ -28,6 +28,7 @@ from hostile.commands import (
     make_inputs,
     predict,
     results,
+    resume,
     run,
     start,
     unfinished,
@@ -59,8 +60,9 @@ def kill_once(arguments: list[object], out: Path, after: float, at_write: bool) 
 
 
 @pytest.mark.parametrize(
-    ("command", "kills"), [(predict, KILLS), (evaluate, KILLS), (export, KILLS // 4)],
-    ids=["predict", "eval --resume", "export"],
+    ("command", "kills"),
+    [(predict, KILLS), (resume, KILLS), (evaluate, KILLS), (export, KILLS // 4)],
+    ids=["predict", "predict --resume", "eval --resume", "export"],
 )  # fmt: skip
 def test_killed_at_any_moment(inputs, tmp_path, command, kills):
     """Nothing is half-written; the next run gives what an undisturbed one gives, and cleans up."""
