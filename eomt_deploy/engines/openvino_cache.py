@@ -21,7 +21,7 @@ from eomt_deploy import cache, devices
 from eomt_deploy.engines import openvino_graph
 from eomt_deploy.errors import OutputError
 from eomt_deploy.external_data import side_files
-from eomt_deploy.files import cache_folder
+from eomt_deploy.files import cache_folder, through_links
 from eomt_deploy.privacy import import_openvino
 from eomt_deploy.sidecar import sha256
 
@@ -110,7 +110,8 @@ def _import(core: Any, memory: Any, settings: dict[str, Any]) -> Any:
 
 def _files(model: Path) -> list[Path]:
     if model.suffix.lower() == ".xml":
-        return [model, model.with_suffix(".bin")]
+        real = through_links(model)  # its .bin is beside the real file
+        return [real, real.with_suffix(".bin")]
     return [model, *side_files(model)]
 
 
