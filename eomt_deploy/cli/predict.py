@@ -198,7 +198,8 @@ def _write(
         say(f"error: {source}: {error}", stderr, "bold red")
         return False
     except ImageError as error:
-        say(f"error: {error}", stderr, "bold red")
+        named = str(source) in error.what
+        say(f"error: {error}" if named else f"error: {source}: {error}", stderr, "bold red")
         return False
     if remark:
         warn(remark)
