@@ -10,9 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ISA_FLAGS = (
-    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve",
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd",
+    "sve",
 )  # fmt: skip
 """Instruction sets that decide how fast a network runs."""
+EXACT_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""x86 CPUs without any of these add up INT8 products in 16 bits, which can overflow."""
 
 # CUdevice_attribute numbers of the CUDA driver API.
 COMPUTE_CAPABILITY_MAJOR = 75
@@ -101,6 +104,12 @@ def cpu_flags() -> list[str]:
             present = set(line.split(":", 1)[1].split())
             return [flag for flag in ISA_FLAGS if flag in present]
     return []
+
+
+def may_overflow_in_int8() -> bool:
+    """Whether this CPU is known to add up INT8 products in too few bits."""
+    flags = cpu_flags()
+    return is_x86() and bool(flags) and EXACT_INT8_FLAGS.isdisjoint(flags)
 
 
 def usable_cores() -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.artifact import check_contract, parse_spec, read_onnx_metadata, read_xml
+from eomt_deploy.devices import may_overflow_in_int8
 from eomt_deploy.engines.base import Engine, Outputs
 from eomt_deploy.engines.openvino_cache import CompiledFile
 from eomt_deploy.engines.openvino_graph import normalize_channels_in_place
@@ -25,6 +26,10 @@ openvino = import_openvino()
 Arithmetic = Literal["f32", "bf16", "f16"]
 VERSION = openvino.__version__.partition("-")[0]
 OUTPUT_NAMES = ("class_logits", "mask_logits")
+INT8_MAY_OVERFLOW = (
+    "This CPU has no VNNI instructions: OpenVINO adds up INT8 products in 16 bits here, which can "
+    "overflow and costs accuracy. --backend onnxruntime computes them exactly."
+)
 CAPABILITIES: dict[str, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """What OpenVINO says of a chip that computes in it."""
 ARITHMETIC: dict[str, Arithmetic] = {"fp16": "f16", "bf16": "bf16"}
@@ -73,6 +78,8 @@ class OpenVinoEngine(Engine):
         wanted = arithmetic or built or ARITHMETIC.get(self.spec.precision, "f32")
         self.arithmetic = wanted if wanted in able(core) else "f32"
         self.remarks = arithmetic_remarks(arithmetic or built, self.arithmetic)
+        if self.spec.precision == "int8" and may_overflow_in_int8():
+            self.remarks += (INT8_MAY_OVERFLOW,)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": mode.upper(),
             "INFERENCE_PRECISION_HINT": self.arithmetic,

@@ -266,6 +266,7 @@ def mutate_pickle(m: Mutator, data: bytes, others: Sequence[bytes] = ()) -> byte
 
 
 def varint(value: int) -> bytes:
+    value &= (1 << 64) - 1  # as protobuf writes a negative number
     found = b""
     while value > 0x7F:
         found += bytes([value & 0x7F | 0x80])

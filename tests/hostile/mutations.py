@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import struct
@@ -182,7 +183,7 @@ class Mutator:
             return self.rng.choice((current[:-1], current + current, current[::-1], current[:1],
                                     [current], dict(enumerate(current)),
                                     current * 200))  # fmt: skip
-        return self.rng.choice(VALUES)
+        return copy.deepcopy(self.rng.choice(VALUES))  # it may be changed in its turn
 
     def _replace(self, holder: Any, key: Any, path: str) -> None:
         holder[key] = self.value(holder[key])
@@ -195,7 +196,9 @@ class Mutator:
 
     def _rename(self, holder: Any, key: Any, path: str) -> None:
         if isinstance(holder, dict):
-            name = self.rng.choice((f"{key} ", key.upper(), "", "__class__", "self", f"{key}2"))
+            name = self.rng.choice(
+                (f"{key} ", str(key).upper(), "", "__class__", "self", f"{key}2")
+            )
             holder[name] = holder.pop(key)
             self.note(f"{path} renamed to {name!r}")
 
