@@ -368,12 +368,11 @@ def test_a_body_in_another_encoding(server):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_what_can_be_resumed(server, tmp_path, number):
     server.stall_at = HALF
-    script = (
-        "import sys; from eomt_deploy.cli import main; "
-        f"main(['export', '{server.address}/w.pt', '--insecure', '--task', 'semantic', "
-        f"'-o', r'{tmp_path / 'm.onnx'}'])"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable, "-m", "eomt_deploy", "export", f"{server.address}/w.pt", "--insecure",
+        "--task", "semantic", "-o", str(tmp_path / "m.onnx"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not any(p.stat().st_size == HALF for p in (tmp_path / "cache").rglob("*.partial")):
         assert time.monotonic() < deadline
