@@ -78,6 +78,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        _empty(folder)
         os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -87,7 +88,10 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent))
         path = folder / LOCK_NAME
-        lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        except FileNotFoundError:  # another process removed it while it was empty
+            continue
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -109,9 +113,7 @@ def _remove_leftovers(parent: str) -> None:
 def _remove_if_abandoned(folder: Path) -> None:
     path = folder / LOCK_NAME
     if not path.exists():
-        # The owner was killed before it made the lock, or the folder is a user's own.
-        if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
-            folder.rmdir()  # only if it is empty
+        folder.rmdir()  # only if it is empty: the owner was killed just before or after the lock
         return
     if fcntl is None:
         path.unlink()  # fails while the owner has it open
@@ -120,10 +122,21 @@ def _remove_if_abandoned(folder: Path) -> None:
         try:
             if _is_owned(lock):
                 return
+            _empty(folder)
             path.unlink()
         finally:
             os.close(lock)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything but the lock, which goes last: it says that the rest may be removed."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK_NAME:
+                path.unlink()
 
 
 def _is_owned(lock: int) -> bool:
