@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from eomt_deploy import devices
 from eomt_deploy.artifact import parse_spec
+from eomt_deploy.cache import keep_files_of_torch
 from eomt_deploy.engines.base import Engine, Outputs
 from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
 from eomt_deploy.fields import MAX_LENGTH, Words, check_fields, read_object
@@ -67,22 +68,27 @@ def save_package(
         UsageError: another suffix.
     """
     import torch
-    from torch._inductor import aoti_compile_and_package
+    from torch._inductor import aoti_compile_and_package, config
 
     from eomt_deploy.files import staging_folder
 
     if path.suffix.lower() != SUFFIX:
         raise UsageError(f"{path} is no AOTInductor package.", fix=f"Name a {SUFFIX} file.")
+    keep_files_of_torch()
     place = device or next(network.parameters()).device.type
     example = torch.zeros((batch, *spec.image_size, 3), dtype=torch.uint8, device=place)
     metadata = {METADATA_KEY: replace(spec, batch=batch).to_json()}
+    settings: dict[str, Any] = {"aot_inductor.metadata": metadata}
+    if hasattr(config.aot_inductor, "precompile_headers"):
+        # They would fill the temporary folder with 280 MB, and make one compilation no faster.
+        settings["aot_inductor.precompile_headers"] = False
     with staging_folder(path) as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch's own deprecations
         program = torch.export.export(network, (example,), strict=False)
         made = aoti_compile_and_package(
             program,
             package_path=str(folder / path.name),
-            inductor_configs={"aot_inductor.metadata": metadata},
+            inductor_configs=settings,
         )
         Path(made).replace(path)
 
@@ -213,6 +219,7 @@ def load_package(path: Path, *, single_threaded: bool = False) -> Callable[..., 
     """The compiled function of a package: tensors on its device to tensors."""
     from torch._inductor import aoti_load_package
 
+    keep_files_of_torch()
     loaded: Callable[..., Any] = aoti_load_package(str(path), run_single_threaded=single_threaded)
     return loaded
 
