@@ -101,9 +101,9 @@ def test_export_says_only_what_it_does(cli, tmp_path):
     assert "no checkpoint at no.bin" in err
 
 
-def test_compare_takes_what_export_takes(cli, exported, photo, monkeypatch):
+def test_compare_takes_what_export_takes(cli, exported, photo, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, word in (
         ("https://host/w.pt", "https://host/w.pt is not in the cache"),
         ("coco-panoptic-eomt-tiny-640-lightly", "amazonaws.com/dinov3_vitt16"),
