@@ -190,7 +190,7 @@ def interleave(
         milliseconds of every call, by name, in the order of the rounds.
 
     Raises:
-        DeviceError: the clock gave what is no time.
+        DeviceError: the clock gave a value that is not a time.
     """
     jobs = {name: Job(work) for name, work in works.items()}
     samples = measure(jobs, Rounds(iterations, warmup), progress=progress).samples

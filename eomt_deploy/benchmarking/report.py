@@ -56,7 +56,7 @@ class Row:
 
     @property
     def fps(self) -> float:
-        """Images a second at the median; not a number where that is no time."""
+        """Images a second at the median; NaN if that is not a valid time."""
         return rate(self.batch, self.percentile(50))
 
     def to_dict(self) -> dict[str, Any]:

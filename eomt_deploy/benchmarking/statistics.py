@@ -68,7 +68,7 @@ def clock_problem(milliseconds: Samples) -> str | None:
 
 
 def rate(count: float, milliseconds: float) -> float:
-    """How many a second, if ``count`` take that time; not a number for what is no time."""
+    """How many a second, if ``count`` take that time; NaN if that is not a valid time."""
     return 1000 * count / milliseconds if 0 < milliseconds < math.inf else math.nan
 
 
@@ -78,7 +78,7 @@ def rounded(value: float | None, digits: int) -> float | None:
 
 
 def share_of(part: Samples, whole: Samples) -> float | None:
-    """Median of a part over the median of the whole; None where one is no time."""
+    """Median of a part over the median of the whole; None if one is not a valid time."""
     if clock_problem(part) or clock_problem(whole):
         return None
     return percentile(part, 50) / percentile(whole, 50)
@@ -90,7 +90,7 @@ def percentile(samples: Samples, percent: float) -> float:
 
 
 def variation(samples: Samples) -> float:
-    """Coefficient of variation: standard deviation over mean; infinite for what is no times."""
+    """Coefficient of variation: standard deviation over mean; infinite if they are not valid times."""
     mean = float(np.mean(samples))
     return float(np.std(samples)) / mean if 0 < mean < math.inf else math.inf
 

@@ -70,7 +70,7 @@ class Measurement:
 
     @property
     def fps(self) -> float:
-        """Images a second at the median; not a number where that is no time."""
+        """Images a second at the median; NaN if that is not a valid time."""
         return rate(self.batch, self.percentile(50))
 
     @property
