@@ -90,7 +90,7 @@ def percentile(samples: Samples, percent: float) -> float:
 
 
 def variation(samples: Samples) -> float:
-    """Coefficient of variation: standard deviation over mean; infinite if they are not valid times."""
+    """Coefficient of variation: standard deviation over mean; infinite for invalid times."""
     mean = float(np.mean(samples))
     return float(np.std(samples)) / mean if 0 < mean < math.inf else math.inf
 
