@@ -156,7 +156,14 @@ def check_whole(path: Path) -> None:
 
 
 def leftovers(*folders: Path) -> list[Path]:
-    return [path for folder in folders for path in folder.rglob(f"{LEFTOVERS}*")]
+    """Temporary files and folders; a command may be running, so that a folder may be gone again."""
+    return [
+        Path(parent, name)
+        for folder in folders
+        for parent, folders_in_it, files in os.walk(folder)  # unlike rglob, it skips such a folder
+        for name in (*folders_in_it, *files)
+        if name.startswith(LEFTOVERS)
+    ]
 
 
 def results(folder: Path) -> dict[str, bytes]:
