@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -33,10 +35,13 @@ GENERATOR = f"eomt-deploy {__version__}"
 """Written into every result, so that a later run recognises the file as ours."""
 
 STAGING_PREFIX = ".eomt-deploy-"
+STAGED_FILE = re.compile(re.escape(STAGING_PREFIX) + r"[0-9a-f]{16}\.part")
+"""Exact, since a file of the user could have a similar name."""
 LOCK_NAME = ".lock"
 """Locked by the owner of a staging folder; the system unlocks it when the process ends."""
 ABANDONED_SECONDS = 3600
 """Age from which a staging folder that cannot be locked counts as abandoned."""
+BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 
 JSON_LIMIT = 16 << 20
 """Bytes of a JSON file that people or trainers write; parsed it needs far more memory."""
@@ -87,17 +92,24 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
     """A new staging folder, and its lock file, open and locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=parent))
-        path = folder / LOCK_NAME
-        try:
-            lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        except FileNotFoundError:  # another process removed it while it was empty
-            continue
-        if fcntl is not None:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():
+        lock = _locked_file(folder / LOCK_NAME)
+        if lock is not None:
             return folder, lock
-        os.close(lock)  # another process removed it just before it was locked
+
+
+def _locked_file(path: Path) -> int | None:
+    """A new file, open and locked; None if another process removed it, or its folder, first."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | BINARY, 0o666)
+    except FileNotFoundError:
+        return None
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    if path.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 @cache
@@ -105,28 +117,39 @@ def _remove_leftovers(parent: str) -> None:
     """Remove what killed processes left in a folder; each process looks once."""
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
-            if entry.name.startswith(STAGING_PREFIX) and entry.is_dir(follow_symlinks=False):
+            if entry.name.startswith(STAGING_PREFIX):
                 with suppress(OSError):
-                    _remove_if_abandoned(Path(entry.path))
+                    if entry.is_dir(follow_symlinks=False):
+                        _remove_folder_if_abandoned(Path(entry.path))
+                    elif STAGED_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        _remove_file_if_abandoned(Path(entry.path))
 
 
-def _remove_if_abandoned(folder: Path) -> None:
+def _remove_folder_if_abandoned(folder: Path) -> None:
     path = folder / LOCK_NAME
     if not path.exists():
         folder.rmdir()  # only if it is empty: the owner was killed just before or after the lock
-        return
+    elif _remove_file_if_abandoned(path, folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_file_if_abandoned(path: Path, folder: Path | None = None) -> bool:
+    """Remove a file that no living process has locked, and before it all else in its folder."""
     if fcntl is None:
+        if folder is None and time.time() - path.stat().st_mtime < ABANDONED_SECONDS:
+            return False  # it may be closed already, and about to get its name
         path.unlink()  # fails while the owner has it open
-    else:
-        lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            if _is_owned(lock):
-                return
+        return True
+    lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        if _is_owned(lock):
+            return False
+        if folder is not None:
             _empty(folder)
-            path.unlink()
-        finally:
-            os.close(lock)
-    shutil.rmtree(folder, ignore_errors=True)
+        path.unlink()
+        return True
+    finally:
+        os.close(lock)
 
 
 def _empty(folder: Path) -> None:
@@ -162,14 +185,32 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
             with path.open("wb") as file:
                 file.writelines(parts)
             return
-        target = through_links(path)
-        with staging_folder(target) as folder:
-            temporary = folder / "content"
-            with temporary.open("wb") as file:
-                file.writelines(parts)
-            os.replace(temporary, target)
+        _write_and_rename(through_links(path), parts)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _write_and_rename(target: Path, parts: Iterable[bytes]) -> None:
+    """Write a locked file beside ``target`` and give it its name; a folder would take longer."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(os.path.abspath(target.parent))
+    while True:
+        temporary = target.with_name(f"{STAGING_PREFIX}{secrets.token_hex(8)}.part")
+        descriptor = _locked_file(temporary)
+        if descriptor is not None:
+            break
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(parts)
+            if fcntl is not None:
+                file.flush()
+                os.replace(temporary, target)  # while it is locked
+        if fcntl is None:  # Windows does not rename an open file
+            os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def through_links(path: Path) -> Path:

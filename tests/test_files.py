@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,47 @@ def test_failure_while_staging_leaves_what_was_there(tmp_path):
         stage_and_fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_of_killed_processes_are_removed_and_no_others(tmp_path):
+    """A file that is being written is locked; the user's files have other names."""
+    writer = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from eomt_deploy.files import write_atomically\n"
+        "def parts():\n    yield b'x'\n    print(flush=True)\n    time.sleep(60)\n"
+        "write_atomically(Path(sys.argv[1]), parts())"
+    )
+
+    def start(name):
+        process = subprocess.Popen(
+            [sys.executable, "-c", writer, tmp_path / name], stdout=subprocess.PIPE
+        )
+        process.stdout.readline()
+        return process
+
+    def write_from_new_process():
+        code = (
+            "import sys\nfrom pathlib import Path\n"
+            "from eomt_deploy.files import write_atomically\n"
+            "write_atomically(Path(sys.argv[1]), b'done')"
+        )
+        subprocess.run([sys.executable, "-c", code, tmp_path / "c"], check=True)
+
+    mine = [tmp_path / ".eomt-deploy-notes", tmp_path / ".eomt-deploy-notes.part"]
+    for path in mine:
+        path.write_text("of the user")
+    killed, alive = start("a"), start("b")
+    staged = set(tmp_path.glob("*.part")) - set(mine)
+    assert len(staged) == 2
+    killed.kill()
+    killed.communicate()
+    write_from_new_process()
+    left = set(tmp_path.glob("*.part")) - set(mine)
+    assert len(left) == 1
+    alive.kill()
+    alive.communicate()
+    write_from_new_process()
+    assert set(tmp_path.iterdir()) == {*mine, tmp_path / "c"}
 
 
 def test_unwritable_places(tmp_path):
