@@ -15,10 +15,15 @@ from rich.table import Table
 from transformers import EomtImageProcessorPil
 
 from eomt_deploy import catalog
-from eomt_deploy.benchmarking.clock import Job, Rounds, measure
-from eomt_deploy.benchmarking.statistics import clock_problem, percentile, speedup, variation
-from eomt_deploy.benchmarking.verdict import Evidence, Verdict, judge
-from eomt_deploy.benchmarking.watch import Watch
+from eomt_deploy.benchmarking.machine.watch import Watch
+from eomt_deploy.benchmarking.measure.clock import Job, Rounds, measure
+from eomt_deploy.benchmarking.measure.statistics import (
+    clock_problem,
+    percentile,
+    speedup,
+    variation,
+)
+from eomt_deploy.benchmarking.measure.verdict import Evidence, Verdict, judge
 from eomt_deploy.processing import Geometry
 from eomt_deploy.result import Segmentation
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec

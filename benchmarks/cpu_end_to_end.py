@@ -50,11 +50,11 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from eomt_deploy import Segmenter
-from eomt_deploy.benchmarking import roofline
-from eomt_deploy.benchmarking.environment import environment
-from eomt_deploy.building.config import OpenVinoConfig
-from eomt_deploy.building.openvino import build_openvino
-from eomt_deploy.engines.base import Engine
+from eomt_deploy.backends.engine import Engine
+from eomt_deploy.backends.openvino.build import build_openvino
+from eomt_deploy.backends.tensorrt.config import OpenVinoConfig
+from eomt_deploy.benchmarking.machine import roofline
+from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.processing import Processor
 from eomt_deploy.sources import built_in_photos
@@ -328,7 +328,7 @@ SECTIONS = {
 
 def plot(runs: list[list[dict[str, Any]]]) -> bytes:
     """Of every case how many times as fast as transformers our rows are; a dot for each run."""
-    from eomt_deploy.benchmarking.plots import new_axes, png
+    from eomt_deploy.benchmarking.paper.plots import new_axes, png
 
     labels: list[str] = []
     cases = [case for case in runs[0] if BASE in case["rows"]]

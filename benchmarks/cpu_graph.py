@@ -2,8 +2,8 @@
 
     python benchmarks/cpu_graph.py MODEL.onnx... [--rounds 15] [--json FILE]
 
-Every model runs as exported and as :mod:`eomt_deploy.engines.openvino_graph` and
-:mod:`eomt_deploy.engines.onnxruntime_graph` reshape it, in turn; the latter does not touch FP32.
+Every model runs as exported and as :mod:`eomt_deploy.backends.openvino.graph` and
+:mod:`eomt_deploy.backends.onnxruntime.graph` reshape it, in turn; the latter does not touch FP32.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from cpu_cases import console, show, time_jobs
 
-from eomt_deploy.benchmarking.environment import environment
-from eomt_deploy.engines.base import Engine
-from eomt_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from eomt_deploy.engines.openvino import OpenVinoEngine
+from eomt_deploy.backends.engine import Engine
+from eomt_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
+from eomt_deploy.backends.openvino.engine import OpenVinoEngine
+from eomt_deploy.benchmarking.machine.environment import environment
 
 BACKENDS: dict[str, Callable[[Path, bool], Engine]] = {
     "openvino": lambda path, reshape: OpenVinoEngine(path, cache=False, reshape=reshape),

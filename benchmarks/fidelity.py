@@ -31,10 +31,10 @@ from typing import Any
 from rich.console import Console
 
 from eomt_deploy import Segmenter
-from eomt_deploy.benchmarking.environment import environment
-from eomt_deploy.building.config import OpenVinoConfig
-from eomt_deploy.building.openvino import build_openvino
-from eomt_deploy.engines import BACKENDS
+from eomt_deploy.backends import BACKENDS
+from eomt_deploy.backends.openvino.build import build_openvino
+from eomt_deploy.backends.tensorrt.config import OpenVinoConfig
+from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.errors import EomtDeployError
 from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.compare import Comparison, compare
@@ -147,7 +147,7 @@ def measure(
 
 def computes_in_bf16() -> bool:
     """Whether OpenVINO does on this chip."""
-    from eomt_deploy.engines.openvino import able
+    from eomt_deploy.backends.openvino.engine import able
     from eomt_deploy.privacy import import_openvino
 
     return "bf16" in able(import_openvino().Core())

@@ -60,7 +60,7 @@ class Bench:
         from eomt_deploy.checkpoints import read_checkpoint
         from eomt_deploy.exporting import ExportConfig
         from eomt_deploy.exporting.describe import describe, find_source
-        from eomt_deploy.network.build import build_network
+        from eomt_deploy.exporting.network import build_network
 
         config = ExportConfig("eomt-tiny-scenes", self.work / "x.onnx")
         source = find_source(config)
@@ -137,10 +137,10 @@ def halves(bench: Bench) -> dict[str, Any]:
 
 def _emulated(network: Any, spec: Any, images: list[Any]) -> dict[str, Any]:
     try:
-        from eomt_deploy.engines.emulation import EmulatedEngine
+        from eomt_deploy.backends.emulation.engine import EmulatedEngine
         from eomt_deploy.exporting import graph
+        from eomt_deploy.exporting.conversion import describe
         from eomt_deploy.exporting.lowering import Lowering, lower
-        from eomt_deploy.exporting.precision import describe
 
         model = describe(graph.trace(network, spec), spec)
     except ImportError:
@@ -165,9 +165,9 @@ def _error(have: Any, want: Any) -> float:
 
 def targets() -> list[str]:
     """TensorRT flavours that can build and run on this GPU."""
-    from eomt_deploy.building.config import RTX_CAPABILITIES
+    from eomt_deploy.backends.tensorrt.config import RTX_CAPABILITIES
+    from eomt_deploy.backends.tensorrt.library import installed
     from eomt_deploy.devices import current_gpu
-    from eomt_deploy.engines.library import installed
 
     gpu = current_gpu()
     found = [t for t in ("tensorrt", "tensorrt-rtx") if installed(t)]
@@ -180,7 +180,8 @@ def targets() -> list[str]:
 
 def ladder(bench: Bench) -> dict[str, Any]:
     """Export, build and run every precision of the embedded model; compare the label maps."""
-    from eomt_deploy.building import BuildConfig, build
+    from eomt_deploy.backends.tensorrt.build import build
+    from eomt_deploy.backends.tensorrt.config import BuildConfig
     from eomt_deploy.evaluation.truth import unlabelled
     from eomt_deploy.exporting import ExportConfig, export
     from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
@@ -232,15 +233,16 @@ def speed(bench: Bench) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from eomt_deploy.benchmarking.clock import interleave
-    from eomt_deploy.building import BuildConfig, build
-    from eomt_deploy.engines import open_engine
-    from eomt_deploy.engines.cuda import DeviceArray, open_device
+    from eomt_deploy.backends import open_engine
+    from eomt_deploy.backends.tensorrt.build import build
+    from eomt_deploy.backends.tensorrt.config import BuildConfig
+    from eomt_deploy.benchmarking.measure.clock import interleave
+    from eomt_deploy.cuda import DeviceArray, open_device
     from eomt_deploy.exporting import graph
     from eomt_deploy.exporting.calibration import observe
     from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
+    from eomt_deploy.exporting.conversion import describe
     from eomt_deploy.exporting.lowering import Lowering, lower
-    from eomt_deploy.exporting.precision import describe
     from eomt_deploy.exporting.quantization import insert_qdq, quantize_layers
     from eomt_deploy.network.folds import fold
 
@@ -392,7 +394,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file; default: results/<gpu>/")
     options = parser.parse_args()
     from eomt_deploy import devices
-    from eomt_deploy.benchmarking.environment import environment
+    from eomt_deploy.benchmarking.machine.environment import environment
 
     gpu = devices.current_gpu()
     if gpu is None:

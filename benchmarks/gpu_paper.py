@@ -80,9 +80,9 @@ def main() -> None:
     options = parser.parse_args()
 
     from eomt_deploy import devices
-    from eomt_deploy.benchmarking import roofline
-    from eomt_deploy.benchmarking.environment import environment
-    from eomt_deploy.benchmarking.watch import gpu_load
+    from eomt_deploy.benchmarking.machine import roofline
+    from eomt_deploy.benchmarking.machine.environment import environment
+    from eomt_deploy.benchmarking.machine.watch import gpu_load
 
     names = devices.cuda_device_names()
     if options.device == "cuda" and not names:
@@ -128,7 +128,7 @@ def main() -> None:
 
 def measure(config: Any, done: list[dict[str, Any]], target: Path) -> Exception | None:
     """Measure one section and add it to ``done``; one that breaks must not cost the others."""
-    from eomt_deploy.benchmarking.suite import run_suite
+    from eomt_deploy.benchmarking.paper.suite import run_suite
 
     place = len(done)
 
@@ -154,7 +154,7 @@ def configure(
     section: Section, options: argparse.Namespace, seconds: float, busy: float | None
 ) -> Any:
     """The run of a suite that a section asks for."""
-    from eomt_deploy.benchmarking.suite import SuiteConfig
+    from eomt_deploy.benchmarking.paper.suite import SuiteConfig
     from eomt_deploy.catalog import find_suite
 
     return SuiteConfig(

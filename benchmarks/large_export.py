@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from eomt_deploy.benchmarking.environment import environment
+from eomt_deploy.benchmarking.machine.environment import environment
 
 LIMIT = 1.3
 HEAD_WIDTH = 128

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from cpu_cases import console, made_up_outputs, show, spec_of, time_jobs
 
-from eomt_deploy.benchmarking.environment import environment
+from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.devices import usable_cores
 from eomt_deploy.processing import Processor, pixels
 from eomt_deploy.processing.panoptic import choose_queries

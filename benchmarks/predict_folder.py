@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eomt_deploy.benchmarking.environment import environment
-from eomt_deploy.benchmarking.statistics import percentile, speedup
+from eomt_deploy.benchmarking.machine.environment import environment
+from eomt_deploy.benchmarking.measure.statistics import percentile, speedup
 from eomt_deploy.cli.console import write_json
 
 HERE = Path(__file__).resolve().parents[1]

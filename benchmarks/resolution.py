@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eomt_deploy.benchmarking.clock import Job, Rounds, measure
-from eomt_deploy.benchmarking.environment import environment
-from eomt_deploy.benchmarking.statistics import LEVEL, percentile, speedup
-from eomt_deploy.engines import open_engine
+from eomt_deploy.backends import open_engine
+from eomt_deploy.benchmarking.machine.environment import environment
+from eomt_deploy.benchmarking.measure.clock import Job, Rounds, measure
+from eomt_deploy.benchmarking.measure.statistics import LEVEL, percentile, speedup
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ _EXPORTS = {
     "Segmentation": "eomt_deploy.result",
     "Segmenter": "eomt_deploy.segmenter",
     "load_image": "eomt_deploy.sources",
-    "open_engine": "eomt_deploy.engines",
+    "open_engine": "eomt_deploy.backends",
 }
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from eomt_deploy.engines import open_engine
+    from eomt_deploy.backends import open_engine
     from eomt_deploy.errors import EomtDeployError
     from eomt_deploy.processing import Processor
     from eomt_deploy.result import Segment, Segmentation

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from eomt_deploy.benchmarking.plan import Suite
-from eomt_deploy.building.config import BuildConfig
+from eomt_deploy.backends.tensorrt.config import BuildConfig
+from eomt_deploy.benchmarking.paper.suite_file import Suite
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import EomtDeployError, UsageError
 from eomt_deploy.spec import ClassInfo, Task
@@ -81,7 +81,7 @@ class BuildProfile:
     """How an engine is built: a file of ``engines/`` with ``kind = "build"``.
 
     The fields but ``precision``, ``high`` and ``workspace`` (here ``4GiB``) are those of
-    :class:`eomt_deploy.building.BuildConfig`.
+    :class:`eomt_deploy.backends.tensorrt.BuildConfig`.
 
     Attributes:
         precision: what the model must be exported in; None takes any.

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import numpy as np
 import numpy.typing as npt
 
+from eomt_deploy.backends import Engine, open_engine
+from eomt_deploy.backends.engine import DeviceEngine, Outputs
 from eomt_deploy.decoding import check_max_pixels
-from eomt_deploy.engines import Engine, open_engine
-from eomt_deploy.engines.base import DeviceEngine, Outputs
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.overlap import overlap
 from eomt_deploy.processing import Geometry, Processor
@@ -24,7 +24,7 @@ from eomt_deploy.sources import ColorOrder, ImageSource, RgbImage, load_image
 from eomt_deploy.spec import ModelSpec, Thresholds
 
 if TYPE_CHECKING:
-    from eomt_deploy.processing.cuda import CudaProcessor
+    from eomt_deploy.processing.cuda.processor import CudaProcessor
 
 Logits = npt.NDArray[Any]
 LogitsAt = tuple[Logits, Logits, Geometry]
@@ -322,7 +322,7 @@ class OnDevice:
 
     def _processor(self) -> CudaProcessor:
         if not hasattr(self._own, "processor"):
-            from eomt_deploy.processing.cuda import CudaProcessor
+            from eomt_deploy.processing.cuda.processor import CudaProcessor
 
             engine = self._engine
             self._own.processor = CudaProcessor(

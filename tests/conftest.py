@@ -14,8 +14,8 @@ from eomt_deploy.cli import main
 from eomt_deploy.exporting import ExportConfig, export, graph
 from eomt_deploy.exporting.calibration import observe
 from eomt_deploy.exporting.config import QUANTIZED
+from eomt_deploy.exporting.conversion import describe
 from eomt_deploy.exporting.lowering import Lowering, lower
-from eomt_deploy.exporting.precision import describe
 from eomt_deploy.exporting.quantization import insert_qdq, quantize_layers
 from eomt_deploy.network.folds import fold
 from eomt_deploy.spec import Task

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from host_twin import put
 
 from eomt_deploy.classes import make_classes
-from eomt_deploy.engines.cuda.kernels import Kernels, load_kernels
-from eomt_deploy.processing.cuda import CudaProcessor
+from eomt_deploy.cuda.kernels import Kernels, load_kernels
+from eomt_deploy.processing.cuda.processor import CudaProcessor
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from simulated_gpu import SimulatedGpu, Work
 
-from eomt_deploy.engines.cuda import DeviceArray, open_device
-from eomt_deploy.engines.cuda.device import Array, Device
-from eomt_deploy.engines.cuda.kernels import SOURCE
+from eomt_deploy.cuda import DeviceArray, open_device
+from eomt_deploy.cuda.device import Array, Device
+from eomt_deploy.cuda.kernels import SOURCE
 from eomt_deploy.errors import EomtDeployError
 
 GUARD = 64

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from eomt_deploy.engines.cuda.device import LEGACY_STREAM, Array, Device
+from eomt_deploy.cuda.device import LEGACY_STREAM, Array, Device
 from eomt_deploy.errors import DeviceError
 
 

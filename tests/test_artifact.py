@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from eomt_deploy import artifact
 from eomt_deploy.artifact import read_artifact, read_onnx_metadata, read_xml
-from eomt_deploy.engines import open_engine
+from eomt_deploy.backends import open_engine
 from eomt_deploy.errors import ArtifactError
 from eomt_deploy.spec import METADATA_KEY
 

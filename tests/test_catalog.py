@@ -7,10 +7,10 @@ import torch
 
 from eomt_deploy import catalog
 from eomt_deploy.architecture import Architecture
-from eomt_deploy.engines import BACKENDS
+from eomt_deploy.backends import BACKENDS
+from eomt_deploy.benchmarking.paper.ladder import BACKBONES
 from eomt_deploy.errors import UsageError
 from eomt_deploy.network.eomt import EoMT
-from eomt_deploy.network.ladder import BACKBONES
 
 
 @pytest.mark.parametrize("entry", catalog.checkpoints().values(), ids=lambda e: e.name)

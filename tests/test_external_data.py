@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 
 from eomt_deploy import external_data
 from eomt_deploy.artifact import read_artifact
-from eomt_deploy.engines import open_engine
-from eomt_deploy.engines.openvino import OpenVinoEngine
+from eomt_deploy.backends import open_engine
+from eomt_deploy.backends.openvino.engine import OpenVinoEngine
 from eomt_deploy.errors import ArtifactError
 from eomt_deploy.external_data import CHILDREN, side_files, without_links
 

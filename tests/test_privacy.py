@@ -131,7 +131,8 @@ def test_a_users_own_choice_stays(tmp_path, shim):
     opt_in_to_openvino(one)
     out = one.run(
         "-c",
-        "import eomt_deploy.engines.openvino, eomt_deploy.engines.onnxruntime, os, time\n"
+        "import os, time\n"
+        "import eomt_deploy.backends.openvino.engine, eomt_deploy.backends.onnxruntime.engine\n"
         "print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['HF_HUB_DISABLE_TELEMETRY'])\n"
         f"time.sleep({OUTLIVING_SECONDS})",
     )

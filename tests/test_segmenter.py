@@ -6,8 +6,8 @@ from host_twin import HostDevice, put, twin
 from PIL import Image
 
 from eomt_deploy import Segmenter
-from eomt_deploy.engines import open_engine
-from eomt_deploy.engines.cuda.kernels import Kernels
+from eomt_deploy.backends import open_engine
+from eomt_deploy.cuda.kernels import Kernels
 from eomt_deploy.errors import ImageError, UsageError, VerificationError
 from eomt_deploy.sources import load_image
 from eomt_deploy.spec import TASKS
@@ -203,7 +203,7 @@ class OnDevice:
 def test_logits_on_a_gpu_are_checked_there(exported, tmp_path, photo, gradient, monkeypatch):
     device = OnDevice(open_engine(exported("panoptic")), tmp_path)
     monkeypatch.setattr(
-        "eomt_deploy.processing.cuda.load_kernels", lambda gpu: Kernels(gpu, twin())
+        "eomt_deploy.processing.cuda.processor.load_kernels", lambda gpu: Kernels(gpu, twin())
     )
     with Segmenter(device) as segmenter:
         segmenter.predict(photo)

@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_no_python_is_inside(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "eomt_deploy/engines/cuda/kernels.cu" in names
+    assert "eomt_deploy/cuda/kernels.cu" in names
     assert "eomt_deploy/_data/engines/tensorrt-rtx.toml" in names
 
 

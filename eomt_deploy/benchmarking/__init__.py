@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "Report": "eomt_deploy.benchmarking.report",
     "Row": "eomt_deploy.benchmarking.report",
-    "SuiteConfig": "eomt_deploy.benchmarking.suite",
-    "SuiteReport": "eomt_deploy.benchmarking.suite_report",
+    "SuiteConfig": "eomt_deploy.benchmarking.paper.suite",
+    "SuiteReport": "eomt_deploy.benchmarking.paper.report",
     "bench_stages": "eomt_deploy.benchmarking.stages",
-    "run_suite": "eomt_deploy.benchmarking.suite",
+    "run_suite": "eomt_deploy.benchmarking.paper.suite",
 }
 
 __all__ = ["Report", "Row", "SuiteConfig", "SuiteReport", "bench_stages", "run_suite"]
 
 if TYPE_CHECKING:
+    from eomt_deploy.benchmarking.paper.report import SuiteReport
+    from eomt_deploy.benchmarking.paper.suite import SuiteConfig, run_suite
     from eomt_deploy.benchmarking.report import Report, Row
     from eomt_deploy.benchmarking.stages import bench_stages
-    from eomt_deploy.benchmarking.suite import SuiteConfig, run_suite
-    from eomt_deploy.benchmarking.suite_report import SuiteReport
 
 
 def __getattr__(name: str) -> Any:

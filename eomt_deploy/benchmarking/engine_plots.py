@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from eomt_deploy.benchmarking.plots import COLOURS, check_matplotlib, new_axes, new_panels, png
+from eomt_deploy.benchmarking.measure.scenarios import Scenario
+from eomt_deploy.benchmarking.paper.plots import (
+    COLOURS,
+    check_matplotlib,
+    new_axes,
+    new_panels,
+    png,
+)
 from eomt_deploy.benchmarking.report import Report, Row
-from eomt_deploy.benchmarking.scenarios import Scenario
 from eomt_deploy.errors import UsageError
 
 NAMES = ("pareto", "latency", "batches")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from eomt_deploy.benchmarking.scenarios import Served
-from eomt_deploy.benchmarking.statistics import (
+from eomt_deploy.benchmarking.measure.scenarios import Served
+from eomt_deploy.benchmarking.measure.statistics import (
     PERCENTILES,
     Ratio,
     clock_problem,
@@ -16,7 +16,7 @@ from eomt_deploy.benchmarking.statistics import (
     speedup,
     variation,
 )
-from eomt_deploy.benchmarking.verdict import Verdict
+from eomt_deploy.benchmarking.measure.verdict import Verdict
 
 SCHEMA = 1
 KIND = "stages"
@@ -81,7 +81,7 @@ class Report:
     """All rows of one run on one machine.
 
     Attributes:
-        environment: see :func:`eomt_deploy.benchmarking.environment.environment`.
+        environment: see :func:`eomt_deploy.benchmarking.machine.environment.environment`.
         image: picture that was used, and its size in words.
         rows: one per engine, stage and batch, measured in the same rounds.
         unstable_cv: coefficient of variation from which a row is not to be believed.

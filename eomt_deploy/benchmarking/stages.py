@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eomt_deploy.benchmarking.clock import Job, Rounds, measure
-from eomt_deploy.benchmarking.environment import environment
-from eomt_deploy.benchmarking.report import Report, Row
-from eomt_deploy.benchmarking.scenarios import (
+from eomt_deploy.benchmarking.machine.environment import environment
+from eomt_deploy.benchmarking.machine.watch import Watch
+from eomt_deploy.benchmarking.measure.clock import Job, Rounds, measure
+from eomt_deploy.benchmarking.measure.scenarios import (
     LOADS,
     QUEUE,
     Scenario,
@@ -21,9 +21,14 @@ from eomt_deploy.benchmarking.scenarios import (
     poisson_arrivals,
     serve,
 )
-from eomt_deploy.benchmarking.statistics import clock_problem, percentile, share_of, variation
-from eomt_deploy.benchmarking.verdict import Evidence, judge
-from eomt_deploy.benchmarking.watch import Watch
+from eomt_deploy.benchmarking.measure.statistics import (
+    clock_problem,
+    percentile,
+    share_of,
+    variation,
+)
+from eomt_deploy.benchmarking.measure.verdict import Evidence, judge
+from eomt_deploy.benchmarking.report import Report, Row
 from eomt_deploy.errors import UsageError
 from eomt_deploy.processing.outputs import check_finite
 from eomt_deploy.segmenter import Segmenter
@@ -66,7 +71,7 @@ def stage_jobs(segmenter: Segmenter, image: Path) -> dict[str, Job]:
 def _network(engine: Any, images: Any) -> Job:
     if not hasattr(engine, "run_device"):
         return Job(lambda: engine.run(images))
-    from eomt_deploy.benchmarking.gpu_clock import DeviceEventTimer
+    from eomt_deploy.benchmarking.measure.gpu_clock import DeviceEventTimer
 
     resident = engine.input(len(images))
     with engine.gpu.active():
@@ -109,7 +114,7 @@ def bench_stages(
         pause: seconds of rest before each round, against heat.
         threads: CPU threads asked for, for the record.
         busy: load of the GPU before the engines were opened, see
-            :func:`eomt_deploy.benchmarking.watch.gpu_load`.
+            :func:`eomt_deploy.benchmarking.machine.watch.gpu_load`.
         progress: told each finished round.
 
     Raises:

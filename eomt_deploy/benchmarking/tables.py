@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from eomt_deploy.benchmarking.plan import Suite, SuiteRow
+from eomt_deploy.benchmarking.measure.scenarios import Served
+from eomt_deploy.benchmarking.measure.statistics import LEVEL, PERCENTILES, Ratio, percentile
+from eomt_deploy.benchmarking.measure.verdict import Verdict
+from eomt_deploy.benchmarking.paper.report import Measurement, SuiteReport
+from eomt_deploy.benchmarking.paper.suite_file import Suite, SuiteRow
 from eomt_deploy.benchmarking.report import Report
-from eomt_deploy.benchmarking.scenarios import Served
-from eomt_deploy.benchmarking.statistics import LEVEL, PERCENTILES, Ratio, percentile
-from eomt_deploy.benchmarking.suite_report import Measurement, SuiteReport
-from eomt_deploy.benchmarking.verdict import Verdict
 
 NONE = "–"
 SHOWN = 3

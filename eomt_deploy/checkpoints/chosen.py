@@ -13,8 +13,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from eomt_deploy.checkpoints.files import FLOATS, WeightFiles
 from eomt_deploy.checkpoints.prefixes import OWN, Copy, Layout, find_copies, printable
+from eomt_deploy.checkpoints.tensor_files import FLOATS, WeightFiles
 from eomt_deploy.errors import CheckpointError
 
 AVERAGED = re.compile(r"(?<![a-z])(?:ema|swa|averaged|ema_?model|model_?ema)(?![a-z])", re.I)

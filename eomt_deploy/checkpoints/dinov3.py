@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eomt_deploy.checkpoints import files, folder, prefixes
+from eomt_deploy.checkpoints import folder, prefixes, tensor_files
 from eomt_deploy.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from eomt_deploy.errors import CheckpointError
 
@@ -94,7 +94,7 @@ class Base:
     """
 
     path: Path
-    files: files.WeightFiles
+    files: tensor_files.WeightFiles
     names: Mapping[str, str]
 
     def check(self, delta: Mapping[str, Tensor], origin: Path) -> None:
@@ -165,7 +165,7 @@ def open_base(path: Path | None, origin: Path) -> Base:
         )
     if not path.exists():
         raise CheckpointError(f"There are no base weights at {path}.")
-    stored = files.WeightFiles(folder.weight_files(path) if path.is_dir() else [path])
+    stored = tensor_files.WeightFiles(folder.weight_files(path) if path.is_dir() else [path])
     lead = prefixes.lead_of(stored.shapes, r"embeddings\.cls_token")
     found = prefixes.below(stored.shapes, lead or "")[0]
     names = {_name(key, BASE): stored_name for key, stored_name in found.items()}

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from eomt_deploy.addresses import scrubbed, without_secrets
-from eomt_deploy.checkpoints import files, transfer
+from eomt_deploy.checkpoints import tensor_files, transfer
 from eomt_deploy.checkpoints.prefixes import printable
 from eomt_deploy.errors import CheckpointError
 from eomt_deploy.files import cache_folder
@@ -138,16 +138,18 @@ def _parsed(address: str, insecure: bool) -> _Download:
 def _is_here(wanted: _Download) -> bool:
     """Whether the cache has the file. Without a hash nobody knows whether it is still the same."""
     digest = wanted.digest
-    return bool(digest) and wanted.target.is_file() and files.sha256([wanted.target]) == digest
+    return (
+        bool(digest) and wanted.target.is_file() and tensor_files.sha256([wanted.target]) == digest
+    )
 
 
 def _fetch(wanted: _Download) -> None:
     resumed = transfer.fetch(wanted.request, wanted.partial)
-    found = files.sha256([wanted.partial]) if wanted.digest else ""
+    found = tensor_files.sha256([wanted.partial]) if wanted.digest else ""
     if found != wanted.digest and resumed:  # the beginning may have been of another file
         transfer.discard(wanted.partial)
         transfer.fetch(wanted.request, wanted.partial)
-        found = files.sha256([wanted.partial])
+        found = tensor_files.sha256([wanted.partial])
     if found != wanted.digest:
         transfer.discard(wanted.partial)
         raise CheckpointError(

@@ -14,11 +14,11 @@ from eomt_deploy.checkpoints import (
     chosen,
     dinov3,
     download,
-    files,
     folder,
     huggingface,
     lightly,
     official,
+    tensor_files,
 )
 from eomt_deploy.checkpoints.blockwise import BlockwiseTensors, by_block
 from eomt_deploy.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
@@ -61,7 +61,7 @@ def read_checkpoint(
         raise CheckpointError(f"There is no checkpoint at {path}.")
     config = huggingface.read_config(path) if path.is_dir() else None
     weights = folder.weight_files(path) if path.is_dir() else [path]
-    stored = chosen.choose(files.WeightFiles(weights), path, weights_key, preferred_key)
+    stored = chosen.choose(tensor_files.WeightFiles(weights), path, weights_key, preferred_key)
     layout = _layout(stored, path, config, base_weights, insecure)
     facts = layout.facts
     try:
@@ -109,7 +109,7 @@ def read_checkpoint(
         attn_mask_probs=None if mask_probs is None else tuple(mask_probs.float().tolist()),
         class_names=config.class_names if config else names,
         source_format=layout.name,
-        sha256=files.sha256([*weights, *layout.bases]),
+        sha256=tensor_files.sha256([*weights, *layout.bases]),
         task=facts.task if facts else None,
         things=tuple(thing for _, thing in facts.classes) if facts else None,
         position_offset=layout.position_offset,

@@ -145,8 +145,8 @@ def bench(
 
 def _bench_engines(engine: list[Path], given: dict[str, Any]) -> None:
     from eomt_deploy.benchmarking import bench_stages
-    from eomt_deploy.benchmarking.clock import Rounds
-    from eomt_deploy.benchmarking.watch import gpu_load
+    from eomt_deploy.benchmarking.machine.watch import gpu_load
+    from eomt_deploy.benchmarking.measure.clock import Rounds
     from eomt_deploy.segmenter import Segmenter
 
     plan = catalog.benchmark_plans()[DEFAULT_PLAN]
@@ -238,7 +238,7 @@ def _backends(asked: list[str], engines: int) -> list[str | None]:
 
 
 def _scenario(given: dict[str, Any]) -> Any:
-    from eomt_deploy.benchmarking.scenarios import check_scenario
+    from eomt_deploy.benchmarking.measure.scenarios import check_scenario
 
     return check_scenario(
         given.get("scenario", "single"), given.get("batch"), given.get("rate"),

@@ -25,7 +25,7 @@ from eomt_deploy.outputs import is_ours
 
 if TYPE_CHECKING:
     from eomt_deploy.benchmarking import SuiteReport
-    from eomt_deploy.benchmarking.suite import SuiteConfig
+    from eomt_deploy.benchmarking.paper.suite import SuiteConfig
     from eomt_deploy.benchmarking.tables import Sheet
 
 
@@ -68,7 +68,7 @@ def bench_suite(options: BenchOptions, image: Path) -> None:
     if options.count_only:
         _count(options)
         return
-    from eomt_deploy.benchmarking.suite import SuiteConfig, run_suite
+    from eomt_deploy.benchmarking.paper.suite import SuiteConfig, run_suite
 
     scenario = _scenario(options)
     offline = scenario == "offline"
@@ -108,7 +108,7 @@ def bench_suite(options: BenchOptions, image: Path) -> None:
 
 def bench_report(options: BenchOptions) -> None:
     """Show what was measured elsewhere."""
-    from eomt_deploy.benchmarking.suite_report import read_reports
+    from eomt_deploy.benchmarking.paper.report import read_reports
 
     assert options.report is not None  # the command asks for it
     reports = read_reports(options.report)
@@ -135,7 +135,7 @@ def _count(options: BenchOptions) -> None:
     suite = catalog.find_suite(options.suite or "")
     rows = suite.select(_split(options.rows), parse_size(options.size), options.backbone)
     try:
-        from eomt_deploy.benchmarking.counting import count_step
+        from eomt_deploy.benchmarking.paper.counting import count_step
     except ImportError as error:
         raise MissingDependencyError(
             f"Networks are counted with {error.name}, which is not installed.",
@@ -185,7 +185,7 @@ def _publish(reports: list[SuiteReport], options: BenchOptions) -> None:
         say(f"wrote {options.report_dir / 'report.json'} and report.md", stderr)
     pictures = list(options.plot)
     if pictures or options.report_dir:
-        from eomt_deploy.benchmarking.plots import draw, drawable
+        from eomt_deploy.benchmarking.paper.plots import draw, drawable
 
         if options.report_dir:
             pictures += [options.report_dir / f"{name}.png" for name in drawable(reports)]
@@ -213,7 +213,7 @@ def _save(reports: list[SuiteReport], options: BenchOptions) -> None:
 
 def report_files(folder: Path) -> list[Path]:
     """Every file that --report-dir may write."""
-    from eomt_deploy.benchmarking.plots import NAMES
+    from eomt_deploy.benchmarking.paper.plots import NAMES
 
     return [folder / "report.json", folder / "report.md", *(folder / f"{n}.png" for n in NAMES)]
 
@@ -221,7 +221,7 @@ def report_files(folder: Path) -> list[Path]:
 def _check_outputs(options: BenchOptions) -> None:
     """Fail before the work."""
     if options.plot or options.report_dir:
-        from eomt_deploy.benchmarking.plots import check_matplotlib, check_names
+        from eomt_deploy.benchmarking.paper.plots import check_matplotlib, check_names
 
         check_names(options.plot)
         if (options.size or options.backbone) and any(
@@ -235,7 +235,7 @@ def _check_outputs(options: BenchOptions) -> None:
 
 
 def _scenario(options: BenchOptions) -> Any:
-    from eomt_deploy.benchmarking.scenarios import check_scenario
+    from eomt_deploy.benchmarking.measure.scenarios import check_scenario
 
     return check_scenario(
         options.scenario, list(options.batch) or None, options.rate, options.serve_seconds
@@ -246,7 +246,7 @@ def _with_rounds(config: SuiteConfig, options: BenchOptions) -> SuiteConfig:
     """The device's usual rounds, where the user does not say otherwise."""
     from dataclasses import replace
 
-    from eomt_deploy.benchmarking.suite import CPU_ROUNDS, GPU_ROUNDS, choose_device
+    from eomt_deploy.benchmarking.paper.suite import CPU_ROUNDS, GPU_ROUNDS, choose_device
 
     usual = GPU_ROUNDS if choose_device(config.device) == "cuda" else CPU_ROUNDS
     rounds = replace(

@@ -12,8 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from eomt_deploy import catalog
-from eomt_deploy.building import BuildConfig
-from eomt_deploy.building.config import XML, OpenVinoConfig, parse_batch
+from eomt_deploy.backends.tensorrt.config import XML, BuildConfig, OpenVinoConfig, parse_batch
 from eomt_deploy.cli.console import say, stderr, stdout, warn, write_json
 from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.errors import UsageError
@@ -23,7 +22,7 @@ from eomt_deploy.units import parse_bytes
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eomt_deploy.building import BuildReport
+    from eomt_deploy.backends.tensorrt.build import BuildReport
 
 SHOWN_LAYERS = 8
 OPTION_NAMES = {
@@ -146,7 +145,7 @@ def _refuse(options: dict[str, Any], what: str) -> None:
 
 
 def _build_openvino(config: OpenVinoConfig, json: Path | None) -> None:
-    from eomt_deploy.building.openvino import build_openvino
+    from eomt_deploy.backends.openvino.build import build_openvino
 
     check_outputs(
         config.outputs | {"--json": json}, inputs=config.inputs, overwrite=config.overwrite
@@ -169,7 +168,7 @@ def _build_openvino(config: OpenVinoConfig, json: Path | None) -> None:
 
 def run_build(config: BuildConfig, console: Console) -> BuildReport:
     """Build with a progress bar, then warnings and summary."""
-    from eomt_deploy.building import build
+    from eomt_deploy.backends.tensorrt.build import build
 
     with _progress() as progress:
         report = build(config, progress)

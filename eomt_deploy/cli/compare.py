@@ -10,6 +10,7 @@ import typer
 
 from eomt_deploy import catalog
 from eomt_deploy.addresses import without_secrets
+from eomt_deploy.backends import BACKENDS
 from eomt_deploy.cli.console import (
     bar,
     ending_with,
@@ -20,7 +21,6 @@ from eomt_deploy.cli.console import (
     write_json,
 )
 from eomt_deploy.cli.options import MaxPixels, Overwrite
-from eomt_deploy.engines import BACKENDS
 from eomt_deploy.errors import ImageError, MissingDependencyError, UsageError, VerificationError
 from eomt_deploy.files import PICTURE_FORMATS
 from eomt_deploy.outputs import check_outputs

@@ -17,7 +17,7 @@ from eomt_deploy.errors import UsageError
 from eomt_deploy.files import GENERATOR, write_atomically
 
 if TYPE_CHECKING:
-    from eomt_deploy.engines.base import Engine
+    from eomt_deploy.backends.engine import Engine
 
 WIDE = 120
 """Columns where there is no terminal to ask, as in a pipe or a log."""

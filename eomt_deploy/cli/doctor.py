@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from eomt_deploy import catalog, devices, privacy
-from eomt_deploy.benchmarking.environment import environment
-from eomt_deploy.building.config import SUFFIX
+from eomt_deploy.backends import BACKENDS, choose_backend
+from eomt_deploy.backends.tensorrt import library
+from eomt_deploy.backends.tensorrt.config import SUFFIX
+from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.cli.console import print_json, stdout
 from eomt_deploy.devices import current_gpu
-from eomt_deploy.engines import BACKENDS, choose_backend, library
 from eomt_deploy.errors import MissingDependencyError
 from eomt_deploy.sidecar import TARGETS
 

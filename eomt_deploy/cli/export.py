@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from eomt_deploy import catalog
-from eomt_deploy.building.config import SUFFIX as ENGINE
+from eomt_deploy.backends.tensorrt.config import SUFFIX as ENGINE
 from eomt_deploy.cli.build import run_build, to_dict
 from eomt_deploy.cli.console import (
     parse_size,
@@ -29,7 +29,7 @@ from eomt_deploy.outputs import check_outputs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eomt_deploy.building import BuildConfig
+    from eomt_deploy.backends.tensorrt.config import BuildConfig
     from eomt_deploy.catalog import BuildProfile
     from eomt_deploy.exporting import ExportReport
     from eomt_deploy.exporting.config import Attention, Method
@@ -196,7 +196,7 @@ def export(
     targets = config.outputs | (recipe.outputs if recipe else {}) | {"--json": json}
     check_outputs(targets, inputs=config.inputs, overwrite=overwrite)
     if recipe:
-        from eomt_deploy.building import check_ready
+        from eomt_deploy.backends.tensorrt.build import check_ready
 
         check_ready(recipe)
     try:

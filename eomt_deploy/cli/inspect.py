@@ -10,12 +10,12 @@ import typer
 from rich.table import Table
 
 from eomt_deploy.artifact import TensorInfo, parse_spec, read_artifact, read_xml
-from eomt_deploy.building.config import SUFFIX, XML
+from eomt_deploy.backends.aotinductor.engine import SUFFIX as PACKAGE
+from eomt_deploy.backends.aotinductor.engine import read_metadata
+from eomt_deploy.backends.registry import BACKENDS, choose_backend
+from eomt_deploy.backends.tensorrt.compatibility import check_machine, this_machine
+from eomt_deploy.backends.tensorrt.config import SUFFIX, XML
 from eomt_deploy.cli.console import print_json, stdout
-from eomt_deploy.engines.aotinductor import SUFFIX as PACKAGE
-from eomt_deploy.engines.aotinductor import read_metadata
-from eomt_deploy.engines.machine import check_machine, this_machine
-from eomt_deploy.engines.registry import BACKENDS, choose_backend
 from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError
 from eomt_deploy.sidecar import check_plan, known_target, read_sidecar
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
@@ -94,7 +94,7 @@ def _openvino_remarks(arithmetic: str | None) -> tuple[str, ...]:
     """What opening it here would remark on the arithmetic that `build` chose."""
     if arithmetic in (None, "f32") or not BACKENDS["openvino"].installed:
         return ()
-    from eomt_deploy.engines.openvino import able, arithmetic_remarks, openvino
+    from eomt_deploy.backends.openvino.engine import able, arithmetic_remarks, openvino
 
     used = arithmetic if arithmetic in able(openvino.Core()) else "f32"
     return arithmetic_remarks(arithmetic, used)

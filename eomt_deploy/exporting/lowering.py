@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from eomt_deploy.engines.emulation import FLOAT, LAYOUT, NUMPY, converted
+from eomt_deploy.backends.emulation.engine import FLOAT, LAYOUT, NUMPY, converted
 from eomt_deploy.exporting.roles import Role, rename, role_of
 
 HALF_TYPES = {

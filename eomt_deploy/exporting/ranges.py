@@ -16,8 +16,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from eomt_deploy.artifact import parse_spec
-from eomt_deploy.engines.emulation import FLOAT, LAYOUT
-from eomt_deploy.engines.partwise import PartwiseSession
+from eomt_deploy.backends.emulation.engine import FLOAT, LAYOUT
+from eomt_deploy.backends.emulation.partwise import PartwiseSession
 from eomt_deploy.exporting.roles import Role, role_of
 
 FP16_MAX = 65504.0

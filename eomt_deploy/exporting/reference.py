@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from eomt_deploy.backends import Engine
+from eomt_deploy.backends.engine import Outputs
 from eomt_deploy.checkpoints import read_checkpoint
-from eomt_deploy.engines import Engine
-from eomt_deploy.engines.base import Outputs
 from eomt_deploy.errors import UsageError
-from eomt_deploy.network.build import build_network
+from eomt_deploy.exporting.network import build_network
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.spec import ModelSpec
 

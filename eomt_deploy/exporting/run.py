@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from eomt_deploy.backends import BACKENDS, choose_backend, open_engine
 from eomt_deploy.cache import keep_files_of_torch
 from eomt_deploy.checkpoints import read_checkpoint
-from eomt_deploy.engines import BACKENDS, choose_backend, open_engine
 from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.truth import Dataset, Sample, unlabelled
-from eomt_deploy.exporting import describe, graph, pareto, precision, verify
+from eomt_deploy.exporting import conversion, describe, graph, pareto, verify
+from eomt_deploy.exporting.aotinductor import export_package
 from eomt_deploy.exporting.config import PACKAGE, QUANTIZED, ExportConfig
-from eomt_deploy.exporting.package import export_package
+from eomt_deploy.exporting.network import build_network
 from eomt_deploy.exporting.ranges import Island
 from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.exporting.verdict import Judge, Verdict
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.image_search import FoundImages, search_images
-from eomt_deploy.network.build import build_network
 from eomt_deploy.network.folds import fold
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.processing import Processor
@@ -114,7 +114,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         if config.precision not in ("fp32", "bf16")
         else []
     )
-    made = precision.build_graph(
+    made = conversion.build_graph(
         fold(copy.deepcopy(reference)), spec, config, inputs, judge, progress
     )
     if dataset:

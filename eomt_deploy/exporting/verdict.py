@@ -1,7 +1,7 @@
 """What a precision costs, judged on images: error, label agreement, score, block by block.
 
-The candidate runs as the hardware would (:mod:`eomt_deploy.engines.emulation`) and is held against
-the checkpoint in PyTorch. A budget searches for the blocks that must stay FP16 to meet it.
+The candidate runs as the hardware would, see :mod:`eomt_deploy.backends.emulation.engine`, and is
+compared with the checkpoint in PyTorch. A budget searches for the blocks that must stay FP16.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from eomt_deploy.engines import Engine
-from eomt_deploy.engines.base import Outputs
+from eomt_deploy.backends import Engine
+from eomt_deploy.backends.engine import Outputs
 from eomt_deploy.errors import UsageError, VerificationError
 from eomt_deploy.evaluation.compare import label_map
 from eomt_deploy.evaluation.evaluate import read_sample

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eomt_deploy.engines import Engine
+from eomt_deploy.backends import Engine
 from eomt_deploy.errors import VerificationError
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.processing import Processor

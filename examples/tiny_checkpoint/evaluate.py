@@ -21,9 +21,9 @@ from network import EoMT, from_checkpoint
 from scenes import write_classes, write_coco_panoptic
 
 from eomt_deploy import Segmenter
+from eomt_deploy.backends import Engine
+from eomt_deploy.backends.engine import Outputs
 from eomt_deploy.checkpoints import read_checkpoint
-from eomt_deploy.engines import Engine
-from eomt_deploy.engines.base import Outputs
 from eomt_deploy.evaluation import evaluate, open_dataset
 from eomt_deploy.exporting import ExportConfig
 from eomt_deploy.exporting.describe import Source, describe

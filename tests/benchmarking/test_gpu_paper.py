@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from eomt_deploy.benchmarking.suite_report import read_reports
+from eomt_deploy.benchmarking.paper.report import read_reports
 from eomt_deploy.catalog import find_suite
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "gpu_paper.py"

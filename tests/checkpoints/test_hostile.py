@@ -14,7 +14,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from eomt_deploy.checkpoints import files, read_checkpoint
+from eomt_deploy.checkpoints import read_checkpoint, tensor_files
 from eomt_deploy.checkpoints.pickles import MAX_NESTING
 from eomt_deploy.errors import CheckpointError
 
@@ -32,7 +32,9 @@ def quickly():
 @pytest.fixture
 def unopened(monkeypatch):
     """Nothing is made of the file."""
-    monkeypatch.setattr(files.torch, "load", lambda *a, **k: pytest.fail("the file was loaded"))
+    monkeypatch.setattr(
+        tensor_files.torch, "load", lambda *a, **k: pytest.fail("the file was loaded")
+    )
 
 
 def archive(path: Path, content: bytes, *, legacy: bool = False) -> Path:

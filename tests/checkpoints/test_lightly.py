@@ -15,7 +15,7 @@ from layouts import lightly_keys
 from eomt_deploy.checkpoints import lightly, read_checkpoint
 from eomt_deploy.errors import CheckpointError
 from eomt_deploy.exporting import ExportConfig, export
-from eomt_deploy.network.build import build_network
+from eomt_deploy.exporting.network import build_network
 from eomt_deploy.network.position import resample_position
 
 CLASSES = [c["name"] for c in tiny.CLASSES]

@@ -13,15 +13,15 @@ import tiny
 from PIL import Image
 
 from eomt_deploy import cache
-from eomt_deploy.cli import inspect
-from eomt_deploy.devices import is_x86
-from eomt_deploy.engines.library import Line, complaints
-from eomt_deploy.engines.machine import Machine
-from eomt_deploy.engines.onnxruntime import (
+from eomt_deploy.backends.onnxruntime.engine import (
     CPU_INSTEAD_OF_GPU,
     UNCHANGED_GRAPH,
     OnnxRuntimeEngine,
 )
+from eomt_deploy.backends.tensorrt.compatibility import Machine
+from eomt_deploy.backends.tensorrt.library import Line, complaints
+from eomt_deploy.cli import inspect
+from eomt_deploy.devices import is_x86
 from eomt_deploy.exporting import graph
 from eomt_deploy.sidecar import Sidecar, sha256, write_sidecar
 
@@ -110,7 +110,7 @@ def test_onnx_runtime_says_that_it_could_be_faster(lowered, tmp_path):
 def test_onnx_runtime_says_that_it_left_the_gpu(exported, monkeypatch):
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: listed)
-    module = sys.modules["eomt_deploy.engines.onnxruntime"]
+    module = sys.modules["eomt_deploy.backends.onnxruntime.engine"]
     monkeypatch.setattr(module, "cuda_device_count", lambda: 1)
     with OnnxRuntimeEngine(exported("semantic")) as engine:
         assert engine.device == "cpu"

@@ -27,7 +27,7 @@ from eomt_deploy.artifact import read_artifact
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.evaluation import evaluate, open_dataset
-from eomt_deploy.evaluation.files import FileIndex
+from eomt_deploy.evaluation.dataset_files import FileIndex
 from eomt_deploy.sources import load_image
 
 THINGS = [c["name"] for c in tiny.CLASSES if c["thing"]]

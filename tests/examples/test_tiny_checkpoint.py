@@ -15,7 +15,7 @@ from eomt_deploy import Segmenter, catalog
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.evaluation import evaluate, open_dataset
 from eomt_deploy.exporting import ExportConfig, export
-from eomt_deploy.network.build import build_network
+from eomt_deploy.exporting.network import build_network
 from eomt_deploy.spec import TASKS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny_checkpoint"

@@ -6,13 +6,14 @@ import pytest
 import tiny
 import torch
 
-from eomt_deploy.building import BuildConfig, build
-from eomt_deploy.engines import open_engine
-from eomt_deploy.engines.emulation import EmulatedEngine
+from eomt_deploy.backends import open_engine
+from eomt_deploy.backends.emulation.engine import EmulatedEngine
+from eomt_deploy.backends.tensorrt.build import build
+from eomt_deploy.backends.tensorrt.config import BuildConfig
 from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.attention import ATTENTION_OPSET, fuse_attention
+from eomt_deploy.exporting.conversion import describe
 from eomt_deploy.exporting.lowering import Lowering, lower
-from eomt_deploy.exporting.precision import describe
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import torch
 
 from eomt_deploy import Segmenter
 from eomt_deploy.artifact import read_artifact
+from eomt_deploy.backends import open_engine
+from eomt_deploy.backends.emulation.partwise import PartwiseSession
 from eomt_deploy.checkpoints import read_checkpoint
-from eomt_deploy.engines import open_engine
-from eomt_deploy.engines.partwise import PartwiseSession
 from eomt_deploy.errors import CheckpointError, OutputError, UsageError, VerificationError
 from eomt_deploy.exporting import ExportConfig, export, graph, run, verify
-from eomt_deploy.network.build import build_network
+from eomt_deploy.exporting.network import build_network
 from eomt_deploy.spec import METADATA_KEY, TASKS
 
 

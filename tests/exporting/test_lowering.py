@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import tiny
 
-from eomt_deploy.engines.emulation import EmulatedEngine
+from eomt_deploy.backends.emulation.engine import EmulatedEngine
 from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.config import PRECISIONS
 from eomt_deploy.exporting.lowering import Lowering, lower

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from eomt_deploy.engines.emulation import EmulatedEngine
+from eomt_deploy.backends.emulation.engine import EmulatedEngine
 from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.calibration import (
     NUMBERS,
@@ -23,7 +23,7 @@ from eomt_deploy.exporting.calibration import (
     smoothing_scales,
 )
 from eomt_deploy.exporting.config import METHODS
-from eomt_deploy.exporting.precision import describe
+from eomt_deploy.exporting.conversion import describe
 from eomt_deploy.exporting.quantization import (
     _least_output_error,
     _scale,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tiny
 
-from eomt_deploy.engines.emulation import EmulatedEngine
+from eomt_deploy.backends.emulation.engine import EmulatedEngine
 from eomt_deploy.errors import VerificationError
 from eomt_deploy.exporting import ExportConfig, export, graph
+from eomt_deploy.exporting.conversion import describe
 from eomt_deploy.exporting.lowering import Lowering, lower
-from eomt_deploy.exporting.precision import describe
 from eomt_deploy.exporting.ranges import FP16_MAX, find_islands, measure_ranges
 from eomt_deploy.network.folds import fold
 

@@ -16,7 +16,7 @@ from eomt_deploy.errors import OutputError, UsageError, VerificationError
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth, unlabelled
 from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.exporting.calibration import observe
-from eomt_deploy.exporting.precision import _plan, _quantizable
+from eomt_deploy.exporting.conversion import _plan, _quantizable
 from eomt_deploy.exporting.quantization import quantize_layers
 from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.exporting.run import spread

@@ -389,9 +389,9 @@ def label_folder() -> Files:
 @cache
 def suite_report() -> bytes:
     from eomt_deploy import catalog
-    from eomt_deploy.benchmarking.roofline import Peak
-    from eomt_deploy.benchmarking.scenarios import Served
-    from eomt_deploy.benchmarking.suite_report import Measurement, Size, Skipped, SuiteReport
+    from eomt_deploy.benchmarking.machine.roofline import Peak
+    from eomt_deploy.benchmarking.measure.scenarios import Served
+    from eomt_deploy.benchmarking.paper.report import Measurement, Size, Skipped, SuiteReport
 
     suite = catalog.find_suite("table1")
     rows = suite.select()[:2] + tuple(r for r in suite.select() if r.name == suite.base)

@@ -102,7 +102,7 @@ def mutate_report(m: Mutator) -> Files:
 
 def run_report(folder: Path) -> None:
     from eomt_deploy.benchmarking import tables
-    from eomt_deploy.benchmarking.suite_report import read_reports
+    from eomt_deploy.benchmarking.paper.report import read_reports
 
     for report in read_reports(folder / "r.json"):
         tables.markdown(report)

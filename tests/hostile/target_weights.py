@@ -17,7 +17,7 @@ from .mutations import Files, Mutator
 
 def run_checkpoint(path: Path, folder: Path) -> None:
     from eomt_deploy.checkpoints import read_checkpoint
-    from eomt_deploy.network.build import build_network
+    from eomt_deploy.exporting.network import build_network
 
     checkpoint = read_checkpoint(path, heads=1)
     repr(checkpoint.architecture), checkpoint.parameters, checkpoint.bytes

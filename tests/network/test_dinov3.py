@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting import ExportConfig, export
-from eomt_deploy.network.build import build_network
+from eomt_deploy.exporting.network import build_network
 from eomt_deploy.network.folds import fold
 from eomt_deploy.network.position import rope_table, turn
 

@@ -9,7 +9,7 @@ import torch
 
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.errors import CheckpointError, UsageError
-from eomt_deploy.network.build import build_network
+from eomt_deploy.exporting.network import build_network
 
 
 @pytest.mark.shared_data

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eomt_deploy.errors import DatasetError, UsageError
+from eomt_deploy.evaluation.dataset_files import FileIndex
 from eomt_deploy.evaluation.datasets import coco, label_maps
 from eomt_deploy.evaluation.datasets.coco_json import INSTANCES, PANOPTIC, Kind, find_documents
-from eomt_deploy.evaluation.files import FileIndex
 from eomt_deploy.evaluation.truth import Dataset, Sample
 from eomt_deploy.spec import TASKS, ModelSpec, Task
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from hotcoco import mask as coco_mask
 
 from eomt_deploy.errors import DatasetError
+from eomt_deploy.evaluation.dataset_files import FileIndex
 from eomt_deploy.evaluation.datasets.coco_images import ImageFinder
 from eomt_deploy.evaluation.datasets.coco_json import (
     INSTANCES,
@@ -29,7 +30,6 @@ from eomt_deploy.evaluation.datasets.coco_json import (
     map_categories,
     read_document,
 )
-from eomt_deploy.evaluation.files import FileIndex
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth, TruthSegment
 from eomt_deploy.result import Rle, encode_mask
 from eomt_deploy.spec import ModelSpec

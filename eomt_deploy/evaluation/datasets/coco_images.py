@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from eomt_deploy.errors import DatasetError
-from eomt_deploy.evaluation.files import FileIndex, words
+from eomt_deploy.evaluation.dataset_files import FileIndex, words
 
 
 def spellings(file_name: str) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eomt_deploy.errors import DatasetError
-from eomt_deploy.evaluation.files import FileIndex, choose
+from eomt_deploy.evaluation.dataset_files import FileIndex, choose
 from eomt_deploy.spec import ModelSpec
 
 Id = int | str

@@ -1,0 +1,6 @@
+"""Engines run tensors. Backends are data; only the chosen one is imported."""
+
+from eomt_deploy.backends.engine import Engine
+from eomt_deploy.backends.registry import BACKENDS, Backend, choose_backend, open_engine
+
+__all__ = ["BACKENDS", "Backend", "Engine", "choose_backend", "open_engine"]

@@ -1,0 +1,271 @@
+"""AOTInductor packages (``.pt2``): ``torch.export`` compiled ahead of time, description inside.
+
+PyTorch is this engine's own run-time. A package is machine code for the device it was compiled
+for: what it needs is read from the package before PyTorch is asked.
+"""
+
+from __future__ import annotations
+
+import lzma
+import platform
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy import devices
+from eomt_deploy.artifact import parse_spec
+from eomt_deploy.backends.engine import Engine, Outputs
+from eomt_deploy.cache import keep_files_of_torch
+from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
+from eomt_deploy.fields import MAX_LENGTH, Words, check_fields, read_object
+from eomt_deploy.spec import METADATA_KEY, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SUFFIX = ".pt2"
+DEVICE_KEY = "AOTI_DEVICE_KEY"
+CAPABILITY_KEY = "AOTI_COMPUTE_CAPABILITY"
+INSTRUCTIONS = {
+    "AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_bf16",
+}  # fmt: skip
+"""PyTorch's names of instruction sets -> those of the system."""
+METADATA_FILE = "wrapper_metadata.json"
+METADATA = Words(1000, MAX_LENGTH)
+FIX = "Make it again from its checkpoint."
+MAX_RATIO, ALWAYS_ALLOWED = 50, 64 << 20
+"""A package may unpack to this many times its size on disk, and always to these bytes. Weights
+hardly shrink, machine code does so by 3 to 5 times; a zip file made to fill a disk reaches 1000."""
+DAMAGED = (
+    zipfile.BadZipFile, OSError, ValueError, EOFError, LookupError, RuntimeError, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
+"""What the standard library raises for zip files that are damaged, encrypted or packed by a method
+that it does not know."""
+
+
+def save_package(
+    network: nn.Module, spec: ModelSpec, path: Path, *, batch: int = 1, device: str | None = None
+) -> None:
+    """Compile a network to ``path``, whole or not at all.
+
+    Args:
+        network: images uint8 [B, H, W, 3] -> (class logits, mask logits); on the device that it
+            is compiled for, in its precision.
+        spec: description that travels inside; its batch becomes ``batch``.
+        path: file with the suffix ``.pt2``.
+        batch: fixed batch size.
+        device: ``cpu`` or ``cuda``; None takes the one that the weights are on.
+
+    Raises:
+        UsageError: another suffix.
+    """
+    import torch
+    from torch._inductor import aoti_compile_and_package, config
+
+    from eomt_deploy.files import staging_folder
+
+    if path.suffix.lower() != SUFFIX:
+        raise UsageError(f"{path} is no AOTInductor package.", fix=f"Name a {SUFFIX} file.")
+    keep_files_of_torch()
+    place = device or next(network.parameters()).device.type
+    example = torch.zeros((batch, *spec.image_size, 3), dtype=torch.uint8, device=place)
+    metadata = {METADATA_KEY: replace(spec, batch=batch).to_json()}
+    settings: dict[str, Any] = {"aot_inductor.metadata": metadata}
+    if hasattr(config.aot_inductor, "precompile_headers"):
+        # They would fill the temporary folder with 280 MB, and make one compilation no faster.
+        settings["aot_inductor.precompile_headers"] = False
+    with staging_folder(path) as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # PyTorch's own deprecations
+        program = torch.export.export(network, (example,), strict=False)
+        made = aoti_compile_and_package(
+            program,
+            package_path=str(folder / path.name),
+            inductor_configs=settings,
+        )
+        Path(made).replace(path)
+
+
+def check_compiler() -> None:
+    """Fail before the work if PyTorch could not compile.
+
+    Raises:
+        MissingDependencyError: there is no C++ compiler.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise MissingDependencyError(
+            "PyTorch compiles with a C++ compiler, and finds none.",
+            why=str(error).strip(),
+            fix="Install g++ (Debian: apt install g++), or name one in the variable CXX.",
+        ) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a package says of itself, without loading its machine code.
+
+    What the zip file declares is checked before anything in it is unpacked.
+
+    Raises:
+        ArtifactError: it is no package, or what it declares cannot be true.
+    """
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            check_declared(sum(entry.file_size for entry in entries), size)
+            entry = next((e for e in entries if e.filename.endswith(METADATA_FILE)), None)
+            content = b"{}" if entry is None else _read_entry(archive, entry)
+        found = read_object(content, f"The metadata of {path}", FIX)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"There is no model at {path}.") from error
+    except DAMAGED as error:
+        raise ArtifactError(
+            f"{path} is no AOTInductor package, or it is damaged ({error}).", fix=FIX
+        ) from error
+    check_fields(METADATA, found, f"The metadata of {path}", FIX, name="metadata")
+    return found
+
+
+def check_declared(declared: int, size: int) -> None:
+    """The bytes that a zip file unpacks to must be possible for one of ``size`` bytes. Pure.
+
+    Raises:
+        ValueError: they are not.
+    """
+    limit = max(ALWAYS_ALLOWED, MAX_RATIO * size)
+    if declared > limit:
+        raise ValueError(
+            f"its {size:,} bytes declare {declared:,} bytes of content, the maximum is {limit:,}"
+        )
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    if entry.file_size <= MAX_LENGTH:
+        with archive.open(entry) as file:
+            content = file.read(MAX_LENGTH + 1)  # what it declares may be wrong
+        if len(content) <= MAX_LENGTH:
+            return content
+    raise ValueError(
+        f"{entry.filename} declares {entry.file_size:,} bytes, the maximum is {MAX_LENGTH:,}"
+    )
+
+
+def check_device(metadata: dict[str, str], capability: str | None, path: Path) -> str:
+    """The device that a package was compiled for, if it is here. Pure.
+
+    Args:
+        capability: compute capability of the GPU here, as "9.0"; None without one.
+
+    Raises:
+        DeviceError: there is no GPU, or another one.
+    """
+    device = metadata.get(DEVICE_KEY, "cpu")
+    if device == "cpu":
+        return device
+    built = metadata.get(CAPABILITY_KEY, "")
+    if capability is None:
+        raise DeviceError(
+            f"{path} was compiled for a GPU, and there is none here.",
+            fix="Compile it for the CPU, or run it on a machine with an NVIDIA GPU.",
+        )
+    if built and built.replace(".", "") != capability.replace(".", ""):
+        raise DeviceError(
+            f"{path} was compiled for compute capability {built}, this GPU has {capability}.",
+            why="It holds machine code of one kind of GPU.",
+            fix="Compile it again on this machine.",
+        )
+    return device
+
+
+def check_processor(
+    metadata: dict[str, str], machine: str, flags: Collection[str], path: Path
+) -> None:
+    """The CPU must know the instructions that a package was compiled to: the wrong one would end
+    the process without a word. Pure.
+
+    Args:
+        machine: as ``platform.machine()``.
+        flags: of the CPU here; empty where the system does not tell.
+
+    Raises:
+        DeviceError: it is another kind of CPU.
+    """
+    wanted = metadata.get("AOTI_MACHINE", machine)
+    needed = [
+        INSTRUCTIONS[n] for n in metadata.get("AOTI_CPU_ISA", "").split() if n in INSTRUCTIONS
+    ]
+    missing = [flag for flag in needed if flag not in flags] if flags else []
+    if wanted != machine or missing:
+        lacks = f", and this CPU has no {', '.join(missing)}" if missing else ""
+        raise DeviceError(
+            f"{path} was compiled for another CPU: {wanted}, this is {machine}{lacks}.",
+            why="It holds machine code of one kind of CPU.",
+            fix="Compile it again on this machine.",
+        )
+
+
+def load_package(path: Path, *, single_threaded: bool = False) -> Callable[..., Any]:
+    """The compiled function of a package: tensors on its device to tensors."""
+    from torch._inductor import aoti_load_package
+
+    keep_files_of_torch()
+    loaded: Callable[..., Any] = aoti_load_package(str(path), run_single_threaded=single_threaded)
+    return loaded
+
+
+class AotInductorEngine(Engine):
+    """Runs a ``.pt2`` file; arguments as in :func:`eomt_deploy.backends.open_engine`."""
+
+    backend = "aotinductor"
+
+    def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
+        super().__init__()
+        self.path = path
+        metadata = read_metadata(path)
+        self.spec = parse_spec(metadata, path)
+        gpu = devices.current_gpu()
+        self.device = check_device(metadata, gpu.compute_capability if gpu else None, path)
+        if self.device == "cpu":
+            check_processor(metadata, platform.machine(), devices.cpu_flags(), path)
+        if device is not None and device != self.device:
+            raise DeviceError(
+                f"{path} was compiled for {self.device}, {device} was asked for.",
+                fix=f"Compile it for {device}.",
+            )
+        import torch
+
+        self._torch: Any = torch
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            self._call: Callable[..., Any] | None = load_package(path)
+        except Exception as error:  # a library of another torch, or another processor
+            raise ArtifactError(
+                f"PyTorch {torch.__version__} cannot open {path}.",
+                why=str(error).strip().splitlines()[0],
+                fix="Compile it again with this version of PyTorch, on this kind of machine.",
+            ) from error
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        assert self._call is not None  # Engine.run refuses closed engines
+        torch = self._torch
+        with torch.inference_mode():
+            outputs = self._call(torch.from_numpy(images).to(self.device))
+            # Copies: the package may use its memory again.
+            class_logits, mask_logits = (np.array(o.float().cpu()) for o in outputs)
+        return class_logits, mask_logits
+
+    def close(self) -> None:
+        super().close()
+        self._call = None

@@ -1,0 +1,1 @@
+"""Low-precision arithmetic emulated on a CPU."""

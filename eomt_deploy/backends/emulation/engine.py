@@ -1,0 +1,197 @@
+"""The numbers of a low-precision graph, on a CPU that has no such arithmetic.
+
+ONNX Runtime's CPU kernels compute an FP16 graph in FP32 and drop the casts between them: an
+overflow that gives NaN on a GPU does not show (300 * 300 / 300 comes out as 300), and BF16 does not
+run at all. So every computed tensor is rounded here to the type that the graph gives it, with FP32
+inside the operators: what tensor cores do, which accumulate in FP32.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from eomt_deploy.artifact import check_contract, parse_spec
+from eomt_deploy.backends.emulation.partwise import PartwiseSession, check_side_files, release
+from eomt_deploy.backends.engine import Engine
+from eomt_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, open_error
+from eomt_deploy.errors import ArtifactError, EomtDeployError
+
+FLOAT = ir.DataType.FLOAT
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+LAYOUT = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+     "Transpose", "Unsqueeze"}
+)  # fmt: skip
+"""Operators that move values and compute none."""
+EXACT = LAYOUT | {"QuantizeLinear", "DequantizeLinear"}
+"""Not rounded: moved values are rounded already, and integer kernels have no half in between."""
+
+
+class EmulatedEngine(OnnxRuntimeEngine):
+    """Runs an ``.onnx`` file, or a graph in memory, with every tensor rounded to its type.
+
+    Far slower than the real thing: for judging accuracy, not for use.
+    """
+
+    backend = "emulation"
+
+    def __init__(
+        self, source: Path | ir.Model, *, device: str | None = None, threads: int | None = None
+    ) -> None:
+        Engine.__init__(self)  # the session is made otherwise
+        if isinstance(source, ir.Model):
+            model, self.path = source, None
+        else:
+            model, self.path = _load(source), source
+        place = self.path or Path("the graph")
+        self.spec = parse_spec(model.metadata_props, place)
+        tensors = (*model.graph.inputs, *model.graph.outputs)
+        check_contract(self.spec, {str(v.name): (str(v.dtype), _shape(v)) for v in tensors}, place)
+        options = self._options()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.device = "cpu"
+        try:
+            check_side_files(model.graph)  # before the tensors are wrapped
+            self._session = PartwiseSession(emulate(model), options)
+        except EomtDeployError:
+            raise
+        except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
+            raise open_error(place, error) from error
+
+    def _options(self) -> ort.SessionOptions:
+        options = super()._options()
+        # Integer CPU kernels would replace the arithmetic that we want to see.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return options
+
+
+def emulate(model: ir.Model) -> ir.Model:
+    """A copy in FP32 whose tensors are rounded wherever the graph says FP16 or BF16."""
+    model = model.clone()
+    graph = model.graph
+    for node in [node for node in graph if node.op_type == "Attention"]:
+        if node.outputs[0].dtype in HALVES:
+            _write_out(graph, node)
+    for value in list(graph.initializers.values()):
+        if value.dtype in HALVES:
+            assert value.const_value is not None  # initializers have values
+            value.const_value = converted(value.const_value, FLOAT)
+            value.type = ir.TensorType(FLOAT)
+    for node in list(graph):
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in HALVES:
+            node.attributes["to"] = ir.AttrInt64("to", FLOAT)
+        for value in node.outputs:
+            if value.dtype not in HALVES:
+                continue
+            half = value.dtype
+            value.type = ir.TensorType(FLOAT)
+            if node.op_type not in EXACT:
+                _round(graph, node, value, half)
+    return model
+
+
+def _write_out(graph: ir.Graph, node: ir.Node) -> None:
+    """An ``Attention`` operator (scale 1, no mask) in products and a softmax, so that its scores
+    are rounded, too: a run-time may compute it so."""
+    heads = node.attributes["q_num_heads"].as_int()
+    made: list[ir.Node] = []
+
+    def add(operator: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
+        name = f"{node.name}/{operator}_{len(made)}"
+        new = ir.node(operator, inputs, attributes, name=name)  # type: ignore[arg-type]
+        new.outputs[0].name = name
+        new.outputs[0].type = node.outputs[0].type
+        made.append(new)
+        return new.outputs[0]
+
+    def shape(*sizes: int) -> ir.Value:
+        name = f"{node.name}/shape_{len(made)}"
+        tensor = ir.tensor(np.array(sizes, np.int64), name=name)
+        kind = ir.TensorType(ir.DataType.INT64)
+        value = ir.Value(name=name, shape=ir.Shape([len(sizes)]), type=kind, const_value=tensor)
+        graph.register_initializer(value)
+        return value
+
+    def split(index: int, order: list[int]) -> ir.Value:
+        source = node.inputs[index]
+        assert source is not None  # Attention has q, k and v
+        apart = add("Reshape", [source, shape(0, 0, heads, -1)])
+        return add("Transpose", [apart], perm=order)
+
+    scores = add("MatMul", [split(0, [0, 2, 1, 3]), split(1, [0, 2, 3, 1])])
+    shares = add("Softmax", [scores], axis=-1)
+    mixed = add("MatMul", [shares, split(2, [0, 2, 1, 3])])
+    joined = add("Reshape", [add("Transpose", [mixed], perm=[0, 2, 1, 3]), shape(0, 0, -1)])
+    joined.shape = node.outputs[0].shape
+    name = node.outputs[0].name
+    node.outputs[0].replace_all_uses_with(joined, replace_graph_outputs=True)
+    graph.insert_after(node, made)
+    graph.remove(node, safe=True)
+    joined.name = name
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, half: ir.DataType) -> None:
+    """Put ``value``, cast to ``half`` and back, in its own place."""
+    name = str(value.name)
+    value.name = f"{name}.exact"
+    down = ir.node("Cast", [value], {"to": half}, name=f"{name}.rounding")
+    up = ir.node("Cast", [down.outputs[0]], {"to": FLOAT}, name=f"{name}.rounded")
+    for new, dtype, output in ((down, half, f"{name}.half"), (up, FLOAT, name)):
+        new.outputs[0].name = output
+        new.outputs[0].type = ir.TensorType(dtype)
+        new.outputs[0].shape = value.shape
+    value.replace_all_uses_with(up.outputs[0], replace_graph_outputs=True)
+    down.replace_input_with(0, value)
+    graph.insert_after(node, [down, up])
+
+
+NUMPY = {
+    FLOAT: np.dtype(np.float32),
+    ir.DataType.FLOAT16: np.dtype(np.float16),
+    ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def converted(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
+    """A constant in another float type, made when it is read.
+
+    Values beyond the type's range become infinite; the range analysis names them first.
+    """
+
+    def read() -> ir.TensorProtocol:
+        with np.errstate(over="ignore"):
+            array = tensor.numpy().astype(NUMPY[dtype])
+        release(tensor)
+        return ir.tensor(array, name=tensor.name)
+
+    return ir.LazyTensor(read, dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+
+
+def _load(path: Path) -> ir.Model:
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx raise many kinds
+        raise ArtifactError(
+            f"{path} is not an ONNX model, or it is damaged.",
+            fix="Export or copy it again.",
+        ) from error
+    for value in model.graph.initializers.values():
+        if isinstance(tensor := value.const_value, ir.ExternalTensor):
+            # Under its real name: onnx_ir refuses links, which side_files has checked by then.
+            folder, name = os.path.split(os.path.realpath(tensor.path))
+            value.const_value = ir.ExternalTensor(
+                name, tensor.offset, tensor.length, tensor.dtype,
+                shape=tensor.shape, name=tensor.name, base_dir=folder,
+            )  # fmt: skip
+    return model
+
+
+def _shape(value: ir.Value) -> list[int | str | None]:
+    return [] if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]

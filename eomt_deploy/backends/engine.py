@@ -1,0 +1,138 @@
+"""The protocol of all engines: checks here, the run-time call in a backend's ``_run``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.errors import UsageError
+from eomt_deploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from eomt_deploy.cuda.array import DeviceArray
+    from eomt_deploy.cuda.device import Device
+
+Outputs = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+class DeviceEngine(Protocol):
+    """An engine whose inputs and outputs may stay on the GPU."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def gpu(self) -> Device:
+        """The GPU that it runs on."""
+
+    @property
+    def stream(self) -> int:
+        """CUDA stream of the calling thread."""
+
+    def run_device(self, images: Any) -> tuple[DeviceArray, DeviceArray]:
+        """As :meth:`Engine.run`, from GPU memory to GPU memory, ordered on :attr:`stream`."""
+
+
+class Engine(ABC):
+    """Runs one model. Knows nothing of images, classes or tasks.
+
+    Attributes:
+        spec: the model's description, from inside the artifact.
+        backend: name of the run-time.
+        device: where it really runs, in words.
+        arithmetic: what it computes in, where that is not what the export says.
+        path: the artifact, where there is one.
+        remarks: what a user should know about how it runs: that it could be faster, starts slower
+            than it could, or computes in something else than was requested. Full sentences.
+        splits: ``_run`` takes a batch of any size, also where the model's is fixed.
+    """
+
+    spec: ModelSpec
+    backend: str
+    device: str
+    arithmetic: str | None = None
+    path: Path | None = None
+    remarks: tuple[str, ...] = ()
+    splits: bool = False
+
+    def __init__(self) -> None:
+        self._closed = False
+
+    def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run a batch of any size; an engine of fixed batch is called as often as needed.
+
+        Args:
+            images: uint8 [B, H, W, 3], RGB 0-255, at the model's size.
+
+        Returns:
+            ``class_logits`` [B, Q, C+1] and ``mask_logits`` [B, Q, H/4, W/4], float32, owned
+            by the caller.
+
+        Raises:
+            UsageError: wrong type or shape, or the engine is closed.
+        """
+        if self._closed:
+            raise UsageError("This engine is closed.", fix="Open it again with open_engine().")
+        expected = (*self.spec.image_size, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise UsageError(
+                f"The engine takes uint8 [B, {', '.join(map(str, expected))}], "
+                f"got {images.dtype} {list(images.shape)}.",
+                fix="Use Processor.preprocess, which makes it.",
+            )
+        if len(images) == 0:
+            raise UsageError("The batch is empty.")
+        batch = self.spec.batch
+        if batch is None or len(images) == batch or self.splits:
+            return self._run(np.ascontiguousarray(images))
+        parts = [self._run_padded(images[i : i + batch]) for i in range(0, len(images), batch)]
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def _run_padded(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Fill a short last batch with black images and drop their outputs."""
+        batch = self.spec.batch or len(images)
+        full = np.zeros((batch, *images.shape[1:]), np.uint8)
+        full[: len(images)] = images
+        class_logits, mask_logits = self._run(full)
+        return class_logits[: len(images)], mask_logits[: len(images)]
+
+    @property
+    def where(self) -> str:
+        """Run-time, device and arithmetic, in words."""
+        computes = f", computing in {self.arithmetic}" if self.arithmetic else ""
+        return f"{self.backend} on {self.device}{computes}"
+
+    @abstractmethod
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        """Run one contiguous batch of the right shape."""
+
+    def close(self) -> None:
+        """Free the run-time's memory. Closing twice is fine."""
+        self._closed = True
+
+    def __getstate__(self) -> Any:
+        """Refuse copies and pickles, such as the arguments of a spawned process."""
+        raise UsageError(
+            "An open model cannot be copied or sent to another process.",
+            why="It holds memory and threads of its backend in this process.",
+            fix="Open it in each process: Segmenter(path).",
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

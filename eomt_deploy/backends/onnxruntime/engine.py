@@ -1,0 +1,152 @@
+"""ONNX Runtime on CPU or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from eomt_deploy.artifact import check_contract, parse_spec, read_artifact, read_onnx_metadata
+from eomt_deploy.backends.engine import Engine, Outputs
+from eomt_deploy.devices import cuda_device_count, is_x86
+from eomt_deploy.errors import ArtifactError, DeviceError, EomtDeployError
+from eomt_deploy.privacy import quiet_onnxruntime
+from eomt_deploy.spec import METADATA_KEY
+
+quiet_onnxruntime(ort)
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+OUTPUT_NAMES = ["class_logits", "mask_logits"]
+QUIET = 4  # nothing that does not end the process: errors are exceptions, and ours say more
+UNCHANGED_GRAPH = (
+    "ONNX Runtime runs this graph as it was exported, which is slower than it could be: a graph "
+    "is brought into a faster form only if its weights are inside the .onnx file."
+)
+CPU_INSTEAD_OF_GPU = (
+    "This machine has an NVIDIA GPU, but ONNX Runtime could not start on it and runs on the CPU. "
+    "`eomt-deploy doctor` shows what is missing; --device cuda makes this an error."
+)
+
+
+class OnnxRuntimeEngine(Engine):
+    """Runs an ``.onnx`` file.
+
+    Args:
+        path, device, threads: as in :func:`eomt_deploy.backends.open_engine`.
+        reshape: on the CPU, bring the graph into the form that its kernels are fastest with.
+
+    Attributes:
+        arithmetic: ``f32`` where it takes the place of FP16 or BF16.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        reshape: bool = True,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        options = self._options()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        able = CUDA in ort.get_available_providers() and cuda_device_count() > 0
+        wants_cuda = device == "cuda" or (device is None and able)
+        if device == "cuda" and CUDA not in ort.get_available_providers():
+            raise DeviceError(
+                "This ONNX Runtime has no CUDA provider "
+                f"(it has {', '.join(ort.get_available_providers())}).",
+                fix="pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'",
+            )
+        source: Path | bytes = path
+        if reshape and not wants_cuda and gains_from_reshaping(path):
+            from eomt_deploy.backends.onnxruntime.graph import reshaped
+
+            graph = reshaped(path)
+            source, self.arithmetic = (path, None) if graph is None else (graph, "f32")
+            if graph is None:
+                self.remarks = (UNCHANGED_GRAPH,)
+        try:
+            session = ort.InferenceSession(
+                source,
+                options,
+                providers=[CUDA, CPU] if wants_cuda else [CPU],
+                enable_fallback=int(wants_cuda),  # it prints, and tries the same again on a CPU
+            )
+            ports = (*session.get_inputs(), *session.get_outputs())
+            tensors = {port.name: (port.type, port.shape) for port in ports}  # names may be no text
+        except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
+            raise open_error(path, error) from error
+        # ONNX Runtime lists CUDA without a GPU and falls back to the CPU without a word.
+        used = session.get_providers()[0]
+        if device == "cuda" and used != CUDA:
+            raise DeviceError(
+                "ONNX Runtime could not start on the GPU and fell back to the CPU.",
+                why="Its CUDA provider did not load: no GPU, driver, CUDA or cuDNN that fits.",
+                fix="`eomt-deploy doctor` shows what is missing; or pass device='cpu'.",
+            )
+        if wants_cuda and used != CUDA:
+            self.remarks = (CPU_INSTEAD_OF_GPU,)
+        self.spec = parse_spec(read_onnx_metadata(path), path)
+        check_contract(self.spec, tensors, path)
+        self.device = "cuda" if used == CUDA else "cpu"
+        self._session: ort.InferenceSession | None = session
+
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        # CPUs without VNNI add up INT8 products in 16 bits, which overflows: take the exact kernels
+        # there. Other CPUs ignore it.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.log_severity_level = QUIET
+        return options
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        assert self._session is not None  # Engine.run refuses closed engines
+        try:
+            class_logits, mask_logits = self._session.run(OUTPUT_NAMES, {"images": images})
+        except Exception as error:  # as above; most often the memory is full
+            raise DeviceError(
+                f"ONNX Runtime failed on a batch of {len(images)}.",
+                why=str(error).strip().splitlines()[0],
+                fix="Use smaller batches or images, or a machine with more memory.",
+            ) from error
+        return class_logits.astype(np.float32, copy=False), mask_logits.astype(
+            np.float32, copy=False
+        )
+
+    def close(self) -> None:
+        super().close()
+        self._session = None
+
+
+def gains_from_reshaping(path: Path) -> bool:
+    """Whether a model file is of a precision that the CPU's kernels do not compute in."""
+    metadata = read_onnx_metadata(path)
+    if METADATA_KEY not in metadata:
+        return False
+    precision = parse_spec(metadata, path).precision
+    return precision != "fp32" and (precision != "fp16" or is_x86())  # ARM may have its kernels
+
+
+def open_error(path: Path, error: Exception) -> EomtDeployError:
+    """What a user can do about a session that could not be made."""
+    reason = str(error).strip().splitlines()[0]
+    if "bfloat16" in reason or "NOT_IMPLEMENTED" in reason:
+        precision = read_artifact(path).spec.precision
+        return DeviceError(
+            f"ONNX Runtime {ort.__version__} cannot run the {precision} graph {path.name} here.",
+            why=reason,
+            fix="Use --backend openvino, build a TensorRT engine from it (eomt-deploy build), "
+            "export --precision fp16 or fp32, or judge its accuracy with --backend emulation.",
+        )
+    return ArtifactError(
+        f"{path} cannot be opened by ONNX Runtime {ort.__version__}.",
+        why=reason,
+        fix="Export the checkpoint again; copy a .onnx.data file along with its .onnx.",
+    )

@@ -1,0 +1,1 @@
+"""OpenVINO on CPUs: engine, and conversion to its own format."""

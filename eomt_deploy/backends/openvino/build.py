@@ -1,0 +1,200 @@
+"""An exported model as OpenVINO's own .xml and .bin, with the arithmetic that suits this chip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eomt_deploy.artifact import read_artifact
+from eomt_deploy.backends.tensorrt.config import OpenVinoConfig
+from eomt_deploy.benchmarking.measure.clock import interleave
+from eomt_deploy.errors import (
+    DeviceError,
+    MissingDependencyError,
+    OutputError,
+    VerificationError,
+)
+from eomt_deploy.evaluation.compare import label_map
+from eomt_deploy.files import staging_folder, through_links
+from eomt_deploy.image_search import search_images
+from eomt_deploy.outputs import check_outputs
+from eomt_deploy.privacy import import_openvino
+from eomt_deploy.processing import Processor
+from eomt_deploy.segmenter import Segmenter
+from eomt_deploy.sources import built_in_photos, readable_images
+
+LEAST_AGREEMENT = 0.995
+"""Share of the labels that must stay the same for BF16 to be chosen."""
+LEAST_GAIN = 1.05
+"""BF16 is chosen only where the chip is faster in it: some only emulate it."""
+TIMED_CALLS = 5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """BF16 or FP16 against FP32 on this machine.
+
+    Attributes:
+        arithmetic: what was tried.
+        agreement: share of the pixels with the same label.
+        images: photos it was judged on.
+        times_as_fast: of the network, by the median of a few calls in turn.
+        labelled: share of the pixels that have a label at all.
+    """
+
+    arithmetic: str
+    agreement: float
+    images: int
+    times_as_fast: float
+    labelled: float
+
+    def __str__(self) -> str:
+        fast = f"{self.arithmetic} here: {self.times_as_fast:.2f} times as fast as f32"
+        if not self.labelled:
+            return f"{fast}; the model sees nothing in these {self.images} photos: pass --images"
+        verdict = "worth it" if self.worth_it else "not worth it"
+        return (
+            f"{fast}, {self.agreement:.3%} of the labels the same on {self.images} photos "
+            f"({LEAST_AGREEMENT:.1%} are needed): {verdict}"
+        )
+
+    @property
+    def worth_it(self) -> bool:
+        agrees = self.labelled > 0 and self.agreement >= LEAST_AGREEMENT
+        return agrees and self.times_as_fast >= LEAST_GAIN
+
+
+@dataclass(frozen=True)
+class OpenVinoReport:
+    """What was built.
+
+    Attributes:
+        files: the .xml and its .bin.
+        version: of OpenVINO.
+        precision: of the export.
+        arithmetic: chosen for the unquantised part.
+        trial: why; None where nothing had to be tried.
+        warnings: what the user should know, such as images that were left out.
+    """
+
+    files: tuple[Path, ...]
+    version: str
+    precision: str
+    arithmetic: str
+    trial: Trial | None
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "files": [str(file) for file in self.files]}
+
+
+def build_openvino(
+    config: OpenVinoConfig, progress: Callable[[str], None] = lambda _: None
+) -> OpenVinoReport:
+    """Convert an exported model, and decide what it computes in.
+
+    Raises:
+        ArtifactError: the model cannot be read, or was not written by eomt-deploy.
+        MissingDependencyError: OpenVINO is not installed.
+        DeviceError: this CPU does not compute in what was asked.
+        OutputError: the output cannot be written.
+    """
+    try:
+        openvino = import_openvino()
+    except ImportError as error:
+        raise MissingDependencyError(
+            "openvino is not installed.", fix="pip install 'eomt-deploy[openvino]'"
+        ) from error
+    from eomt_deploy.backends.openvino.engine import (
+        ARITHMETIC,
+        ARITHMETIC_KEY,
+        VERSION,
+        able,
+        read_model,
+    )
+
+    config = replace(config, output=through_links(config.output))
+    check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
+    targets = config.output, config.output.with_suffix(".bin")
+    found = search_images([config.images] if config.images else built_in_photos())
+    progress("reading the model")
+    spec = read_artifact(config.onnx).spec
+    core = openvino.Core()
+    possible = able(core)
+    asked = config.arithmetic
+    if asked != "auto" and asked not in possible:
+        raise DeviceError(
+            f"This CPU does not compute in {asked}.",
+            fix=f"Use --arithmetic {' or '.join(possible)}, or leave it out.",
+        )
+    exported = ARITHMETIC.get(spec.precision)
+    settled = exported if exported in possible else None
+    tried = "bf16" if asked == "auto" else asked
+    with staging_folder(config.output) as folder:
+        model = read_model(core, config.onnx)
+        plain = folder / config.output.name
+
+        def save(arithmetic: str) -> None:
+            model.set_rt_info(arithmetic, ARITHMETIC_KEY)
+            try:
+                openvino.save_model(model, plain, compress_to_fp16=False)
+            except RuntimeError as error:
+                raise OutputError(
+                    f"OpenVINO could not write {config.output}: {error}.",
+                    fix="Name a place that you may write to, with enough space.",
+                ) from error
+
+        progress("converting")
+        chosen = (settled or "f32") if asked == "auto" else asked
+        trial = None
+        notes: list[str] = []
+        save(chosen)
+        if tried in possible and tried not in ("f32", settled) and (asked != "auto" or not settled):
+            purpose = "judging the arithmetic"
+            images, notes = readable_images(found.paths, purpose, Processor(spec).preprocess)
+            progress(f"trying {tried} on {len(images)} photos")
+            trial = try_arithmetic(plain, tried, images)
+            if asked == "auto" and trial.worth_it:
+                chosen = tried
+                save(chosen)
+        try:
+            # The graph goes first and comes last: it never stands beside other weights.
+            config.output.unlink(missing_ok=True)
+            for target in reversed(targets):
+                (folder / target.name).replace(target)
+        except OSError as error:
+            raise OutputError(
+                f"{config.output} cannot be put in its place: {error.strerror}.",
+                fix="Close what has the old one open, and build again.",
+            ) from error
+    warnings = (*notes, *([f"Images: {found.note}."] if found.note and trial else []))
+    return OpenVinoReport(targets, VERSION, spec.precision, chosen, trial, warnings)
+
+
+def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Trial:
+    """Labels and time of a model in another arithmetic, against FP32, on this machine."""
+    from eomt_deploy.backends.openvino.engine import OpenVinoEngine
+
+    first, second = (
+        Segmenter(OpenVinoEngine(model, arithmetic=kind, cache=False))
+        for kind in ("f32", arithmetic)
+    )
+    with first, second:
+        same, labelled = [], []
+        for image in images:
+            labels = label_map(first.predict(image))
+            try:
+                same.append(float((labels == label_map(second.predict(image))).mean()))
+            except VerificationError:  # its logits are not finite: it agrees on nothing
+                same.append(0.0)
+            labelled.append((labels >= 0).mean())
+        batch = np.zeros((first.spec.batch or 1, *first.spec.image_size, 3), np.uint8)
+        works = {name: partial(s.engine.run, batch) for name, s in (("f32", first), ("", second))}
+        times = interleave(works, warmup=1, iterations=TIMED_CALLS)
+    gain = float(np.median(times["f32"]) / np.median(times[""]))
+    return Trial(arithmetic, float(np.mean(same)), len(images), gain, float(np.mean(labelled)))

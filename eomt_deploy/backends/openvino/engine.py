@@ -1,0 +1,275 @@
+"""OpenVINO on the CPU: the run-time that also computes in BF16 and uses AMX."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.artifact import check_contract, parse_spec, read_onnx_metadata, read_xml
+from eomt_deploy.backends.engine import Engine, Outputs
+from eomt_deploy.backends.openvino.cache import CompiledFile
+from eomt_deploy.backends.openvino.graph import normalize_channels_in_place
+from eomt_deploy.devices import may_overflow_in_int8
+from eomt_deploy.errors import ArtifactError, DeviceError, OutputError
+from eomt_deploy.external_data import without_links
+from eomt_deploy.files import through_links
+from eomt_deploy.privacy import import_openvino
+from eomt_deploy.spec import METADATA_KEY, ModelSpec
+
+openvino = import_openvino()
+Arithmetic = Literal["f32", "bf16", "f16"]
+VERSION = openvino.__version__.partition("-")[0]
+OUTPUT_NAMES = ("class_logits", "mask_logits")
+INT8_MAY_OVERFLOW = (
+    "This CPU has no VNNI instructions: OpenVINO adds up INT8 products in 16 bits here, which can "
+    "overflow and costs accuracy. --backend onnxruntime computes them exactly."
+)
+CAPABILITIES: dict[str, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+"""What OpenVINO says of a chip that computes in it."""
+ARITHMETIC: dict[str, Arithmetic] = {"fp16": "f16", "bf16": "bf16"}
+"""By the precision of the export; all else is computed in FP32, with integer kernels where the
+graph is quantised. OpenVINO itself would lower FP32 graphs, too."""
+ARITHMETIC_KEY = ["eomt_deploy", "arithmetic"]
+"""Where an .xml tells what `build` chose."""
+
+
+class OpenVinoEngine(Engine):
+    """Runs an ``.onnx`` file, or an ``.xml`` that `eomt-deploy build` made of one.
+
+    The second start of a model is quick. Threads may share an engine.
+
+    Args:
+        path, device, threads: as in :func:`eomt_deploy.backends.open_engine`.
+        mode: ``latency``: one call has all cores. ``throughput``: calls from several threads, or
+            the images of one batch, run side by side on fewer cores each.
+        arithmetic: see below; None takes what ``build`` chose, else what the export says.
+        cache: keep what was compiled, see :mod:`eomt_deploy.backends.openvino.cache`.
+        reshape: bring the graph into the form that this run-time is fastest with.
+
+    Attributes:
+        arithmetic: what the unquantised part is computed in: ``f32``, ``f16`` or ``bf16``.
+        from_cache: whether an earlier start had compiled it.
+    """
+
+    backend = "openvino"
+    device = "cpu"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        mode: str = "latency",
+        arithmetic: Arithmetic | None = None,
+        cache: bool = True,
+        reshape: bool = True,
+    ) -> None:
+        super().__init__()
+        self.path: Path = path
+        core = openvino.Core()
+        self.spec, built = describe(core, path)
+        wanted = arithmetic or built or ARITHMETIC.get(self.spec.precision, "f32")
+        self.arithmetic = wanted if wanted in able(core) else "f32"
+        self.remarks = arithmetic_remarks(arithmetic or built, self.arithmetic)
+        if self.spec.precision == "int8" and may_overflow_in_int8():
+            self.remarks += (INT8_MAY_OVERFLOW,)
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": mode.upper(),
+            "INFERENCE_PRECISION_HINT": self.arithmetic,
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        self._compiled: Any
+        self._compiled, self._memory = self._open(core, settings, cache=cache, reshape=reshape)
+        self._spreads = mode == "throughput" and self.spec.batch is None
+        self._outputs = [self._compiled.output(name) for name in OUTPUT_NAMES]
+        self._own = threading.local()  # a request serves one thread at a time
+
+    def _open(
+        self, core: Any, settings: dict[str, Any], *, cache: bool, reshape: bool
+    ) -> tuple[Any, Any]:
+        """The compiled model, from the cache or compiled now, and the memory that it needs."""
+        kept = None
+        if cache:
+            try:
+                kept = CompiledFile(core, self.path, settings, reshape)
+            except OutputError as error:
+                self.remarks += (f"Each start compiles the model again: {error.what}",)
+        found = None if kept is None else kept.load()
+        self.from_cache = found is not None
+        if found is None:
+            found = self._compile(core, settings, reshape), None
+            if kept is not None:
+                kept.keep(found[0])
+        if kept is not None:
+            self.remarks += tuple(kept.remarks)
+        return found
+
+    def _compile(self, core: Any, settings: dict[str, Any], reshape: bool) -> Any:
+        model = read_model(core, self.path)
+        tensors = {port.any_name: _described(port) for port in (*model.inputs, *model.outputs)}
+        check_contract(self.spec, tensors, self.path)
+        if reshape:
+            normalize_channels_in_place(model)
+        try:
+            return core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"OpenVINO {VERSION} cannot compile {self.path.name} for this CPU.",
+                why=_first_line(error),
+                fix="Use --backend onnxruntime, or export in another precision.",
+            ) from error
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        try:
+            found = self._spread(images) if self._spreads else self._infer(images)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"OpenVINO failed on a batch of {len(images)}.",
+                why=_first_line(error),
+                fix="Use smaller batches or images, or a machine with more memory.",
+            ) from error
+        class_logits, mask_logits = (array.astype(np.float32, copy=False) for array in found)
+        return class_logits, mask_logits
+
+    def _infer(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+        if not hasattr(self._own, "request"):
+            self._own.request = self._new_request()
+        found = self._own.request.infer({"images": images}, share_inputs=True)
+        return [found[output] for output in self._outputs]
+
+    def _spread(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+        """Every image as a request of its own, as many at once as the chip has room for.
+
+        Without callbacks: they run in OpenVINO's threads, one of which could be the last to let go
+        of the model, and then ends the process.
+        """
+        if not hasattr(self._own, "requests"):
+            room = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+            self._own.requests = [self._new_request() for _ in range(room)]
+        requests = self._own.requests
+        found: list[list[npt.NDArray[Any]]] = []
+        running: deque[Any] = deque()
+        try:
+            for index in range(len(images)):
+                if len(running) == len(requests):
+                    found.append(self._result(running.popleft()))
+                request = requests[index % len(requests)]
+                request.start_async({"images": images[index : index + 1]})
+                running.append(request)
+            while running:
+                found.append(self._result(running.popleft()))
+        finally:
+            for request in running:  # after an error: nothing may run on when we return
+                with suppress(RuntimeError):
+                    request.wait()
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def _new_request(self) -> Any:
+        request = self._compiled.create_infer_request()
+        request.memory = self._memory  # lives as long as what reads it
+        return request
+
+    def _result(self, request: Any) -> list[npt.NDArray[Any]]:
+        request.wait()
+        return [request.get_tensor(output).data.copy() for output in self._outputs]
+
+    def close(self) -> None:
+        super().close()
+        self._compiled = None
+        self._own = threading.local()
+        self._memory = None
+
+
+def describe(core: Any, path: Path) -> tuple[ModelSpec, Arithmetic | None]:
+    """What a model file says of itself, and what `build` chose to compute in; of a readable file
+    without reading its graph.
+
+    Raises:
+        ArtifactError: it is damaged, or was not written by eomt-deploy.
+    """
+    if path.suffix.lower() == ".xml":
+        spec, built = read_xml(path)
+        return spec, cast("Arithmetic | None", built)
+    metadata = read_onnx_metadata(path)
+    if METADATA_KEY not in metadata:
+        metadata = read_metadata(
+            read_model(core, path), path
+        )  # says what is wrong with a damaged file
+    return parse_spec(metadata, path), None
+
+
+def read_model(core: Any, path: Path) -> Any:
+    """The graph of an ``.onnx`` or ``.xml`` file.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    try:
+        if path.suffix.lower() == ".xml":
+            return core.read_model(through_links(path))  # its .bin is beside the real file
+        # By name: else a damaged file is held for one of six other formats.
+        frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
+        with without_links(path) as readable:
+            return frontend.convert(frontend.load(str(readable)))
+    except ArtifactError:
+        raise
+    except Exception as error:  # its classes have nothing in common but this
+        raise ArtifactError(
+            f"{path} cannot be read by OpenVINO {VERSION}: it is damaged, or no "
+            f"{'ONNX file' if path.suffix.lower() == '.onnx' else 'model of OpenVINO'}.",
+            why=_first_line(error),
+            fix="Export or build it again; copy its .onnx.data or .bin file along with it.",
+        ) from error
+
+
+def able(core: Any) -> list[Arithmetic]:
+    """What this CPU computes in by itself."""
+    known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    names: tuple[Arithmetic, ...] = ("f32", "bf16", "f16")
+    return [name for name in names if CAPABILITIES[name] in known]
+
+
+def read_metadata(model: Any, path: Path) -> dict[str, str]:
+    """The ONNX file's metadata, which OpenVINO keeps, also in what it saves.
+
+    Raises:
+        ArtifactError: it is not text.
+    """
+    place = ["framework", METADATA_KEY]
+    if not model.has_rt_info(place):
+        return {}
+    try:
+        return {METADATA_KEY: str(model.get_rt_info(place).astype(str))}
+    except (UnicodeDecodeError, RuntimeError) as error:  # the latter: it is not text
+        raise ArtifactError(
+            f"{path}: {METADATA_KEY} cannot be read: {_first_line(error)}.",
+            fix="Export or build it again.",
+        ) from error
+
+
+def arithmetic_remarks(wanted: str | None, used: str) -> tuple[str, ...]:
+    """What a user should know if a model does not run in the arithmetic that was chosen for it."""
+    if wanted in (None, used):
+        return ()
+    return (
+        f"The model is to compute in {wanted}, which this CPU does not do. It computes in {used}, "
+        "which may be slower.",
+    )
+
+
+def _described(port: Any) -> tuple[str, list[int | None]]:
+    sizes = [None if size.is_dynamic else size.get_length() for size in port.partial_shape]
+    return str(port.element_type), sizes
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)

@@ -1,0 +1,297 @@
+"""The whole build: read, parse, check, compile, read back, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eomt_deploy.artifact import EXTERNAL_SUFFIX, read_artifact
+from eomt_deploy.backends.tensorrt import graph, library, settings, timing_cache
+from eomt_deploy.backends.tensorrt.config import PRECISIONS, BuildConfig
+from eomt_deploy.backends.tensorrt.layers import (
+    QUANTIZED,
+    LayerReport,
+    read_inspector,
+    read_network,
+)
+from eomt_deploy.backends.tensorrt.monitor import Progress, make_monitor, run_cancellable
+from eomt_deploy.devices import Gpu, current_gpu
+from eomt_deploy.errors import BuildError, DeviceError, VerificationError
+from eomt_deploy.files import staging_folder, through_links
+from eomt_deploy.outputs import check_outputs
+from eomt_deploy.sidecar import Sidecar, sha256, sidecar_path, write_sidecar
+from eomt_deploy.spec import ModelSpec
+
+KEPT = {"kept_fp32", "fp32_islands"}
+"""Provenance of models a part of which the export kept in FP32."""
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built.
+
+    Attributes:
+        engine: the plan file.
+        sidecar: facts of it, as written beside it.
+        layers: what its layers compute in.
+        seconds: of the library's own work.
+        warnings: lines that the user should see.
+    """
+
+    engine: Path
+    sidecar: Sidecar
+    layers: LayerReport
+    seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.engine, sidecar_path(self.engine)
+
+
+def build(config: BuildConfig, progress: Progress = lambda _text, _fraction: None) -> BuildReport:
+    """Build an engine from an ONNX model that eomt-deploy exported.
+
+    Ctrl-C and SIGTERM stop the builder; like any error they leave nothing behind.
+
+    Args:
+        config: what to build, and how.
+        progress: told each phase in words, and the share of the whole that is done.
+
+    Raises:
+        ArtifactError: the model cannot be read, or was not written by eomt-deploy.
+        UsageError: an option does not fit this model.
+        MissingDependencyError: the library is not installed or too old.
+        DeviceError: the target needs a GPU, and there is none.
+        BuildError: the library cannot build this model; its reasons are named.
+        VerificationError: the engine computes in another precision than asked; nothing is written.
+        OutputError: the output cannot be written.
+    """
+    config = replace(config, output=through_links(config.output))
+    module, gpu = check_ready(config)
+    progress("reading the model", 0)
+    spec = read_artifact(config.onnx).spec
+    batch = settings.batch_range(config, spec)
+    version = str(module.__version__)
+    with library.heard(config.target) as lines:
+        builder = module.Builder(library.logger(config.target))
+        progress("parsing the graph", 0)
+        network, _parser = graph.parse(module, builder, config.target, config.onnx, lines)
+        wanted = config.expect_precision or spec.precision
+        layers = asked = read_network(network)
+        # The types are all in the network: do not build for minutes what will be refused.
+        check_network(
+            asked, wanted, kept_high=wanted == spec.precision and bool(KEPT & set(spec.provenance))
+        )
+        options = settings.configure(module, builder, network, config, batch)
+        warnings, cache = _timing_cache(options, config, version, gpu, lines)
+        started = time.perf_counter()
+        plan = _compile(module, builder, network, options, config, lines, progress)
+        seconds = time.perf_counter() - started
+        if cache:
+            warnings += timing_cache.save(options, cache)
+        if config.target == "tensorrt":
+            progress("reading the engine back", 1)
+            layers = _read_back(module, plan, config, lines) or asked
+            warnings += check_engine(layers, wanted, asked)
+        warnings += library.complaints(lines, kind="warning")
+    progress("writing", 1)
+    sidecar = _describe(config, spec, version, gpu, batch, wanted, plan)
+    sidecar.settings["precision_read_from"] = layers.source
+    sidecar.settings["heavy_layers"] = _counts(layers)
+    _publish(config.output, plan, sidecar)
+    return BuildReport(config.output, sidecar, layers, seconds, tuple(warnings))
+
+
+def check_ready(config: BuildConfig) -> tuple[Any, Gpu | None]:
+    """The library's module and this machine's GPU, once it is clear that a build can start.
+
+    Raises:
+        MissingDependencyError, DeviceError, OutputError: it cannot, see :func:`build`.
+    """
+    check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
+    gpu = current_gpu()
+    return _library(config, gpu), gpu
+
+
+def check_network(layers: LayerReport, wanted: str, *, kept_high: bool) -> None:
+    """The model must compute in what it says, or what was asked.
+
+    Args:
+        layers: of the network, whose types are all known.
+        kept_high: the model says that a part of it stays in FP32 on purpose.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    if wanted == layers.precision or (kept_high and wanted in layers.heavy):
+        return
+    raise _wrong_precision(layers, wanted)
+
+
+def check_engine(layers: LayerReport, wanted: str, asked: LayerReport) -> list[str]:
+    """An engine must compute in what the network asks for.
+
+    Many products are inside fused kernels, whose types do not show, so the engine tells of fewer
+    layers than the network. It may not tell of more in a wider type.
+
+    Returns:
+        warnings: quantised layers that the library chose to compute in a wider type.
+
+    Raises:
+        VerificationError: nothing is computed in what was asked, or FP16 or BF16 became wider.
+    """
+    if layers.source == "network":  # the engine does not tell
+        return []
+    grown = _wider(layers, wanted) - _wider(asked, wanted)
+    if wanted not in layers.heavy or (grown > 0 and wanted not in QUANTIZED):
+        raise _wrong_precision(layers, wanted)
+    if grown <= 0:
+        return []
+    return [f"the library computes {grown} layers in a wider type than {wanted}: {_counts(layers)}"]
+
+
+def _wider(layers: LayerReport, precision: str) -> int:
+    wider = PRECISIONS[: PRECISIONS.index(precision)]
+    return sum(count for name, count in layers.heavy.items() if name in wider)
+
+
+def _counts(layers: LayerReport) -> str:
+    return ", ".join(f"{count} in {name}" for name, count in layers.heavy.items()) or "none"
+
+
+def _wrong_precision(layers: LayerReport, wanted: str) -> VerificationError:
+    return VerificationError(
+        f"{wanted} was asked, and the {layers.source} computes in {layers.precision or 'nothing'}.",
+        why=f"Its matrix products and convolutions: {_counts(layers)}.",
+        fix=f"Export the model again: eomt-deploy export CHECKPOINT --precision {wanted}",
+    )
+
+
+def _library(config: BuildConfig, gpu: Gpu | None) -> Any:
+    """The library's module, once it is clear that it can build here."""
+    if config.target == "tensorrt" and gpu is None:
+        raise DeviceError(
+            "TensorRT builds for the GPU of the machine it runs on; the NVIDIA driver reports "
+            "none here.",
+            fix="Build where the engine will run, or build for --target tensorrt-rtx, which needs "
+            "no GPU.",
+        )
+    if config.target == "tensorrt-rtx" and config.strip_weights and gpu is None:
+        # Tried with 1.7: it compiles a kernel for the refit, on the GPU.
+        raise DeviceError(
+            "TensorRT-RTX needs a GPU to build an engine without weights, and there is none here.",
+            fix="Leave --strip-weights out, or build on a machine with a GPU.",
+        )
+    return library.load(config.target)
+
+
+def _timing_cache(
+    options: Any, config: BuildConfig, version: str, gpu: Gpu | None, lines: list[library.Line]
+) -> tuple[list[str], Path | None]:
+    """Attach the cache; TensorRT-RTX measures nothing while it builds, and has none."""
+    if config.target != "tensorrt" or gpu is None:
+        return [], None
+    path = config.timing_cache or timing_cache.default_file(version, gpu)
+    if path is None:
+        return ["there is no cache folder to keep the timing cache in"], None
+    return timing_cache.attach(options, path, lines), path
+
+
+def _compile(
+    module: Any,
+    builder: Any,
+    network: Any,
+    options: Any,
+    config: BuildConfig,
+    lines: list[library.Line],
+    progress: Progress,
+) -> Any:
+    """The plan, as the library's buffer."""
+    cancelled = threading.Event()
+    monitor = make_monitor(module, progress, cancelled)
+    options.progress_monitor = monitor
+    plan = run_cancellable(lambda: builder.build_serialized_network(network, options), cancelled)
+    if monitor.error is not None:
+        raise monitor.error
+    if plan is None:
+        reasons = library.complaints(lines)
+        memory = any(w in line.text for line in lines for w in ("OutOfMemory", "workspace limit"))
+        raise BuildError(
+            f"{library.NAMES[config.target]} {module.__version__} could not build {config.onnx}.",
+            why="\n".join(reasons) or "It does not say why.",
+            fix="Give more --workspace, or a smaller largest --batch."
+            if memory
+            else "Export the model in another precision, or build for other GPUs.",
+        )
+    return plan
+
+
+def _read_back(
+    module: Any, plan: Any, config: BuildConfig, lines: list[library.Line]
+) -> LayerReport | None:
+    """Open the plan and ask its inspector. Only with a GPU: without one this ends the process."""
+    runtime = module.Runtime(library.logger(config.target))
+    if config.version_compatible:  # such a plan brings its own run-time, which is code
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BuildError(
+            "The engine was built, but it does not open.",
+            why="\n".join(library.complaints(lines)),
+            fix="Look at `nvidia-smi`: another program may hold the GPU's memory.",
+        )
+    inspector = engine.create_engine_inspector()
+    if inspector is None:
+        return None
+    return read_inspector(inspector.get_engine_information(module.LayerInformationFormat.JSON))
+
+
+def _describe(
+    config: BuildConfig,
+    spec: ModelSpec,
+    version: str,
+    gpu: Gpu | None,
+    batch: tuple[int, int, int],
+    precision: str,
+    plan: Any,
+) -> Sidecar:
+    side = config.onnx.with_name(config.onnx.name + EXTERNAL_SUFFIX)
+    return Sidecar(
+        spec=spec,
+        target=config.target,
+        library_version=version,
+        precision=precision,
+        batch=batch,
+        compute_capabilities=settings.capabilities(config, gpu, precision),
+        gpu=gpu.name if gpu else None,
+        driver=gpu.driver if gpu else None,
+        version_compatible=config.version_compatible,
+        hardware_compatibility=config.hardware_compatibility,
+        stripped=config.strip_weights,
+        plan_bytes=plan.nbytes,
+        plan_sha256=hashlib.sha256(memoryview(plan)).hexdigest(),
+        onnx=config.onnx.name,
+        onnx_sha256=sha256(config.onnx, *([side] if side.is_file() else [])),
+        settings=settings.describe(config),
+    )
+
+
+def _publish(output: Path, plan: Any, sidecar: Sidecar) -> None:
+    """Put the pair in place.
+
+    An old plan goes first and the new one comes last: whenever this stops, no plan stands beside
+    the description of another, and a plan that is there is whole.
+    """
+    with staging_folder(output) as folder:
+        staged = folder / output.name
+        staged.write_bytes(memoryview(plan))
+        description = write_sidecar(staged, sidecar)
+        output.unlink(missing_ok=True)
+        os.replace(description, sidecar_path(output))
+        os.replace(staged, output)

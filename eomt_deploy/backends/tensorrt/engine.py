@@ -1,0 +1,327 @@
+"""TensorRT and TensorRT-RTX on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.artifact import EXTERNAL_SUFFIX, check_contract
+from eomt_deploy.backends.engine import Engine, Outputs
+from eomt_deploy.backends.tensorrt import library
+from eomt_deploy.backends.tensorrt.compatibility import check_machine, check_trust, this_machine
+from eomt_deploy.backends.tensorrt.jit_cache import JitCache, cache_file
+from eomt_deploy.cuda import Device, DeviceArray, open_device
+from eomt_deploy.cuda.executor import Tensor, ThreadExecutor, split
+from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
+from eomt_deploy.sidecar import Target, check_plan, known_target, read_sidecar, sha256
+
+IMAGES = "images"
+OUTPUT_NAMES = ("class_logits", "mask_logits")
+
+
+def numpy_type(name: str) -> np.dtype[Any]:
+    """The dtype of a ``DataType`` of the library, by its name.
+
+    Raises:
+        ArtifactError: our engines have no tensors of this type.
+        MissingDependencyError: bfloat16 needs ``ml_dtypes``.
+    """
+    if name == "BF16":
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise MissingDependencyError(
+                "This engine returns bfloat16, which numpy does not know.",
+                fix="pip install ml_dtypes",
+            ) from error
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    types: dict[str, npt.DTypeLike] = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}
+    if name not in types:
+        raise ArtifactError(
+            f"The engine has a tensor of type {name}.",
+            fix="Build it again from a model that this eomt-deploy exported.",
+        )
+    return np.dtype(types[name])
+
+
+class TensorRtEngine(Engine):
+    """Runs a ``.engine`` file with the library that built it; arguments as in
+    :func:`eomt_deploy.backends.open_engine`.
+
+    Any number of threads may run it at once: each has an execution context, streams and buffers of
+    its own, and all share the weights. ``run`` takes and returns host memory; ``run_device`` keeps
+    everything on the GPU.
+
+    Attributes:
+        sidecar: what the engine says of itself.
+        gpu: the GPU, for those who want to allocate, copy or launch kernels beside the engine.
+    """
+
+    splits = True
+    """``_run`` takes a batch of any size."""
+
+    def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
+        super().__init__()
+        if threads is not None:
+            raise UsageError(
+                "threads is for engines that run on the CPU; this one runs on the GPU.",
+                fix="Leave threads out.",
+            )
+        self.path: Path = path
+        self.sidecar = read_sidecar(path)
+        self.spec = self.sidecar.spec
+        target = known_target(self.sidecar)
+        self.backend, self.device = target, "cuda"
+        # All of this comes before the library is asked, which without a GPU ends the process.
+        self.remarks = check_machine(self.sidecar, this_machine(target), engine=path)
+        check_trust(self.sidecar)
+        check_plan(path, self.sidecar, whole=True)
+        self.gpu: Device = open_device()
+        module = library.load(target)
+        with self.gpu.active(), library.heard(target) as lines:
+            self._engine = self._open(module, target, lines)
+            if self.sidecar.stripped:
+                self._refit(module, target, lines)
+            self.remarks += tuple(
+                f"{library.NAMES[target]} warns: {text}"
+                for text in library.complaints(lines, kind="warning")
+            )
+        self._images, *self._outputs = self._tensors()
+        self._thread = threading.local()
+        self._executors: weakref.WeakSet[ThreadExecutor] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._jit: JitCache | None = None
+        if target == "tensorrt-rtx":
+            kept = cache_file(self.sidecar.plan_sha256, str(module.__version__), self.gpu.name)
+            with self.gpu.active():  # the cache compares its file with the GPU that is current
+                self._jit = JitCache(module, self._engine, kept, self._lock)
+
+    def _open(self, module: Any, target: Target, lines: list[library.Line]) -> Any:
+        self._runtime = runtime = module.Runtime(library.logger(target))
+        if self.sidecar.version_compatible:  # it brings code, which check_trust has allowed
+            runtime.engine_host_code_allowed = True
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+        ):
+            engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise DeviceError(
+                f"{library.NAMES[target]} {module.__version__} cannot open {self.path}.",
+                why="\n".join(library.complaints(lines)) or "It does not say why.",
+                fix="`nvidia-smi` shows whether the GPU's memory is full and which driver there "
+                f"is. Else build it again here: eomt-deploy build {self.sidecar.onnx}",
+            )
+        return engine
+
+    def _refit(self, module: Any, target: Target, lines: list[library.Line]) -> None:
+        """Give a plan without weights those of its ONNX file."""
+        onnx = self.path.with_name(Path(self.sidecar.onnx).name)
+        side = onnx.with_name(onnx.name + EXTERNAL_SUFFIX)
+        if not onnx.is_file():
+            raise ArtifactError(
+                f"{self.path} has no weights inside, and {onnx} is not there.",
+                why="It was built without weights, and takes them from the model it was built of.",
+                fix=f"Put {onnx.name} beside it, or build it with weights.",
+            )
+        found = sha256(onnx, *([side] if side.is_file() else []))
+        if found != self.sidecar.onnx_sha256:
+            raise ArtifactError(
+                f"{onnx} is not the model that {self.path.name} was built of (SHA-256 "
+                f"{found[:12]}…, not {self.sidecar.onnx_sha256[:12]}…).",
+                fix=f"Put the right {onnx.name} beside it, with its .data file where it has one.",
+            )
+        log = library.logger(target)
+        refitter = module.Refitter(self._engine, log)
+        parser = module.OnnxParserRefitter(refitter, log)
+        if not parser.refit_from_file(os.fsencode(onnx)) or not refitter.refit_cuda_engine():
+            reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+            missing = refitter.get_missing_weights()
+            if missing:
+                reasons.append(f"{len(missing)} weights are missing, as {missing[0]}")
+            raise DeviceError(
+                f"{library.NAMES[target]} cannot put the weights of {onnx.name} into "
+                f"{self.path.name}.",
+                why="\n".join(reasons or library.complaints(lines)),
+                fix="Build the engine with its weights inside.",
+            )
+
+    def _tensors(self) -> list[Tensor]:
+        """Input and outputs, which must be those of the contract."""
+        engine = self._engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
+        # The batch is in the sidecar: an engine of one batch may come from a model of any.
+        check_contract(
+            self.spec,
+            {name: ("", (self.spec.batch, *shape[1:])) for name, shape in shapes.items()},
+            self.path,
+        )
+        return [
+            Tensor(name, shapes[name][1:], numpy_type(engine.get_tensor_dtype(name).name))
+            for name in (IMAGES, *OUTPUT_NAMES)
+        ]
+
+    def _executor(self) -> ThreadExecutor:
+        """The calling thread's own."""
+        executor: ThreadExecutor | None = getattr(self._thread, "executor", None)
+        if executor is not None:
+            return executor
+        self._check_open()
+        with self._lock, self.gpu.active():
+            config = None if self._jit is None else self._jit.config()
+            context = (
+                self._engine.create_execution_context()
+                if config is None
+                else self._engine.create_execution_context(config)
+            )
+            if context is None:
+                raise _failure(self.backend, "could not start on the GPU")
+            least, _, largest = self.sidecar.batch
+            executor = ThreadExecutor(
+                self.gpu,
+                _Network(context, (config, self._jit), self.backend, self._images.shape),
+                self._images,
+                self._outputs,
+                (least, largest),
+                graphs=self._jit is None,
+            )
+            if self._jit is not None:
+                executor.cuda_graph = "on, by TensorRT-RTX"
+            self._executors.add(executor)
+        self._thread.executor = executor
+        return executor
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("This engine is closed.", fix="Open it again with open_engine().")
+
+    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        class_logits, mask_logits = self._executor().run(images)
+        self._remember(len(images))
+        return class_logits, mask_logits
+
+    def run_device(self, images: Any) -> tuple[DeviceArray, DeviceArray]:
+        """As :meth:`run`, from GPU memory to GPU memory, and without waiting for the end.
+
+        Args:
+            images: uint8 [B, H, W, 3] with ``__cuda_array_interface__``, on this engine's GPU:
+                a :class:`DeviceArray`, or an array of torch, CuPy, Numba, PyCUDA … What writes it
+                on the stream that it names (else the default stream) is waited for; so is the
+                stream that this thread uses in a library with ``__dlpack__``. That stream may
+                write it again once it waits for us: ``torch.from_dlpack(output)`` makes it.
+
+        Returns:
+            ``class_logits`` [B, Q, C+1] and ``mask_logits`` [B, Q, H/4, W/4] in the engine's own
+            type (float32, float16 or bfloat16), written by :attr:`stream`. They are valid until
+            this thread's next call: be done with them by then, or copy.
+
+        Raises:
+            UsageError: wrong type or shape, not in this GPU's memory, or the engine is closed.
+            DeviceError: the GPU failed.
+        """
+        executor = self._executor()
+        array = DeviceArray.wrap(images, self.gpu, reader=executor.stream)
+        expected = (*self.spec.image_size, 3)
+        if array.dtype != np.uint8 or array.shape[1:] != expected or not len(array):
+            raise UsageError(
+                f"The engine takes uint8 [B, {', '.join(map(str, expected))}] on GPU "
+                f"{self.gpu.index}, got {array!r}.",
+                fix="Resize on the GPU first, or pass a numpy array to run().",
+            )
+        class_logits, mask_logits = executor.run_device(array)
+        self._remember(len(array))
+        return class_logits, mask_logits
+
+    def input(self, batch: int) -> DeviceArray:
+        """The calling thread's own input buffer, uint8 [batch, H, W, 3].
+
+        What is written there on :attr:`stream` and then given to :meth:`run_device` is not copied.
+
+        Raises:
+            UsageError: the batch is larger than the engine's largest (``sidecar.batch[2]``).
+        """
+        return self._executor().input(batch)
+
+    @property
+    def stream(self) -> int:
+        """CUDA stream of the calling thread: what is given to it runs in order with the engine."""
+        return self._executor().stream
+
+    @property
+    def cuda_graph(self) -> str:
+        """Whether the calling thread's runs are one launch each: "on …" or "off: why"."""
+        return self._executor().cuda_graph
+
+    @property
+    def memory_bytes(self) -> int:
+        """GPU memory of this engine, about: weights, and each thread's activations and buffers.
+
+        ``gpu.memory()`` tells what is free, of all programs.
+        """
+        self._check_open()
+        with self._lock:
+            executors = list(self._executors)
+        activations: int = self._engine.device_memory_size_v2
+        buffers = sum(executor.bytes for executor in executors)
+        return self.sidecar.plan_bytes + len(executors) * activations + buffers
+
+    def _remember(self, count: int) -> None:
+        if self._jit is not None:
+            least, _, largest = self.sidecar.batch
+            self._jit.remember(split(count, least, largest)[0].batch)
+
+    def close(self) -> None:
+        """Free the GPU. No other thread may be running. Outputs that somebody holds stay."""
+        if self._closed:
+            return
+        super().close()
+        with self._lock:
+            executors = list(self._executors)
+        for executor in executors:
+            executor.close()
+        self._thread = threading.local()
+        with self.gpu.active():
+            self._jit = None
+            self._engine = None
+            self._runtime = None
+
+
+class _Network:
+    """One execution context, as a executor wants it."""
+
+    def __init__(self, context: Any, needs: object, target: str, shape: Sequence[int]) -> None:
+        self._context, self._needs = context, needs  # dropped in this order
+        self._target, self._shape = target, tuple(shape)
+
+    def bind(self, name: str, pointer: int) -> None:
+        if not self._context.set_tensor_address(name, pointer):
+            raise _failure(self._target, f"does not take the memory for {name}")
+
+    def reshape(self, batch: int) -> None:
+        if not self._context.set_input_shape(IMAGES, (batch, *self._shape)):
+            raise _failure(self._target, f"does not take a batch of {batch}")
+
+    def enqueue(self, stream: int) -> None:
+        if not self._context.execute_async_v3(stream):
+            raise _failure(self._target, "failed to run")
+
+
+def _failure(target: str, what: str) -> DeviceError:
+    """What the library refused, with its own last words."""
+    known: Target = "tensorrt-rtx" if target == "tensorrt-rtx" else "tensorrt"
+    latest = library.logger(known).lines[:-21:-1]  # those before may be of an older run
+    return DeviceError(
+        f"{library.NAMES[known]} {what}.",
+        why="\n".join(reversed(library.complaints(latest))),
+        fix="`nvidia-smi` shows whether the GPU's memory is full: use smaller batches.",
+    )

@@ -1,0 +1,103 @@
+"""BuildConfig -> the library's own ``IBuilderConfig``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eomt_deploy.backends.tensorrt.config import DEFAULT_BATCH, BuildConfig
+from eomt_deploy.devices import Gpu
+from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.sidecar import AND_LATER
+from eomt_deploy.spec import ModelSpec
+
+
+def batch_range(config: BuildConfig, spec: ModelSpec) -> tuple[int, int, int]:
+    """(least, optimal, largest) batch of the engine.
+
+    Raises:
+        UsageError: a range is asked of a model whose batch is fixed.
+    """
+    if spec.batch is None:
+        return config.batch or DEFAULT_BATCH
+    if config.batch is not None:
+        raise UsageError(
+            f"--batch does not apply: {config.onnx} takes batches of {spec.batch} and no other.",
+            fix="Leave --batch out, or export the checkpoint again without --batch.",
+        )
+    return spec.batch, spec.batch, spec.batch
+
+
+def configure(
+    module: Any, builder: Any, network: Any, config: BuildConfig, batch: tuple[int, int, int]
+) -> Any:
+    """An ``IBuilderConfig`` with everything that was asked.
+
+    Raises:
+        MissingDependencyError: this version of the library does not know one of the GPUs.
+    """
+    options = builder.create_builder_config()
+    # Without it the inspector tells names only, and no types. It costs nothing at run time.
+    options.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    if config.workspace is not None:
+        options.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, config.workspace)
+    if not config.tf32:  # on by default in the library; our FP32 means FP32
+        options.clear_flag(module.BuilderFlag.TF32)
+    if config.strip_weights:
+        options.set_flag(module.BuilderFlag.STRIP_PLAN)
+    if config.version_compatible:
+        options.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+    if config.optimization_level is not None:
+        options.builder_optimization_level = config.optimization_level
+    if config.hardware_compatibility != "none":
+        level = config.hardware_compatibility.upper()
+        options.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
+    if config.compute_capabilities:
+        options.num_compute_capabilities = len(config.compute_capabilities)
+        for index, capability in enumerate(config.compute_capabilities):
+            options.set_compute_capability(_capability(module, capability), index)
+    _add_batches(builder, network, options, batch)
+    return options
+
+
+def _capability(module: Any, capability: str) -> Any:
+    value = getattr(module.ComputeCapability, "SM" + capability.replace(".", ""), None)
+    if value is None:
+        raise MissingDependencyError(
+            f"TensorRT-RTX {module.__version__} cannot build for compute capability {capability}.",
+            fix="pip install --upgrade 'eomt-deploy[tensorrt-rtx]'",
+        )
+    return value
+
+
+def _add_batches(builder: Any, network: Any, options: Any, batch: tuple[int, int, int]) -> None:
+    """One optimisation profile for inputs whose batch is free; fixed ones take none."""
+    profile = None
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        first, *rest = tuple(tensor.shape)
+        if first == -1:
+            profile = profile or builder.create_optimization_profile()
+            profile.set_shape(tensor.name, *((size, *rest) for size in batch))
+    if profile is not None:
+        options.add_optimization_profile(profile)
+
+
+def capabilities(config: BuildConfig, gpu: Gpu | None, precision: str) -> tuple[str, ...]:
+    """GPUs that the engine is built for, as they stand in the sidecar."""
+    if config.target == "tensorrt-rtx":
+        # Told none, it builds for Ampere and everything later; FP8 came with Ada.
+        every = ("8.9" if precision == "fp8" else "8.0") + AND_LATER
+        return config.compute_capabilities or (every,)
+    if config.hardware_compatibility == "ampere_plus":
+        return ("8.0" + AND_LATER,)
+    return (gpu.compute_capability,) if gpu else ()
+
+
+def describe(config: BuildConfig) -> dict[str, str]:
+    """What was asked and stands nowhere else in the sidecar."""
+    told = {"tf32": "yes" if config.tf32 else "no"}
+    if config.workspace is not None:
+        told["workspace_bytes"] = str(config.workspace)
+    if config.optimization_level is not None:
+        told["optimization_level"] = str(config.optimization_level)
+    return told

@@ -1,0 +1,79 @@
+"""Looks at the machine while it is measured: other programs, clocks, temperatures."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from eomt_deploy.benchmarking.machine.nvml import Nvml
+from eomt_deploy.benchmarking.machine.state import (
+    GpuSample,
+    GpuState,
+    cpu_times,
+    others_share,
+    summarize,
+)
+from eomt_deploy.devices import usable_cores
+
+LOOK_SECONDS = 0.05
+"""Between two looks at the GPU: asking takes time."""
+
+
+def gpu_load() -> float | None:
+    """Share of the last moments in which somebody used the GPU, 0 to 1; None where unknown."""
+    with Nvml() as nvml:
+        return nvml.utilization()
+
+
+class Watch:
+    """Call it between rounds; it looks, but not each time.
+
+    Args:
+        device: ``cpu`` or ``cuda``: whose state and other users matter.
+        busy: load of the GPU before ours began, see :func:`gpu_load`.
+    """
+
+    def __init__(self, device: str, busy: float | None = None) -> None:
+        self._gpu = device.startswith("cuda")
+        self._busy = busy
+        self._nvml = Nvml() if self._gpu else None
+        self._samples: list[GpuSample] = []
+        self._next = 0.0
+        self._start = cpu_times()
+
+    def __call__(self) -> None:
+        if self._nvml is None or time.perf_counter() < self._next:
+            return
+        sample = self._nvml.sample()
+        if sample is not None:
+            self._samples.append(sample)
+        self._next = time.perf_counter() + LOOK_SECONDS
+
+    @property
+    def others(self) -> float | None:
+        """Share of the machine that other programs used since the start; None where unknown."""
+        if self._gpu:
+            return self._busy
+        end = cpu_times()
+        return others_share(self._start, end, usable_cores()) if self._start and end else None
+
+    @property
+    def gpu(self) -> GpuState | None:
+        """What the GPU did since the start."""
+        return summarize(self._samples) if self._samples else None
+
+    def limits(self) -> dict[str, float | None]:
+        """The GPU's highest clocks and its power limit."""
+        return self._nvml.facts() if self._nvml else {}
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._nvml is not None:
+            self._nvml.close()

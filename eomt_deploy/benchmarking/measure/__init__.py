@@ -1,0 +1,1 @@
+"""Clocks, statistics, load scenarios and the verdict on a measurement."""

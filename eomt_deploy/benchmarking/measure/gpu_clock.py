@@ -1,0 +1,62 @@
+"""CUDA events, on the stream that the work runs on. Calls only; no decisions."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from eomt_deploy.benchmarking.measure.clock import Work
+
+
+class TorchEventTimer:
+    """Times PyTorch work on the current stream of one GPU.
+
+    The device is idle before the start event, so that launches which the GPU waits for are part
+    of the time, as they are for a user who sends one image at a time.
+    """
+
+    def __init__(self, device: Any = None) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        self._device = device
+        event: Any = torch.cuda.Event  # PyTorch gives it no types
+        self._start, self._end = event(enable_timing=True), event(enable_timing=True)
+
+    def measure(self, work: Work) -> tuple[float, float]:
+        stream = self._cuda.current_stream(self._device)
+        self._cuda.synchronize(self._device)
+        self._start.record(stream)
+        begin = time.perf_counter_ns()
+        work()
+        host = time.perf_counter_ns() - begin
+        self._end.record(stream)
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end)), host / 1e6
+
+
+class DeviceEventTimer:
+    """Times work that a GPU engine of ours gives to its own stream.
+
+    Args:
+        engine: see :class:`eomt_deploy.backends.engine.DeviceEngine`.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._gpu = engine.gpu
+        with self._gpu.active():
+            self._start = self._gpu.event(timing=True)
+            self._end = self._gpu.event(timing=True)
+
+    def measure(self, work: Work) -> tuple[float, float]:
+        stream = self._engine.stream
+        with self._gpu.active():
+            self._gpu.synchronize(stream)
+            self._gpu.record(self._start, stream)
+            begin = time.perf_counter_ns()
+            work()
+            host = time.perf_counter_ns() - begin
+            self._gpu.record(self._end, stream)
+            self._gpu.wait_event(self._end)
+            return float(self._gpu.elapsed_ms(self._start, self._end)), host / 1e6

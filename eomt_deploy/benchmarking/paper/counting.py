@@ -1,0 +1,114 @@
+"""Parameters and multiply-adds, counted as the paper counts them.
+
+The paper's "GFLOPs" come from fvcore, which counts one multiply-add as one FLOP, norms and
+bilinear sampling by their elements, and nothing else: activations, softmax and additions are
+free. PyTorch's own counter does the products and convolutions, as two FLOPs each; we add fvcore's
+rules for the rest and halve the sum. On the meta device nothing is computed or allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+Shape = tuple[int, ...]
+Formula = Callable[..., int]
+
+NORM = 5
+"""fvcore's FLOPs for an element of a layer or group norm with weight and bias."""
+BATCH_NORM = 2
+"""The same of a batch norm that uses its stored statistics."""
+BILINEAR = 4
+"""The same for an element that is made by bilinear resizing or sampling."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a network is and does.
+
+    Attributes:
+        params: weights and biases; buffers do not count.
+        macs: multiply-adds of the whole batch, in fvcore's convention.
+        operators: the same by operator (``addmm``, ``convolution``, …), largest first.
+    """
+
+    params: int
+    macs: int
+    operators: dict[str, int]
+
+
+def count(module: nn.Module, example: Tensor) -> Counts:
+    """Count what ``module(example)`` takes.
+
+    Args:
+        module: on any device; ``meta`` costs neither time nor memory.
+        example: images uint8 [B, H, W, 3] on the same device.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        module(example)
+    # Halves are exact: every formula gives an even number.
+    flops = counter.get_flop_counts().get("Global", {})  # nothing countable, no entry
+    found = {str(op): total // 2 for op, total in flops.items()}
+    operators = {
+        name.removeprefix("aten."): macs
+        for name, macs in sorted(found.items(), key=lambda item: -item[1])
+    }
+    params = sum(value.numel() for value in module.parameters())
+    return Counts(params, sum(operators.values()), operators)
+
+
+def count_step(
+    step: int, backbone: str, *, size: tuple[int, int], queries: int, classes: int
+) -> Counts:
+    """Count one network input of a step of the ladder, see
+    :func:`eomt_deploy.benchmarking.paper.ladder.build_step`."""
+    from eomt_deploy.benchmarking.paper.ladder import build_step
+
+    # Written-out attention: on the meta device the fused one has no operator of its own.
+    model = build_step(
+        step,
+        backbone,
+        size=size,
+        queries=queries,
+        classes=classes,
+        attention="written",
+        device="meta",
+    )
+    return count(model, torch.zeros((1, *size, 3), dtype=torch.uint8, device="meta"))
+
+
+def _by_input(weight: int) -> Formula:
+    def formula(x: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * weight * prod(x)
+
+    return formula
+
+
+def _by_output(weight: int) -> Formula:
+    def formula(*_: Any, out_shape: Shape, **__: Any) -> int:
+        return 2 * weight * prod(out_shape)
+
+    return formula
+
+
+def _attention(q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
+
+
+_aten = torch.ops.aten
+_FORMULAS: dict[Any, Formula] = {
+    _aten.native_layer_norm: _by_input(NORM),
+    _aten.native_group_norm: _by_input(NORM),
+    _aten.native_batch_norm: _by_input(BATCH_NORM),
+    _aten._native_batch_norm_legit_no_training: _by_input(BATCH_NORM),
+    _aten.cudnn_batch_norm: _by_input(BATCH_NORM),
+    _aten.upsample_bilinear2d: _by_output(BILINEAR),
+    _aten.grid_sampler_2d: _by_output(BILINEAR),
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+}

@@ -1,0 +1,296 @@
+"""Pictures of a report. Each is a PNG; matplotlib is imported on first use."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eomt_deploy.benchmarking.paper.report import Measurement, SuiteReport
+from eomt_deploy.cache import import_matplotlib
+from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.files import GENERATOR
+
+OURS, PAPER, GREY = "tab:blue", "tab:orange", "0.6"
+COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:cyan")
+DPI = 150
+
+
+def check_matplotlib() -> None:
+    """Fail before the work if its pictures could not be drawn.
+
+    Raises:
+        MissingDependencyError: matplotlib is missing.
+    """
+    try:
+        import_matplotlib()
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Plots are drawn with matplotlib, which is not installed.",
+            fix="pip install 'eomt-deploy[export]'",
+        ) from error
+
+
+def waterfall(report: SuiteReport) -> bytes:
+    """From the base to the last row, step by step: FPS, ours and the paper's ratio beside it.
+
+    Raises:
+        UsageError: nothing was measured one image at a time.
+    """
+    found = _main(report)
+    figure, axes = new_axes(max(5.0, 1.25 * len(found) + 1.5), 4.2)
+    previous = 0.0
+    for index, m in enumerate(found):
+        gain = m.fps - previous
+        colour = OURS if index == 0 else "tab:green" if gain >= 0 else "tab:red"
+        axes.bar(index, abs(gain), bottom=min(previous, m.fps), color=colour, width=0.62)
+        if index:
+            axes.plot([index - 0.69, index + 0.31], [previous] * 2, color=GREY, linewidth=0.8)
+        ratio, paper = report.ratio(m), report.paper_ratio(m.row)
+        words = f"{m.fps:.3g} FPS"
+        words += f"\n{ratio.value:.2f}×" if ratio else ""
+        words += f" (paper {paper:.2f}×)" if paper and ratio else ""
+        axes.annotate(
+            words, (index, max(previous, m.fps)), xytext=(0, 3), textcoords="offset points",
+            ha="center", va="bottom", fontsize=7,
+        )  # fmt: skip
+        previous = m.fps
+    axes.set_xticks(range(len(found)), [_wrap(report.row(m.row).label) for m in found], fontsize=7)
+    axes.set_ylabel("images a second")
+    axes.set_ylim(0, 1.25 * max(m.fps for m in found))
+    changed = report.settings.get("changed")
+    title = f"{report.suite.name}: {_words(found[0])}\n{_machine(report)}"
+    axes.set_title(title + (f"; not the paper's {changed}" if changed else ""), fontsize=9)
+    return png(figure)
+
+
+def pareto(reports: Sequence[SuiteReport]) -> bytes:
+    """Images a second against the paper's scores: its own points, and ours.
+
+    Our networks have random weights: their score is the one that the paper printed of that row.
+
+    Raises:
+        UsageError: nothing was measured.
+    """
+    figure, axes = new_axes(6.8, 4.6)
+    drawn: set[str] = set()
+    quoted: set[tuple[float, float, str]] = set()
+    for report in reports:
+        for row in report.suite.rows:
+            if row.paper.fps is not None and row.paper.score is not None:
+                quoted.add((row.paper.fps, row.paper.score, row.label))
+    for fps, score, label in sorted(quoted):
+        axes.plot(fps, score, "s", color=PAPER, markersize=5, zorder=2)
+        axes.annotate(
+            label, (fps, score), xytext=(4, -8), textcoords="offset points", fontsize=5, color=GREY
+        )
+    names = {f"{m.runtime} {m.precision}" for r in reports for m in r.measurements}
+    colours = dict(zip(sorted(names), COLOURS * len(names), strict=False))
+    for report in reports:
+        for m in _scored(report):
+            row = report.row(m.row)
+            name = f"{m.runtime} {m.precision}"
+            axes.plot(
+                m.fps, row.paper.score, "o" if m.verdict.valid else "x", color=colours[name],
+                label=f"ours, {name}" if name not in drawn else None, markersize=6, zorder=3,
+            )  # fmt: skip
+            drawn.add(name)
+    if not drawn:
+        raise UsageError("There is nothing to draw: no row with a score was measured.")
+    metrics = sorted({r.paper.metric for report in reports for r in report.suite.rows})
+    axes.plot([], [], "s", color=PAPER, label=f"the paper's own, {reports[0].suite.device}")
+    axes.plot([], [], "x", color=GREY, label="ours, INVALID")
+    axes.set_xscale("log")
+    axes.set_xlabel("images a second (two machines: compare ratios, not points)")
+    axes.set_ylabel(f"score that the paper printed, {' / '.join(metrics)}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    axes.set_title(_machine(reports[0]), fontsize=9)
+    return png(figure)
+
+
+def latency(report: SuiteReport) -> bytes:
+    """How often each latency was seen, one panel for each row.
+
+    Raises:
+        UsageError: nothing was measured.
+    """
+    found = _main(report)
+    figure, panels = new_panels(len(found))
+    for axes, m in zip(panels, found, strict=True):
+        axes.hist(m.samples, bins=min(40, max(8, len(m.samples) // 3)), color=OURS)
+        for percent, style in ((50, "-"), (95, "--"), (99, ":")):
+            value = m.percentile(percent)
+            axes.axvline(value, color="black", linestyle=style, linewidth=0.9)
+            axes.annotate(
+                f"p{percent}", (value, 1), xycoords=("data", "axes fraction"), fontsize=6,
+                xytext=(2, -8), textcoords="offset points",
+            )  # fmt: skip
+        axes.set_title(f"{report.row(m.row).label}: {m.verdict}", fontsize=8, loc="left")
+        axes.tick_params(labelsize=7)
+    panels[-1].set_xlabel(f"ms, {_words(found[0])}", fontsize=8)
+    return png(figure)
+
+
+def batches(report: SuiteReport) -> bytes:
+    """Throughput and latency over the batch size.
+
+    Raises:
+        UsageError: only one batch size was measured.
+    """
+    scope = report.settings["scopes"][0]
+    found = [m for m in report.measurements if m.scope == scope]
+    sizes = sorted({m.batch for m in found})
+    if len(sizes) < 2:
+        raise UsageError("Only one batch size was measured.", fix="Use --scenario offline.")
+    figure, (left, right) = _pair()
+    lines = list(dict.fromkeys((m.row, m.runtime) for m in found))
+    for colour, (row, runtime) in zip(COLOURS * len(lines), lines, strict=False):
+        own = {m.batch: m for m in found if (m.row, m.runtime) == (row, runtime)}
+        order = sorted(own)
+        label = f"{report.row(row).label}, {runtime}"
+        left.plot(order, [own[b].fps for b in order], "o-", color=colour, label=label)
+        right.plot(order, [own[b].percentile(50) for b in order], "o-", color=colour)
+    for axes, name in ((left, "images a second"), (right, "ms a call (p50)")):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.set_xlabel("images of one call")
+        axes.set_ylabel(name)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=6)
+    figure.suptitle(f"{report.suite.name}, {scope}: {_machine(report)}", fontsize=9)
+    return png(figure)
+
+
+PLOTS: dict[str, Callable[[SuiteReport], bytes]] = {
+    "waterfall": waterfall,
+    "latency": latency,
+    "batches": batches,
+}
+"""Pictures of one report, by the name that their file has; ``pareto`` takes several."""
+NAMES = (*PLOTS, "pareto")
+
+
+def check_names(paths: Sequence[Path]) -> None:
+    """A picture's file name says which one it is: ``pareto.png``, ``table1-pareto.png``.
+
+    Raises:
+        UsageError: it says nothing, or is no PNG.
+    """
+    for path in paths:
+        if path.suffix.lower() != ".png" or not any(path.stem.endswith(n) for n in NAMES):
+            raise UsageError(
+                f"{path} does not say which plot is wanted.",
+                fix=f"Name it {', '.join(f'{name}.png' for name in NAMES)}, or …-pareto.png.",
+            )
+
+
+def draw(stem: str, reports: Sequence[SuiteReport]) -> bytes:
+    """The picture that a file of this name holds; of several reports the first that has it.
+
+    Raises:
+        UsageError: there is nothing to draw.
+    """
+    name = next(n for n in NAMES if stem.endswith(n))
+    reports = _timed(reports)
+    if name == "pareto":
+        return pareto(reports)
+    fitting = [report for report in reports if name in drawable([report])]
+    return PLOTS[name](fitting[0] if fitting else reports[0])
+
+
+def drawable(reports: Sequence[SuiteReport]) -> list[str]:
+    """Names of the pictures that these reports have something for."""
+    reports = _timed(reports)
+    measured = [m for report in reports for m in report.measurements]
+    found = ["waterfall", "latency"] if measured else []
+    if any(len({m.batch for m in report.measurements}) > 1 for report in reports):
+        found.append("batches")
+    return [*found, "pareto"] if any(map(_scored, reports)) else found
+
+
+def _timed(reports: Sequence[SuiteReport]) -> list[SuiteReport]:
+    """Without the rows whose clock cannot be believed: they have no place on an axis."""
+    return [
+        replace(report, measurements=[m for m in report.measurements if m.timed])
+        for report in reports
+    ]
+
+
+def _scored(report: SuiteReport) -> list[Measurement]:
+    """What the paper has a score for; at another size or width it would be another one."""
+    if report.settings.get("changed"):
+        return []
+    return [
+        m
+        for m in report.measurements
+        if m.scope == "network" and m.batch == 1 and report.row(m.row).paper.score is not None
+    ]
+
+
+def _main(report: SuiteReport) -> list[Measurement]:
+    """Each row once: first runtime, first scope, smallest batch; the base of the first group."""
+    if not report.measurements:
+        raise UsageError("Nothing was measured, so there is nothing to draw.")
+    first = report.measurements[0]
+    alike = [m for m in report.measurements if m.key == first.key]
+    once: dict[str, Measurement] = {}
+    for m in alike:
+        once.setdefault(m.row, m)
+    return [once[row.name] for row in report.rows if row.name in once]
+
+
+def _words(m: Measurement) -> str:
+    batch = "" if m.batch == 1 else f", batch {m.batch}"
+    return f"{m.runtime} on {m.device}, {m.precision}, {m.scope}{batch}"
+
+
+def _machine(report: SuiteReport) -> str:
+    gpus: list[str] = report.environment.get("gpus") or []
+    on_gpu = report.settings.get("device") == "cuda" and gpus
+    return (
+        gpus[0] if on_gpu else f"{report.environment['cpu']}, {report.environment['cores']} cores"
+    )
+
+
+def _wrap(text: str) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, 16))
+
+
+def new_axes(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes."""
+    figure = _figure(width, height)
+    return figure, figure.add_subplot()
+
+
+def new_panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure, and so many axes one below the other."""
+    figure = _figure(6.4, 1.2 + 1.15 * count)
+    return figure, list(figure.subplots(count, 1, squeeze=False)[:, 0])
+
+
+def _pair() -> tuple[Any, Any]:
+    figure = _figure(8.6, 3.9)
+    return figure, figure.subplots(1, 2)
+
+
+def _figure(width: float, height: float) -> Any:
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)  # no window, whatever the user's settings say
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    """The finished plot, marked as ours."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": GENERATOR})
+    return buffer.getvalue()

@@ -1,0 +1,205 @@
+"""Which runtimes a suite can compare, one entry each, and how a network runs in one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.backends.engine import Outputs
+from eomt_deploy.benchmarking.measure.clock import CPU_TIMER, Timer
+from eomt_deploy.benchmarking.paper.suite_file import SuiteRow
+from eomt_deploy.errors import UsageError
+from eomt_deploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Attention = Literal["sdpa", "written"]
+Images = npt.NDArray[np.uint8]
+PRECISIONS = ("fp32", "fp16", "bf16", "amp-fp16", "amp-bf16")
+"""``fp16``: weights and arithmetic; ``amp-fp16``: FP32 weights under autocast, as in training
+code and, by all we know, in the paper."""
+
+SAMPLINGS = ("grid_sample", "triton")
+
+
+class Running(ABC):
+    """A network that is open in one runtime, for one batch size.
+
+    Attributes:
+        timer: what times :meth:`network`.
+        device: where it really runs, in words.
+        remark: what a reader of its numbers should know.
+    """
+
+    timer: Timer = CPU_TIMER
+    device: str = "cpu"
+    remark: str = ""
+
+    @abstractmethod
+    def network(self) -> None:
+        """One call on inputs that are on the device; may return before the device is done."""
+
+    def copies(self) -> None:
+        """One call from host memory to host memory; on a CPU there is nothing to copy."""
+        self.network()
+
+    @abstractmethod
+    def run(self, images: Images) -> Outputs:
+        """One call on other images of the same shape: float32 outputs of the tensor contract."""
+
+    def close(self) -> None:  # noqa: B027  most have nothing to free
+        """Free what is not freed with the object."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a runtime is to open.
+
+    Attributes:
+        row: of the suite.
+        build: makes the network, float32, on a device ("cpu", "cuda") with an attention.
+        images: what it gets, uint8 [B, H, W, 3].
+        device: ``cpu`` or ``cuda``.
+        precision: one of :data:`PRECISIONS`.
+        spec: description of the network, as an exported file has it.
+        folder: for files that the runtime needs.
+        threads: of the CPU; None leaves it to the runtime.
+    """
+
+    row: SuiteRow
+    build: Callable[[Attention, str], nn.Module]
+    images: Images
+    device: str
+    precision: str
+    spec: ModelSpec
+    folder: Path
+    threads: int | None = None
+
+
+class OpenRuntime(Protocol):
+    def __call__(self, case: Case, **options: Any) -> Running: ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to run a network.
+
+    Attributes:
+        target: ``module:function`` that opens a :class:`Case`.
+        packages: import names that must be installed.
+        devices: devices that it can run on.
+        precisions: that it can run, of :data:`PRECISIONS`.
+        summary: what it is.
+        install: command that adds it.
+        options: for the function.
+    """
+
+    target: str
+    packages: tuple[str, ...]
+    devices: tuple[str, ...]
+    precisions: tuple[str, ...]
+    summary: str
+    install: str
+    options: Mapping[str, Any]
+
+    def open(self, case: Case) -> Running:
+        """Import the runtime, and only now, and open the network in it."""
+        module, name = self.target.split(":")
+        function: OpenRuntime = getattr(import_module(module), name)
+        return function(case, **self.options)
+
+
+BOTH = ("cpu", "cuda")
+PLAIN = ("fp32", "fp16", "bf16")
+_TORCH = "eomt_deploy.benchmarking.paper.torch_runtimes"
+_EXPORTED = "eomt_deploy.benchmarking.paper.exported_runtimes"
+_EXPORT = ("torch", "onnx", "onnxscript")
+
+
+def _torch(function: str, summary: str, devices: tuple[str, ...] = BOTH, **options: Any) -> Runtime:
+    install = "pip install torch"
+    return Runtime(
+        f"{_TORCH}:{function}", ("torch",), devices, PRECISIONS, summary, install, options
+    )
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    "torch-eager": _torch("eager", "PyTorch, operator by operator"),
+    "torch-compile": _torch("compiled", "torch.compile, default mode: the paper's"),
+    "torch-max-autotune": _torch(
+        "compiled", "torch.compile, mode max-autotune", mode="max-autotune"
+    ),
+    "torch-graph": _torch("graph", "PyTorch in one CUDA graph", ("cuda",)),
+    "aotinductor": _torch("aotinductor", "torch.export compiled to a .pt2 file"),
+    "aotinductor-graph": _torch(
+        "aotinductor", ".pt2 file in one CUDA graph", ("cuda",), cuda_graph=True
+    ),
+    "onnxruntime": Runtime(
+        f"{_EXPORTED}:onnxruntime",
+        (*_EXPORT, "onnxruntime"),
+        BOTH,
+        PLAIN,
+        "ONNX Runtime",
+        "pip install 'eomt-deploy[cpu,export]'  (or [cuda,export])",
+        {},
+    ),
+    "openvino": Runtime(
+        f"{_EXPORTED}:openvino",
+        (*_EXPORT, "openvino"),
+        ("cpu",),
+        ("fp32", "bf16"),
+        "OpenVINO",
+        "pip install 'eomt-deploy[openvino,export]'",
+        {},
+    ),
+    "tensorrt": Runtime(
+        f"{_EXPORTED}:tensorrt",
+        (*_EXPORT, "tensorrt"),
+        ("cuda",),
+        PLAIN,
+        "TensorRT",
+        "pip install 'eomt-deploy[tensorrt,export]'",
+        {"target": "tensorrt"},
+    ),
+    "tensorrt-rtx": Runtime(
+        f"{_EXPORTED}:tensorrt",
+        (*_EXPORT, "tensorrt_rtx"),
+        ("cuda",),
+        PLAIN,
+        "TensorRT-RTX",
+        "pip install 'eomt-deploy[tensorrt-rtx,export]'",
+        {"target": "tensorrt-rtx"},
+    ),
+}
+
+
+def find_runtime(name: str) -> Runtime:
+    """The runtime called ``name``.
+
+    Raises:
+        UsageError: there is none; the message has them all.
+    """
+    if name not in RUNTIMES:
+        raise UsageError(f"There is no runtime {name!r}.", fix=f"Known: {', '.join(RUNTIMES)}.")
+    return RUNTIMES[name]
+
+
+def why_unavailable(runtime: Runtime, device: str, precision: str) -> str | None:
+    """The reason why a runtime cannot be measured here; None if it can be tried."""
+    missing = [package for package in runtime.packages if find_spec(package) is None]
+    if missing:
+        return f"{', '.join(missing)} is not installed: {runtime.install}"
+    if device not in runtime.devices:
+        return f"it does not run on {device}, only on {', '.join(runtime.devices)}"
+    if precision not in runtime.precisions:
+        return f"it does not run {precision}, only {', '.join(runtime.precisions)}"
+    return None

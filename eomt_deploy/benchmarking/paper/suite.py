@@ -1,0 +1,427 @@
+"""Run a suite: open what this machine can hold, measure it in turn, judge it, report it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from eomt_deploy.benchmarking.machine import roofline
+from eomt_deploy.benchmarking.machine.environment import environment
+from eomt_deploy.benchmarking.machine.watch import Watch, gpu_load
+from eomt_deploy.benchmarking.measure.clock import Rounds, measure
+from eomt_deploy.benchmarking.measure.scenarios import (
+    LOADS,
+    QUEUE,
+    SCENARIOS,
+    Scenario,
+    Served,
+    absurd,
+    no_clock,
+    poisson_arrivals,
+    serve,
+)
+from eomt_deploy.benchmarking.measure.statistics import (
+    clock_problem,
+    percentile,
+    share_of,
+    variation,
+)
+from eomt_deploy.benchmarking.measure.verdict import UNSTABLE_CV, Evidence, judge
+from eomt_deploy.benchmarking.paper import grouping
+from eomt_deploy.benchmarking.paper.cases import Opened, open_case
+from eomt_deploy.benchmarking.paper.report import Measurement, Size, Skipped, SuiteReport
+from eomt_deploy.benchmarking.paper.runtimes import (
+    PRECISIONS,
+    SAMPLINGS,
+    find_runtime,
+    why_unavailable,
+)
+from eomt_deploy.benchmarking.paper.suite_file import Suite, SuiteRow
+from eomt_deploy.errors import DeviceError, MissingDependencyError, UsageError
+
+SCOPES = ("network", "network+copies", "end-to-end")
+"""``network``: inputs and outputs stay on the device; ``network+copies``: from host memory to host
+memory; ``end-to-end``: from a photo's pixels to its segments."""
+GPU_ROUNDS = Rounds(iterations=100, warmup=10, max_warmup=100, seconds=60)
+CPU_ROUNDS = Rounds(iterations=20, warmup=1, max_warmup=10, seconds=300)
+OPENING_SHARE = 0.6
+"""Of a time budget: what is not open by then is skipped, so that the rest can be measured."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """What to measure.
+
+    Attributes:
+        suite: one table.
+        rows: names; none takes all that we can build.
+        size: (H, W) in pixels instead of each row's own.
+        backbone: instead of each row's own.
+        runtimes: names of :data:`eomt_deploy.benchmarking.paper.runtimes.RUNTIMES`.
+        scopes: of :data:`SCOPES`.
+        scenario: see :data:`eomt_deploy.benchmarking.measure.scenarios.Scenario`.
+        batches: images of one call; more than one number only offline.
+        rate: requests a second of the server scenario; None tries shares of what one stream does.
+        serve_seconds: of each rate.
+        device: ``cpu`` or ``cuda``; None takes the GPU if PyTorch has one.
+        precision: None takes the suite's on a GPU and fp32 on a CPU.
+        rounds: None takes :data:`GPU_ROUNDS` or :data:`CPU_ROUNDS`.
+        threads: of the CPU; None leaves it to the runtime.
+        sampling: kernel of the baseline's deformable attention: ``grid_sample``, or ``triton``,
+            fused, for PyTorch on a GPU.
+        photo: for the end-to-end scope.
+        budget: seconds for all; what does not fit is skipped, with words.
+        probe: measure the device's peak.
+        busy: load of the GPU before this program used it, see
+            :func:`eomt_deploy.benchmarking.machine.watch.gpu_load`; None looks now.
+    """
+
+    suite: Suite
+    rows: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    backbone: str | None = None
+    runtimes: tuple[str, ...] = ("torch-eager",)
+    scopes: tuple[str, ...] = ("network",)
+    scenario: Scenario = "single"
+    batches: tuple[int, ...] = (1,)
+    rate: float | None = None
+    serve_seconds: float = 20.0
+    device: str | None = None
+    precision: str | None = None
+    rounds: Rounds | None = None
+    threads: int | None = None
+    sampling: str = "grid_sample"
+    photo: Path | None = None
+    budget: float | None = None
+    probe: bool = True
+    busy: float | None = None
+
+    def __post_init__(self) -> None:
+        for runtime in self.runtimes:
+            find_runtime(runtime)
+        problems = []
+        problems += [f"scope {s!r} is unknown" for s in self.scopes if s not in SCOPES]
+        if self.scenario not in SCENARIOS:
+            problems.append(f"scenario {self.scenario!r} is unknown")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            problems.append(f"precision {self.precision!r} is unknown")
+        if len(self.batches) > 1 and self.scenario != "offline":
+            problems.append("several batches are the offline scenario")
+        if self.sampling not in SAMPLINGS:
+            problems.append(f"sampling {self.sampling!r} is unknown")
+        if any(batch < 1 for batch in self.batches):
+            problems.append("a batch has 1 image or more")
+        if max(self.batches, default=1) > 1 and "end-to-end" in self.scopes:
+            problems.append("end-to-end takes one photo at a time, and no batches")
+        if self.rate is not None and (self.scenario != "server" or not 0 < self.rate < math.inf):
+            problems.append("a rate is a positive number, for the server scenario")
+        problems += absurd(self.batches, self.rate, self.serve_seconds)
+        if "end-to-end" in self.scopes and self.photo is None:
+            problems.append("end-to-end needs a photo")
+        if problems:
+            raise UsageError(
+                "This cannot be measured: " + "; ".join(problems) + ".",
+                fix=f"Scopes: {', '.join(SCOPES)}. Scenarios: {', '.join(SCENARIOS)}. "
+                f"Precisions: {', '.join(PRECISIONS)}.",
+            )
+
+
+def run_suite(
+    config: SuiteConfig,
+    *,
+    tell: Tell = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
+    save: Callable[[SuiteReport], None] = lambda _: None,
+) -> SuiteReport:
+    """Measure a suite on this machine.
+
+    Args:
+        tell: told each step in words.
+        progress: told each finished round of a group.
+        save: given the report after each group, so that a kill loses little.
+
+    Raises:
+        MissingDependencyError: PyTorch is missing.
+        DeviceError: no GPU where one was asked for.
+        UsageError: rows that do not exist.
+    """
+    started = time.perf_counter()
+    device = choose_device(config.device)
+    busy = config.busy  # before the load that we make ourselves
+    if busy is None and device == "cuda":
+        busy = gpu_load()
+    precision = config.precision or (config.suite.precision if device == "cuda" else "fp32")
+    rounds = config.rounds or (GPU_ROUNDS if device == "cuda" else CPU_ROUNDS)
+    rows = config.suite.select(config.rows, config.size, config.backbone)
+    changed = [name for name in ("size", "backbone") if getattr(config, name) is not None]
+    report = SuiteReport(config.suite, rows, environment(config.threads), {
+        "device": device, "precision": precision, "runtimes": list(config.runtimes),
+        "scopes": list(config.scopes), "scenario": config.scenario,
+        "batches": list(config.batches), "rounds": asdict(rounds),
+        "unstable_cv": UNSTABLE_CV, "changed": " and ".join(changed),
+        "sampling": config.sampling,
+    })  # fmt: skip
+    count_rows(report, tell)
+    runtimes = []
+    for name in config.runtimes:
+        reason = why_unavailable(find_runtime(name), device, precision)
+        if reason is None:
+            runtimes.append(name)
+        else:
+            report.skipped.append(Skipped("all rows", name, reason))
+    if config.probe:
+        tell("measuring the device's peak")
+        report.peaks, missing = roofline.probe(device, (precision,))
+        report.notes += [f"no peak of {name}: {reason}" for name, reason in missing.items()]
+    runner = _Runner(config, report, device, precision, rounds, busy, started, tell, progress)
+    for index, group in enumerate(runner.groups(runtimes)):
+        with tempfile.TemporaryDirectory(prefix="eomt-deploy-") as folder:
+            runner.run(index, group, runtimes, Path(folder))
+        save(report)
+    return report
+
+
+def opening_order(config: SuiteConfig, rows: Sequence[SuiteRow]) -> list[SuiteRow]:
+    """What matters most comes first, in case a time budget ends: rows that the user named; else
+    the base, the last row (the claim of every table), and so backwards."""
+    named = {name: index for index, name in enumerate(config.rows)}
+    if named:
+        return sorted(rows, key=lambda row: named.get(row.name, len(named)))
+    bases = [row for row in rows if row.name == config.suite.base_of(row)]
+    return [*bases, *(row for row in reversed(rows) if row not in bases)]
+
+
+def choose_device(wanted: str | None) -> str:
+    """``cuda`` or ``cpu``.
+
+    Raises:
+        MissingDependencyError: PyTorch is missing.
+        DeviceError: no GPU where one was asked for.
+        UsageError: another name.
+    """
+    if find_spec("torch") is None:
+        raise MissingDependencyError(
+            "Suites build their networks with PyTorch, which is not installed.",
+            fix="pip install 'eomt-deploy[export]'",
+        )
+    if wanted not in (None, "cpu", "cuda"):
+        raise UsageError(f"There is no device {wanted!r}.", fix="Use cpu or cuda.")
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"PyTorch {torch.__version__} finds no GPU.",
+            fix="`eomt-deploy doctor` shows what is missing; or use --device cpu.",
+        )
+    return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def count_rows(report: SuiteReport, tell: Tell) -> None:
+    """Parameters and multiply-adds of every row, without making its weights."""
+    from eomt_deploy.benchmarking.paper.counting import count_step
+
+    for row in report.rows:
+        tell(f"counting {row.label}")
+        assert row.step is not None  # Suite.select leaves quoted rows out
+        found = count_step(
+            row.step, row.backbone, size=row.size, queries=row.queries, classes=row.classes
+        )
+        report.sizes[row.name] = Size(found.params, found.macs * row.inputs)
+
+
+class _Runner:
+    """One run: what its steps share."""
+
+    def __init__(
+        self,
+        config: SuiteConfig,
+        report: SuiteReport,
+        device: str,
+        precision: str,
+        rounds: Rounds,
+        busy: float | None,
+        started: float,
+        tell: Tell,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._config, self._report = config, report
+        self._device, self._precision, self._rounds = device, precision, rounds
+        self._busy = busy
+        self._started, self._tell, self._progress = started, tell, progress
+
+    def groups(self, runtimes: Sequence[str]) -> list[tuple[SuiteRow, ...]]:
+        """Rows that fit into the memory together; each group has the bases of its rows."""
+        report = self._report
+        needs = {
+            row.name: grouping.need(
+                row, report.sizes[row.name].params, self._precision, runtimes,
+                max(self._config.batches),
+            )
+            for row in report.rows
+        }  # fmt: skip
+        _free_memory(self._device)  # what the probe left cached is free
+        free = grouping.free_bytes(self._device)
+        bases = {row.name: report.suite.base_of(row) for row in report.rows}
+        groups, too_large = grouping.pack([r.name for r in report.rows], needs, bases, free)
+        for name in too_large:
+            reason = f"needs about {needs[name].total / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+            report.skipped.append(Skipped(name, "all", reason))
+        if len(groups) > 1:
+            report.notes.append(
+                f"not all rows fit into {free / 2**30:.1f} GiB together: measured in "
+                f"{len(groups)} groups, interleaved within each, the base row in all"
+            )
+        return [tuple(report.row(name) for name in group) for group in groups]
+
+    def run(
+        self, index: int, rows: tuple[SuiteRow, ...], runtimes: Sequence[str], folder: Path
+    ) -> None:
+        """Open a group's cases, measure them in turn, and close them."""
+        opened: list[Opened] = []
+        try:
+            for row in opening_order(self._config, rows):
+                opened += self._open_row(row, runtimes, folder)
+            place = {row.name: index for index, row in enumerate(rows)}
+            opened.sort(key=lambda one: place[one.row.name])
+            if opened:
+                self._measure(index, opened)
+                if self._config.scenario == "server":
+                    self._serve(opened)
+        except Exception as error:  # as memory that runs out: the other groups can be measured
+            for one in opened:
+                self._skip(one.row, one.runtime, f"failed while measured: {_first_line(error)}")
+        finally:
+            for one in opened:
+                one.close()
+            opened.clear()
+            _free_memory(self._device)
+
+    def _open_row(self, row: SuiteRow, runtimes: Sequence[str], folder: Path) -> list[Opened]:
+        opened: list[Opened] = []
+        shared: dict[str, Any] = {}
+        for runtime in runtimes:
+            for batch in self._config.batches:
+                if self._late():
+                    self._skip(row, runtime, "the time budget was used up before it was opened")
+                    continue
+                self._tell(f"opening {row.label} in {runtime}")
+                try:
+                    one = open_case(
+                        row, runtime, self._device, self._precision, batch,
+                        folder, shared, self._config.threads, self._config.photo,
+                        self._config.sampling,
+                    )  # fmt: skip
+                except Exception as error:  # whatever it is, the other rows can be measured
+                    self._skip(row, runtime, _first_line(error))
+                    _free_memory(self._device)
+                    continue
+                opened.append(one)
+        return opened
+
+    def _late(self) -> bool:
+        budget = self._config.budget
+        return budget is not None and time.perf_counter() - self._started > OPENING_SHARE * budget
+
+    def _skip(self, row: SuiteRow, runtime: str, reason: str) -> None:
+        skipped = Skipped(row.name, runtime, reason)
+        if skipped not in self._report.skipped:
+            self._report.skipped.append(skipped)
+
+    def _measure(self, index: int, opened: Sequence[Opened]) -> None:
+        scopes = self._config.scopes
+        jobs = {
+            f"{number} {scope}": one.job(scope)
+            for number, one in enumerate(opened)
+            for scope in scopes
+        }
+        rounds = self._rounds
+        if self._config.budget is not None:
+            left = self._config.budget - (time.perf_counter() - self._started)
+            rounds = replace(rounds, seconds=max(1.0, min(rounds.seconds or left, 0.8 * left)))
+        self._tell(f"measuring {len(jobs)} in turn")
+        with Watch(self._device, self._busy) as watch:
+            measured = measure(jobs, rounds, progress=self._progress, watch=watch)
+            others, state = watch.others, watch.gpu
+            if limits := watch.limits():
+                self._report.environment["gpu_limits"] = limits
+        for number, one in enumerate(opened):
+            network = measured.samples.get(f"{number} network")
+            for scope in scopes:
+                key = f"{number} {scope}"
+                samples = measured.samples[key]
+                gpu_network = self._device == "cuda" and scope == "network"
+                host = measured.host[key] if gpu_network else []
+                resident = None
+                if scope == "network+copies" and self._device == "cuda" and network:
+                    resident = share_of(network, samples)
+                evidence = Evidence(
+                    cv=variation(samples),
+                    rounds=len(samples),
+                    steady=measured.steady[key],
+                    others=others,
+                    gpu=state,
+                    host_share=share_of(host, samples) if host else None,
+                    copy_share=None if resident is None else 1 - resident,
+                    clock=clock_problem(samples),
+                )
+                self._report.measurements.append(
+                    Measurement(
+                        row=one.row.name,
+                        runtime=one.runtime,
+                        device=one.running.device,
+                        precision=self._precision,
+                        scope=scope,
+                        batch=one.batch,
+                        group=index,
+                        samples=tuple(samples),
+                        host=tuple(host),
+                        verdict=judge(evidence),
+                        prepare_seconds=one.seconds,
+                        remark=one.running.remark,
+                        state=state.to_dict() if state else {},
+                    )
+                )
+
+    def _serve(self, opened: Sequence[Opened]) -> None:
+        """Poisson arrivals, one row after the other: a server has the machine for itself."""
+        config = self._config
+        scope = "end-to-end" if "end-to-end" in config.scopes else "network+copies"
+        for one in opened:
+            job = one.job(scope)
+            times = measure({"one": job}, Rounds(10, 2)).samples["one"]
+            if failed := no_clock(one.row.name, one.runtime, times):
+                self._report.served += failed
+                continue
+            capacity = 1000 / percentile(times, 50)
+            rates = [share * capacity for share in LOADS] if config.rate is None else [config.rate]
+            work = job.work
+            for rate in rates:
+                self._tell(f"serving {rate:.2f} requests a second with {one.row.label}")
+                arrivals = poisson_arrivals(rate, config.serve_seconds)
+                latencies, lost, seconds = serve(work, arrivals)
+                self._report.served.append(
+                    Served(one.row.name, one.runtime, rate, tuple(latencies), lost, seconds, QUEUE)
+                )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _free_memory(device: str) -> None:
+    import gc
+
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()

@@ -1,6 +1,0 @@
-"""Engines run tensors. Backends are data; only the chosen one is imported."""
-
-from eomt_deploy.engines.base import Engine
-from eomt_deploy.engines.registry import BACKENDS, Backend, choose_backend, open_engine
-
-__all__ = ["BACKENDS", "Backend", "Engine", "choose_backend", "open_engine"]

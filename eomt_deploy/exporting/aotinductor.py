@@ -1,0 +1,68 @@
+"""Network -> AOTInductor package (``.pt2``): PyTorch's own compiler, for those who run PyTorch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from eomt_deploy.backends.aotinductor.engine import AotInductorEngine, check_compiler, save_package
+from eomt_deploy.errors import DeviceError
+from eomt_deploy.exporting import verify
+from eomt_deploy.exporting.config import ExportConfig
+from eomt_deploy.files import staging_folder
+from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.network.folds import fold
+from eomt_deploy.network.masked import choose_attention
+from eomt_deploy.spec import ModelSpec
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_device(wanted: str | None) -> str:
+    """The device that a package is compiled for: the GPU, if PyTorch has one.
+
+    Raises:
+        DeviceError: a GPU is wanted, and there is none.
+    """
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise DeviceError(
+            f"PyTorch {torch.__version__} finds no GPU to compile for.",
+            fix="Compile on a machine with one, or pass --device cpu.",
+        )
+    return wanted or ("cuda" if found else "cpu")
+
+
+def export_package(
+    config: ExportConfig,
+    reference: EoMT,
+    spec: ModelSpec,
+    images: Sequence[Path],
+    progress: Callable[[str], None],
+) -> tuple[ModelSpec, verify.Verification]:
+    """Compile, verify on photos, and only then put the file in place.
+
+    Raises:
+        DeviceError: the device is not here.
+        MissingDependencyError: there is no C++ compiler.
+        VerificationError: it does not agree with the checkpoint.
+    """
+    device = choose_device(config.device)
+    check_compiler()
+    network = fold(copy.deepcopy(reference))
+    choose_attention(network.backbone, "sdpa")
+    network = network.to(device, TYPES[config.precision])
+    spec = replace(spec, batch=config.batch or 1)
+    progress(f"compiling for {device}")
+    with staging_folder(config.output) as folder:
+        path = folder / config.output.name
+        save_package(network, spec, path, batch=config.batch or 1)
+        with AotInductorEngine(path, device=None, threads=None) as engine:
+            result = verify.compare(engine, reference, images, progress)
+        verify.check(result, config.precision)
+        path.replace(config.output)
+    return spec, result

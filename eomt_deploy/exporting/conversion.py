@@ -1,0 +1,221 @@
+"""From the FP32 network to a graph in the wanted precision, every exception with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from eomt_deploy.backends.emulation.engine import EmulatedEngine
+from eomt_deploy.errors import UsageError
+from eomt_deploy.exporting import graph
+from eomt_deploy.exporting.attention import fuse_attention
+from eomt_deploy.exporting.calibration import linear_layers, observe, smoothing_scales
+from eomt_deploy.exporting.config import QUANTIZED, ExportConfig
+from eomt_deploy.exporting.lowering import Lowering, lower
+from eomt_deploy.exporting.quantization import QuantizedLayer, insert_qdq, quantize_layers
+from eomt_deploy.exporting.ranges import Island, find_islands, measure_ranges
+from eomt_deploy.exporting.roles import ROLES, Role, module_of
+from eomt_deploy.exporting.verdict import Judge, Judgement, Verdict, search_blocks
+from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.network.folds import fold_smoothing, smoothable
+from eomt_deploy.spec import METADATA_KEY, ModelSpec
+
+Progress = Callable[[str], None]
+Inputs = Sequence[npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class PreciseGraph:
+    """The graph to write, and how it came about.
+
+    Attributes:
+        model: annotated graph with its description inside.
+        spec: the description, with calibration and exceptions in its provenance.
+        islands: tensors that FP16 cannot hold.
+        verdict: what quantisation costs; None where nothing is quantised.
+        unfused: blocks whose attention stays written out though it was wanted fused.
+    """
+
+    model: ir.Model
+    spec: ModelSpec
+    islands: tuple[Island, ...] = ()
+    verdict: Verdict | None = None
+    unfused: int = 0
+
+
+def build_graph(
+    network: EoMT,
+    spec: ModelSpec,
+    config: ExportConfig,
+    inputs: Inputs,
+    judge: Judge | None,
+    progress: Progress = lambda _: None,
+) -> PreciseGraph:
+    """The graph in the precision that ``config`` asks for.
+
+    Args:
+        network: folded; changed in place where it is quantised.
+        inputs: network inputs of the calibration images, uint8 [N, H, W, 3] each.
+        judge: for the verdict on a quantised graph.
+
+    Raises:
+        UsageError: something to keep high does not exist.
+        VerificationError: NaN, or the budget cannot be met.
+    """
+    _check_names(network, config)
+    if config.attention == "fused" and network.arch.rope_theta is not None:
+        raise UsageError(
+            "The attention of a DINOv3 model is written out: queries and keys are rotated in it.",
+            fix="Leave --attention out; run-times fuse the written pattern, too.",
+        )
+    layers: dict[str, QuantizedLayer] = {}
+    if config.precision in QUANTIZED:
+        layers = _calibrate(network, config, inputs, progress)
+    progress("tracing the graph")
+    model = graph.trace(network, spec)
+    describe(model, spec)
+    if config.precision == "fp32":
+        return PreciseGraph(model, spec, unfused=_fuse(model, config))
+
+    plan, islands = _plan(model, config, inputs, progress)
+    layers = _quantizable(layers, model, plan)
+
+    def build(kept: Sequence[int]) -> ir.Model:
+        chosen = [name for name in layers if _block(name) not in kept]
+        return describe(lower(insert_qdq(model, layers, chosen), plan), spec)
+
+    verdict = None
+    if layers:
+        assert judge is not None  # run.py makes one for every quantised precision
+        judged = judge
+
+        def measure(kept: Sequence[int], limit: int | None) -> Judgement:
+            with EmulatedEngine(build(kept)) as candidate:
+                return judged(candidate, limit)
+
+        verdict = search_blocks(
+            measure,
+            sorted({_block(name) for name in layers}),
+            lambda kept: _share(layers, kept),
+            judge.unit,
+            config.budget,
+            progress,
+        )
+    if config.precision in QUANTIZED and not (verdict and verdict.chosen.share):
+        spec = replace(spec, precision="fp16")  # nothing is quantised: call it what it is
+    spec = replace(spec, provenance={**spec.provenance, **_story(config, inputs, islands, verdict)})
+    final = build(verdict.chosen.kept if verdict else ())
+    unfused = _fuse(final, config)
+    return PreciseGraph(describe(final, spec), spec, tuple(islands), verdict, unfused)
+
+
+def _fuse(model: ir.Model, config: ExportConfig) -> int:
+    return fuse_attention(model) if config.attention == "fused" else 0
+
+
+def _plan(
+    model: ir.Model, config: ExportConfig, inputs: Inputs, progress: Progress
+) -> tuple[Lowering, list[Island]]:
+    """What stays FP32: what the user says, and what FP16 cannot hold."""
+    roles, modules = _kept_high(config)
+    islands: list[Island] = []
+    if config.precision != "bf16" and config.islands:  # BF16 has the range of FP32
+        islands = find_islands(model, measure_ranges(model, inputs, progress))
+    names = {name for island in islands for name in island.nodes}
+    names |= {
+        str(node.name)
+        for node in model.graph
+        if any(f"{module_of(node)}.".startswith(f"{module}.") for module in modules)
+    }
+    return Lowering(config.precision, roles, names), islands
+
+
+def _quantizable(
+    layers: dict[str, QuantizedLayer], model: ir.Model, plan: Lowering
+) -> dict[str, QuantizedLayer]:
+    """The layers that nothing keeps in FP32; fc1 and fc2 only together, since TensorRT has given
+    NaN where one of them was quantised alone."""
+    high = {module_of(node) for node in model.graph if plan.wanted(node) != plan.half}
+    high |= {f"{name.removesuffix(end)}{other}" for name in high for end, other in (
+        ("fc1", "fc2"), ("fc2", "fc1"),
+    ) if name.endswith(end)}  # fmt: skip
+    return {name: layer for name, layer in layers.items() if name not in high}
+
+
+def _block(layer: str) -> int:
+    """``backbone.blocks.3.attn.qkv`` -> 3."""
+    return int(layer.split(".")[2])
+
+
+def describe(model: ir.Model, spec: ModelSpec) -> ir.Model:
+    """Put the description into the graph's metadata."""
+    model.metadata_props[METADATA_KEY] = spec.to_json()
+    return model
+
+
+def _calibrate(
+    network: EoMT, config: ExportConfig, inputs: Inputs, progress: Progress
+) -> dict[str, QuantizedLayer]:
+    activations = observe(network, inputs, progress)
+    if config.smooth:
+        linears = linear_layers(network)
+        for name in smoothable(network):
+            weight = linears[name].weight.numpy()
+            scales = smoothing_scales(activations[name], weight, config.smooth)
+            fold_smoothing(network, name, torch.from_numpy(scales))
+            activations[name] = activations[name].divided(scales)
+    progress("quantising the weights")
+    return quantize_layers(
+        network, activations, config.precision, config.range_method, smooth=config.smooth
+    )
+
+
+def _kept_high(config: ExportConfig) -> tuple[frozenset[Role], tuple[str, ...]]:
+    """Roles and modules that the user keeps in FP32."""
+    roles = {role for role in ROLES if role in config.high}
+    return frozenset(roles), tuple(name for name in config.high if name not in ROLES)
+
+
+def _check_names(network: EoMT, config: ExportConfig) -> None:
+    """Fail before the work if something to keep high does not exist."""
+    known = {*ROLES, *(name for name, _ in network.named_modules() if name)}
+    for name in config.high:
+        if name not in known:
+            raise UsageError(
+                f"There is nothing called {name!r} to keep high.",
+                fix=f"Name a role ({', '.join(ROLES)}) or a module such as backbone.blocks.0.",
+            )
+
+
+def _share(layers: dict[str, QuantizedLayer], kept: Sequence[int]) -> float:
+    """Share of the weights of all quantisable layers that is quantised."""
+    total = sum(layer.weight.size for layer in layers.values())
+    chosen = sum(layer.weight.size for name, layer in layers.items() if _block(name) not in kept)
+    return chosen / total
+
+
+def _story(
+    config: ExportConfig, inputs: Inputs, islands: Sequence[Island], verdict: Verdict | None
+) -> dict[str, str]:
+    """What the file should tell of its precision."""
+    story: dict[str, str] = {}
+    if config.high:
+        story["kept_fp32"] = ", ".join(config.high)
+    if islands:
+        story["fp32_islands"] = "; ".join(str(island) for island in islands)
+    if verdict:
+        story["calibration"] = json.dumps(
+            {"images": len(inputs), "method": config.range_method, "smooth": config.smooth}
+        )
+        story["blocks_in_fp16"] = ", ".join(map(str, verdict.chosen.kept)) or "none"
+        judged = verdict.chosen.judgement
+        story["verdict"] = (
+            f"{judged.drop:.3f} points of {verdict.unit} lost on {judged.images} images"
+        )
+    return story

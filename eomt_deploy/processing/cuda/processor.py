@@ -1,0 +1,237 @@
+"""Pre- and post-processing on the GPU, equal to :class:`Processor`: only results cross the bus."""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from eomt_deploy.cuda.array import DeviceArray
+from eomt_deploy.cuda.device import Device
+from eomt_deploy.cuda.kernels import Kernels, load_kernels
+from eomt_deploy.cuda.scratch import Scratch
+from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.processing import geometry as geo
+from eomt_deploy.processing.cuda import tasks as steps
+from eomt_deploy.processing.geometry import Geometry
+from eomt_deploy.processing.outputs import check_finite, check_outputs, not_finite
+from eomt_deploy.processing.processor import Processor
+from eomt_deploy.result import Segmentation
+from eomt_deploy.sources import ColorOrder, ImageSource, load_image
+from eomt_deploy.spec import ModelSpec, Thresholds
+
+
+class CudaArray(Protocol):
+    """An array in GPU memory, of any library: torch, CuPy, Numba, PyCUDA, DeviceArray."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+class CudaProcessor:
+    """Images to network inputs, network outputs to a :class:`Segmentation`, on one GPU.
+
+    All work goes to one stream, and every call uses the same buffers again: take one processor
+    for each thread and stream.
+
+    Args:
+        spec: the model's description.
+        device: the GPU.
+        stream: CUDA stream of all work; it must outlive the processor and what it gives out, as
+            that of an engine does.
+        kernels: the kernels on that device; None takes them from the cache, or compiles them.
+        backend: that computes the outputs, for error messages.
+
+    Raises:
+        MissingDependencyError: cuda-python or NVRTC is not installed.
+        DeviceError: the kernels cannot be compiled for this GPU.
+
+    >>> processor = CudaProcessor(spec, device, stream)  # doctest: +SKIP
+    >>> images, geometry = processor.preprocess("street.jpg")  # doctest: +SKIP
+    >>> result = processor.postprocess(*engine.run(images), geometry)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        device: Device,
+        stream: int,
+        *,
+        kernels: Kernels | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self.backend = backend
+        self._on_host = Processor(spec)
+        self._photo: DeviceArray | None = None  # being read
+        with device.active():
+            self._workspace = steps.GpuWorkspace(
+                device, kernels or load_kernels(device), stream, Scratch(device, stream)
+            )
+            self._uploaded = device.event()  # the last photo has left its page-locked buffer
+        weakref.finalize(self, _destroy, device, self._uploaded).atexit = False
+
+    def preprocess(
+        self,
+        image: ImageSource | CudaArray,
+        *,
+        color_order: ColorOrder = "rgb",
+        into: DeviceArray | None = None,
+    ) -> tuple[DeviceArray, Geometry]:
+        """Resize (Pillow bilinear, bit for bit) and pad or window one image.
+
+        Args:
+            image: anything that :func:`eomt_deploy.load_image` takes, or uint8 [H, W, 3] in GPU
+                memory, C-contiguous. The stream that it names may write it again at once.
+            color_order: channel order of an array; ``"bgr"`` for what OpenCV reads.
+            into: where the inputs are written, such as the input of an engine; None takes a
+                buffer that the next call overwrites.
+
+        Returns:
+            uint8 [N, H, W, 3], RGB (N = 1, or the number of windows), complete when the stream
+            is, and the geometry that :meth:`postprocess` needs.
+
+        Raises:
+            ImageError: the image cannot be read or is too thin.
+            UsageError: ``into`` has another type or shape.
+        """
+        with self._workspace.device.active():
+            if hasattr(image, "__cuda_array_interface__"):
+                return self._preprocess_on_device(image, color_order, into)
+            pixels = load_image(image, color_order=color_order)
+            plan = self._plan(pixels.shape)  # refuses what is too thin, before it is copied
+            inputs = self._inputs(plan, into)
+            self._workspace.device.wait_event(self._uploaded)
+            photo = self._workspace.scratch.upload("photo", pixels)
+            self._workspace.device.record(self._uploaded, self._workspace.stream)
+            steps.resample(self._workspace, photo, plan, False, inputs)
+            return inputs, plan
+
+    def postprocess(
+        self,
+        class_logits: CudaArray,
+        mask_logits: CudaArray,
+        geometry: Geometry,
+        *,
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        image: str | None = None,
+    ) -> Segmentation:
+        """As :meth:`Processor.postprocess`, complete on return.
+
+        Args:
+            class_logits: [N, Q, C+1], float16 or float32, N as :meth:`preprocess` returned.
+            mask_logits: [N, Q, h, w], likewise.
+            geometry: from :meth:`preprocess`.
+            score_threshold: see :meth:`Processor.postprocess`, as for the other thresholds.
+            image: name of the image, for error messages.
+
+        Raises:
+            UsageError: a threshold that the task does not have, or outputs of another model.
+            VerificationError: an output is infinite or not a number.
+        """
+        thresholds = self._on_host.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        return self.postprocess_with(class_logits, mask_logits, geometry, thresholds, image)
+
+    def postprocess_with(
+        self,
+        class_logits: CudaArray,
+        mask_logits: CudaArray,
+        geometry: Geometry,
+        thresholds: Thresholds,
+        image: str | None = None,
+    ) -> Segmentation:
+        """As :meth:`postprocess`, with all thresholds at once; those of other tasks are unused."""
+        workspace, spec = self._workspace, self.spec
+        with workspace.device.active():
+            on_device = self._logits(class_logits)
+            masks = self._logits(mask_logits)
+            check_outputs(spec, on_device.shape, masks.shape, geometry)
+            fetched = workspace.scratch.fetch("class logits", on_device)
+            wrong_masks = steps.find_not_finite(workspace, masks)
+            workspace.device.synchronize(workspace.stream)
+            classes = fetched.astype(np.float32)
+            check_finite(spec, classes, backend=self.backend, image=image)
+            if wrong_masks[0]:
+                raise not_finite(spec, backend=self.backend, image=image)
+            if spec.task == "semantic":
+                return steps.semantic(workspace, spec, classes, masks, geometry)
+            task = steps.instance if spec.task == "instance" else steps.panoptic
+            return task(workspace, spec, classes, masks, geometry, thresholds)
+
+    def _preprocess_on_device(
+        self, image: object, color_order: ColorOrder, into: DeviceArray | None
+    ) -> tuple[DeviceArray, Geometry]:
+        if color_order not in ("rgb", "bgr"):
+            raise UsageError(f"color_order {color_order!r} is unknown.", fix="Use 'rgb' or 'bgr'.")
+        workspace = self._workspace
+        photo = DeviceArray.wrap(image, workspace.device, reader=workspace.stream)
+        if photo.dtype != np.uint8 or len(photo.shape) != 3 or photo.shape[2] != 3:
+            raise ImageError(
+                f"An image in GPU memory must be uint8 [H, W, 3], not {photo.dtype} "
+                f"{list(photo.shape)}."
+            )
+        if 0 in photo.shape:
+            raise ImageError(f"The image is empty: {list(photo.shape)}.")
+        plan = self._plan(photo.shape)
+        inputs = self._inputs(plan, into)
+        photo.make_wait(workspace.stream)
+        steps.resample(workspace, photo, plan, color_order == "bgr", inputs)
+        photo.release(workspace.stream)
+        self._photo = photo
+        return inputs, plan
+
+    def _plan(self, shape: tuple[int, ...]) -> Geometry:
+        return geo.plan((shape[0], shape[1]), self.spec.image_size, self.spec.resize)
+
+    def _inputs(self, plan: Geometry, into: DeviceArray | None) -> DeviceArray:
+        """Where the network's inputs are written."""
+        shape = (plan.num_inputs, *self.spec.image_size, 3)
+        if into is None:
+            return self._workspace.scratch.array("inputs", shape, np.uint8)
+        if into.dtype != np.uint8 or into.shape != shape:
+            raise UsageError(
+                f"The inputs of this image are uint8 {list(shape)}, not {into.dtype} "
+                f"{list(into.shape)}."
+            )
+        into.make_wait(self._workspace.stream)
+        return DeviceArray(
+            self._workspace.device,
+            into.pointer,
+            shape,
+            np.uint8,
+            owner=into,
+            stream=self._workspace.stream,
+        )
+
+    def _logits(self, array: CudaArray) -> DeviceArray:
+        logits = DeviceArray.wrap(array, self._workspace.device, reader=self._workspace.stream)
+        if logits.dtype not in (np.float16, np.float32):
+            raise UsageError(f"Logits must be float16 or float32, not {logits.dtype}.")
+        logits.make_wait(self._workspace.stream)
+        return logits
+
+    def close(self) -> None:
+        """Free the buffers once the stream is done; inputs given out stay alive."""
+        with self._workspace.device.active():
+            self._workspace.scratch.free()
+        self._photo = None
+
+    def __enter__(self) -> CudaProcessor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _destroy(device: Device, event: int) -> None:
+    with device.active():
+        device.destroy_event(event)

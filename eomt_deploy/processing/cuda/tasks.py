@@ -1,0 +1,251 @@
+"""The steps of :class:`CudaProcessor`: what each kernel is given, and what becomes of its result.
+
+All that looks at pixels is a kernel; all that decides is the CPU path's own code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.cuda.array import DeviceArray
+from eomt_deploy.cuda.device import Device
+from eomt_deploy.cuda.kernels import CHUNK, Kernels
+from eomt_deploy.cuda.scratch import Scratch
+from eomt_deploy.processing.geometry import Geometry, Size
+from eomt_deploy.processing.instance import Measured, instance_result, rank_queries
+from eomt_deploy.processing.panoptic import Painted, choose_queries, nothing, panoptic_result
+from eomt_deploy.processing.resize import Float
+from eomt_deploy.processing.semantic import class_probabilities
+from eomt_deploy.processing.tables import bands, logit_table, photo_table, shrinks_down_first
+from eomt_deploy.result import PackedMask, Segmentation
+from eomt_deploy.spec import ModelSpec, Thresholds
+
+SCORE_BYTES = 64 << 20
+"""Class scores that are kept at a time: the [C, H, W] of a large photo would take gigabytes."""
+VALUES_PER_THREAD = 16
+"""Logits that a thread of ``find_not_finite`` looks at."""
+SUM_UNIT = 2.0**-24
+"""Unit of the sums of ``measure_masks``."""
+
+
+@dataclass(frozen=True)
+class GpuWorkspace:
+    """Where the steps work: a device, its kernels, one stream, and the buffers of that stream."""
+
+    device: Device
+    kernels: Kernels
+    stream: int
+    scratch: Scratch
+
+    def launch(self, name: str, threads: int, *arguments: float, rows: int = 1) -> None:
+        self.kernels.launch(name, threads, *arguments, stream=self.stream, rows=rows)
+
+    def taps(self, name: str, source: Size, target: Size) -> tuple[int, int]:
+        """Pointers to the taps, rows and columns, of logits that are resized."""
+        return (
+            self._taps(f"{name} y", source[0], target[0]),
+            self._taps(f"{name} x", source[1], target[1]),
+        )
+
+    def _taps(self, name: str, source: int, target: int) -> int:
+        (table,) = self.scratch.tables(
+            name, (source, target), lambda: [logit_table(source, target)]
+        )
+        return table.pointer
+
+    def starts(self, geometry: Geometry) -> int:
+        """Pointer to int [N]: where each input begins along the axis."""
+        starts = tuple(start for start, _ in geometry.windows) or (0,)
+        (array,) = self.scratch.tables("starts", starts, lambda: [np.array(starts, np.int32)])
+        return array.pointer
+
+
+def resample(
+    workspace: GpuWorkspace, photo: DeviceArray, geometry: Geometry, swap: bool, inputs: DeviceArray
+) -> None:
+    """Photo uint8 [H, W, 3] to network inputs uint8 [N, H, W, 3], as Pillow's bilinear.
+
+    Args:
+        swap: exchange the first and the last channel.
+    """
+    sides = (0, 1) if shrinks_down_first(geometry.image_size, geometry.scaled_size) else (1, 0)
+    for axis in sides:
+        photo = _resample_side(workspace, photo, axis, geometry.scaled_size[axis])
+    number, height, width, _ = inputs.shape
+    workspace.launch(
+        "place_inputs", number * height * width,
+        photo.pointer, *geometry.scaled_size, workspace.starts(geometry), geometry.axis,
+        number, height, width, swap, inputs.pointer,
+    )  # fmt: skip
+
+
+def _resample_side(
+    workspace: GpuWorkspace, photo: DeviceArray, axis: int, length: int
+) -> DeviceArray:
+    """Photo uint8 [H, W, 3] with one side resized; itself where it has that length."""
+    height, width, _ = photo.shape
+    old = photo.shape[axis]
+    if old == length:
+        return photo
+    bounds, weights = workspace.scratch.tables(
+        f"photo {axis}", (old, length), lambda: photo_table(old, length)
+    )
+    table = bounds.pointer, weights.pointer, weights.shape[1]
+    if axis == 0:
+        result = workspace.scratch.array("photo 0", (length, width, 3), np.uint8)
+        workspace.launch(
+            "resample_down", length * width * 3,
+            photo.pointer, length, width, *table, result.pointer,
+        )  # fmt: skip
+    else:
+        result = workspace.scratch.array("photo 1", (height, length, 3), np.uint8)
+        workspace.launch(
+            "resample_across", height * length,
+            photo.pointer, width, height, length, *table, result.pointer,
+        )  # fmt: skip
+    return result
+
+
+def find_not_finite(workspace: GpuWorkspace, logits: DeviceArray) -> npt.NDArray[np.uint64]:
+    """Look for logits that are infinite or not numbers.
+
+    Returns:
+        [1] in page-locked memory, complete once the stream is: above 0 where there are any.
+    """
+    found = workspace.scratch.zeros("not finite", (1,), np.uint64)
+    count = math.prod(logits.shape)
+    threads = -(-count // VALUES_PER_THREAD)
+    workspace.launch(
+        "find_not_finite", threads,
+        logits.pointer, logits.dtype == np.float16, count, threads, found.pointer,
+    )  # fmt: skip
+    return workspace.scratch.fetch("not finite", found)
+
+
+def panoptic(
+    workspace: GpuWorkspace,
+    spec: ModelSpec,
+    class_logits: Float,
+    masks: DeviceArray,
+    geometry: Geometry,
+    thresholds: Thresholds,
+) -> Segmentation:
+    """Panoptic result from class logits [1, Q, C+1] and mask logits [1, Q, h, w] on the GPU."""
+    size = geometry.image_size
+    chosen = choose_queries(class_logits[0], thresholds.score)
+    count = len(chosen.queries)
+    if count == 0:
+        return nothing(size, spec.classes)
+    queries = workspace.scratch.upload("queries", chosen.queries.astype(np.int32))
+    scores = workspace.scratch.upload("scores", chosen.scores)
+    owners = workspace.scratch.array("labels", size, np.int16)
+    areas = workspace.scratch.zeros("areas", (3, count), np.uint64)
+    pixels = size[0] * size[1]
+    workspace.launch(
+        "paint_queries", pixels,
+        *_maps(masks), *_image_taps(workspace, spec, geometry), size[1], pixels,
+        queries.pointer, scores.pointer, count, thresholds.mask, owners.pointer, areas.pointer,
+    )  # fmt: skip
+    owner = workspace.scratch.fetch("labels", owners)
+    counts = workspace.scratch.fetch("areas", areas)
+    workspace.device.synchronize(workspace.stream)
+    painted = Painted(owner, counts.astype(np.int64))
+    return panoptic_result(chosen, painted, spec.classes, thresholds.overlap)
+
+
+def instance(
+    workspace: GpuWorkspace,
+    spec: ModelSpec,
+    class_logits: Float,
+    masks: DeviceArray,
+    geometry: Geometry,
+    thresholds: Thresholds,
+) -> Segmentation:
+    """Instance result from class logits [1, Q, C+1] and mask logits [1, Q, h, w] on the GPU."""
+    size = geometry.image_size
+    candidates = rank_queries(class_logits[0], thresholds.score)
+    chosen = list(dict.fromkeys(candidate.query for candidate in candidates))
+    if not chosen:
+        return instance_result([], {}, thresholds.score, size, spec.classes)
+    pixels = size[0] * size[1]
+    octets = -(-pixels // 8)
+    queries = workspace.scratch.upload("queries", np.array(chosen, np.int32))
+    bits = workspace.scratch.array("bits", (len(chosen), octets), np.uint8)
+    areas = workspace.scratch.zeros("areas", (2, len(chosen)), np.uint64)
+    workspace.launch(
+        "measure_masks", octets,
+        *_maps(masks), *_image_taps(workspace, spec, geometry), size[1], pixels,
+        queries.pointer, bits.pointer, areas.pointer, areas.rows(1, 2).pointer,
+        rows=len(chosen),
+    )  # fmt: skip
+    packed = workspace.scratch.fetch("bits", bits)
+    counts = workspace.scratch.fetch("areas", areas)
+    workspace.device.synchronize(workspace.stream)
+    found = np.unpackbits(packed, axis=1, count=pixels).view(bool).reshape(-1, *size)
+    measured = {
+        query: Measured.of(PackedMask.from_mask(mask), inside * SUM_UNIT)
+        for query, mask, inside in zip(chosen, found, counts[1].tolist(), strict=True)
+    }
+    return instance_result(candidates, measured, thresholds.score, size, spec.classes)
+
+
+def semantic(
+    workspace: GpuWorkspace,
+    spec: ModelSpec,
+    class_logits: Float,
+    masks: DeviceArray,
+    geometry: Geometry,
+) -> Segmentation:
+    """Semantic result from class logits [N, Q, C+1] and mask logits [N, Q, h, w] on the GPU."""
+    size = geometry.image_size
+    merged = geometry.merged_size
+    classes = len(spec.classes)
+    windows, queries, _ = class_logits.shape
+    chunks = -(-classes // CHUNK)
+    padded = np.zeros((windows, queries, chunks * CHUNK), np.float32)
+    padded[..., :classes] = class_probabilities(class_logits)
+    probabilities = workspace.scratch.upload("probabilities", padded)
+    input_taps = workspace.taps("input", spec.mask_size, geometry.input_size)
+    merged_taps = workspace.taps("merged", merged, size)
+    labels = workspace.scratch.array("labels", size, np.int16)
+    most_rows = SCORE_BYTES // (classes * merged[1] * 4)
+    for band in bands(logit_table(merged[0], size[0]), most_rows):
+        plane = band.source_rows * merged[1]
+        scores = workspace.scratch.array("class scores", (classes, plane), np.float32)
+        workspace.launch(
+            "score_classes", plane,
+            *_maps(masks), queries, *input_taps, workspace.starts(geometry), windows,
+            geometry.input_size[geometry.axis], geometry.axis, band.source_start,
+            band.source_rows, merged[1], probabilities.pointer, chunks * CHUNK, classes,
+            scores.pointer,
+            rows=chunks,
+        )  # fmt: skip
+        pixels = (band.end - band.start) * size[1]
+        workspace.launch(
+            "choose_classes", pixels,
+            scores.pointer, classes, band.source_start, band.source_rows, merged[1],
+            *merged_taps, band.start, size[1], pixels, labels.pointer,
+        )  # fmt: skip
+    found = workspace.scratch.fetch("labels", labels)
+    workspace.device.synchronize(workspace.stream)
+    return Segmentation(
+        task="semantic", size=size, classes=spec.classes, class_map=found.astype(np.int32)
+    )
+
+
+def _maps(masks: DeviceArray) -> tuple[int, int, int, int]:
+    """What ``struct Maps`` holds."""
+    height, width = masks.shape[-2:]
+    return masks.pointer, masks.dtype == np.float16, height * width, width
+
+
+def _image_taps(workspace: GpuWorkspace, spec: ModelSpec, geometry: Geometry) -> tuple[int, ...]:
+    """Pointers that lead from mask logits to the network's input, and on to the image."""
+    return (
+        *workspace.taps("input", spec.mask_size, geometry.input_size),
+        *workspace.taps("image", geometry.scaled_size, geometry.image_size),
+    )

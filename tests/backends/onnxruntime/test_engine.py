@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import tiny
+
+from eomt_deploy.backends import open_engine
+from eomt_deploy.backends.emulation.engine import EmulatedEngine
+from eomt_deploy.backends.onnxruntime.engine import (
+    CPU,
+    OUTPUT_NAMES,
+    OnnxRuntimeEngine,
+    gains_from_reshaping,
+)
+from eomt_deploy.backends.onnxruntime.graph import fuse_attention, reshaped
+from eomt_deploy.devices import is_x86
+from eomt_deploy.errors import ArtifactError, DeviceError
+from eomt_deploy.exporting import graph
+from eomt_deploy.exporting.conversion import describe
+from eomt_deploy.exporting.lowering import Lowering, lower
+from eomt_deploy.network.folds import fold
+
+LOW = ["fp16", "bf16", "int8", "fp8"]
+LINEARS = 4 * tiny.ARCH.depth
+
+
+def kernels(model, tmp_path):
+    """Operators that ONNX Runtime makes of a graph."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(model, options, providers=[CPU])
+    return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+
+
+def test_int8_linears_run_as_integers_and_attention_is_fused(saved, tmp_path):
+    found = kernels(reshaped(saved("int8")), tmp_path)
+    assert found["MatMulIntegerToFloat"] == LINEARS
+    assert found["MultiHeadAttention"] == tiny.ARCH.depth
+    assert found["Softmax"] == 0
+    assert found["Cast"] == 1  # of the image
+    # What made it worth the while: as exported, nothing is an integer.
+    assert kernels(saved("int8").read_bytes(), tmp_path)["MatMulIntegerToFloat"] == 0
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize(("precision", "allowed"), zip(LOW, [1e-2, 1e-1, 3e-2, 1e-1], strict=True))
+def test_low_precision_is_near_what_the_graph_says(saved, lowered, precision, allowed, batch):
+    wanted = EmulatedEngine(lowered(precision)).run(tiny.photos(3))
+    with open_engine(saved(precision, batch), backend="onnxruntime", device="cpu") as engine:
+        assert engine.arithmetic == "f32"
+        assert engine.where == "onnxruntime on cpu, computing in f32"
+        assert engine.spec.precision == precision
+        found = engine.run(tiny.photos(3))
+    for have, want in zip(found, wanted, strict=True):
+        assert have.dtype == np.float32
+        assert np.abs(have - want).max() < allowed * np.abs(want).max()
+
+
+def test_fp16_is_the_same_but_for_the_rounding_in_between(saved):
+    path = saved("fp16")
+    images = tiny.photos(2)
+    as_exported = OnnxRuntimeEngine(path, reshape=False)
+    assert as_exported.arithmetic is None
+    found, wanted = OnnxRuntimeEngine(path).run(images), as_exported.run(images)
+    for have, want in zip(found, wanted, strict=True):
+        assert np.abs(have - want).max() < 1e-2 * np.abs(want).max()
+
+
+def test_islands_in_fp32_leave_no_casts_behind(traced, tmp_path):
+    spec = tiny.spec(precision="fp16")
+    plan = Lowering("fp16", frozenset({"softmax"}), {"backbone.blocks.1.attn/MatMul"})
+    mixed = describe(lower(traced(), plan), spec)
+    path = tmp_path / "mixed.onnx"
+    onnx.save(graph.to_proto(mixed, spec), path)
+    assert Counter(n.op_type for n in onnx.load(path).graph.node)["Cast"] > 2
+    found = kernels(reshaped(path), tmp_path)
+    assert (found["Cast"], found["MultiHeadAttention"]) == (1, tiny.ARCH.depth)
+    wanted = EmulatedEngine(mixed).run(tiny.photos(2))
+    for have, want in zip(OnnxRuntimeEngine(path).run(tiny.photos(2)), wanted, strict=True):
+        assert np.abs(have - want).max() < 1e-2 * np.abs(want).max()
+
+
+def traced_with(**changes):
+    """The tiny network with another architecture, in FP32."""
+    arch = replace(tiny.ARCH, **changes)
+    return graph.to_proto(graph.trace(fold(tiny.network(arch)), tiny.spec()), tiny.spec())
+
+
+def test_fusing_alone_changes_nothing_but_the_last_digits():
+    model = traced_with(heads=4)
+    outputs = []
+    for depth in (0, tiny.ARCH.depth):
+        assert depth == 0 or fuse_attention(model) == depth
+        onnx.checker.check_model(model)
+        session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])
+        outputs.append(session.run(OUTPUT_NAMES, {"images": tiny.photos(2)}))
+    for have, want in zip(*outputs, strict=True):
+        np.testing.assert_allclose(have, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_rotated_queries_stay_written_out():
+    model = traced_with(rope_theta=100.0)
+    assert fuse_attention(model) == 0
+    assert [node.op_type for node in model.graph.node].count("Softmax") == tiny.ARCH.depth
+
+
+def test_opened_as_they_are(saved, lowered, tmp_path, monkeypatch):
+    assert not gains_from_reshaping(saved("fp32"))
+    # Weights in a side file: what is gained would have to be written again.
+    spec = tiny.spec(precision="fp16")
+    graph.save(lowered("fp16"), spec, tmp_path, "side.onnx", limit=0)
+    assert reshaped(tmp_path / "side.onnx") is None
+    assert OnnxRuntimeEngine(tmp_path / "side.onnx").run(tiny.photos(1))[0].shape == (1, 12, 6)
+    # Larger than a message may be, once it is FP32.
+    monkeypatch.setattr("eomt_deploy.backends.onnxruntime.graph.MAX_PROTOBUF_BYTES", 1000)
+    assert reshaped(saved("fp16")) is None
+
+
+def test_fp16_is_left_to_chips_that_may_have_it(saved, monkeypatch):
+    assert gains_from_reshaping(saved("fp16")) == is_x86()
+    monkeypatch.setattr("eomt_deploy.backends.onnxruntime.engine.is_x86", lambda: False)
+    assert not gains_from_reshaping(saved("fp16"))
+    assert gains_from_reshaping(saved("int8"))  # integer kernels want FP32 around them
+    assert gains_from_reshaping(saved("bf16"))  # ONNX Runtime has none
+
+
+@pytest.mark.parametrize("damage", [
+    lambda graph: next(n for n in graph.node if n.op_type == "Cast").ClearField("attribute"),
+    lambda graph: next(n for n in graph.node if n.op_type == "Softmax").ClearField("input"),
+    lambda graph: next(n for n in graph.node if n.op_type == "Softmax").ClearField("output"),
+    lambda graph: setattr(graph.initializer[0], "data_type", 99),
+    lambda graph: setattr(graph.initializer[0], "raw_data", graph.initializer[0].raw_data[:-1]),
+])  # fmt: skip
+def test_damaged_graphs_are_told_by_onnx_runtime(saved, tmp_path, damage):
+    model = onnx.load(saved("int8"))
+    damage(model.graph)
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="cannot be opened by ONNX Runtime"):
+        open_engine(path, backend="onnxruntime", device="cpu")
+
+
+def test_a_damaged_graph_is_one_error_and_nothing_on_the_terminal(saved, tmp_path, capfd):
+    """ONNX Runtime would log it in its own words, and print that it tries again."""
+    data = saved("int8").read_bytes()
+    path = tmp_path / "damaged.onnx"
+    names = data.replace(b"class_logits", b"class_\xe5\xe5gits")
+    model = onnx.load(saved("int8"))
+    model.graph.initializer[0].raw_data = b""
+    for content in (names, model.SerializeToString()):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError):
+            open_engine(path, backend="onnxruntime", device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_gpu_is_known_beforehand(saved, monkeypatch):
+    """onnxruntime-gpu lists CUDA on every machine."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
+    monkeypatch.setattr("eomt_deploy.backends.onnxruntime.engine.cuda_device_count", lambda: 0)
+    with open_engine(saved("bf16"), backend="onnxruntime") as engine:
+        assert engine.where == "onnxruntime on cpu, computing in f32"
+
+
+def test_what_cannot_be_opened_is_told(saved, lowered, tmp_path):
+    # What has no BF16 says so, and who has.
+    graph.save(lowered("bf16"), tiny.spec(precision="bf16"), tmp_path, "side.onnx", limit=0)
+    with pytest.raises(DeviceError, match="bf16"):
+        open_engine(tmp_path / "side.onnx", backend="onnxruntime", device="cpu")
+    (tmp_path / "side.onnx.data").unlink()
+    with pytest.raises(ArtifactError, match=r"\.onnx\.data"):
+        open_engine(tmp_path / "side.onnx", backend="onnxruntime", device="cpu")
+    whole = saved("int8").read_bytes()
+    for cut in (1000, len(whole) // 2, len(whole) - 10):
+        path = tmp_path / "cut.onnx"
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ArtifactError):
+            open_engine(path, backend="onnxruntime")

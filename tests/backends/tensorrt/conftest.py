@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hand_made
+import pytest
+
+from eomt_deploy.backends.tensorrt.config import BuildConfig
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., BuildConfig]:
+    """A TensorRT-RTX build of a hand-made model; keywords of the config, then of the model."""
+
+    def get(*, options: dict | None = None, **model: object) -> BuildConfig:
+        path = hand_made.write(tmp_path / "made.onnx", **model)  # type: ignore[arg-type]
+        config = {"target": "tensorrt-rtx", "compute_capabilities": ("8.9",)} | (options or {})
+        return BuildConfig(path, tmp_path / "out" / "made.engine", **config)
+
+    return get

@@ -1,0 +1,82 @@
+"""Every precision and task, with a free and a fixed batch, compiled for SM 8.9 and 12.0."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx
+import pytest
+import tiny
+
+from eomt_deploy.backends.tensorrt.build import build
+from eomt_deploy.backends.tensorrt.config import BuildConfig
+from eomt_deploy.exporting import graph
+from eomt_deploy.exporting.calibration import observe
+from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
+from eomt_deploy.exporting.conversion import describe
+from eomt_deploy.exporting.lowering import Lowering, lower
+from eomt_deploy.exporting.quantization import insert_qdq, quantize_layers
+from eomt_deploy.network.folds import fold
+from eomt_deploy.spec import TASKS
+
+FAMILIES = {
+    "dinov2 giant": replace(tiny.ARCH, mlp="swiglu"),
+    "dinov3": replace(tiny.ARCH, rope_theta=100.0, norm_eps=1e-5),
+    "dinov3 gated": replace(tiny.ARCH, rope_theta=100.0, mlp="swiglu"),
+    "patch 32": replace(tiny.ARCH, rope_theta=100.0, patch_size=32),
+}
+
+
+@pytest.fixture
+def saved(lowered, tmp_path):
+    def save(precision, batch, task):
+        path = tmp_path / "m.onnx"
+        spec = tiny.spec(task, precision, batch)
+        onnx.save(graph.to_proto(lowered(precision, batch, task), spec), path)
+        return path
+
+    return save
+
+
+@pytest.mark.parametrize("batch", [None, 2], ids=["free", "fixed"])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_compiles(saved, precision, task, batch):
+    path = saved(precision, batch, task)
+    config = BuildConfig(
+        path,
+        path.with_suffix(".engine"),
+        target="tensorrt-rtx",
+        compute_capabilities=("8.9", "12.0"),
+    )
+    report = build(config)
+    assert report.sidecar.precision == precision
+    assert report.sidecar.batch == ((1, 1, 8) if batch is None else (2, 2, 2))
+    assert report.sidecar.compute_capabilities == ("8.9", "12.0")
+    assert sum(report.layers.heavy.values()) > 20
+    assert report.layers.higher == () or precision in ("bf16", "int8", "fp8")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_compiles(tmp_path, family, precision):
+    arch = FAMILIES[family]
+    network = fold(tiny.network(arch))
+    side = tiny.SIZE[0] // arch.patch_size
+    spec = replace(tiny.spec(precision=precision), patch_size=arch.patch_size)
+    assert spec.mask_size == (4 * side, 4 * side)
+    model = describe(graph.trace(network, spec), spec)
+    if precision in QUANTIZED:
+        activations = observe(network, [tiny.photos()])
+        layers = quantize_layers(network, activations, precision, "minmax")
+        model = insert_qdq(model, layers, layers)
+    if precision != "fp32":
+        model = describe(lower(model, Lowering(precision)), spec)
+    (path,) = graph.save(model, spec, tmp_path, "m.onnx")
+    config = BuildConfig(
+        path,
+        tmp_path / "m.engine",
+        target="tensorrt-rtx",
+        compute_capabilities=("8.9",),
+    )
+    assert build(config).sidecar.precision == precision

@@ -1,0 +1,331 @@
+"""CudaProcessor against Processor, with the kernels as C++ and, where there is one, on a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import literal
+import numpy as np
+import pytest
+from cuda_place import Place, make_logits, make_spec
+from host_twin import HostDevice, gpu_device, put, twin
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from eomt_deploy.errors import ImageError, UsageError, VerificationError
+from eomt_deploy.processing import Processor
+from eomt_deploy.processing.cuda import tasks
+from eomt_deploy.processing.geometry import Geometry, plan
+from eomt_deploy.processing.panoptic import choose_queries
+from eomt_deploy.spec import TASKS, Thresholds
+
+TIE = 2e-4
+"""Probabilities this close may be ordered either way by rounding; scores, relative to the best.
+
+torch rounds the positions in small maps to float32, which moves a logit by up to 1e-3.
+"""
+NEAR = 1e-3
+"""A logit this close to 0 may be in the mask or not."""
+
+
+@pytest.fixture(scope="module", params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def place(request, tmp_path_factory) -> Place:
+    if request.param == "gpu":
+        return Place(gpu_device())
+    return Place(HostDevice(tmp_path_factory.mktemp("modules")), twin())
+
+
+any_task = st.sampled_from(TASKS)
+sizes = st.sampled_from([(64, 64), (48, 96), (96, 48)])
+images = st.tuples(st.integers(20, 300), st.integers(20, 300))
+dtypes = st.sampled_from([np.float32, np.float16])
+seeds = st.integers(0, 10_000)
+
+
+# ---- photo to network input --------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=80)
+@given(task=any_task, size=sizes, image=images, seed=seeds, order=st.sampled_from(["rgb", "bgr"]))
+@example(task="panoptic", size=(64, 64), image=(64, 64), seed=0, order="bgr")
+@example(task="semantic", size=(64, 64), image=(64, 300), seed=0, order="bgr")
+@example(task="instance", size=(96, 48), image=(299, 41), seed=0, order="rgb")
+def test_inputs_are_the_same_to_the_bit(place, task, size, image, seed, order):
+    spec = make_spec(task, size)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*image, 3), np.uint8)
+    rgb = pixels if order == "rgb" else pixels[..., ::-1]
+    wanted, geometry = Processor(spec).preprocess(rgb)
+    processor = place.processor(spec)
+    for source in (pixels, put(place.device, pixels)):
+        found, at = processor.preprocess(source, color_order=order)
+        assert at == geometry
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found.copy_to_host(), wanted)
+
+
+def test_inputs_of_a_file(place, photo):
+    spec = make_spec("panoptic", (640, 640))
+    wanted, _ = Processor(spec).preprocess(photo)
+    found, _ = place.processor(spec).preprocess(photo)
+    np.testing.assert_array_equal(found.copy_to_host(), wanted)
+
+
+def test_inputs_are_written_where_they_are_wanted(place, photo):
+    spec = make_spec("panoptic")
+    processor = place.processor(spec)
+    wanted, _ = Processor(spec).preprocess(photo)
+    batch = put(place.device, np.full((3, 64, 64, 3), 9, np.uint8))
+    found, _ = processor.preprocess(photo, into=batch.rows(1, 2))
+    assert found.pointer == batch.rows(1, 2).pointer
+    place.device.synchronize(place.stream)
+    filled = batch.copy_to_host()
+    np.testing.assert_array_equal(filled[1:2], wanted)
+    assert (filled[[0, 2]] == 9).all()
+    with pytest.raises(UsageError, match=r"uint8 \[1, 64, 64, 3\], not uint8 \[3, 64"):
+        processor.preprocess(photo, into=batch)
+
+
+def test_images_that_are_none(place):
+    processor = place.processor(make_spec("panoptic"))
+    for shape, dtype in (((9, 9), np.uint8), ((9, 9, 4), np.uint8), ((9, 9, 3), np.float32)):
+        with pytest.raises(ImageError, match=r"must be uint8 \[H, W, 3\], not"):
+            processor.preprocess(put(place.device, np.zeros(shape, dtype)))
+    with pytest.raises(ImageError, match="empty"):
+        processor.preprocess(put(place.device, np.zeros((0, 9, 3), np.uint8)))
+    with pytest.raises(ImageError, match="nothing is left"):
+        processor.preprocess(np.zeros((1, 900, 3), np.uint8))
+    with pytest.raises(UsageError, match="color_order"):
+        processor.preprocess(put(place.device, np.zeros((9, 9, 3), np.uint8)), color_order="gbr")
+
+
+# ---- network output to result ------------------------------------------------------------------
+
+
+def check_panoptic(place, spec, classes, masks, geometry, thresholds):
+    wanted = Processor(spec).postprocess_with(classes, masks, geometry, thresholds)
+    found = place.postprocess(spec, classes, masks, geometry, thresholds)
+    chosen = choose_queries(classes[0].astype(np.float32), thresholds.score)
+    if len(chosen.queries) == 0:
+        assert (found.segment_map == -1).all()
+        return
+    logits = literal.at_image(masks[0], geometry)
+    stuff = {c.id for c in spec.classes if not c.thing}
+    _, _, areas = literal.panoptic(classes[0], logits, stuff, thresholds)
+    on = logits[chosen.queries].sigmoid().numpy()
+    weighted = np.sort(chosen.scores[:, None, None] * on, axis=0)
+    decided = (abs(on - thresholds.mask) > TIE).all(axis=0)
+    if len(weighted) > 1:
+        decided &= weighted[-1] - weighted[-2] > TIE * weighted[-1]
+    assert decided.mean() > 0.5
+    undecided = int((~decided).sum())
+    margin = abs(areas[1] - thresholds.overlap * areas[0])
+    if undecided and min(margin.min(), areas[0].min(), areas[2].min()) <= undecided:
+        return  # a pixel that rounding decides may make or break a segment
+    assert [(s.id, s.class_id, s.score) for s in found.segments] == [
+        (s.id, s.class_id, s.score) for s in wanted.segments
+    ]
+    assert (found.segment_map == wanted.segment_map)[decided].all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=sizes,
+    image=images,
+    seed=seeds,
+    dtype=dtypes,
+    thresholds=st.builds(
+        Thresholds,
+        score=st.sampled_from([0.0, 0.5, 0.8, 1.0]),
+        mask=st.sampled_from([0.3, 0.5]),
+        overlap=st.sampled_from([0.0, 0.5, 0.8]),
+    ),
+)
+def test_panoptic(place, size, image, seed, dtype, thresholds):
+    spec = make_spec("panoptic", size)
+    classes, masks = make_logits(spec, 1, seed, dtype)
+    check_panoptic(place, spec, classes, masks, plan(image, size, "letterbox"), thresholds)
+
+
+def check_instances(place, spec, classes, masks, geometry, thresholds):
+    wanted = Processor(spec).postprocess_with(classes, masks, geometry, thresholds)
+    found = place.postprocess(spec, classes, masks, geometry, thresholds)
+    logits = literal.at_image(masks[0], geometry).numpy()
+    near = (abs(logits) < NEAR).sum(axis=(1, 2))
+    areas = np.maximum((logits > 0).sum(axis=(1, 2)), 1)
+    scores = np.array([s.score for s in wanted.segments])
+    close = 1e-5 + float((near / areas).max())
+    if len(found.segments) != len(scores):
+        assert abs(scores - thresholds.score).min() <= close
+        return
+    np.testing.assert_allclose([s.score for s in found.segments], scores, rtol=close, atol=1e-7)
+    for mine, his in zip(found.segments, wanted.segments, strict=True):
+        if his.score > 1e-3 and (abs(scores - his.score) <= 2 * close * his.score).sum() == 1:
+            assert mine.class_id == his.class_id
+            assert (mine.mask != his.mask).sum() <= near.max()
+
+
+@settings(deadline=None, max_examples=40)
+@given(size=sizes, image=images, seed=seeds, dtype=dtypes, score=st.sampled_from([0.0, 0.4, 1.0]))
+def test_instances(place, size, image, seed, dtype, score):
+    spec = make_spec("instance", size, queries=30)
+    classes, masks = make_logits(spec, 1, seed, dtype)
+    geometry = plan(image, size, "letterbox")
+    check_instances(place, spec, classes, masks, geometry, Thresholds(score=score))
+
+
+def check_semantic(place, spec, classes, masks, geometry):
+    wanted = Processor(spec).postprocess(classes, masks, geometry).class_map
+    found = place.postprocess(spec, classes, masks, geometry).class_map
+    best = np.sort(literal.class_scores(classes, masks, geometry).numpy(), axis=0)
+    decided = best[-1] - best[-2] > TIE * best[-1]
+    assert (found == wanted)[decided].all()
+    assert decided.mean() > 0.5
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    size=sizes,
+    image=st.tuples(st.integers(20, 200), st.integers(20, 200)),
+    seed=seeds,
+    dtype=dtypes,
+    number=st.sampled_from([2, 32, 33]),
+)
+def test_semantic(place, size, image, seed, dtype, number):
+    spec = make_spec("semantic", size, classes=number)
+    geometry = plan(image, size, "windows")
+    classes, masks = make_logits(spec, geometry.num_inputs, seed, dtype)
+    check_semantic(place, spec, classes, masks, geometry)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_the_usual_size(place, task):
+    spec = make_spec(task, (640, 640), queries=20)
+    geometry = plan((427, 640), (640, 640), "letterbox")
+    classes, masks = make_logits(spec, 1, 8, np.float16)
+    check = check_panoptic if task == "panoptic" else check_instances
+    check(place, spec, classes, masks, geometry, spec.thresholds)
+
+
+def test_a_band_at_a_time_makes_the_same_classes(place, monkeypatch):
+    spec = make_spec("semantic")
+    geometry = plan((211, 90), (64, 64), "windows")
+    classes, masks = make_logits(spec, geometry.num_inputs, 5)
+    whole = place.postprocess(spec, classes, masks, geometry).class_map
+    for rows in (0, 3, 40):
+        monkeypatch.setattr(tasks, "SCORE_BYTES", rows * 64 * 5 * 4)
+        banded = place.postprocess(spec, classes, masks, geometry).class_map
+        np.testing.assert_array_equal(banded, whole)
+
+
+def blocks(*rows):
+    """Mask logits [64, 64] in blocks of these values."""
+    values = np.array(rows, np.float32)
+    return np.kron(values, np.ones((64 // len(values), 64 // len(values)), np.float32))
+
+
+ON, WEAK, OFF, NEVER = 4.0, -0.5, -6.0, -200.0
+
+
+@pytest.mark.parametrize(
+    ("masks", "kinds", "kept"),
+    [
+        # Equal queries: the first wins every pixel.
+        ([[[ON, ON], [OFF, OFF]], [[ON, ON], [OFF, OFF]]], [2, 3], [2]),
+        # The second wins only where its own mask is off: it is no segment.
+        ([[[ON, ON], [NEVER, NEVER]], [[1, 1], [WEAK, WEAK]]], [2, 3], [2]),
+        # The first loses its own mask, and wins what nobody wants: that counts for its share.
+        ([[[1] * 4, *[[NEVER] * 4] * 3], [[ON, ON, ON, OFF], *[[NEVER] * 4] * 3]], [2, 3], [2, 3]),
+        # Two segments of one stuff class are joined.
+        ([[[ON, OFF], [OFF, OFF]], [[OFF, OFF], [OFF, ON]]], [1, 1], [1]),
+    ],
+)
+def test_panoptic_of_made_up_masks(place, masks, kinds, kept):
+    spec = replace(make_spec("panoptic", queries=len(kinds)), num_upscale=4)  # masks of full size
+    geometry = Geometry((64, 64), (64, 64), (64, 64))
+    logits = np.stack([blocks(*mask) for mask in masks])[None]
+    classes = np.zeros((1, len(kinds), 6), np.float32)
+    classes[0, np.arange(len(kinds)), kinds] = 20
+    thresholds = Thresholds(0.5, 0.5, 0.8)
+    wanted = Processor(spec).postprocess_with(classes, logits, geometry, thresholds)
+    found = place.postprocess(spec, classes, logits, geometry, thresholds)
+    assert [s.class_id for s in wanted.segments] == kept
+    assert [s.class_id for s in found.segments] == kept
+    np.testing.assert_array_equal(found.segment_map, wanted.segment_map)
+
+
+def test_the_first_of_equal_classes_wins(place):
+    spec = make_spec("semantic", classes=40)
+    classes, masks = make_logits(spec, 1, 3)
+    classes[..., 38] = classes[..., 7] = classes[..., 20] = 9
+    geometry = plan((64, 64), (64, 64), "windows")
+    found = np.unique(place.postprocess(spec, classes, masks, geometry).class_map).tolist()
+    assert 7 in found
+    assert 20 not in found
+    assert 38 not in found
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("task", TASKS)
+def test_logits_that_are_no_numbers_are_refused(place, task, dtype, value):
+    spec = make_spec(task)
+    geometry = plan((99, 77), (64, 64), spec.resize)
+    arrays = make_logits(spec, geometry.num_inputs, 3, dtype)
+    arrays[0][:, 1:, -1] = 99  # nothing but the first query sees an object
+    processor = place.processor(spec)
+    processor.postprocess(*(put(place.device, array) for array in arrays), geometry)
+    for which, array in enumerate(arrays):
+        for position in (0, array.size // 2, array.size - 1):
+            changed = [array.copy() for array in arrays]
+            changed[which].flat[position] = value
+            on_device = [put(place.device, array) for array in changed]
+            with pytest.raises(VerificationError) as error:
+                processor.postprocess(*on_device, geometry, image="street.jpg")
+            assert error.value.what == f"{task} (fp32) gives NaN or infinite logits on street.jpg."
+    processor.postprocess(*(put(place.device, array) for array in arrays), geometry)
+
+
+def test_outputs_of_another_model_are_refused(place):
+    spec = make_spec("panoptic")
+    processor = place.processor(spec)
+    geometry = plan((50, 60), (64, 64), "letterbox")
+    classes, masks = make_logits(spec, 1, 3)
+    on_device = put(place.device, classes), put(place.device, masks)
+    with pytest.raises(UsageError, match="do not belong to panoptic"):
+        processor.postprocess(on_device[0], on_device[0], geometry)
+    with pytest.raises(UsageError, match="float16 or float32, not float64"):
+        processor.postprocess(on_device[0], put(place.device, masks.astype(float)), geometry)
+    with pytest.raises(UsageError, match="no array in GPU memory"):
+        processor.postprocess(classes, masks, geometry)
+    with pytest.raises(UsageError, match="not between 0 and 1"):
+        processor.postprocess(*on_device, geometry, score_threshold=2)
+
+
+# ---- the official code's own logits ------------------------------------------------------------
+
+CASES = {"semantic": "semantic_64", "panoptic": "panoptic_96", "instance": "instance_96"}
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("task", TASKS)
+def test_official_logits(place, shared, task):
+    folder = shared / "golden" / CASES[task]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    with np.load(folder / "outputs.npz") as data:
+        outputs = dict(data)
+    spec = make_spec(task, tuple(manifest["img_size"]), 20, len(manifest["class_names"]))
+    start = 0
+    for name in "abcde":
+        path = shared / f"golden/images/{name}.png"
+        inputs, geometry = place.processor(spec).preprocess(path)
+        own = slice(start, start + len(inputs))
+        start += len(inputs)
+        wanted = outputs["transformed"][own].transpose(0, 2, 3, 1)
+        np.testing.assert_array_equal(inputs.copy_to_host(), wanted)
+        logits = outputs["class_logits"][own], outputs["mask_logits"][own]
+        if task == "semantic":
+            check_semantic(place, spec, *logits, geometry)
+        else:
+            check = check_panoptic if task == "panoptic" else check_instances
+            check(place, spec, *logits, geometry, spec.thresholds)
