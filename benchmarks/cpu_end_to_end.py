@@ -52,7 +52,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eomt_deploy import Segmenter
 from eomt_deploy.backends.engine import Engine
 from eomt_deploy.backends.openvino.build import build_openvino
-from eomt_deploy.backends.tensorrt.config import OpenVinoConfig
+from eomt_deploy.backends.openvino.config import OpenVinoConfig
 from eomt_deploy.benchmarking.machine import roofline
 from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.exporting import ExportConfig, export
@@ -155,7 +155,7 @@ class Models:
     def _build(self, model: Path, arithmetic: str) -> Path:
         path = model.with_suffix(f".{arithmetic}.xml")
         if not path.is_file():
-            build_openvino(OpenVinoConfig(model, path, arithmetic))
+            build_openvino(OpenVinoConfig(model, path, arithmetic=arithmetic))
         return path
 
     def rows(self) -> dict[str, Segmenter]:

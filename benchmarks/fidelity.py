@@ -33,7 +33,7 @@ from rich.console import Console
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import BACKENDS
 from eomt_deploy.backends.openvino.build import build_openvino
-from eomt_deploy.backends.tensorrt.config import OpenVinoConfig
+from eomt_deploy.backends.openvino.config import OpenVinoConfig
 from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.errors import EomtDeployError
 from eomt_deploy.evaluation import open_dataset
@@ -134,7 +134,9 @@ def measure(
                 continue
             files = [(path, report.files)]
             if name == "openvino" and precision in IN_BF16 and computes_in_bf16():
-                built = build_openvino(OpenVinoConfig(path, path.with_suffix(".xml"), "bf16"))
+                built = build_openvino(
+                    OpenVinoConfig(path, path.with_suffix(".xml"), arithmetic="bf16")
+                )
                 files.append((built.files[0], built.files))
             for artifact, parts in files:
                 with Segmenter(artifact, backend=name) as segmenter:

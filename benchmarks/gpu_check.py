@@ -181,7 +181,7 @@ def targets() -> list[str]:
 def ladder(bench: Bench) -> dict[str, Any]:
     """Export, build and run every precision of the embedded model; compare the label maps."""
     from eomt_deploy.backends.tensorrt.build import build
-    from eomt_deploy.backends.tensorrt.config import BuildConfig
+    from eomt_deploy.backends.tensorrt.config import TensorRtConfig
     from eomt_deploy.evaluation.truth import unlabelled
     from eomt_deploy.exporting import ExportConfig, export
     from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
@@ -205,7 +205,7 @@ def ladder(bench: Bench) -> dict[str, Any]:
                             "eomt-tiny-scenes", onnx, precision=precision, calibrate=calibrate
                         )
                     )
-                report = build(BuildConfig(onnx, engine, target=target))  # type: ignore[arg-type]
+                report = build(TensorRtConfig(onnx, engine, target=target))  # type: ignore[arg-type]
                 with Segmenter(engine) as segmenter:
                     judged = judge(segmenter.engine)
                     same = [_same_pixels(segmenter, sample.image()) for sample in photos]
@@ -235,7 +235,7 @@ def speed(bench: Bench) -> dict[str, Any]:
 
     from eomt_deploy.backends import open_engine
     from eomt_deploy.backends.tensorrt.build import build
-    from eomt_deploy.backends.tensorrt.config import BuildConfig
+    from eomt_deploy.backends.tensorrt.config import TensorRtConfig
     from eomt_deploy.benchmarking.measure.clock import interleave
     from eomt_deploy.cuda import DeviceArray, open_device
     from eomt_deploy.exporting import graph
@@ -276,7 +276,7 @@ def speed(bench: Bench) -> dict[str, Any]:
                 lowered = lower(lowered, Lowering(precision))
             graph.save(lowered, _with_precision(spec, precision), bench.work, onnx.name)
             path = bench.work / f"s.{precision}.{target}.engine"
-            build(BuildConfig(onnx, path, target=target))  # type: ignore[arg-type]
+            build(TensorRtConfig(onnx, path, target=target))  # type: ignore[arg-type]
             engine: Any = open_engine(path)
             opened.append(engine)
             images = engine.input(1)

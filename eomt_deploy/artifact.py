@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from xml.parsers import expat
 
+from eomt_deploy.contract import check_contract
 from eomt_deploy.errors import ArtifactError
 from eomt_deploy.external_data import side_files
 from eomt_deploy.fields import shown
@@ -206,38 +207,6 @@ def check_arithmetic(value: str | None, path: Path) -> str | None:
             fix="Build it again: eomt-deploy build",
         )
     return value
-
-
-def check_contract(
-    spec: ModelSpec, tensors: Mapping[str, tuple[str, Sequence[int | str | None]]], path: Path
-) -> None:
-    """The graph's tensors must be those that the description promises.
-
-    Args:
-        tensors: type and shape by name; free sizes are no integers.
-
-    Raises:
-        ArtifactError: a tensor is missing or has another shape.
-    """
-    wanted: dict[str, tuple[int | None, ...]] = {
-        "images": (spec.batch, *spec.image_size, 3),
-        "class_logits": (spec.batch, spec.num_queries, len(spec.classes) + 1),
-        "mask_logits": (spec.batch, spec.num_queries, *spec.mask_size),
-    }
-    for name, shape in wanted.items():
-        found = tensors.get(name, ("missing", ()))
-        sizes = tuple(size if isinstance(size, int) else None for size in found[1])
-        if sizes != shape:
-            raise ArtifactError(
-                f"{path} contradicts itself: by its description {name} is {_sizes(shape)}, "
-                f"in its graph {_sizes(sizes) if name in tensors else 'missing'}.",
-                why="The file was changed after the export.",
-                fix="Export the checkpoint again.",
-            )
-
-
-def _sizes(shape: Sequence[int | None]) -> str:
-    return f"[{', '.join('batch' if size is None else str(size) for size in shape)}]"
 
 
 def read_artifact(path: str | Path) -> Artifact:

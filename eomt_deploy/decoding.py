@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ from PIL import (
 )
 
 from eomt_deploy.errors import EomtDeployError, ImageError, UsageError
+
+# Pillow logs some faults before it raises them; without a handler Python prints such lines.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 with suppress(ImportError):  # Pillow 11.3 and later
     from PIL import AvifImagePlugin  # noqa: F401

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from platformdirs import user_cache_path
 
 from eomt_deploy import __version__
 from eomt_deploy.errors import OutputError
@@ -47,17 +48,17 @@ JSON_LIMIT = 16 << 20
 """Bytes of a JSON file that people or trainers write; parsed it needs far more memory."""
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
     """JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not JSON, larger than :data:`JSON_LIMIT`, or nested too deeply.
+        ValueError: it is not JSON, larger than ``limit`` bytes, or nested too deeply.
     """
     with path.open("rb") as file:
-        content = file.read(JSON_LIMIT + 1)
-    if len(content) > JSON_LIMIT:
-        raise ValueError(f"it is larger than {JSON_LIMIT >> 20} MiB")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is larger than {limit >> 20} MiB")
     try:
         return json.loads(content)
     except RecursionError:
@@ -282,19 +283,28 @@ def cache_folder() -> Path:
     Raises:
         OutputError: the user has no home folder, and no variable names another place.
     """
+    if _cache_folders:
+        return _cache_folders[-1]
     try:
-        if os.name == "nt":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # Path.home()
+        return user_cache_path("eomt-deploy", appauthor=False, opinion=False)
+    except RuntimeError as error:
         raise OutputError(
             "There is no cache folder: the user has no home folder.",
             fix="Set XDG_CACHE_HOME (Linux), HOME (macOS) or LOCALAPPDATA (Windows).",
         ) from error
-    return base / "eomt-deploy"
+
+
+_cache_folders: list[Path] = []
+
+
+@contextmanager
+def temporary_cache(folder: Path) -> Iterator[None]:
+    """Use another cache folder, for what nobody will need again."""
+    _cache_folders.append(folder)
+    try:
+        yield
+    finally:
+        _cache_folders.remove(folder)
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.backends import Engine, open_engine
-from eomt_deploy.backends.engine import DeviceEngine, Outputs
+from eomt_deploy.backends.engine import MAX_INPUTS, DeviceEngine, run_in_parts
 from eomt_deploy.decoding import check_max_pixels
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.overlap import overlap
@@ -33,8 +33,6 @@ Inputs = tuple[npt.NDArray[np.uint8], Geometry]
 """Of one image: what the network sees, uint8 [N, H, W, 3], and where it stands."""
 Photo = tuple[RgbImage, str | None]
 """The pixels of an image, and its name for error messages; None for what has no name."""
-MAX_INPUTS = 8
-"""Network inputs of one engine call, and images of one group."""
 AHEAD = 2
 """Images that are read before the network is free for them."""
 
@@ -337,14 +335,3 @@ class OnDevice:
         for processor in list(self._processors):
             processor.close()
         self._own = threading.local()
-
-
-def run_in_parts(engine: Engine, images: npt.NDArray[np.uint8]) -> Outputs:
-    """Run all inputs, a bounded number at a time: a long photo makes many windows."""
-    parts = [
-        engine.run(images[start : start + MAX_INPUTS])
-        for start in range(0, len(images), MAX_INPUTS)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

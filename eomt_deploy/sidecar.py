@@ -30,7 +30,8 @@ from eomt_deploy.fields import (
     whole,
 )
 from eomt_deploy.files import through_links, write_atomically
-from eomt_deploy.spec import MAX_BATCH, MAX_NAME, PRECISIONS, ModelSpec
+from eomt_deploy.precision import AUTOCAST, PRECISIONS
+from eomt_deploy.spec import MAX_BATCH, MAX_NAME, ModelSpec
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -255,7 +256,7 @@ SIDECAR = Record(
         "spec": One("an object", lambda value: isinstance(value, dict)),  # has its own rules
         "target": _NAME,  # see known_target
         "library_version": _VERSION,
-        "precision": one_of(*PRECISIONS),
+        "precision": one_of(*PRECISIONS, *AUTOCAST),
         "batch": Items(whole(1, MAX_BATCH), 3, 3),
         "compute_capabilities": Items(_CAPABILITY, 0, 1000),
         "gpu": optional(_NAME),

@@ -24,13 +24,12 @@ from eomt_deploy.fields import (
     text,
     whole,
 )
+from eomt_deploy.precision import AUTOCAST, PRECISIONS
 
 Task = Literal["semantic", "instance", "panoptic"]
 ResizeRule = Literal["letterbox", "windows"]
 Mlp = Literal["gelu", "swiglu"]
 TASKS: tuple[Task, ...] = get_args(Task)
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "amp-fp16", "amp-bf16")
-"""Of a graph; the last two only of networks that a benchmark runs under autocast."""
 
 MIN_SIDE, MAX_SIDE = 8, 16_384
 """Sides of a network's input in pixels."""
@@ -276,7 +275,7 @@ SPEC = Record(
                 "parameters": whole(0, 10**15),
             },
         ),
-        "precision": one_of(*PRECISIONS),
+        "precision": one_of(*PRECISIONS, *AUTOCAST),
         "batch": optional(whole(1, MAX_BATCH)),
         "provenance": Words(1000, 100_000),
         "schema_version": One(

@@ -78,7 +78,7 @@ def test_bad_image(exported):
 
 
 def test_long_photos_run_a_bounded_number_of_windows_at_a_time(exported, monkeypatch):
-    from eomt_deploy import segmenter as module
+    from eomt_deploy.backends import engine as module
 
     long = np.random.default_rng(0).integers(0, 256, (40, 400, 3), np.uint8)
     with Segmenter(exported("semantic")) as segmenter:

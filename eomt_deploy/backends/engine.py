@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from eomt_deploy.cuda.device import Device
 
 Outputs = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+MAX_INPUTS = 8
+"""Network inputs of one engine call, and images of one group."""
 
 
 class DeviceEngine(Protocol):
@@ -136,3 +138,14 @@ class Engine(ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def run_in_parts(engine: Engine, images: npt.NDArray[np.uint8]) -> Outputs:
+    """Run all inputs, a bounded number at a time: a long image makes many windows."""
+    parts = [
+        engine.run(images[start : start + MAX_INPUTS])
+        for start in range(0, len(images), MAX_INPUTS)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])

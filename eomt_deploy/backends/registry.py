@@ -1,18 +1,18 @@
-"""Which run-times there are, and which one opens a file."""
+"""The backends: one row for each, and which one opens a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from eomt_deploy.backends.engine import Engine
 from eomt_deploy.devices import is_x86, package_version
 from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
 from eomt_deploy.external_data import side_files
+from eomt_deploy.precision import PRECISIONS, UNQUANTIZED
 from eomt_deploy.sidecar import known_target, read_sidecar
 
 
@@ -24,25 +24,68 @@ class OpenEngine(Protocol):
     ) -> Engine: ...
 
 
+class Problem(NamedTuple):
+    """Why something cannot be done here, and the command that changes it, if there is one."""
+
+    what: str
+    fix: str = ""
+
+
 @dataclass(frozen=True)
-class Backend:
-    """One run-time.
+class Builder:
+    """How a backend makes its own files from an exported ONNX model.
 
     Attributes:
-        target: ``module:class`` of its engine.
-        package: import name that must be installed.
-        suffixes: files it opens.
-        devices: devices it can run on.
-        install: command that adds it.
-        automatic: files that it may be chosen for without being asked; None means all.
-        modes: what it can be set to be good at; empty where there is no choice.
+        suffix: of the files.
+        config: its configuration, a :class:`~eomt_deploy.backends.building.BuildConfig`; cheap to
+            import.
+        run: function (config, progress) -> :class:`~eomt_deploy.backends.building.BuildReport`.
+        check: function (config) that raises if the build cannot even start; optional.
+        problem: function () -> :class:`Problem` if nothing can be built here, else the version and
+            place in words; optional.
     """
 
-    target: str
+    suffix: str
+    config: str
+    run: str
+    check: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend. Code is named as ``module:name`` and imported on first use; a module that
+    starts with a dot is in this folder.
+
+    Attributes:
+        title: its name in texts.
+        package: import name that must be installed.
+        distributions: its packages whose versions reports name.
+        extra: of eomt-deploy, that installs it.
+        suffixes: files that it opens.
+        devices: devices that it runs on.
+        precisions: of the models that it runs.
+        engine: its engine, see :class:`OpenEngine`.
+        inspect: function (path) -> :class:`~eomt_deploy.backends.inspection.Inspection`; empty for
+            a backend whose files another one describes.
+        build: how it makes its own files; None if it opens what `export` wrote.
+        problem: function (device) -> :class:`Problem` or None, beyond a missing package or GPU;
+            optional.
+        automatic: files that it may be selected for automatically; None means all.
+        modes: what it can be optimised for; empty if there is no choice.
+    """
+
+    title: str
     package: str
+    distributions: tuple[str, ...]
+    extra: str
     suffixes: tuple[str, ...]
     devices: tuple[str, ...]
-    install: str
+    precisions: tuple[str, ...]
+    engine: str
+    inspect: str = ""
+    build: Builder | None = None
+    problem: str = ""
     automatic: tuple[str, ...] | None = None
     modes: tuple[str, ...] = ()
 
@@ -50,64 +93,136 @@ class Backend:
     def installed(self) -> bool:
         return find_spec(self.package) is not None
 
+    @property
+    def install(self) -> str:
+        """The command that adds it."""
+        return f"pip install 'eomt-deploy[{self.extra}]'"
+
+    @property
+    def version(self) -> str:
+        """Its version, or nothing."""
+        found = (package_version(name) for name in self.distributions)
+        return next((version for version in found if version), "")
+
     def chosen_for(self, suffix: str) -> bool:
-        """Whether it may open such files without being asked for."""
+        """Whether it may be selected for such files automatically."""
         return suffix in (self.suffixes if self.automatic is None else self.automatic)
 
     def load(self) -> OpenEngine:
-        """Import the engine's class, and only now its run-time."""
-        module, name = self.target.split(":")
-        engine: OpenEngine = getattr(import_module(module), name)
+        """Import the engine's class, and only now its library."""
+        engine: OpenEngine = load(self.engine)
         return engine
 
 
-BACKENDS: Mapping[str, Backend] = {
+def load(target: str) -> Any:
+    """What ``module:name`` names."""
+    module, name = target.split(":")
+    return getattr(import_module(module, __package__), name)
+
+
+NO_GPU = "the NVIDIA driver reports no GPU"
+ALL = tuple(PRECISIONS)
+BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend(
-        target="eomt_deploy.backends.onnxruntime.engine:OnnxRuntimeEngine",
+        title="ONNX Runtime",
         package="onnxruntime",
+        distributions=("onnxruntime", "onnxruntime-gpu"),
+        extra="cpu",
         suffixes=(".onnx",),
         devices=("cpu", "cuda"),
-        install="pip install 'eomt-deploy[cpu]'  (or [cuda] for an NVIDIA GPU)",
+        precisions=("fp32", "fp16", "bf16", "int8"),
+        engine=".onnxruntime.engine:OnnxRuntimeEngine",
+        inspect=".onnxruntime.inspect:inspect",
+        problem=".onnxruntime.problem:problem",
     ),
     "tensorrt": Backend(
-        target="eomt_deploy.backends.tensorrt.engine:TensorRtEngine",
+        title="TensorRT",
         package="tensorrt",
+        distributions=("tensorrt",),
+        extra="tensorrt",
         suffixes=(".engine",),
         devices=("cuda",),
-        install="pip install 'eomt-deploy[tensorrt]'",
+        precisions=ALL,
+        engine=".tensorrt.engine:TensorRtEngine",
+        inspect=".tensorrt.inspect:inspect",
+        build=Builder(
+            ".engine",
+            config=".tensorrt.config:TensorRtConfig",
+            run=".tensorrt.build:build",
+            check=".tensorrt.build:check_ready",
+            problem=".tensorrt.problem:tensorrt_problem",
+        ),
     ),
     "tensorrt-rtx": Backend(
-        target="eomt_deploy.backends.tensorrt.engine:TensorRtEngine",
+        title="TensorRT-RTX",
         package="tensorrt_rtx",
+        distributions=("tensorrt-rtx-cu13",),
+        extra="tensorrt-rtx",
         suffixes=(".engine",),
         devices=("cuda",),
-        install="pip install 'eomt-deploy[tensorrt-rtx]'",
+        precisions=ALL,
+        engine=".tensorrt.engine:TensorRtEngine",
+        build=Builder(
+            ".engine",
+            config=".tensorrt.config:TensorRtConfig",
+            run=".tensorrt.build:build",
+            check=".tensorrt.build:check_ready",
+            problem=".tensorrt.problem:rtx_problem",
+        ),
     ),
     "aotinductor": Backend(
-        target="eomt_deploy.backends.aotinductor.engine:AotInductorEngine",
+        title="AOTInductor",
         package="torch",
+        distributions=("torch", "triton"),
+        extra="export",
         suffixes=(".pt2",),
         devices=("cpu", "cuda"),
-        install="pip install 'eomt-deploy[export]'",
+        precisions=UNQUANTIZED,
+        engine=".aotinductor.engine:AotInductorEngine",
+        inspect=".aotinductor.inspect:inspect",
     ),
     "openvino": Backend(
-        target="eomt_deploy.backends.openvino.engine:OpenVinoEngine",
+        title="OpenVINO",
         package="openvino",
+        distributions=("openvino",),
+        extra="openvino",
         suffixes=(".onnx", ".xml"),
         devices=("cpu",),
-        install="pip install 'eomt-deploy[openvino]'",
+        precisions=("fp32", "bf16", "fp16", "int8"),
+        engine=".openvino.engine:OpenVinoEngine",
+        inspect=".openvino.inspect:inspect",
+        build=Builder(
+            ".xml", config=".openvino.config:OpenVinoConfig", run=".openvino.build:build_openvino"
+        ),
         modes=("latency", "throughput"),
     ),
-    # By name only: it judges what a GPU would compute, far more slowly.
+    # By name only: it computes what a GPU would, far more slowly.
     "emulation": Backend(
-        target="eomt_deploy.backends.emulation.engine:EmulatedEngine",
+        title="Emulation",
         package="onnx_ir",
+        distributions=("onnx-ir",),
+        extra="cpu,export",
         suffixes=(".onnx",),
         devices=("cpu",),
-        install="pip install 'eomt-deploy[cpu,export]'",
+        precisions=ALL,
+        engine=".emulation.engine:EmulatedEngine",
         automatic=(),
     ),
 }
+
+
+def builders(suffix: str) -> list[str]:
+    """Names of the backends that build such files."""
+    return [
+        name
+        for name, backend in BACKENDS.items()
+        if backend.build is not None and backend.build.suffix == suffix.lower()
+    ]
+
+
+def distributions() -> tuple[str, ...]:
+    """Packages of all backends whose versions reports name."""
+    return tuple(dict.fromkeys(name for b in BACKENDS.values() for name in b.distributions))
 
 
 def openvino_first(device: str | None) -> bool:
@@ -121,13 +236,13 @@ def openvino_first(device: str | None) -> bool:
 
 
 def choose_backend(path: Path, backend: str | None, device: str | None = None) -> str:
-    """The run-time for a file: the one asked for, else the best installed one that fits.
+    """The backend for a file: the requested one, else the best installed one that fits.
 
     For an ``.onnx`` file on an x86 CPU that is OpenVINO, then ONNX Runtime.
 
     Raises:
         UsageError: unknown name, or it does not open such files.
-        ArtifactError: no run-time opens such files.
+        ArtifactError: no backend opens such files.
         MissingDependencyError: it, or all that fit, are not installed.
     """
     suffix = path.suffix.lower()
@@ -161,14 +276,14 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
     if not fitting:
         known = sorted({s for entry in BACKENDS.values() for s in entry.suffixes})
         raise ArtifactError(
-            f"{path} is not an artifact that can be run: the suffix is {suffix or 'missing'}.",
+            f"{path} is not a model file: its suffix is {suffix or 'missing'}.",
             fix=f"Known suffixes: {', '.join(known)}. Make one with `eomt-deploy export`.",
         )
     for name in fitting:
         if BACKENDS[name].installed:
             return name
     raise MissingDependencyError(
-        f"No installed run-time opens {path.name}: {', '.join(fitting)} is missing.",
+        f"No installed backend opens {path.name}: {' or '.join(fitting)} is missing.",
         fix=BACKENDS[fitting[0]].install,
     )
 
@@ -182,24 +297,24 @@ def open_engine(
     precision: str | None = None,
     mode: str | None = None,
 ) -> Engine:
-    """Open an exported model with the run-time that fits.
+    """Open a model file with the backend that fits.
 
     ``.engine`` and ``.pt2`` files are machine code: open only what you built, or got from somebody
     you trust. An engine that also brings code for the CPU (``build --version-compatible``) opens
     only with ``EOMT_DEPLOY_TRUST_ENGINES=1`` in the environment.
 
     Args:
-        path: artifact that eomt-deploy wrote.
-        backend: run-time by name; None chooses by suffix and by what is installed.
+        path: model file that eomt-deploy wrote.
+        backend: backend by name; None selects by suffix and by what is installed.
         device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
-        threads: CPU threads; None leaves it to the run-time.
+        threads: number of CPU threads; None leaves it to the backend.
         precision: what it must compute in; None takes any.
-        mode: ``"latency"`` (one call after another, each as fast as can be; the default) or
+        mode: ``"latency"`` (one call after another, each as fast as possible; the default) or
             ``"throughput"`` (many calls at once, or large batches). OpenVINO only.
 
     Raises:
         ArtifactError: no such file, damaged, or without our description.
-        MissingDependencyError: no run-time for it is installed.
+        MissingDependencyError: no backend for it is installed.
         DeviceError: the device cannot be used.
         UsageError: unknown backend or device, or the model computes in another precision.
     """
@@ -213,7 +328,7 @@ def open_engine(
     if device is not None and device not in devices:
         raise UsageError(f"{name} has no device {device!r}.", fix=f"It has {', '.join(devices)}.")
     if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads cannot run anything.", fix="Pass 1 or more.")
+        raise UsageError(f"`threads` must be at least 1, got {threads}.")
     if mode is not None and mode not in BACKENDS[name].modes:
         modes = " or ".join(BACKENDS[name].modes)
         raise UsageError(
@@ -241,7 +356,7 @@ def check_precision(found: str, wanted: str) -> None:
     """
     if found != wanted:
         raise UsageError(
-            f"The model computes in {found}, {wanted} was asked for.",
+            f"The model computes in {found}, {wanted} was requested.",
             why="The precision is inside the graph, decided when it is exported.",
             fix=f"eomt-deploy export CHECKPOINT --precision {wanted} -o m.{wanted}.onnx; an engine "
             "is then built from that.",

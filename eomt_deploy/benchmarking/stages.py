@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.benchmarking.machine.watch import Watch
 from eomt_deploy.benchmarking.measure.clock import Job, Rounds, measure
+from eomt_deploy.benchmarking.measure.gpu_clock import network_job
 from eomt_deploy.benchmarking.measure.scenarios import (
     LOADS,
     QUEUE,
@@ -29,13 +30,11 @@ from eomt_deploy.benchmarking.measure.statistics import (
 )
 from eomt_deploy.benchmarking.measure.verdict import Evidence, judge
 from eomt_deploy.benchmarking.report import Report, Row
+from eomt_deploy.data_files import folder, make_entry, read_toml
 from eomt_deploy.errors import UsageError
 from eomt_deploy.processing.outputs import check_finite
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import load_image
-
-if TYPE_CHECKING:
-    from eomt_deploy.catalog import BenchmarkPlan
 
 NETWORK = "network"
 COPIES = "network+copies"
@@ -61,29 +60,39 @@ def stage_jobs(segmenter: Segmenter, image: Path) -> dict[str, Job]:
     return {
         "decode": Job(lambda: load_image(image, max_pixels=limit)),
         "preprocess": Job(lambda: processor.preprocess(pixels)),
-        NETWORK: _network(engine, images),
+        NETWORK: network_job(engine, images),
         COPIES: Job(lambda: engine.run(images)),
         "postprocess": Job(lambda: processor.postprocess(class_logits, mask_logits, geometry)),
         WHOLE: Job(lambda: segmenter.predict(image)),
     }
 
 
-def _network(engine: Any, images: Any) -> Job:
-    if not hasattr(engine, "run_device"):
-        return Job(lambda: engine.run(images))
-    from eomt_deploy.benchmarking.measure.gpu_clock import DeviceEventTimer
+@dataclass(frozen=True)
+class StageSettings:
+    """What `bench --engine` measures by default: ``benchmarks/stages.toml``."""
 
-    resident = engine.input(len(images))
-    with engine.gpu.active():
-        engine.gpu.to_device(resident.pointer, np.ascontiguousarray(images), engine.stream)
-        engine.gpu.synchronize(engine.stream)
-    return Job(lambda: engine.run_device(resident), DeviceEventTimer(engine))
+    name: str
+    summary: str
+    stages: tuple[str, ...]
+    warmup: int
+    iterations: int
+    unstable_cv: float
+
+
+@cache
+def stage_settings() -> StageSettings:
+    """The settings in ``benchmarks/stages.toml``."""
+    path = folder("benchmarks") / "stages.toml"
+    data = {key: value for key, value in read_toml(path).items() if key != "kind"}
+    settings: StageSettings = make_entry(StageSettings, path, data)
+    return settings
 
 
 def bench_stages(
     segmenters: Sequence[tuple[str, Segmenter]],
     image: Path,
-    plan: BenchmarkPlan,
+    settings: StageSettings,
+    rounds: Rounds | None = None,
     *,
     stages: Sequence[str] = (),
     scenario: Scenario = "single",
@@ -91,9 +100,6 @@ def bench_stages(
     rate: float | None = None,
     serve_seconds: float = 20.0,
     scores: Sequence[float] = (),
-    warmup: int | None = None,
-    iterations: int | None = None,
-    pause: float = 0.0,
     threads: int | None = None,
     busy: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
@@ -103,29 +109,24 @@ def bench_stages(
     Args:
         segmenters: names and open segmenters.
         image: the picture that all of them get.
-        plan: stages, rounds and the limit of stability.
-        stages: instead of the plan's; scopes are stages, too.
+        settings: stages, rounds and the limit of stability.
+        rounds: instead of those in the settings.
+        stages: instead of those in the settings; scopes are stages, too.
         scenario: ``offline`` also runs the engines on ``batches``; ``server`` also answers
             requests that come at ``rate``, end to end.
         rate: requests a second; None tries shares of what one stream does.
         serve_seconds: of each rate.
         scores: of the engines, in percent, in their order; none where they are not known.
-        warmup, iterations: rounds, where they are not the plan's.
-        pause: seconds of rest before each round, against heat.
-        threads: CPU threads asked for, for the record.
+        threads: requested CPU threads, for the record.
         busy: load of the GPU before the engines were opened, see
             :func:`eomt_deploy.benchmarking.machine.watch.gpu_load`.
-        progress: told each finished round.
+        progress: called with each finished round.
 
     Raises:
         UsageError: fewer than two rounds, or a stage that does not exist.
         VerificationError: a model gives NaN or infinite logits.
     """
-    rounds = Rounds(
-        plan.iterations if iterations is None else iterations,
-        plan.warmup if warmup is None else warmup,
-        pause=pause,
-    )
+    rounds = rounds or Rounds(settings.iterations, settings.warmup)
     machine = environment(threads)  # before the load that we make ourselves
     on_gpu = any(s.engine.device.startswith("cuda") for _, s in segmenters)
     known = dict(zip([name for name, _ in segmenters], scores, strict=False))
@@ -133,10 +134,10 @@ def bench_stages(
     rows: dict[str, Row] = {}
     for name, segmenter in segmenters:
         offered = stage_jobs(segmenter, image)
-        for stage in stages or plan.stages:
+        for stage in stages or settings.stages:
             if stage not in offered:
                 raise UsageError(
-                    f"{plan.name} has an unknown stage {stage!r}.",
+                    f"{settings.name} has an unknown stage {stage!r}.",
                     fix=f"Known: {', '.join(offered)}.",
                 )
             jobs[f"{name}\n{stage}"] = offered[stage]
@@ -167,7 +168,7 @@ def bench_stages(
             copy_share=None if resident is None else 1 - resident,
             clock=clock_problem(samples),
         )
-        verdict = judge(evidence, unstable_cv=plan.unstable_cv)
+        verdict = judge(evidence, unstable_cv=settings.unstable_cv)
         found.append(replace(row, samples=samples, verdict=verdict))
     served: list[Served] = []
     if scenario == "server":
@@ -178,7 +179,7 @@ def bench_stages(
         machine,
         f"{image.name} ({height}x{width})",
         tuple(found),
-        plan.unstable_cv,
+        settings.unstable_cv,
         tuple(served),
     )
 

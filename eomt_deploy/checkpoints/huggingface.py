@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HUB_PREFIX = "hf://"
 DINOV3_MARKER = "embeddings.patch_embeddings.weight"
 MAX_THETA = 1e9
+MAX_CONFIG_BYTES = 1 << 20
+"""A real one has some kilobytes; 10 MB of nested lists take Python seconds to read."""
 """Base of the rotary positions, 100 in every published model."""
 MODEL_TYPES = ("eomt", "eomt_dinov3")
 
@@ -125,7 +127,7 @@ def read_config(folder: Path) -> Config | None:
     if not path.is_file():
         return None
     try:
-        data: dict[str, Any] = read_json(path)
+        data: dict[str, Any] = read_json(path, MAX_CONFIG_BYTES)
         model_type = data.get("model_type", "eomt")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(

@@ -43,12 +43,12 @@ def _main(
 
 app.command("list")(list_.list_checkpoints)
 app.command("export")(export.export)
-app.command("build")(build.build)
+app.command("build")(build.command)
 app.command("inspect")(inspect.inspect)
 app.command("predict")(predict.predict)
 app.command("eval")(eval.evaluate)
 app.command("compare")(compare.compare)
-app.command("bench")(bench.bench)
+app.command("bench")(bench.command)
 app.command("doctor")(doctor.doctor)
 app.add_typer(cache_app, name="cache")
 

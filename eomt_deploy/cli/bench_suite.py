@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from eomt_deploy import catalog
+from eomt_deploy.benchmarking.paper.suite_file import find_suite
+from eomt_deploy.cli.bench_options import ReportBench, SuiteBench
 from eomt_deploy.cli.console import (
     bar,
     parse_size,
@@ -29,42 +29,9 @@ if TYPE_CHECKING:
     from eomt_deploy.benchmarking.tables import Sheet
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """Options of the command that suites and reports take, as the user gave them."""
-
-    suite: str | None = None
-    report: Path | None = None
-    rows: tuple[str, ...] | list[str] = ()
-    size: str | None = None
-    backbone: str | None = None
-    runtime: tuple[str, ...] | list[str] = ("torch-eager",)
-    precision: str | None = None
-    sampling: str = "grid_sample"
-    scope: tuple[str, ...] | list[str] = ("network",)
-    scenario: str = "single"
-    batch: tuple[int, ...] | list[int] = ()
-    rate: float | None = None
-    serve_seconds: float | None = None
-    iterations: int | None = None
-    warmup: int | None = None
-    seconds: float | None = None
-    pause: float | None = None
-    device: str | None = None
-    threads: int | None = None
-    count_only: bool = False
-    plot: tuple[Path, ...] | list[Path] = ()
-    report_dir: Path | None = None
-    json: Path | None = None
-
-    @classmethod
-    def names(cls) -> set[str]:
-        return {field.name for field in fields(cls)}
-
-
-def bench_suite(options: BenchOptions, image: Path) -> None:
+def bench_suite(options: SuiteBench) -> None:
     """Count or measure a suite, and show it."""
-    suite = catalog.find_suite(options.suite or "")
+    suite = find_suite(options.suite)
     if options.count_only:
         _count(options)
         return
@@ -72,13 +39,14 @@ def bench_suite(options: BenchOptions, image: Path) -> None:
 
     scenario = _scenario(options)
     offline = scenario == "offline"
+    scopes = _split(options.scope) or ("network",)
     config = SuiteConfig(
         suite=suite,
         rows=_split(options.rows),
         size=parse_size(options.size),
         backbone=options.backbone,
         runtimes=_split(options.runtime),
-        scopes=_split(options.scope),
+        scopes=scopes,
         scenario=scenario,
         batches=tuple(options.batch) or ((1, 2, 4, 8) if offline else (1,)),
         rate=options.rate,
@@ -88,7 +56,7 @@ def bench_suite(options: BenchOptions, image: Path) -> None:
         rounds=None,
         threads=options.threads,
         sampling=options.sampling,
-        photo=image if "end-to-end" in _split(options.scope) else None,
+        photo=options.image if "end-to-end" in scopes else None,
     )
     config = _with_rounds(config, options)
     _check_outputs(options)
@@ -106,11 +74,10 @@ def bench_suite(options: BenchOptions, image: Path) -> None:
         )
 
 
-def bench_report(options: BenchOptions) -> None:
+def bench_report(options: ReportBench) -> None:
     """Show what was measured elsewhere."""
     from eomt_deploy.benchmarking.paper.report import read_reports
 
-    assert options.report is not None  # the command asks for it
     reports = read_reports(options.report)
     _check_outputs(options)
     _publish(reports, options)
@@ -130,9 +97,9 @@ def print_sheet(sheet: Sheet) -> None:
     stdout.print(table)
 
 
-def _count(options: BenchOptions) -> None:
+def _count(options: SuiteBench) -> None:
     """Parameters and MACs of the rows, beside the paper's."""
-    suite = catalog.find_suite(options.suite or "")
+    suite = find_suite(options.suite)
     rows = suite.select(_split(options.rows), parse_size(options.size), options.backbone)
     try:
         from eomt_deploy.benchmarking.paper.counting import count_step
@@ -163,7 +130,7 @@ def _count(options: BenchOptions) -> None:
         write_json(options.json, {"schema": 1, "kind": "counts", "suite": suite.name, "rows": data})
 
 
-def _publish(reports: list[SuiteReport], options: BenchOptions) -> None:
+def _publish(reports: list[SuiteReport], options: SuiteBench | ReportBench) -> None:
     from eomt_deploy.benchmarking import tables
 
     quiet = str(options.json) == "-"
@@ -203,7 +170,7 @@ def _whole(reports: list[SuiteReport]) -> Any:
     return data[0] if len(data) == 1 else {"schema": 1, "kind": "sections", "sections": data}
 
 
-def _save(reports: list[SuiteReport], options: BenchOptions) -> None:
+def _save(reports: list[SuiteReport], options: SuiteBench | ReportBench) -> None:
     """The numbers, as soon as there are some: whoever stops the run later keeps them."""
     if options.json and str(options.json) != "-":
         write_json(options.json, _whole(reports))
@@ -218,15 +185,14 @@ def report_files(folder: Path) -> list[Path]:
     return [folder / "report.json", folder / "report.md", *(folder / f"{n}.png" for n in NAMES)]
 
 
-def _check_outputs(options: BenchOptions) -> None:
+def _check_outputs(options: SuiteBench | ReportBench) -> None:
     """Fail before the work."""
     if options.plot or options.report_dir:
         from eomt_deploy.benchmarking.paper.plots import check_matplotlib, check_names
 
         check_names(options.plot)
-        if (options.size or options.backbone) and any(
-            p.stem.endswith("pareto") for p in options.plot
-        ):
+        other = isinstance(options, SuiteBench) and (options.size or options.backbone)
+        if other and any(p.stem.endswith("pareto") for p in options.plot):
             raise UsageError(
                 "A pareto plot needs the paper's scores, and they are of its own sizes.",
                 fix="Leave --size and --backbone out, or that plot.",
@@ -234,7 +200,7 @@ def _check_outputs(options: BenchOptions) -> None:
         check_matplotlib()
 
 
-def _scenario(options: BenchOptions) -> Any:
+def _scenario(options: SuiteBench) -> Any:
     from eomt_deploy.benchmarking.measure.scenarios import check_scenario
 
     return check_scenario(
@@ -242,8 +208,8 @@ def _scenario(options: BenchOptions) -> Any:
     )
 
 
-def _with_rounds(config: SuiteConfig, options: BenchOptions) -> SuiteConfig:
-    """The device's usual rounds, where the user does not say otherwise."""
+def _with_rounds(config: SuiteConfig, options: SuiteBench) -> SuiteConfig:
+    """The device's usual rounds, unless the user set others."""
     from dataclasses import replace
 
     from eomt_deploy.benchmarking.paper.suite import CPU_ROUNDS, GPU_ROUNDS, choose_device
@@ -264,7 +230,7 @@ def _with_rounds(config: SuiteConfig, options: BenchOptions) -> SuiteConfig:
     return replace(config, rounds=rounds)
 
 
-def _split(values: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+def _split(values: tuple[str, ...]) -> tuple[str, ...]:
     """``("step 0,step 5", "step 4")`` -> three names, each once."""
     names = [name.strip() for value in values for name in value.split(",")]
     return tuple(dict.fromkeys(name for name in names if name))

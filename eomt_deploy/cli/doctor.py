@@ -1,4 +1,4 @@
-"""`eomt-deploy doctor`: what is here, what can run, and what would add the rest."""
+"""`eomt-deploy doctor`: what is installed, what can run, and what would add the rest."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from eomt_deploy import catalog, devices, privacy
-from eomt_deploy.backends import BACKENDS, choose_backend
-from eomt_deploy.backends.tensorrt import library
-from eomt_deploy.backends.tensorrt.config import SUFFIX
+from eomt_deploy import devices, privacy
+from eomt_deploy.backends.registry import BACKENDS, NO_GPU, Backend, Problem, choose_backend, load
 from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.cli.console import print_json, stdout
-from eomt_deploy.devices import current_gpu
 from eomt_deploy.errors import MissingDependencyError
-from eomt_deploy.sidecar import TARGETS
-
-NO_GPU = "the NVIDIA driver reports no GPU"
 
 
 @dataclass(frozen=True)
@@ -41,9 +35,9 @@ PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Say what is installed, what can run here, and which command adds what is missing."""
+    """Show what is installed, what can run here, and which command adds what is missing."""
     machine = environment()
     abilities = [*_engine_abilities(), *_build_abilities(), *_package_abilities()]
     if json:
@@ -60,64 +54,60 @@ def doctor(
 
 
 def _engine_abilities() -> list[Ability]:
-    gpus = devices.cuda_device_names()
+    """Each backend on each of its devices."""
+    automatic = _chosen_for_onnx()
     result = []
-    for profile in catalog.engine_profiles().values():
-        backend = BACKENDS[profile.backend]
-        name = f"run {', '.join(backend.suffixes)} with {profile.backend} on {profile.device}"
-        if not backend.installed:
-            extra = "cuda" if profile.device == "cuda" else "cpu"
-            own = profile.backend == "onnxruntime"
-            fix = f"pip install 'eomt-deploy[{extra}]'" if own else backend.install
-            result.append(Ability(name, False, f"{backend.package} is missing", fix))
-        elif profile.device == "cuda":
-            result.append(_cuda_ability(name, gpus, backend.package))
-        else:
-            detail = profile.summary
-            if profile.backend == _chosen_for_onnx():
-                detail += ", chosen by itself"
-            result.append(Ability(name, True, detail))
+    for name, backend in BACKENDS.items():
+        for device in backend.devices:
+            what = f"run {', '.join(backend.suffixes)} with {name} on {device}"
+            problem = _run_problem(backend, device)
+            detail = backend.version or "installed"
+            if device == "cuda":
+                detail += f", {', '.join(devices.cuda_device_names())}"
+            elif name == automatic:
+                detail += ", selected automatically"
+            result.append(_ability(what, problem or detail))
     return result
 
 
+def _run_problem(backend: Backend, device: str) -> Problem | None:
+    """Why a backend cannot use a device; None if it can."""
+    if not backend.installed:
+        extra = "cuda" if backend.extra == "cpu" and device == "cuda" else backend.extra
+        fix = f"pip install 'eomt-deploy[{extra}]'"
+        return Problem(f"{backend.package} is not installed", fix)
+    if device == "cuda" and not devices.cuda_device_names():
+        return Problem(NO_GPU)
+    return load(backend.problem)(device) if backend.problem else None
+
+
 def _chosen_for_onnx() -> str | None:
-    """The run-time that opens an .onnx file unless another is named; None without any."""
+    """The backend that opens an .onnx file unless another is named; None without any."""
     try:
         return choose_backend(Path("model.onnx"), None)
     except MissingDependencyError:
         return None
 
 
-def _cuda_ability(name: str, gpus: list[str], package: str) -> Ability:
-    if not gpus:
-        return Ability(name, False, NO_GPU)
-    if package == "onnxruntime":
-        import onnxruntime
-
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            fix = "pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'"
-            return Ability(name, False, "this ONNX Runtime is built for the CPU only", fix)
-    return Ability(name, True, ", ".join(gpus))
-
-
 def _build_abilities() -> list[Ability]:
-    """TensorRT builds on the GPU that will run the engine, TensorRT-RTX anywhere."""
+    """Each backend that has a format of its own."""
     result = []
-    for target in TARGETS:
-        name = f"build {SUFFIX} with {library.NAMES[target]}"
-        try:
-            version = str(library.load(target).__version__)
-        except MissingDependencyError as error:
-            result.append(Ability(name, False, error.what, error.fix))
+    for backend in BACKENDS.values():
+        if backend.build is None:
             continue
-        gpu = current_gpu()
-        if target == "tensorrt" and gpu is None:
-            fix = "build on the machine that will run it, or --target tensorrt-rtx"
-            result.append(Ability(name, False, NO_GPU, fix))
-            continue
-        where = f"for {gpu.name}" if gpu and target == "tensorrt" else "for RTX GPUs, without one"
-        result.append(Ability(name, True, f"{version}, {where}"))
+        what = f"build {backend.build.suffix} with {backend.title}"
+        if backend.build.problem:
+            result.append(_ability(what, load(backend.build.problem)()))
+        else:
+            problem = _run_problem(backend, backend.devices[0])
+            result.append(_ability(what, problem or backend.version))
     return result
+
+
+def _ability(name: str, found: Problem | str) -> Ability:
+    if isinstance(found, Problem):
+        return Ability(name, False, found.what, found.fix)
+    return Ability(name, True, found)
 
 
 def _package_abilities() -> list[Ability]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 import typer
 from rich.table import Table
 
 from eomt_deploy import catalog
-from eomt_deploy.backends.tensorrt.config import SUFFIX as ENGINE
-from eomt_deploy.cli.build import run_build, to_dict
+from eomt_deploy.backends.building import BuildConfig
+from eomt_deploy.backends.profiles import find_build_profile, make_config
+from eomt_deploy.backends.registry import BACKENDS, builders, load
+from eomt_deploy.cli.build import choose_target, run_build
 from eomt_deploy.cli.console import (
     parse_size,
     say,
@@ -29,16 +31,19 @@ from eomt_deploy.outputs import check_outputs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from eomt_deploy.backends.tensorrt.config import BuildConfig
-    from eomt_deploy.catalog import BuildProfile
     from eomt_deploy.exporting import ExportReport
     from eomt_deploy.exporting.config import Attention, Method
     from eomt_deploy.exporting.verdict import Verdict
     from eomt_deploy.spec import Task
 
 
-DEFAULT_PROFILE = "tensorrt"
-"""How `-o m.engine` builds when no profile is named."""
+class Build(NamedTuple):
+    """What is built from the exported model, and what the profile asks of the export."""
+
+    target: str
+    config: BuildConfig
+    precision: str | None
+    high: tuple[str, ...]
 
 
 def export(
@@ -161,10 +166,10 @@ def export(
                 fix=f"Use one: export {name} --weights {weights}",
             )
         checkpoint, name = weights, checkpoint
-    recipe, defaults = _build_config(output, profile)
+    build = _plan_build(output, profile, overwrite)
     config = ExportConfig(
         checkpoint=checkpoint,
-        output=recipe.onnx if recipe else output,
+        output=build.config.onnx if build else output,
         task=cast("Task | None", task),  # ExportConfig checks it, with words
         classes=classes,
         size=parse_size(size),
@@ -178,27 +183,26 @@ def export(
         allow_stuff=allow_stuff,
         batch=batch,
         device=device,
-        precision=precision or (defaults.precision if recipe else None) or "fp32",
+        precision=precision or (build.precision if build else None) or "fp32",
         calibrate=calibrate,
         budget=budget,
         data=tuple(data or ()),
         method=cast("Method | None", method),
         smooth=smooth,
-        high=tuple(high or (defaults.high if recipe else ())),
+        high=tuple(high or (build.high if build else ())),
         islands=islands,
         attention=cast("Attention", attention),
         allow_unannealed=allow_unannealed,
         verify_images=verify_images,
         overwrite=overwrite,
     )
-    if recipe:
-        recipe = replace(recipe, overwrite=overwrite)
-    targets = config.outputs | (recipe.outputs if recipe else {}) | {"--json": json}
+    built_files = build.config.outputs if build else {}
+    targets = {**config.outputs, **built_files, "--json": json}
     check_outputs(targets, inputs=config.inputs, overwrite=overwrite)
-    if recipe:
-        from eomt_deploy.backends.tensorrt.build import check_ready
-
-        check_ready(recipe)
+    if build:
+        builder = BACKENDS[build.target].build
+        if builder and builder.check:
+            load(builder.check)(build.config)  # before the work
     try:
         from eomt_deploy.exporting.run import export as run_export
     except ImportError as error:
@@ -212,7 +216,7 @@ def export(
     for warning in report.warnings:
         warn(warning)
     _show(report, console)
-    built = run_build(recipe, console) if recipe else None
+    built = run_build(build.target, build.config, console) if build else None
     if json:
         write_json(
             json,
@@ -223,32 +227,37 @@ def export(
                 "islands": [asdict(island) for island in report.islands],
                 "verdict": report.verdict.to_dict() if report.verdict else None,
                 "warnings": list(report.warnings),
-                "build": to_dict(built) if built else None,
+                "build": built.to_dict() if built else None,
             },
         )
 
 
-def _build_config(output: Path, profile: str | None) -> tuple[BuildConfig | None, BuildProfile]:
+def _plan_build(output: Path, profile: str | None, overwrite: bool) -> Build | None:
     """What `-o m.engine` builds once `m.onnx` is exported; None for any other output.
 
     Raises:
-        UsageError: a profile without an engine, or an ONNX file that would be replaced.
+        UsageError: a profile without a file to build, or an ONNX file that would be replaced.
     """
-    recipe = catalog.find_build_profile(profile or DEFAULT_PROFILE)
-    if output.suffix.lower() != ENGINE:
+    if not builders(output.suffix):
         if profile:
             raise UsageError(
-                f"--profile says how an engine is built, and {output} is none.",
-                fix=f"Use -o {output.with_suffix(ENGINE)}.",
+                f"--profile selects how a model is built, and {output} is exported only.",
+                fix="Use -o with the suffix of a backend, e.g. .engine.",
             )
-        return None, recipe
+        return None
+    recipe = find_build_profile(profile) if profile else None
+    target = choose_target(output, None, recipe.target if recipe else None)
     model = output.with_suffix(".onnx")
     if model.exists():
         raise UsageError(
             f"{output} is built from {model}, which is there already and would be replaced.",
             fix=f"Build from it: eomt-deploy build {model} -o {output}; or move it away.",
         )
-    return recipe.config(model, output), recipe
+    if recipe is None:
+        config = make_config(target, model, output, {"overwrite": overwrite})
+        return Build(target, config, None, ())
+    config = recipe.config(model, output, overwrite=overwrite)
+    return Build(target, config, recipe.precision, recipe.high)
 
 
 def _show(report: ExportReport, console: Console) -> None:

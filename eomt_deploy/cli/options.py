@@ -1,10 +1,16 @@
-"""Options that several commands share."""
+"""Options that several commands share, and commands whose options are fields of configurations."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
+
+from eomt_deploy.errors import UsageError
 
 MaxPixels = Annotated[
     int | None,
@@ -20,3 +26,66 @@ Overwrite = Annotated[
         help="Replace existing files that eomt-deploy did not write; an input is never replaced.",
     ),
 ]
+
+Config = TypeVar("Config")
+
+
+def with_options(command: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
+    """A command that passes more options on as keywords; typer reads them from its signature.
+
+    Args:
+        command: takes ``**given``: values of the options, None for those that the user left out.
+        options: ``Annotated[type | None, typer.Option(…)]`` by name.
+    """
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    parameters = [p.replace(kind=keyword) for p in own if p.kind is not p.VAR_KEYWORD]
+    parameters += [
+        inspect.Parameter(name, keyword, default=None, annotation=annotation)
+        for name, annotation in options.items()
+    ]
+
+    def run(**values: Any) -> None:
+        command(**values)
+
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def options_of(*configs: type) -> dict[str, Any]:
+    """The fields of frozen configurations as options; one that several share stands once.
+
+    A field is ``Annotated[type, typer.Option(…)]``; a tuple is an option that can be repeated.
+    """
+    found: dict[str, Any] = {}
+    for config in configs:
+        for name, annotation in get_type_hints(config, include_extras=True).items():
+            kind, option = get_args(annotation)
+            if get_origin(kind) is tuple:
+                kind = list[get_args(kind)[0]]  # type: ignore[misc]
+            elif NoneType in get_args(kind):
+                kind = next(part for part in get_args(kind) if part is not NoneType)
+            found.setdefault(name, Annotated[kind | None, option])
+    return found
+
+
+def make_config(kind: type[Config], given: Mapping[str, Any], mode: str) -> Config:
+    """A configuration from what the user gave.
+
+    Args:
+        given: values by field, None for what was left out.
+        mode: the option that selects this configuration, for messages.
+
+    Raises:
+        UsageError: an option that this mode does not have.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values = {name: value for name, value in given.items() if value not in (None, [])}
+    for name in values:
+        if name not in known:
+            raise UsageError(
+                f"--{name.replace('_', '-')} does not apply to --{mode}.", fix="Leave it out."
+            )
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from hotcoco import mask as coco_mask
 
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.evaluation.evaluate import read_sample
 from eomt_deploy.evaluation.scorers import Evidence, Scorer, scorer_for
-from eomt_deploy.evaluation.truth import VOID, Sample, Truth, TruthSegment
-from eomt_deploy.result import SHOWN_SCORE, Segment, Segmentation
+from eomt_deploy.evaluation.truth import Sample, Truth, TruthSegment
+from eomt_deploy.labels import label_map, shown_segments
+from eomt_deploy.result import Segment, Segmentation
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.spec import ClassInfo
 
@@ -224,26 +224,10 @@ class _LogitErrors:
         return max(e / max(s, 1e-12) for e, s in zip(errors, self._largest, strict=True))
 
 
-def _shown(result: Segmentation) -> list[Segment]:
-    """Segments that a user sees: of an instance result only the likely ones."""
-    least = SHOWN_SCORE if result.task == "instance" else 0
-    return [segment for segment in result.segments if segment.score >= least]
-
-
-def label_map(result: Segmentation) -> npt.NDArray[np.int32]:
-    """Class of every pixel, -1 where there is none; the best instance lies on top."""
-    if result.class_map is not None:
-        return result.class_map
-    labels = np.full(result.size, VOID, np.int32)
-    for segment in reversed(_shown(result)):
-        labels[segment.mask] = segment.class_id
-    return labels
-
-
 def _as_truth(result: Segmentation) -> Truth:
     if result.class_map is not None:
         return Truth(result.size, class_map=result.class_map)
-    segments = tuple(TruthSegment(s.class_id, s.rle) for s in _shown(result))
+    segments = tuple(TruthSegment(s.class_id, s.rle) for s in shown_segments(result))
     return Truth(result.size, segments=segments)
 
 
@@ -259,4 +243,4 @@ def _best_overlaps(first: Segmentation, second: Segmentation) -> list[float]:
 
 
 def _visible(result: Segmentation) -> list[Segment]:
-    return list(result.regions()) if result.class_map is not None else _shown(result)
+    return list(result.regions()) if result.class_map is not None else shown_segments(result)

@@ -12,8 +12,8 @@ import numpy as np
 from hotcoco import metrics
 from hotcoco.panoptic import PanopticEval
 
-from eomt_deploy.evaluation.truth import VOID, Truth
-from eomt_deploy.result import Rle, Segmentation
+from eomt_deploy.evaluation.truth import Truth
+from eomt_deploy.result import VOID, Rle, Segmentation
 from eomt_deploy.spec import ModelSpec, Task
 
 Evidence = dict[str, Any]

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.errors import UsageError
-from eomt_deploy.result import Rle, Segment, Segmentation
+from eomt_deploy.result import VOID, Rle, Segment, Segmentation
 from eomt_deploy.sources import RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
-
-VOID = -1
 
 
 @dataclass(frozen=True)

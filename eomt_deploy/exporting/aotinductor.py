@@ -17,9 +17,8 @@ from eomt_deploy.files import staging_folder
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.folds import fold
 from eomt_deploy.network.masked import choose_attention
+from eomt_deploy.precision import PRECISIONS
 from eomt_deploy.spec import ModelSpec
-
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_device(wanted: str | None) -> str:
@@ -55,7 +54,7 @@ def export_package(
     check_compiler()
     network = fold(copy.deepcopy(reference))
     choose_attention(network.backbone, "sdpa")
-    network = network.to(device, TYPES[config.precision])
+    network = network.to(device, getattr(torch, PRECISIONS[config.precision].dtype))
     spec = replace(spec, batch=config.batch or 1)
     progress(f"compiling for {device}")
     with staging_folder(config.output) as folder:

@@ -10,10 +10,9 @@ from typing import Literal, get_args
 from eomt_deploy.addresses import is_address
 from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.errors import UsageError
+from eomt_deploy.precision import PRECISIONS, QUANTIZED
 from eomt_deploy.spec import Task
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-QUANTIZED = ("int8", "fp8")
 Method = Literal["output", "mse", "minmax", "percentile", "entropy"]
 Attention = Literal["written", "fused"]
 DEFAULT_SMOOTHING = 0.7
@@ -49,7 +48,7 @@ class ExportConfig:
         allow_stuff: export an instance model although its class list has stuff classes.
         batch: fixed batch size; None leaves it free (``.pt2``: 1).
         device: that a ``.pt2`` is compiled for; None takes the GPU, if there is one.
-        precision: one of :data:`PRECISIONS`; decided in the graph.
+        precision: one of :data:`eomt_deploy.precision.PRECISIONS`; decided in the graph.
         calibrate: photo or folder that ranges are measured on; int8 and fp8 need it, fp16 takes
             the photos that verification uses when it is None.
         method: how the range of a quantised layer's input is chosen; None takes the best known

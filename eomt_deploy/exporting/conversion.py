@@ -16,7 +16,7 @@ from eomt_deploy.errors import UsageError
 from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.attention import fuse_attention
 from eomt_deploy.exporting.calibration import linear_layers, observe, smoothing_scales
-from eomt_deploy.exporting.config import QUANTIZED, ExportConfig
+from eomt_deploy.exporting.config import ExportConfig
 from eomt_deploy.exporting.lowering import Lowering, lower
 from eomt_deploy.exporting.quantization import QuantizedLayer, insert_qdq, quantize_layers
 from eomt_deploy.exporting.ranges import Island, find_islands, measure_ranges
@@ -24,6 +24,7 @@ from eomt_deploy.exporting.roles import ROLES, Role, module_of
 from eomt_deploy.exporting.verdict import Judge, Judgement, Verdict, search_blocks
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.folds import fold_smoothing, smoothable
+from eomt_deploy.precision import QUANTIZED
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 Progress = Callable[[str], None]

@@ -18,6 +18,7 @@ from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eomt_deploy.artifact import EXTERNAL_SUFFIX, MAX_PROTOBUF_BYTES
+from eomt_deploy.contract import INPUT, OUTPUTS
 from eomt_deploy.exporting.roles import annotate
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.streamed import Values, parameter_values
@@ -54,8 +55,8 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
             dynamo=True,
             optimize=False,
             opset_version=OPSET,
-            input_names=["images"],
-            output_names=["class_logits", "mask_logits"],
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
             dynamic_shapes=dynamic,
             verbose=False,
         )

@@ -15,14 +15,8 @@ import onnx_ir as ir
 
 from eomt_deploy.backends.emulation.engine import FLOAT, LAYOUT, NUMPY, converted
 from eomt_deploy.exporting.roles import Role, rename, role_of
+from eomt_deploy.precision import PRECISIONS
 
-HALF_TYPES = {
-    "fp16": ir.DataType.FLOAT16,
-    "bf16": ir.DataType.BFLOAT16,
-    "int8": ir.DataType.FLOAT16,
-    "fp8": ir.DataType.FLOAT16,
-}
-"""Type of whatever is not quantised, by precision."""
 ALWAYS_HIGH: dict[str, frozenset[Role]] = {
     # TensorRT has no BF16 kernels for transposed convolutions: the build fails.
     "bf16": frozenset({"transposed_conv"}),
@@ -47,7 +41,7 @@ class Lowering:
 
     @property
     def half(self) -> ir.DataType:
-        return HALF_TYPES[self.precision]
+        return ir.DataType[PRECISIONS[self.precision].dtype.upper()]
 
     def wanted(self, node: ir.Node) -> ir.DataType:
         """Type that ``node`` computes in."""

@@ -15,7 +15,7 @@ from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.truth import Dataset, Sample, unlabelled
 from eomt_deploy.exporting import conversion, describe, graph, pareto, verify
 from eomt_deploy.exporting.aotinductor import export_package
-from eomt_deploy.exporting.config import PACKAGE, QUANTIZED, ExportConfig
+from eomt_deploy.exporting.config import PACKAGE, ExportConfig
 from eomt_deploy.exporting.network import build_network
 from eomt_deploy.exporting.ranges import Island
 from eomt_deploy.exporting.reference import NetworkEngine
@@ -24,6 +24,7 @@ from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.image_search import FoundImages, search_images
 from eomt_deploy.network.folds import fold
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.precision import QUANTIZED
 from eomt_deploy.processing import Processor
 from eomt_deploy.sources import built_in_photos, readable_images
 from eomt_deploy.spec import ModelSpec

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from eomt_deploy.backends import Engine
-from eomt_deploy.backends.engine import Outputs
+from eomt_deploy.backends.engine import Outputs, run_in_parts
 from eomt_deploy.errors import UsageError, VerificationError
-from eomt_deploy.evaluation.compare import label_map
 from eomt_deploy.evaluation.evaluate import read_sample
 from eomt_deploy.evaluation.scorers import Evidence, scorer_for
 from eomt_deploy.evaluation.truth import Sample
+from eomt_deploy.labels import label_map
 from eomt_deploy.processing import Geometry, Processor
-from eomt_deploy.segmenter import run_in_parts
 
 SENSITIVITY_IMAGES = 4
 """Images on which each block is judged alone: enough to order the blocks."""

@@ -13,25 +13,8 @@ import torch
 from eomt_deploy.backends import Engine
 from eomt_deploy.errors import VerificationError
 from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.precision import PRECISIONS
 from eomt_deploy.processing import Processor
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What an export may differ by; errors are relative to the largest logit."""
-
-    relative_error: float
-    agreement: float
-
-
-TOLERANCES = {
-    "fp32": Tolerance(relative_error=1e-3, agreement=0.999),
-    # Loose enough for what the format costs by nature, tight enough for a broken layer.
-    "fp16": Tolerance(relative_error=5e-2, agreement=0.98),
-    "bf16": Tolerance(relative_error=2e-1, agreement=0.95),
-    "int8": Tolerance(relative_error=5e-1, agreement=0.9),
-    "fp8": Tolerance(relative_error=5e-1, agreement=0.9),
-}
 
 
 @dataclass(frozen=True)
@@ -128,18 +111,18 @@ def check(result: Verification, precision: str) -> None:
     Raises:
         VerificationError: an error or agreement is beyond the tolerance of ``precision``.
     """
-    tolerance = TOLERANCES[precision]
+    limits = PRECISIONS[precision]
     problems = []
     # Written so that NaN fails: a comparison with NaN is never true.
-    if not result.relative_max <= tolerance.relative_error:
+    if not result.relative_max <= limits.max_relative_error:
         problems.append(
-            f"relative error {result.relative_max:.2e} (allowed {tolerance.relative_error:.0e})"
+            f"relative error {result.relative_max:.2e} (allowed {limits.max_relative_error:.0e})"
         )
     for name in ("class_agreement", "mask_agreement"):
-        if not getattr(result, name) >= tolerance.agreement:
+        if not getattr(result, name) >= limits.min_agreement:
             problems.append(
                 f"{name.replace('_', ' ')} {getattr(result, name):.4%} "
-                f"(needed {tolerance.agreement:.2%})"
+                f"(needed {limits.min_agreement:.2%})"
             )
     if problems:
         raise VerificationError(

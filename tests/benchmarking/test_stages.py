@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from eomt_deploy import Segmenter, catalog
+from eomt_deploy import Segmenter
 from eomt_deploy.benchmarking import Report, Row, bench_stages, tables
 from eomt_deploy.benchmarking.engine_plots import draw_engines
+from eomt_deploy.benchmarking.stages import stage_settings
 from eomt_deploy.errors import UsageError, VerificationError
 
-PLAN = catalog.benchmark_plans()["stages"]
+PLAN = stage_settings()
 
 
 def test_row_statistics():

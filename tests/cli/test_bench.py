@@ -89,7 +89,7 @@ def test_an_image_that_is_too_large(cli, exported, picture):
     assert "limit of 100" in err
     code, _, err = cli("bench", "--suite", "table1", "--max-pixels", "100")
     assert code == 2
-    assert "--max-pixels does not go with --suite" in err
+    assert "--max-pixels does not apply to --suite" in err
 
 
 def test_one_file_in_two_run_times(cli, exported, tmp_path):
@@ -113,13 +113,13 @@ def test_one_file_in_two_run_times(cli, exported, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "Name what to measure"),
-        (("--suite", "table1", "--engine", "m.onnx"), "one of them"),
+        ((), "exactly one of --engine FILE"),
+        (("--suite", "table1", "--engine", "m.onnx"), "got --engine and --suite"),
         (("--suite", "table9"), "table1"),
-        (("--engine", "m.onnx", "--rows", "step 5"), "--rows does not go with --engine"),
-        (("--suite", "table1", "--score", "5"), "--score does not go with --suite"),
-        (("--report", "x.json", "--iterations", "3"), "--iterations does not go with --report"),
-        (("--report", "x.json", "--warmup", "0"), "--warmup does not go with --report"),
+        (("--engine", "m.onnx", "--rows", "step 5"), "--rows does not apply to --engine"),
+        (("--suite", "table1", "--score", "5"), "--score does not apply to --suite"),
+        (("--report", "x.json", "--iterations", "3"), "--iterations does not apply to --report"),
+        (("--report", "x.json", "--warmup", "0"), "--warmup does not apply to --report"),
         (("--report", "none.json"), "cannot be read"),
         ((*TINY, "--runtime", "caffe"), "no runtime 'caffe'"),
         ((*TINY, "--plot", "lunch.png"), "does not say which plot"),

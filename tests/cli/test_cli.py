@@ -214,9 +214,10 @@ def test_missing_packages_and_failed_verification_have_their_codes(
     cli, files, tmp_path, exported, monkeypatch
 ):
     from eomt_deploy.exporting import verify
+    from eomt_deploy.precision import Precision
 
-    strict = {"fp32": verify.Tolerance(relative_error=0, agreement=1)}
-    monkeypatch.setattr(verify, "TOLERANCES", strict)
+    strict = {"fp32": Precision("float32", max_relative_error=0, min_agreement=1)}
+    monkeypatch.setattr(verify, "PRECISIONS", strict)
     known = ("--task", "semantic", "--classes", files.classes)
     code, _, err = cli("export", files.checkpoint, "-o", tmp_path / "m.onnx", *known)
     assert code == 4

@@ -9,7 +9,7 @@ import torch
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.emulation.engine import EmulatedEngine
 from eomt_deploy.backends.tensorrt.build import build
-from eomt_deploy.backends.tensorrt.config import BuildConfig
+from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.attention import ATTENTION_OPSET, fuse_attention
 from eomt_deploy.exporting.conversion import describe
@@ -45,7 +45,7 @@ def test_one_operator_a_block_and_the_same_numbers(fused, exported):
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
 def test_compiles(fused, tmp_path, precision):
-    config = BuildConfig(
+    config = TensorRtConfig(
         fused(precision),
         tmp_path / "m.engine",
         target="tensorrt-rtx",

@@ -388,12 +388,12 @@ def label_folder() -> Files:
 
 @cache
 def suite_report() -> bytes:
-    from eomt_deploy import catalog
     from eomt_deploy.benchmarking.machine.roofline import Peak
     from eomt_deploy.benchmarking.measure.scenarios import Served
     from eomt_deploy.benchmarking.paper.report import Measurement, Size, Skipped, SuiteReport
+    from eomt_deploy.benchmarking.paper.suite_file import find_suite
 
-    suite = catalog.find_suite("table1")
+    suite = find_suite("table1")
     rows = suite.select()[:2] + tuple(r for r in suite.select() if r.name == suite.base)
     rows = tuple({row.name: row for row in rows}.values())
     report = SuiteReport(

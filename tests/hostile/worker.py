@@ -46,8 +46,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 NOTICES = re.compile(
     r"^(?:"
     r"/\S+/(?:PIL|torch)/\S+\.py:\d+: \w*Warning: .*\n(?:  .*\n)?"
-    r"|(?:_?TIFF|ZIP|LZW|Fax|PackBits|JPEGLib|LogL|tempfile\.tif|PixarLog|CCITT)[\w.]*: .*\n"
-    r"|More samples per pixel than can be decoded: \d+\n"
+    r"|(?:_?TIFF|ZIP|LZW|Fax|PackBits|JPEG|LogL|tempfile\.tif|PixarLog|CCITT"
+    r"|MissingRequired|EstimateStrip)[\w.]*: .*\n"
     r")",
     re.MULTILINE,
 )
@@ -137,7 +137,7 @@ class Watch:
         sys.stdout.flush()
         sys.stderr.flush()
         size = os.fstat(self.output).st_size
-        text = os.pread(self.output, 10_000, self.size).decode(errors="replace")
+        text = os.pread(self.output, max(0, size - self.size), self.size).decode(errors="replace")
         if size > self.size and (text := NOTICES.sub("", text).strip()):
             complaints.append(f"it wrote to the terminal: {text}")
         if left := list(self.home.iterdir()):

@@ -16,10 +16,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from eomt_deploy.artifact import check_contract, parse_spec
+from eomt_deploy.artifact import parse_spec
 from eomt_deploy.backends.emulation.partwise import PartwiseSession, check_side_files, release
 from eomt_deploy.backends.engine import Engine
 from eomt_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, open_error
+from eomt_deploy.contract import check_contract
 from eomt_deploy.errors import ArtifactError, EomtDeployError
 
 FLOAT = ir.DataType.FLOAT

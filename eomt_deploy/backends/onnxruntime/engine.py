@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from eomt_deploy.artifact import check_contract, parse_spec, read_artifact, read_onnx_metadata
+from eomt_deploy.artifact import parse_spec, read_artifact, read_onnx_metadata
 from eomt_deploy.backends.engine import Engine, Outputs
+from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.devices import cuda_device_count, is_x86
 from eomt_deploy.errors import ArtifactError, DeviceError, EomtDeployError
 from eomt_deploy.privacy import quiet_onnxruntime
@@ -18,7 +19,6 @@ from eomt_deploy.spec import METADATA_KEY
 quiet_onnxruntime(ort)
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-OUTPUT_NAMES = ["class_logits", "mask_logits"]
 QUIET = 4  # nothing that does not end the process: errors are exceptions, and ours say more
 UNCHANGED_GRAPH = (
     "ONNX Runtime runs this graph as it was exported, which is slower than it could be: a graph "
@@ -109,7 +109,7 @@ class OnnxRuntimeEngine(Engine):
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         assert self._session is not None  # Engine.run refuses closed engines
         try:
-            class_logits, mask_logits = self._session.run(OUTPUT_NAMES, {"images": images})
+            class_logits, mask_logits = self._session.run(OUTPUTS, {INPUT: images})
         except Exception as error:  # as above; most often the memory is full
             raise DeviceError(
                 f"ONNX Runtime failed on a batch of {len(images)}.",

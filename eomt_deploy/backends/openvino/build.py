@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from eomt_deploy.artifact import read_artifact
-from eomt_deploy.backends.tensorrt.config import OpenVinoConfig
-from eomt_deploy.benchmarking.measure.clock import interleave
+from eomt_deploy.backends.building import Progress, no_progress
+from eomt_deploy.backends.engine import Engine, run_in_parts
+from eomt_deploy.backends.openvino.config import OpenVinoConfig
 from eomt_deploy.errors import (
     DeviceError,
     MissingDependencyError,
     OutputError,
     VerificationError,
 )
-from eomt_deploy.evaluation.compare import label_map
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.image_search import search_images
+from eomt_deploy.labels import label_map
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.privacy import import_openvino
 from eomt_deploy.processing import Processor
-from eomt_deploy.segmenter import Segmenter
-from eomt_deploy.sources import built_in_photos, readable_images
+from eomt_deploy.sources import built_in_photos, load_image, readable_images
 
-LEAST_AGREEMENT = 0.995
+MIN_AGREEMENT = 0.995
 """Share of the labels that must stay the same for BF16 to be chosen."""
-LEAST_GAIN = 1.05
+MIN_GAIN = 1.05
 """BF16 is chosen only where the chip is faster in it: some only emulate it."""
 TIMED_CALLS = 5
 
@@ -60,13 +62,13 @@ class Trial:
         verdict = "worth it" if self.worth_it else "not worth it"
         return (
             f"{fast}, {self.agreement:.3%} of the labels the same on {self.images} photos "
-            f"({LEAST_AGREEMENT:.1%} are needed): {verdict}"
+            f"({MIN_AGREEMENT:.1%} are needed): {verdict}"
         )
 
     @property
     def worth_it(self) -> bool:
-        agrees = self.labelled > 0 and self.agreement >= LEAST_AGREEMENT
-        return agrees and self.times_as_fast >= LEAST_GAIN
+        agrees = self.labelled > 0 and self.agreement >= MIN_AGREEMENT
+        return agrees and self.times_as_fast >= MIN_GAIN
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,20 @@ class OpenVinoReport:
     trial: Trial | None
     warnings: tuple[str, ...] = ()
 
+    def lines(self) -> Iterator[str]:
+        """The report in a few lines."""
+        size = sum(file.stat().st_size for file in self.files)
+        yield f"wrote {' + '.join(map(str, self.files))} ({size / 1e6:.1f} MB)"
+        yield f"  OpenVINO {self.version}, {self.precision} model, computes in {self.arithmetic}"
+        if self.trial:
+            yield f"  {self.trial}"
+
     def to_dict(self) -> dict[str, Any]:
+        """The report, ready for JSON."""
         return {**asdict(self), "files": [str(file) for file in self.files]}
 
 
-def build_openvino(
-    config: OpenVinoConfig, progress: Callable[[str], None] = lambda _: None
-) -> OpenVinoReport:
+def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> OpenVinoReport:
     """Convert an exported model, and decide what it computes in.
 
     Raises:
@@ -122,7 +131,7 @@ def build_openvino(
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     targets = config.output, config.output.with_suffix(".bin")
     found = search_images([config.images] if config.images else built_in_photos())
-    progress("reading the model")
+    progress("reading the model", None)
     spec = read_artifact(config.onnx).spec
     core = openvino.Core()
     possible = able(core)
@@ -149,7 +158,7 @@ def build_openvino(
                     fix="Name a place that you may write to, with enough space.",
                 ) from error
 
-        progress("converting")
+        progress("converting", None)
         chosen = (settled or "f32") if asked == "auto" else asked
         trial = None
         notes: list[str] = []
@@ -157,7 +166,7 @@ def build_openvino(
         if tried in possible and tried not in ("f32", settled) and (asked != "auto" or not settled):
             purpose = "judging the arithmetic"
             images, notes = readable_images(found.paths, purpose, Processor(spec).preprocess)
-            progress(f"trying {tried} on {len(images)} photos")
+            progress(f"trying {tried} on {len(images)} photos", None)
             trial = try_arithmetic(plain, tried, images)
             if asked == "auto" and trial.worth_it:
                 chosen = tried
@@ -177,24 +186,39 @@ def build_openvino(
 
 
 def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Trial:
-    """Labels and time of a model in another arithmetic, against FP32, on this machine."""
+    """Labels and time of a model in another arithmetic, compared with FP32 on this machine."""
     from eomt_deploy.backends.openvino.engine import OpenVinoEngine
 
     first, second = (
-        Segmenter(OpenVinoEngine(model, arithmetic=kind, cache=False))
-        for kind in ("f32", arithmetic)
+        OpenVinoEngine(model, arithmetic=kind, cache=False) for kind in ("f32", arithmetic)
     )
     with first, second:
+        processor = Processor(first.spec, backend=first.backend)
         same, labelled = [], []
         for image in images:
-            labels = label_map(first.predict(image))
+            inputs, geometry = processor.preprocess(load_image(image))
+
+            def labels(engine: Engine) -> npt.NDArray[np.int32]:
+                result = processor.postprocess(*run_in_parts(engine, inputs), geometry)  # noqa: B023
+                return label_map(result)
+
+            exact = labels(first)
             try:
-                same.append(float((labels == label_map(second.predict(image))).mean()))
+                same.append(float((exact == labels(second)).mean()))
             except VerificationError:  # its logits are not finite: it agrees on nothing
                 same.append(0.0)
-            labelled.append((labels >= 0).mean())
+            labelled.append((exact >= 0).mean())
         batch = np.zeros((first.spec.batch or 1, *first.spec.image_size, 3), np.uint8)
-        works = {name: partial(s.engine.run, batch) for name, s in (("f32", first), ("", second))}
-        times = interleave(works, warmup=1, iterations=TIMED_CALLS)
-    gain = float(np.median(times["f32"]) / np.median(times[""]))
-    return Trial(arithmetic, float(np.mean(same)), len(images), gain, float(np.mean(labelled)))
+        times = alternate(partial(first.run, batch), partial(second.run, batch))
+    return Trial(arithmetic, float(np.mean(same)), len(images), times, float(np.mean(labelled)))
+
+
+def alternate(first: Callable[[], Any], second: Callable[[], Any]) -> float:
+    """How many times as fast the second function is: medians of a few calls in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TIMED_CALLS + 1):
+        for function, taken in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - start)
+    return float(np.median(times[0][1:]) / np.median(times[1][1:]))  # the first call warms up

@@ -11,10 +11,11 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.artifact import check_contract, parse_spec, read_onnx_metadata, read_xml
+from eomt_deploy.artifact import parse_spec, read_onnx_metadata, read_xml
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.backends.openvino.cache import CompiledFile
 from eomt_deploy.backends.openvino.graph import normalize_channels_in_place
+from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.devices import may_overflow_in_int8
 from eomt_deploy.errors import ArtifactError, DeviceError, OutputError
 from eomt_deploy.external_data import without_links
@@ -25,7 +26,6 @@ from eomt_deploy.spec import METADATA_KEY, ModelSpec
 openvino = import_openvino()
 Arithmetic = Literal["f32", "bf16", "f16"]
 VERSION = openvino.__version__.partition("-")[0]
-OUTPUT_NAMES = ("class_logits", "mask_logits")
 INT8_MAY_OVERFLOW = (
     "This CPU has no VNNI instructions: OpenVINO adds up INT8 products in 16 bits here, which can "
     "overflow and costs accuracy. --backend onnxruntime computes them exactly."
@@ -89,7 +89,7 @@ class OpenVinoEngine(Engine):
         self._compiled: Any
         self._compiled, self._memory = self._open(core, settings, cache=cache, reshape=reshape)
         self._spreads = mode == "throughput" and self.spec.batch is None
-        self._outputs = [self._compiled.output(name) for name in OUTPUT_NAMES]
+        self._outputs = [self._compiled.output(name) for name in OUTPUTS]
         self._own = threading.local()  # a request serves one thread at a time
 
     def _open(
@@ -142,7 +142,7 @@ class OpenVinoEngine(Engine):
     def _infer(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         if not hasattr(self._own, "request"):
             self._own.request = self._new_request()
-        found = self._own.request.infer({"images": images}, share_inputs=True)
+        found = self._own.request.infer({INPUT: images}, share_inputs=True)
         return [found[output] for output in self._outputs]
 
     def _spread(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
@@ -162,7 +162,7 @@ class OpenVinoEngine(Engine):
                 if len(running) == len(requests):
                     found.append(self._result(running.popleft()))
                 request = requests[index % len(requests)]
-                request.start_async({"images": images[index : index + 1]})
+                request.start_async({INPUT: images[index : index + 1]})
                 running.append(request)
             while running:
                 found.append(self._result(running.popleft()))

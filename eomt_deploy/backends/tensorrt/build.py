@@ -6,27 +6,30 @@ import hashlib
 import os
 import threading
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eomt_deploy.artifact import EXTERNAL_SUFFIX, read_artifact
+from eomt_deploy.backends.building import Progress, no_progress
 from eomt_deploy.backends.tensorrt import graph, library, settings, timing_cache
-from eomt_deploy.backends.tensorrt.config import PRECISIONS, BuildConfig
+from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 from eomt_deploy.backends.tensorrt.layers import (
-    QUANTIZED,
     LayerReport,
     read_inspector,
     read_network,
 )
-from eomt_deploy.backends.tensorrt.monitor import Progress, make_monitor, run_cancellable
+from eomt_deploy.backends.tensorrt.monitor import make_monitor, run_cancellable
 from eomt_deploy.devices import Gpu, current_gpu
 from eomt_deploy.errors import BuildError, DeviceError, VerificationError
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.precision import QUANTIZED, wider
 from eomt_deploy.sidecar import Sidecar, sha256, sidecar_path, write_sidecar
 from eomt_deploy.spec import ModelSpec
 
+SHOWN_LAYERS = 8
 KEPT = {"kept_fp32", "fp32_islands"}
 """Provenance of models a part of which the export kept in FP32."""
 
@@ -53,15 +56,54 @@ class BuildReport:
     def files(self) -> tuple[Path, ...]:
         return self.engine, sidecar_path(self.engine)
 
+    def lines(self) -> Iterator[str]:
+        """The report in a few lines."""
+        facts, layers = self.sidecar, self.layers
+        yield (
+            f"wrote {' + '.join(map(str, self.files))} ({facts.plan_bytes / 1e6:.1f} MB, "
+            f"{self.seconds:.1f} s)"
+        )
+        yield (
+            f"  {facts.target} {facts.library_version} for "
+            f"{', '.join(facts.compute_capabilities)}, {facts.precision}, "
+            f"batch {':'.join(map(str, facts.batch))}"
+        )
+        counts = ", ".join(f"{count} in {precision}" for precision, count in layers.heavy.items())
+        yield f"  matrix products and convolutions of the {layers.source}: {counts}"
+        table = [f"{count} {kind} {precision}" for kind, precision, count in layers.table()]
+        rest = len(table) - SHOWN_LAYERS
+        more = f", {rest} more" if rest > 0 else ""
+        yield f"  layers: {', '.join(table[:SHOWN_LAYERS])}{more}"
 
-def build(config: BuildConfig, progress: Progress = lambda _text, _fraction: None) -> BuildReport:
+    def to_dict(self) -> dict[str, Any]:
+        """The report, ready for JSON."""
+        layers = self.layers
+        return {
+            "files": [str(file) for file in self.files],
+            "sidecar": asdict(self.sidecar),
+            "seconds": round(self.seconds, 3),
+            "layers": {
+                "read_from": layers.source,
+                "precision": layers.precision,
+                "heavy": dict(layers.heavy),
+                "higher": list(layers.higher),
+                "table": [
+                    {"type": kind, "precision": precision, "count": count}
+                    for kind, precision, count in layers.table()
+                ],
+            },
+            "warnings": list(self.warnings),
+        }
+
+
+def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildReport:
     """Build an engine from an ONNX model that eomt-deploy exported.
 
     Ctrl-C and SIGTERM stop the builder; like any error they leave nothing behind.
 
     Args:
         config: what to build, and how.
-        progress: told each phase in words, and the share of the whole that is done.
+        progress: gets each phase in words, and the share of the work that is done.
 
     Raises:
         ArtifactError: the model cannot be read, or was not written by eomt-deploy.
@@ -108,7 +150,7 @@ def build(config: BuildConfig, progress: Progress = lambda _text, _fraction: Non
     return BuildReport(config.output, sidecar, layers, seconds, tuple(warnings))
 
 
-def check_ready(config: BuildConfig) -> tuple[Any, Gpu | None]:
+def check_ready(config: TensorRtConfig) -> tuple[Any, Gpu | None]:
     """The library's module and this machine's GPU, once it is clear that a build can start.
 
     Raises:
@@ -157,8 +199,7 @@ def check_engine(layers: LayerReport, wanted: str, asked: LayerReport) -> list[s
 
 
 def _wider(layers: LayerReport, precision: str) -> int:
-    wider = PRECISIONS[: PRECISIONS.index(precision)]
-    return sum(count for name, count in layers.heavy.items() if name in wider)
+    return sum(count for name, count in layers.heavy.items() if name in wider(precision))
 
 
 def _counts(layers: LayerReport) -> str:
@@ -173,7 +214,7 @@ def _wrong_precision(layers: LayerReport, wanted: str) -> VerificationError:
     )
 
 
-def _library(config: BuildConfig, gpu: Gpu | None) -> Any:
+def _library(config: TensorRtConfig, gpu: Gpu | None) -> Any:
     """The library's module, once it is clear that it can build here."""
     if config.target == "tensorrt" and gpu is None:
         raise DeviceError(
@@ -192,7 +233,7 @@ def _library(config: BuildConfig, gpu: Gpu | None) -> Any:
 
 
 def _timing_cache(
-    options: Any, config: BuildConfig, version: str, gpu: Gpu | None, lines: list[library.Line]
+    options: Any, config: TensorRtConfig, version: str, gpu: Gpu | None, lines: list[library.Line]
 ) -> tuple[list[str], Path | None]:
     """Attach the cache; TensorRT-RTX measures nothing while it builds, and has none."""
     if config.target != "tensorrt" or gpu is None:
@@ -208,7 +249,7 @@ def _compile(
     builder: Any,
     network: Any,
     options: Any,
-    config: BuildConfig,
+    config: TensorRtConfig,
     lines: list[library.Line],
     progress: Progress,
 ) -> Any:
@@ -233,7 +274,7 @@ def _compile(
 
 
 def _read_back(
-    module: Any, plan: Any, config: BuildConfig, lines: list[library.Line]
+    module: Any, plan: Any, config: TensorRtConfig, lines: list[library.Line]
 ) -> LayerReport | None:
     """Open the plan and ask its inspector. Only with a GPU: without one this ends the process."""
     runtime = module.Runtime(library.logger(config.target))
@@ -253,7 +294,7 @@ def _read_back(
 
 
 def _describe(
-    config: BuildConfig,
+    config: TensorRtConfig,
     spec: ModelSpec,
     version: str,
     gpu: Gpu | None,

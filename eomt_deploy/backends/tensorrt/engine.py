@@ -13,18 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX, check_contract
+from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.backends.tensorrt import library
 from eomt_deploy.backends.tensorrt.compatibility import check_machine, check_trust, this_machine
 from eomt_deploy.backends.tensorrt.jit_cache import JitCache, cache_file
+from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.cuda import Device, DeviceArray, open_device
 from eomt_deploy.cuda.executor import Tensor, ThreadExecutor, split
 from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
 from eomt_deploy.sidecar import Target, check_plan, known_target, read_sidecar, sha256
-
-IMAGES = "images"
-OUTPUT_NAMES = ("class_logits", "mask_logits")
 
 
 def numpy_type(name: str) -> np.dtype[Any]:
@@ -168,7 +166,7 @@ class TensorRtEngine(Engine):
         )
         return [
             Tensor(name, shapes[name][1:], numpy_type(engine.get_tensor_dtype(name).name))
-            for name in (IMAGES, *OUTPUT_NAMES)
+            for name in (INPUT, *OUTPUTS)
         ]
 
     def _executor(self) -> ThreadExecutor:
@@ -308,7 +306,7 @@ class _Network:
             raise _failure(self._target, f"does not take the memory for {name}")
 
     def reshape(self, batch: int) -> None:
-        if not self._context.set_input_shape(IMAGES, (batch, *self._shape)):
+        if not self._context.set_input_shape(INPUT, (batch, *self._shape)):
             raise _failure(self._target, f"does not take a batch of {batch}")
 
     def enqueue(self, stream: int) -> None:

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from eomt_deploy.backends.tensorrt.config import PRECISIONS
+from eomt_deploy.precision import PRECISIONS, QUANTIZED, wider
 
 # DataType of the library -> our word.
 TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
 HEAVY_TYPES = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
 """Layers that take the time; their inputs' type is the engine's precision."""
-QUANTIZED = ("int8", "fp8")
 # The inspector's words, tried in this order: "bfloat16" holds "float16" holds "float".
 WORDS = (
     ("int8", ("int8",)),
@@ -71,10 +70,11 @@ class LayerReport:
     @property
     def higher(self) -> tuple[str, ...]:
         """Names of the heavy layers that compute in a wider type than the engine's precision."""
-        if self.precision not in PRECISIONS:
+        if self.precision is None or self.precision not in PRECISIONS:
             return ()
-        wider = PRECISIONS[: PRECISIONS.index(self.precision)]
-        return tuple(x.name for x in self.layers if x.heavy and x.precision in wider)
+        return tuple(
+            x.name for x in self.layers if x.heavy and x.precision in wider(self.precision)
+        )
 
     def table(self) -> list[tuple[str, str, int]]:
         """(type, precision, how many), most first."""
@@ -145,7 +145,7 @@ def _inspected(entry: Mapping[str, Any]) -> Layer:
     found = [_inspected_type(x) for x in tensors if isinstance(x, dict)]
     known = [x for x in found if x in PRECISIONS]
     # A fused bias or residual may be wider than what is multiplied.
-    precision = max(known, key=PRECISIONS.index) if heavy and known else (found or [""])[0]
+    precision = max(known, key=tuple(PRECISIONS).index) if heavy and known else (found or [""])[0]
     return Layer(str(entry.get("Name", "")), kind, precision, heavy)
 
 

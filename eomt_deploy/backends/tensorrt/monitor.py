@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-Progress = Callable[[str, float], None]
-"""Told what is being done, and how much of the whole is done (0 to 1, never less than before)."""
+from eomt_deploy.backends.building import Progress
 
 Result = TypeVar("Result")
 POLL_SECONDS = 0.1

@@ -1,17 +1,18 @@
-"""BuildConfig -> the library's own ``IBuilderConfig``."""
+"""TensorRtConfig -> the library's own ``IBuilderConfig``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from eomt_deploy.backends.tensorrt.config import DEFAULT_BATCH, BuildConfig
+from eomt_deploy.backends.tensorrt.config import DEFAULT_BATCH, TensorRtConfig
 from eomt_deploy.devices import Gpu
 from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.precision import PRECISIONS
 from eomt_deploy.sidecar import AND_LATER
 from eomt_deploy.spec import ModelSpec
 
 
-def batch_range(config: BuildConfig, spec: ModelSpec) -> tuple[int, int, int]:
+def batch_range(config: TensorRtConfig, spec: ModelSpec) -> tuple[int, int, int]:
     """(least, optimal, largest) batch of the engine.
 
     Raises:
@@ -28,7 +29,7 @@ def batch_range(config: BuildConfig, spec: ModelSpec) -> tuple[int, int, int]:
 
 
 def configure(
-    module: Any, builder: Any, network: Any, config: BuildConfig, batch: tuple[int, int, int]
+    module: Any, builder: Any, network: Any, config: TensorRtConfig, batch: tuple[int, int, int]
 ) -> Any:
     """An ``IBuilderConfig`` with everything that was asked.
 
@@ -82,18 +83,18 @@ def _add_batches(builder: Any, network: Any, options: Any, batch: tuple[int, int
         options.add_optimization_profile(profile)
 
 
-def capabilities(config: BuildConfig, gpu: Gpu | None, precision: str) -> tuple[str, ...]:
+def capabilities(config: TensorRtConfig, gpu: Gpu | None, precision: str) -> tuple[str, ...]:
     """GPUs that the engine is built for, as they stand in the sidecar."""
     if config.target == "tensorrt-rtx":
         # Told none, it builds for Ampere and everything later; FP8 came with Ada.
-        every = ("8.9" if precision == "fp8" else "8.0") + AND_LATER
+        every = PRECISIONS[precision].compute_capability + AND_LATER
         return config.compute_capabilities or (every,)
     if config.hardware_compatibility == "ampere_plus":
         return ("8.0" + AND_LATER,)
     return (gpu.compute_capability,) if gpu else ()
 
 
-def describe(config: BuildConfig) -> dict[str, str]:
+def describe(config: TensorRtConfig) -> dict[str, str]:
     """What was asked and stands nowhere else in the sidecar."""
     told = {"tf32": "yes" if config.tf32 else "no"}
     if config.workspace is not None:

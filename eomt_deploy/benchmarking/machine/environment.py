@@ -8,30 +8,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from eomt_deploy import __version__, devices
+from eomt_deploy.backends.registry import distributions
 
-PACKAGES = (
-    "numpy",
-    "opencv-python-headless",
-    "pillow",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "cuda-python",
-    "torch",
-    "triton",
-    "openvino",
-)
+PACKAGES = ("numpy", "opencv-python-headless", "pillow", "onnx", "cuda-python")
+"""Beside those of the backends."""
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:
     """Facts of this machine and process, ready for JSON.
 
     Args:
-        threads: CPU threads asked for; None means the run-time's own choice.
+        threads: requested CPU threads; None means the backend's own choice.
     """
-    versions = {name: devices.package_version(name) for name in PACKAGES}
+    versions = {name: devices.package_version(name) for name in (*PACKAGES, *distributions())}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": devices.cpu_name(),

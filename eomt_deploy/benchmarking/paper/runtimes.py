@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.backends.engine import Outputs
+from eomt_deploy.backends.registry import BACKENDS
 from eomt_deploy.benchmarking.measure.clock import CPU_TIMER, Timer
 from eomt_deploy.benchmarking.paper.suite_file import SuiteRow
 from eomt_deploy.errors import UsageError
+from eomt_deploy.precision import AUTOCAST, UNQUANTIZED
 from eomt_deploy.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 Attention = Literal["sdpa", "written"]
 Images = npt.NDArray[np.uint8]
-PRECISIONS = ("fp32", "fp16", "bf16", "amp-fp16", "amp-bf16")
+PRECISIONS = (*UNQUANTIZED, *AUTOCAST)
 """``fp16``: weights and arithmetic; ``amp-fp16``: FP32 weights under autocast, as in training
 code and, by all we know, in the paper."""
 
@@ -118,21 +120,17 @@ class Runtime:
         return function(case, **self.options)
 
 
-BOTH = ("cpu", "cuda")
-PLAIN = ("fp32", "fp16", "bf16")
-_TORCH = "eomt_deploy.benchmarking.paper.torch_runtimes"
-_EXPORTED = "eomt_deploy.benchmarking.paper.exported_runtimes"
-_EXPORT = ("torch", "onnx", "onnxscript")
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript")
 
 
-def _torch(function: str, summary: str, devices: tuple[str, ...] = BOTH, **options: Any) -> Runtime:
-    install = "pip install torch"
-    return Runtime(
-        f"{_TORCH}:{function}", ("torch",), devices, PRECISIONS, summary, install, options
-    )
+def _torch(
+    function: str, summary: str, devices: tuple[str, ...] = ("cpu", "cuda"), **options: Any
+) -> Runtime:
+    target = f"eomt_deploy.benchmarking.paper.torch_runtimes:{function}"
+    return Runtime(target, ("torch",), devices, PRECISIONS, summary, "pip install torch", options)
 
 
-RUNTIMES: Mapping[str, Runtime] = {
+TORCH: Mapping[str, Runtime] = {
     "torch-eager": _torch("eager", "PyTorch, operator by operator"),
     "torch-compile": _torch("compiled", "torch.compile, default mode: the paper's"),
     "torch-max-autotune": _torch(
@@ -143,43 +141,25 @@ RUNTIMES: Mapping[str, Runtime] = {
     "aotinductor-graph": _torch(
         "aotinductor", ".pt2 file in one CUDA graph", ("cuda",), cuda_graph=True
     ),
-    "onnxruntime": Runtime(
-        f"{_EXPORTED}:onnxruntime",
-        (*_EXPORT, "onnxruntime"),
-        BOTH,
-        PLAIN,
-        "ONNX Runtime",
-        "pip install 'eomt-deploy[cpu,export]'  (or [cuda,export])",
-        {},
-    ),
-    "openvino": Runtime(
-        f"{_EXPORTED}:openvino",
-        (*_EXPORT, "openvino"),
-        ("cpu",),
-        ("fp32", "bf16"),
-        "OpenVINO",
-        "pip install 'eomt-deploy[openvino,export]'",
-        {},
-    ),
-    "tensorrt": Runtime(
-        f"{_EXPORTED}:tensorrt",
-        (*_EXPORT, "tensorrt"),
-        ("cuda",),
-        PLAIN,
-        "TensorRT",
-        "pip install 'eomt-deploy[tensorrt,export]'",
-        {"target": "tensorrt"},
-    ),
-    "tensorrt-rtx": Runtime(
-        f"{_EXPORTED}:tensorrt",
-        (*_EXPORT, "tensorrt_rtx"),
-        ("cuda",),
-        PLAIN,
-        "TensorRT-RTX",
-        "pip install 'eomt-deploy[tensorrt-rtx,export]'",
-        {"target": "tensorrt-rtx"},
-    ),
 }
+
+
+def runtimes() -> dict[str, Runtime]:
+    """All of them, by name: PyTorch's, and each backend that can get an ONNX file."""
+    exported = {
+        name: Runtime(
+            "eomt_deploy.benchmarking.paper.exported:open_exported",
+            (*EXPORT_PACKAGES, backend.package),
+            backend.devices,
+            tuple(p for p in backend.precisions if p in UNQUANTIZED),
+            backend.title,
+            f"pip install 'eomt-deploy[{backend.extra},export]'",
+            {"backend": name},
+        )
+        for name, backend in BACKENDS.items()
+        if backend.automatic != () and (backend.build or ".onnx" in backend.suffixes)
+    }
+    return {**exported, **TORCH}
 
 
 def find_runtime(name: str) -> Runtime:
@@ -188,9 +168,10 @@ def find_runtime(name: str) -> Runtime:
     Raises:
         UsageError: there is none; the message has them all.
     """
-    if name not in RUNTIMES:
-        raise UsageError(f"There is no runtime {name!r}.", fix=f"Known: {', '.join(RUNTIMES)}.")
-    return RUNTIMES[name]
+    known = runtimes()
+    if name not in known:
+        raise UsageError(f"There is no runtime {name!r}.", fix=f"Known: {', '.join(known)}.")
+    return known[name]
 
 
 def why_unavailable(runtime: Runtime, device: str, precision: str) -> str | None:

@@ -65,7 +65,7 @@ class SuiteConfig:
         rows: names; none takes all that we can build.
         size: (H, W) in pixels instead of each row's own.
         backbone: instead of each row's own.
-        runtimes: names of :data:`eomt_deploy.benchmarking.paper.runtimes.RUNTIMES`.
+        runtimes: names of :data:`eomt_deploy.benchmarking.paper.runtimes.runtimes`.
         scopes: of :data:`SCOPES`.
         scenario: see :data:`eomt_deploy.benchmarking.measure.scenarios.Scenario`.
         batches: images of one call; more than one number only offline.

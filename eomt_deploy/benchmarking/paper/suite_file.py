@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from eomt_deploy.errors import UsageError
+from eomt_deploy.data_files import entries, read_toml
+from eomt_deploy.errors import EomtDeployError, UsageError
 from eomt_deploy.spec import Task
 
 TASK_OF_METRIC: dict[str, Task] = {"PQ": "panoptic", "mIoU": "semantic", "AP": "instance"}
@@ -136,3 +138,32 @@ class Suite:
             values["paper"] = Paper(**values.get("paper", {}))
             rows.append(SuiteRow(**values))
         return cls(**{**data, "rows": tuple(rows)})
+
+
+@cache
+def suites() -> dict[str, Suite]:
+    """The entries of ``benchmarks/`` that `bench --suite` runs, by name: tables of the paper."""
+    found = {}
+    for path in entries("benchmarks"):
+        data = read_toml(path)
+        if data.pop("kind", None) != "suite":
+            continue
+        try:
+            found[path.stem] = Suite.from_dict({"name": path.stem, **data})
+        except (KeyError, TypeError, ValueError) as error:
+            raise EomtDeployError(
+                f"{path} is not a suite: {error}.", fix="Compare it with its neighbours."
+            ) from error
+    return found
+
+
+def find_suite(name: str) -> Suite:
+    """The suite called ``name``.
+
+    Raises:
+        UsageError: there is none; the message has them all.
+    """
+    known = suites()
+    if name not in known:
+        raise UsageError(f"There is no suite {name!r}.", fix=f"Known: {', '.join(known)}.")
+    return known[name]

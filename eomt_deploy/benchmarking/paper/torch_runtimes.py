@@ -14,11 +14,11 @@ from eomt_deploy.benchmarking.measure.clock import CPU_TIMER
 from eomt_deploy.benchmarking.measure.gpu_clock import TorchEventTimer
 from eomt_deploy.benchmarking.paper.runtimes import Case, Images, Running
 from eomt_deploy.cache import keep_files_of_torch
+from eomt_deploy.precision import PRECISIONS
 
 keep_files_of_torch()
 
 Call = Callable[[Tensor], tuple[Tensor, Tensor]]
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 GRAPH_WARMUP = 3
 """Calls before a capture: libraries allocate their workspaces in the first ones."""
 MANY_NETWORKS = 64
@@ -72,6 +72,11 @@ class TorchRunning(Running):
         return np.array(class_logits), np.array(mask_logits)
 
 
+def torch_type(precision: str) -> torch.dtype:
+    kind: torch.dtype = getattr(torch, PRECISIONS[precision].dtype)
+    return kind
+
+
 def prepare(case: Case) -> tuple[nn.Module, str | None]:
     """The network in its precision on its device, and the precision of autocast, if any."""
     if case.threads is not None:
@@ -80,14 +85,14 @@ def prepare(case: Case) -> tuple[nn.Module, str | None]:
     network = case.build("sdpa", case.device)
     if case.precision.startswith("amp-"):
         return network, case.precision.removeprefix("amp-")
-    return network.to(TYPES[case.precision]), None
+    return network.to(torch_type(case.precision)), None
 
 
 def _mixed(network: Callable[..., Any], amp: str | None, device: str) -> Call:
     """The network under autocast, where it is wanted."""
     if amp is None:
         return network
-    kind = TYPES[amp]
+    kind = torch_type(amp)
 
     def call(images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device, kind, cache_enabled=False):

@@ -30,8 +30,8 @@ from eomt_deploy.evaluation.datasets.coco_json import (
     map_categories,
     read_document,
 )
-from eomt_deploy.evaluation.truth import VOID, Sample, Truth, TruthSegment
-from eomt_deploy.result import Rle, encode_mask
+from eomt_deploy.evaluation.truth import Sample, Truth, TruthSegment
+from eomt_deploy.result import VOID, Rle, encode_mask
 from eomt_deploy.spec import ModelSpec
 
 Found = tuple[list[Sample], list[str]]

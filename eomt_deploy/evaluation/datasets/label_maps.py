@@ -12,7 +12,8 @@ from eomt_deploy.classes import read_classes
 from eomt_deploy.decoding import IMAGE_SUFFIXES
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.evaluation.dataset_files import FileIndex
-from eomt_deploy.evaluation.truth import VOID, Sample, Truth
+from eomt_deploy.evaluation.truth import Sample, Truth
+from eomt_deploy.result import VOID
 from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import ModelSpec
 

@@ -9,7 +9,7 @@ from eomt_deploy.artifact import read_xml
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.openvino import build as building
 from eomt_deploy.backends.openvino.build import Trial, build_openvino
-from eomt_deploy.backends.tensorrt.config import OpenVinoConfig
+from eomt_deploy.backends.openvino.config import OpenVinoConfig
 from eomt_deploy.errors import ArtifactError, DeviceError, OutputError, UsageError
 from eomt_deploy.privacy import import_openvino
 
@@ -29,7 +29,7 @@ def trial(agreement=1.0, times=2.0, labelled=1.0):
 
 
 def test_it_computes_what_the_graph_says(exported, tmp_path, photo):
-    config = OpenVinoConfig(exported("panoptic"), tmp_path / "m.xml", "f32")
+    config = OpenVinoConfig(exported("panoptic"), tmp_path / "m.xml", arithmetic="f32")
     report = build_openvino(config)
     assert report.arithmetic == "f32"
     assert report.trial is None
@@ -66,7 +66,9 @@ def test_bf16_must_be_worth_it(exported, tmp_path, monkeypatch, found, chosen):
 
 @pytest.mark.skipif("BF16" not in ABLE, reason="This CPU does not compute in BF16.")
 def test_the_trial_is_a_real_one(exported, tmp_path, photo):
-    config = OpenVinoConfig(exported("semantic"), tmp_path / "m.xml", "bf16", photo)
+    config = OpenVinoConfig(
+        exported("semantic"), tmp_path / "m.xml", arithmetic="bf16", images=photo
+    )
     report = build_openvino(config)
     assert report.arithmetic == "bf16"  # asked for, whatever came out
     assert report.trial.images == 1
@@ -79,11 +81,11 @@ def test_bad_requests(exported, tmp_path):
     model = exported("semantic")
     with pytest.raises(UsageError, match=r"suffix \.bin"):
         OpenVinoConfig(model, tmp_path / "m.bin")
-    with pytest.raises(UsageError, match="fp32 is unknown"):
-        OpenVinoConfig(model, tmp_path / "m.xml", "fp32")
+    with pytest.raises(UsageError, match="'fp32' is unknown"):
+        OpenVinoConfig(model, tmp_path / "m.xml", arithmetic="fp32")
     if "FP16" not in ABLE:
         with pytest.raises(DeviceError, match="does not compute in f16"):
-            build_openvino(OpenVinoConfig(model, tmp_path / "m.xml", "f16"))
+            build_openvino(OpenVinoConfig(model, tmp_path / "m.xml", arithmetic="f16"))
     with pytest.raises(ArtifactError):
         build_openvino(OpenVinoConfig(tmp_path / "none.onnx", tmp_path / "m.xml"))
     assert not list(tmp_path.glob("m.*"))
@@ -105,18 +107,22 @@ def test_command_line(exported, tmp_path, cli):
     code, out, _ = cli("inspect", output)
     assert code == 0
     assert "openvino" in out
-    for options in (("--workspace", "1GiB"), ("--target", "tensorrt"), ("--profile", "tensorrt")):
+    for options, word in (
+        (("--workspace", "1GiB"), "--workspace does not apply to OpenVINO"),
+        (("--target", "tensorrt"), "tensorrt does not build .xml files"),
+        (("--profile", "tensorrt"), "tensorrt does not build .xml files"),
+    ):
         code, _, err = cli("build", model, "-o", output, *options)
         assert code == 2
-        assert f"{options[0]} is not for the .xml" in err
+        assert word in err
     code, _, err = cli("build", model, "-o", tmp_path / "m.engine", "--arithmetic", "f32")
     assert code == 2
-    assert "--arithmetic is not for an .engine" in err
+    assert "--arithmetic does not apply to TensorRT" in err
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(exported, tmp_path, monkeypatch):
     output = tmp_path / "m.xml"
-    build_openvino(OpenVinoConfig(exported("semantic"), output, "f32"))
+    build_openvino(OpenVinoConfig(exported("semantic"), output, arithmetic="f32"))
     before = [file.read_bytes() for file in (output, output.with_suffix(".bin"))]
 
     def full(*_args, **_options):
@@ -124,7 +130,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(exported, tmp_path, monke
 
     monkeypatch.setattr(openvino, "save_model", full)
     with pytest.raises(OutputError, match="could not write"):
-        build_openvino(OpenVinoConfig(exported("instance"), output, "f32"))
+        build_openvino(OpenVinoConfig(exported("instance"), output, arithmetic="f32"))
     assert [file.read_bytes() for file in (output, output.with_suffix(".bin"))] == before
     assert not list(tmp_path.glob(".eomt-deploy*"))
     with pytest.raises(UsageError, match=r"suffix \.XML"):

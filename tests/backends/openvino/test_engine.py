@@ -20,9 +20,9 @@ from eomt_deploy.backends.emulation.engine import EmulatedEngine
 from eomt_deploy.backends.openvino import cache as openvino_cache
 from eomt_deploy.backends.openvino import engine as engine_module
 from eomt_deploy.backends.openvino.build import build_openvino
+from eomt_deploy.backends.openvino.config import OpenVinoConfig
 from eomt_deploy.backends.openvino.engine import OpenVinoEngine
 from eomt_deploy.backends.openvino.graph import normalize_channels_in_place
-from eomt_deploy.backends.tensorrt.config import OpenVinoConfig
 from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
 from eomt_deploy.privacy import import_openvino
 
@@ -375,7 +375,7 @@ def test_an_arithmetic_that_is_not_there_is_a_remark(saved, monkeypatch, cli, pi
     (remark,) = start(saved("fp32"), arithmetic="bf16")[2]
     assert "compute in bf16, which this CPU does not do" in remark
     path = tmp_path / "m.xml"
-    build_openvino(OpenVinoConfig(saved("fp32"), path, "f32"))
+    build_openvino(OpenVinoConfig(saved("fp32"), path, arithmetic="f32"))
     path.write_text(path.read_text().replace('arithmetic value="f32"', 'arithmetic value="bf16"'))
     code, _, err = cli("predict", path, picture, "-o", tmp_path / "o.json")
     assert code == 0

@@ -6,16 +6,16 @@ from pathlib import Path
 import hand_made
 import pytest
 
-from eomt_deploy.backends.tensorrt.config import BuildConfig
+from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Callable[..., BuildConfig]:
+def made(tmp_path: Path) -> Callable[..., TensorRtConfig]:
     """A TensorRT-RTX build of a hand-made model; keywords of the config, then of the model."""
 
-    def get(*, options: dict | None = None, **model: object) -> BuildConfig:
+    def get(*, options: dict | None = None, **model: object) -> TensorRtConfig:
         path = hand_made.write(tmp_path / "made.onnx", **model)  # type: ignore[arg-type]
         config = {"target": "tensorrt-rtx", "compute_capabilities": ("8.9",)} | (options or {})
-        return BuildConfig(path, tmp_path / "out" / "made.engine", **config)
+        return TensorRtConfig(path, tmp_path / "out" / "made.engine", **config)
 
     return get

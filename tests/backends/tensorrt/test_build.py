@@ -14,7 +14,7 @@ import pytest
 
 from eomt_deploy.backends.tensorrt import library, settings
 from eomt_deploy.backends.tensorrt.build import build, check_engine, check_network
-from eomt_deploy.backends.tensorrt.config import BuildConfig
+from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 from eomt_deploy.backends.tensorrt.layers import Layer, LayerReport
 from eomt_deploy.devices import Gpu, cuda_device_count
 from eomt_deploy.errors import (
@@ -32,7 +32,7 @@ NO_GPU = pytest.mark.skipif(cuda_device_count() > 0, reason="there is a GPU")
 RTX_HEADER = b"vtrt"
 
 
-def left(config: BuildConfig) -> list[str]:
+def left(config: TensorRtConfig) -> list[str]:
     folder = config.output.parent
     return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
 
@@ -193,7 +193,7 @@ def test_every_knob_of_tensorrt_reaches_the_librarys_settings(made):
     builder = module.Builder(library.logger("tensorrt-rtx"))
     network = builder.create_network(1)
     network.add_input("images", module.DataType.UINT8, (-1, 64, 64, 3))
-    config = BuildConfig(
+    config = TensorRtConfig(
         Path("m.onnx"),
         Path("m.engine"),
         workspace=1 << 30,
@@ -217,7 +217,7 @@ def test_every_knob_of_tensorrt_reaches_the_librarys_settings(made):
 
 def test_capabilities_in_the_sidecar():
     gpu = Gpu("NVIDIA L4", "8.9", "580.65.06")
-    config = BuildConfig(Path("m.onnx"), Path("m.engine"))
+    config = TensorRtConfig(Path("m.onnx"), Path("m.engine"))
     assert settings.capabilities(config, gpu, "fp16") == ("8.9",)
     portable = replace(config, hardware_compatibility="ampere_plus")
     assert settings.capabilities(portable, gpu, "fp16") == ("8.0+",)

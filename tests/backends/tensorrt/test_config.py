@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eomt_deploy.backends.tensorrt.config import BuildConfig, parse_batch
+from eomt_deploy.backends.tensorrt.config import TensorRtConfig, parse_batch
 from eomt_deploy.errors import UsageError
 
 RTX = {"target": "tensorrt-rtx"}
 
 
 def config(**options):
-    return BuildConfig(Path("m.onnx"), options.pop("output", Path("m.engine")), **options)
+    return TensorRtConfig(Path("m.onnx"), options.pop("output", Path("m.engine")), **options)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from eomt_deploy.backends.tensorrt import engine as tensorrt
 from eomt_deploy.backends.tensorrt import jit_cache, library
 from eomt_deploy.backends.tensorrt.build import build
-from eomt_deploy.backends.tensorrt.config import BuildConfig
+from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 from eomt_deploy.backends.tensorrt.engine import TensorRtEngine, numpy_type
 from eomt_deploy.devices import cuda_device_count
 from eomt_deploy.errors import ArtifactError, UsageError
@@ -191,7 +191,7 @@ def test_failure_holds_the_last_words_of_the_library():
 def rtx_engine(tmp_path_factory, exported) -> Path:
     pytest.importorskip("tensorrt_rtx")
     path = tmp_path_factory.mktemp("engine") / "m.engine"
-    build(BuildConfig(exported("panoptic"), path, "tensorrt-rtx", compute_capabilities=("8.9",)))
+    build(TensorRtConfig(exported("panoptic"), path, "tensorrt-rtx", compute_capabilities=("8.9",)))
     return path
 
 

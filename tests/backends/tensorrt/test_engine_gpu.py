@@ -11,7 +11,7 @@ import pytest
 
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.tensorrt.build import build
-from eomt_deploy.backends.tensorrt.config import RTX_CAPABILITIES, BuildConfig
+from eomt_deploy.backends.tensorrt.config import RTX_CAPABILITIES, TensorRtConfig
 from eomt_deploy.backends.tensorrt.engine import TensorRtEngine
 from eomt_deploy.backends.tensorrt.library import installed
 from eomt_deploy.cuda import DeviceArray, open_device
@@ -37,7 +37,7 @@ def built(request, tmp_path_factory, exported) -> Path:
     if why := runnable(request.param):
         pytest.skip(why)
     path = tmp_path_factory.mktemp(request.param) / "m.engine"
-    build(BuildConfig(exported("panoptic"), path, request.param, batch=(1, 1, 4)))
+    build(TensorRtConfig(exported("panoptic"), path, request.param, batch=(1, 1, 4)))
     return path
 
 
@@ -216,7 +216,7 @@ def test_plan_without_weights_takes_them_from_its_model(tmp_path, exported, want
     onnx = tmp_path / "m.onnx"
     onnx.write_bytes(exported("panoptic").read_bytes())
     path = tmp_path / "m.engine"
-    build(BuildConfig(onnx, path, target, strip_weights=True))
+    build(TensorRtConfig(onnx, path, target, strip_weights=True))
     assert read_sidecar(path).stripped
     with TensorRtEngine(path, device=None, threads=None) as engine:
         check(engine.run(pictures(2)), wanted(pictures(2)))

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from eomt_deploy.backends.tensorrt.build import build
-from eomt_deploy.backends.tensorrt.config import BuildConfig
+from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.calibration import observe
 from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
@@ -43,7 +43,7 @@ def saved(lowered, tmp_path):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_compiles(saved, precision, task, batch):
     path = saved(precision, batch, task)
-    config = BuildConfig(
+    config = TensorRtConfig(
         path,
         path.with_suffix(".engine"),
         target="tensorrt-rtx",
@@ -73,7 +73,7 @@ def test_every_family_compiles(tmp_path, family, precision):
     if precision != "fp32":
         model = describe(lower(model, Lowering(precision)), spec)
     (path,) = graph.save(model, spec, tmp_path, "m.onnx")
-    config = BuildConfig(
+    config = TensorRtConfig(
         path,
         tmp_path / "m.engine",
         target="tensorrt-rtx",

@@ -6,20 +6,20 @@ import json
 import numpy as np
 import pytest
 
-from eomt_deploy import catalog
 from eomt_deploy.benchmarking import tables
 from eomt_deploy.benchmarking.measure.clock import Rounds
 from eomt_deploy.benchmarking.paper import plots, suite
 from eomt_deploy.benchmarking.paper.cases import NOT_FINITE, describe
 from eomt_deploy.benchmarking.paper.ladder import build_step
 from eomt_deploy.benchmarking.paper.report import SuiteReport, read_reports
-from eomt_deploy.benchmarking.paper.runtimes import RUNTIMES, Case, find_runtime, why_unavailable
+from eomt_deploy.benchmarking.paper.runtimes import Case, find_runtime, why_unavailable
 from eomt_deploy.benchmarking.paper.suite import SuiteConfig, run_suite
+from eomt_deploy.benchmarking.paper.suite_file import find_suite
 from eomt_deploy.benchmarking.paper.torch_runtimes import TorchRunning
 from eomt_deploy.devices import cuda_device_count
 from eomt_deploy.errors import DeviceError, UsageError
 
-SUITE = catalog.find_suite("table1")
+SUITE = find_suite("table1")
 TINY = {
     "suite": SUITE, "rows": ("step 4", "step 5"), "size": (64, 64), "backbone": "tiny",
     "device": "cpu", "rounds": Rounds(4, 1), "probe": False, "threads": 1,
@@ -247,9 +247,9 @@ def test_every_runtime_computes_the_same(tmp_path):
 
 
 def test_runtimes_say_why_they_cannot_run():
-    assert why_unavailable(RUNTIMES["torch-eager"], "cpu", "fp32") is None
-    assert "only on cuda" in why_unavailable(RUNTIMES["torch-graph"], "cpu", "fp32")
-    assert "only fp32" in why_unavailable(RUNTIMES["onnxruntime"], "cpu", "amp-fp16")
+    assert why_unavailable(find_runtime("torch-eager"), "cpu", "fp32") is None
+    assert "only on cuda" in why_unavailable(find_runtime("torch-graph"), "cpu", "fp32")
+    assert "only fp32" in why_unavailable(find_runtime("onnxruntime"), "cpu", "amp-fp16")
     with pytest.raises(UsageError, match="no runtime 'caffe'"):
         find_runtime("caffe")
 

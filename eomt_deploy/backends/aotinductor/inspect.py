@@ -1,0 +1,25 @@
+"""What a ``.pt2`` file says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from eomt_deploy.artifact import parse_spec
+from eomt_deploy.backends.aotinductor.engine import read_metadata
+from eomt_deploy.backends.inspection import Inspection, model_rows, origin_rows
+from eomt_deploy.spec import METADATA_KEY
+
+
+def inspect(path: Path) -> Inspection:
+    """What an AOTInductor package says of itself; its machine code is not loaded."""
+    metadata = read_metadata(path)
+    spec = parse_spec(metadata, path)
+    built = {k.lower(): v for k, v in metadata.items() if k != METADATA_KEY}
+    size = path.stat().st_size
+    rows = model_rows(spec) | {
+        "compiled for": ", ".join(f"{k.removeprefix('aoti_')} {v}" for k, v in built.items() if v),
+        "file": f"{size / 1e6:.1f} MB",
+        **origin_rows(spec),
+    }
+    return Inspection({"path": str(path), "spec": asdict(spec), "bytes": size, **built}, rows)

@@ -1,0 +1,21 @@
+"""Whether ONNX Runtime can use a device."""
+
+from __future__ import annotations
+
+from eomt_deploy.backends.registry import Problem
+from eomt_deploy.privacy import quiet_onnxruntime
+
+
+def problem(device: str) -> Problem | None:
+    """The package for CPUs has no CUDA provider."""
+    if device != "cuda":
+        return None
+    import onnxruntime
+
+    quiet_onnxruntime(onnxruntime)
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return None
+    return Problem(
+        "this ONNX Runtime is built for the CPU only",
+        "pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'",
+    )

@@ -1,0 +1,43 @@
+"""What an ``.xml`` file says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from eomt_deploy.artifact import read_xml
+from eomt_deploy.backends.inspection import (
+    Inspection,
+    backend_here,
+    model_rows,
+    origin_rows,
+    remark_rows,
+)
+from eomt_deploy.backends.registry import BACKENDS
+
+
+def inspect(path: Path) -> Inspection:
+    """What an .xml of OpenVINO says of itself, for JSON and as rows."""
+    spec, arithmetic = read_xml(path)
+    weights = path.with_suffix(".bin")
+    size = sum(file.stat().st_size for file in (path, weights) if file.is_file())
+    remarks = _arithmetic_remarks(arithmetic)
+    rows = model_rows(spec) | {
+        "computes in": arithmetic or "as the export says",
+        "file": f"{size / 1e6:.1f} MB with {weights.name}",
+        "runs here with": backend_here(path),
+        **remark_rows(remarks),
+        **origin_rows(spec),
+    }
+    data = {"path": str(path), "spec": asdict(spec), "arithmetic": arithmetic, "bytes": size}
+    return Inspection(data | {"remarks": list(remarks)}, rows)
+
+
+def _arithmetic_remarks(arithmetic: str | None) -> tuple[str, ...]:
+    """What opening it here would remark on the arithmetic that `build` chose."""
+    if arithmetic in (None, "f32") or not BACKENDS["openvino"].installed:
+        return ()
+    from eomt_deploy.backends.openvino.engine import able, arithmetic_remarks, openvino
+
+    used = arithmetic if arithmetic in able(openvino.Core()) else "f32"
+    return arithmetic_remarks(arithmetic, used)

@@ -1,0 +1,34 @@
+"""Whether TensorRT or TensorRT-RTX can build on this machine."""
+
+from __future__ import annotations
+
+from eomt_deploy.backends.registry import NO_GPU, Problem
+from eomt_deploy.backends.tensorrt import library
+from eomt_deploy.devices import current_gpu
+from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.sidecar import Target
+
+
+def tensorrt_problem() -> Problem | str:
+    """TensorRT builds for the GPU of this machine: the problem, or what it builds for."""
+    version = _version("tensorrt")
+    gpu = current_gpu()
+    if isinstance(version, Problem):
+        return version
+    if gpu is None:
+        fix = "build on the machine that will run the engine, or use --target tensorrt-rtx"
+        return Problem(NO_GPU, fix)
+    return f"{version}, for {gpu.name}"
+
+
+def rtx_problem() -> Problem | str:
+    """TensorRT-RTX builds without a GPU: the problem, or what it builds for."""
+    version = _version("tensorrt-rtx")
+    return version if isinstance(version, Problem) else f"{version}, for RTX GPUs, without one"
+
+
+def _version(target: Target) -> Problem | str:
+    try:
+        return str(library.load(target).__version__)
+    except MissingDependencyError as error:
+        return Problem(error.what, error.fix)

@@ -1,0 +1,149 @@
+"""What `eomt-deploy bench` can be asked: one frozen configuration for each of its three modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_IMAGE = Path(__file__).parent.parent / "assets" / "coffee.jpg"
+REPEAT = "can be repeated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """What is written, in every mode."""
+
+    plot: Annotated[
+        tuple[Path, ...],
+        typer.Option(
+            help=f"File to draw: waterfall.png, pareto.png, latency.png or batches.png; {REPEAT}."
+        ),
+    ] = ()
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write all samples to this file (- for stdout).")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured(_Shown):
+    """How something is measured."""
+
+    image: Annotated[
+        Path, typer.Option(help="Image to measure with (default: one of the package).")
+    ] = DEFAULT_IMAGE
+    scope: Annotated[
+        tuple[str, ...],
+        typer.Option(help=f"What to time: network, network+copies or end-to-end; {REPEAT}."),
+    ] = ()
+    scenario: Annotated[
+        str, typer.Option(help="single, offline (batches) or server (default: single).")
+    ] = "single"
+    batch: Annotated[
+        tuple[int, ...],
+        typer.Option(help=f"Batch size of the offline scenario; {REPEAT} (default: 1, 2, 4, 8)."),
+    ] = ()
+    rate: Annotated[
+        float | None, typer.Option(help="Requests per second of the server scenario.")
+    ] = None
+    serve_seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds for which each rate is served (default: 20)."),
+    ] = None
+    iterations: Annotated[int | None, typer.Option(help="Number of measured iterations.")] = None
+    warmup: Annotated[int | None, typer.Option(help="Minimum number of warm-up iterations.")] = None
+    pause: Annotated[
+        float | None, typer.Option(help="Seconds of rest before each round (default: 0).")
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: the best that works).")
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineBench(_Measured):
+    """`--engine`: model files, stage by stage."""
+
+    engine: Annotated[
+        tuple[Path, ...],
+        typer.Option("--engine", help=f"Model file to measure; {REPEAT} to compare several."),
+    ]
+    backend: Annotated[
+        tuple[str, ...],
+        typer.Option(help="Backend by name: one for all engines, or repeated for each."),
+    ] = ()
+    score: Annotated[
+        tuple[float, ...],
+        typer.Option(help="Score of each engine in percent, for the pareto plot."),
+    ] = ()
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum pixels of an image, checked before it is decoded (default: 100000000)."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteBench(_Measured):
+    """`--suite`: a table of the paper, ours beside theirs."""
+
+    suite: Annotated[str, typer.Option(help="Table of the paper to measure, e.g. table1.")]
+    rows: Annotated[
+        tuple[str, ...],
+        typer.Option(help=f"Rows of the suite, separated by commas; {REPEAT} (default: all)."),
+    ] = ()
+    size: Annotated[
+        str | None,
+        typer.Option(help="Input size of all rows, e.g. 640 or 480x640 (default: their own)."),
+    ] = None
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="tiny, small, base, large or giant, for all rows (default: their own)."),
+    ] = None
+    runtime: Annotated[
+        tuple[str, ...],
+        typer.Option(help=f"torch-eager, torch-compile, a backend, …; {REPEAT}."),
+    ] = ("torch-eager",)
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, bf16, amp-fp16 or amp-bf16.")
+    ] = None
+    sampling: Annotated[
+        str,
+        typer.Option(help="Deformable attention of the baseline: grid_sample or triton (fused)."),
+    ] = "grid_sample"
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="End the measured rounds of a group after this many seconds."),
+    ] = None
+    count_only: Annotated[
+        bool,
+        typer.Option("--count-only", help="Count parameters and MACs only, without timing."),
+    ] = False
+    report_dir: Annotated[
+        Path | None, typer.Option(help="Write JSON, Markdown and all plots into this folder.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportBench(_Shown):
+    """`--report`: what was measured elsewhere."""
+
+    report: Annotated[
+        Path, typer.Option(help="Show a JSON file that --suite wrote on another machine.")
+    ]
+    report_dir: Annotated[
+        Path | None, typer.Option(help="Write JSON, Markdown and all plots into this folder.")
+    ] = None
+
+
+MODES: dict[str, type[EngineBench] | type[SuiteBench] | type[ReportBench]] = {
+    "engine": EngineBench,
+    "suite": SuiteBench,
+    "report": ReportBench,
+}
