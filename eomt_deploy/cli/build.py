@@ -153,4 +153,9 @@ def _typer_option(option: Option) -> Any:
     return Annotated[option.type | None, typer.Option(flags, help=option.help)]
 
 
-command = with_options(build, {name: _typer_option(o) for name, o in _options().items()})
+def command_options() -> dict[str, Any]:
+    """The options of all backends as typer takes them."""
+    return {name: _typer_option(option) for name, option in _options().items()}
+
+
+command = with_options(build, command_options())
