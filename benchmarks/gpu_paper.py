@@ -155,7 +155,7 @@ def configure(
 ) -> Any:
     """The run of a suite that a section asks for."""
     from eomt_deploy.benchmarking.paper.suite import SuiteConfig
-    from eomt_deploy.catalog import find_suite
+    from eomt_deploy.benchmarking.paper.suite_file import find_suite
 
     return SuiteConfig(
         suite=find_suite(section.suite),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from eomt_deploy.result import Segment, Segmentation
-from eomt_deploy.sources import RgbImage
+if TYPE_CHECKING:
+    from eomt_deploy.result import Segment, Segmentation
+    from eomt_deploy.sources import RgbImage
 
 INSTANCE_SHADES = (1.0, 0.72, 0.86, 0.6)
 """Instances of one class stand apart by brightness."""

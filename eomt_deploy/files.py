@@ -17,8 +17,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platformdirs import user_cache_path
-
 from eomt_deploy import __version__
 from eomt_deploy.errors import OutputError
 
@@ -285,6 +283,13 @@ def cache_folder() -> Path:
     """
     if _cache_folders:
         return _cache_folders[-1]
+    try:
+        from platformdirs import user_cache_path
+    except ImportError as error:  # benchmarks also run on a bare machine with PyTorch
+        raise OutputError(
+            "There is no cache folder: platformdirs is not installed.",
+            fix="pip install platformdirs",
+        ) from error
     try:
         return user_cache_path("eomt-deploy", appauthor=False, opinion=False)
     except RuntimeError as error:

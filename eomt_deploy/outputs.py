@@ -127,7 +127,7 @@ def _external_weights(path: Path) -> bool:
 
 
 def _package(path: Path) -> bool:
-    from eomt_deploy.backends.aotinductor.engine import read_metadata
+    from eomt_deploy.package_metadata import read_metadata
     from eomt_deploy.spec import METADATA_KEY
 
     return METADATA_KEY in read_metadata(path)

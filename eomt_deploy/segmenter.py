@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Literal, cast, overload
 
 from eomt_deploy.backends import Engine, open_engine
 from eomt_deploy.backends.engine import MAX_INPUTS, DeviceEngine, run_in_parts
 from eomt_deploy.decoding import check_max_pixels
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.overlap import overlap
+from eomt_deploy.pipeline import (
+    DevicePipeline,
+    HostPipeline,
+    Logits,
+    OnDevice,
+    Pipeline,
+    Request,
+    keep_errors,
+)
 from eomt_deploy.processing import Geometry, Processor
 from eomt_deploy.result import Segmentation
-from eomt_deploy.sources import ColorOrder, ImageSource, RgbImage, load_image
+from eomt_deploy.sources import ColorOrder, ImageSource, load_image
 from eomt_deploy.spec import ModelSpec, Thresholds
 
-if TYPE_CHECKING:
-    from eomt_deploy.processing.cuda.processor import CudaProcessor
-
-Logits = npt.NDArray[Any]
-LogitsAt = tuple[Logits, Logits, Geometry]
-"""Of one image: class logits [N, Q, C+1], mask logits [N, Q, h, w], and where they stand."""
-Inputs = tuple[npt.NDArray[np.uint8], Geometry]
-"""Of one image: what the network sees, uint8 [N, H, W, 3], and where it stands."""
-Photo = tuple[RgbImage, str | None]
-"""The pixels of an image, and its name for error messages; None for what has no name."""
 AHEAD = 2
 """Images that are read before the network is free for them."""
 
@@ -41,8 +34,8 @@ class Segmenter:
     """Segments images with an exported model.
 
     Args:
-        engine: path of an artifact that eomt-deploy wrote, or an open :class:`Engine`.
-        backend: run-time by name; None chooses by suffix and by what is installed.
+        engine: path of a model file that eomt-deploy wrote, or an open :class:`Engine`.
+        backend: backend by name; None selects by suffix and by what is installed.
         device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
         threads: CPU threads of the network and of the post-processing; None leaves it to them.
         mode: ``"latency"`` or ``"throughput"``, see :func:`open_engine`.
@@ -51,7 +44,7 @@ class Segmenter:
 
     Raises:
         ArtifactError: no such file, damaged, or not written by eomt-deploy.
-        MissingDependencyError: no run-time for it is installed.
+        MissingDependencyError: no backend for it is installed.
         DeviceError: the device cannot be used.
 
     >>> with Segmenter("model.onnx") as segmenter:  # doctest: +SKIP
@@ -110,7 +103,7 @@ class Segmenter:
             VerificationError: the model gives NaN or infinite logits.
         """
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        steps = Steps(self, color_order, thresholds)
+        steps = self._pipeline(color_order, thresholds)
         return steps.finish(steps.run(steps.prepare([image])))[0]
 
     def logits(self, image: ImageSource) -> tuple[Logits, Logits, Geometry]:
@@ -138,7 +131,7 @@ class Segmenter:
         The network sees up to 8 at once; others are read and finished meanwhile.
         """
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        steps = Steps(self, color_order, thresholds)
+        steps = self._pipeline(color_order, thresholds)
         groups = [images[i : i + MAX_INPUTS] for i in range(0, len(images), MAX_INPUTS)]
         found = overlap(groups, steps.prepare, steps.run, steps.finish, ahead=AHEAD)
         return [result for group in found for result in group]
@@ -200,13 +193,20 @@ class Segmenter:
                 ``return_errors``, since it is not the image's fault.
         """
         if ahead < 0:
-            raise UsageError(f"ahead {ahead} is no number of images.", fix="Use 0 or more.")
+            raise UsageError(f"`ahead` must be 0 or more, got {ahead}.")
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        steps = Steps(self, color_order, thresholds)
-        wrap = keep_errors if return_errors else _unchanged
-        three = [wrap(step) for step in (steps.prepare, steps.run, steps.finish)]
+        steps = self._pipeline(color_order, thresholds)
+        three: list[Any] = [steps.prepare, steps.run, steps.finish]
+        if return_errors:
+            three = [keep_errors(step) for step in three]
         found: Iterator[Any] = overlap(([image] for image in images), *three, ahead=ahead)
         return (item if isinstance(item, ImageError) else item[0] for item in found)
+
+    def _pipeline(self, color_order: ColorOrder, thresholds: Thresholds) -> Pipeline:
+        request = Request(color_order, thresholds, self.max_pixels)
+        if self._on_device:
+            return DevicePipeline(self._on_device, request)
+        return HostPipeline(self.engine, self.processor, request)
 
     def close(self) -> None:
         """Free the engine."""
@@ -226,112 +226,3 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The three steps of a prediction, each on a group of images that the network sees at once."""
-
-    segmenter: Segmenter
-    color_order: ColorOrder
-    thresholds: Thresholds
-
-    def prepare(self, group: Sequence[ImageSource]) -> tuple[list[Photo], list[Inputs]]:
-        """Read and resize; a GPU resizes by itself."""
-        limit = self.segmenter.max_pixels
-        photos = [
-            (load_image(image, color_order=self.color_order, max_pixels=limit), name_of(image))
-            for image in group
-        ]
-        if self.segmenter._on_device:
-            return photos, []
-        return photos, [self.segmenter.processor.preprocess(photo) for photo, _ in photos]
-
-    def run(
-        self, ready: tuple[list[Photo], list[Inputs]]
-    ) -> tuple[list[Photo], list[LogitsAt | Segmentation]]:
-        """The network, or on a GPU all that is left."""
-        photos, inputs = ready
-        if self.segmenter._on_device:
-            segment = self.segmenter._on_device.segment
-            return photos, [segment(photo, self.thresholds, name) for photo, name in photos]
-        images = np.concatenate([images for images, _ in inputs])
-        classes, masks = run_in_parts(self.segmenter.engine, images)
-        ends = np.cumsum([len(images) for images, _ in inputs])[:-1]
-        parts = zip(np.split(classes, ends), np.split(masks, ends), inputs, strict=True)
-        return photos, [(own, masks, geometry) for own, masks, (_, geometry) in parts]
-
-    def finish(self, done: tuple[list[Photo], list[LogitsAt | Segmentation]]) -> list[Segmentation]:
-        """Outputs to results."""
-        return [
-            replace(self._result(outputs, name), image=photo)
-            for (photo, name), outputs in zip(*done, strict=True)
-        ]
-
-    def _result(self, outputs: LogitsAt | Segmentation, name: str | None) -> Segmentation:
-        if isinstance(outputs, Segmentation):
-            return outputs
-        return self.segmenter.processor.postprocess_with(*outputs, self.thresholds, name)
-
-
-def name_of(image: ImageSource) -> str | None:
-    """The file that an image comes from; None where that is not known."""
-    if isinstance(image, str | Path):
-        return str(image)
-    found = getattr(image, "filename", None)  # of Pillow
-    return str(found) if found else None
-
-
-def _unchanged(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return step
-
-
-def keep_errors(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A step that gives an image's error as its result, also one from the step before."""
-
-    def run(value: Any) -> Any:
-        try:
-            return value if isinstance(value, ImageError) else step(value)
-        except ImageError as error:
-            return error
-
-    return run
-
-
-class OnDevice:
-    """The whole way on the GPU: a photo goes in, and only its result comes back.
-
-    Each thread has a processor of its own, on the engine's stream for that thread; it goes with it.
-    """
-
-    def __init__(self, engine: DeviceEngine) -> None:
-        self._engine = engine
-        self._own = threading.local()
-        self._processors: weakref.WeakSet[CudaProcessor] = weakref.WeakSet()
-
-    def segment(
-        self, pixels: RgbImage, thresholds: Thresholds, name: str | None = None
-    ) -> Segmentation:
-        """As :meth:`Segmenter.predict`."""
-        processor = self._processor()
-        images, geometry = processor.preprocess(pixels)
-        outputs = self._engine.run_device(images)
-        return processor.postprocess_with(*outputs, geometry, thresholds, name)
-
-    def _processor(self) -> CudaProcessor:
-        if not hasattr(self._own, "processor"):
-            from eomt_deploy.processing.cuda.processor import CudaProcessor
-
-            engine = self._engine
-            self._own.processor = CudaProcessor(
-                engine.spec, engine.gpu, engine.stream, backend=engine.backend
-            )
-            self._processors.add(self._own.processor)
-        processor: CudaProcessor = self._own.processor
-        return processor
-
-    def close(self) -> None:
-        """Free the buffers. No other thread may be running."""
-        for processor in list(self._processors):
-            processor.close()
-        self._own = threading.local()

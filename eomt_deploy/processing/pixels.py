@@ -3,7 +3,7 @@
 The rows of an image are shared among threads; ctypes lets go of the interpreter meanwhile.
 Why C: the kernels leave out what cannot matter, tile by tile, which neither OpenCV's whole-image
 operations nor an ONNX graph can do. numba can, but is slower and compiles for 7 s at the first call
-(`benchmarks/numba_panoptic.py`).
+(`benchmarks/results/amd-epyc-2-cores/numba_panoptic.json`).
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 from eomt_deploy.benchmarking.paper.report import read_reports
-from eomt_deploy.catalog import find_suite
+from eomt_deploy.benchmarking.paper.suite_file import find_suite
 
 PROGRAM = Path(__file__).parents[2] / "benchmarks" / "gpu_paper.py"
 ABSENT = (
     "PIL", "cv2", "cuda", "hotcoco", "huggingface_hub", "matplotlib", "ml_dtypes", "onnx",
-    "onnx_ir", "onnxruntime", "onnxscript", "rich", "safetensors", "tensorrt_rtx", "typer",
+    "onnx_ir", "onnxruntime", "onnxscript", "platformdirs", "pynvml", "rich", "safetensors",
+    "tensorrt_rtx", "typer",
 )  # fmt: skip
 BARE = """
 import importlib.machinery, runpy, sys

@@ -6,11 +6,8 @@ for: what it needs is read from the package before PyTorch is asked.
 
 from __future__ import annotations
 
-import lzma
 import platform
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +21,7 @@ from eomt_deploy.artifact import parse_spec
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.cache import keep_files_of_torch
 from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
-from eomt_deploy.fields import MAX_LENGTH, Words, check_fields, read_object
+from eomt_deploy.package_metadata import read_metadata
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -37,18 +34,6 @@ INSTRUCTIONS = {
     "AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_bf16",
 }  # fmt: skip
 """PyTorch's names of instruction sets -> those of the system."""
-METADATA_FILE = "wrapper_metadata.json"
-METADATA = Words(1000, MAX_LENGTH)
-FIX = "Make it again from its checkpoint."
-MAX_RATIO, ALWAYS_ALLOWED = 50, 64 << 20
-"""A package may unpack to this many times its size on disk, and always to these bytes. Weights
-hardly shrink, machine code does so by 3 to 5 times; a zip file made to fill a disk reaches 1000."""
-DAMAGED = (
-    zipfile.BadZipFile, OSError, ValueError, EOFError, LookupError, RuntimeError, zlib.error,
-    lzma.LZMAError,
-)  # fmt: skip
-"""What the standard library raises for zip files that are damaged, encrypted or packed by a method
-that it does not know."""
 
 
 def save_package(
@@ -73,7 +58,7 @@ def save_package(
     from eomt_deploy.files import staging_folder
 
     if path.suffix.lower() != SUFFIX:
-        raise UsageError(f"{path} is no AOTInductor package.", fix=f"Name a {SUFFIX} file.")
+        raise UsageError(f"{path} is not an AOTInductor package.", fix=f"Name a {SUFFIX} file.")
     keep_files_of_torch()
     place = device or next(network.parameters()).device.type
     example = torch.zeros((batch, *spec.image_size, 3), dtype=torch.uint8, device=place)
@@ -109,56 +94,6 @@ def check_compiler() -> None:
             why=str(error).strip(),
             fix="Install g++ (Debian: apt install g++), or name one in the variable CXX.",
         ) from error
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """What a package says of itself, without loading its machine code.
-
-    What the zip file declares is checked before anything in it is unpacked.
-
-    Raises:
-        ArtifactError: it is no package, or what it declares cannot be true.
-    """
-    try:
-        size = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            check_declared(sum(entry.file_size for entry in entries), size)
-            entry = next((e for e in entries if e.filename.endswith(METADATA_FILE)), None)
-            content = b"{}" if entry is None else _read_entry(archive, entry)
-        found = read_object(content, f"The metadata of {path}", FIX)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"There is no model at {path}.") from error
-    except DAMAGED as error:
-        raise ArtifactError(
-            f"{path} is no AOTInductor package, or it is damaged ({error}).", fix=FIX
-        ) from error
-    check_fields(METADATA, found, f"The metadata of {path}", FIX, name="metadata")
-    return found
-
-
-def check_declared(declared: int, size: int) -> None:
-    """The bytes that a zip file unpacks to must be possible for one of ``size`` bytes. Pure.
-
-    Raises:
-        ValueError: they are not.
-    """
-    limit = max(ALWAYS_ALLOWED, MAX_RATIO * size)
-    if declared > limit:
-        raise ValueError(
-            f"its {size:,} bytes declare {declared:,} bytes of content, the maximum is {limit:,}"
-        )
-
-
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    if entry.file_size <= MAX_LENGTH:
-        with archive.open(entry) as file:
-            content = file.read(MAX_LENGTH + 1)  # what it declares may be wrong
-        if len(content) <= MAX_LENGTH:
-            return content
-    raise ValueError(
-        f"{entry.filename} declares {entry.file_size:,} bytes, the maximum is {MAX_LENGTH:,}"
-    )
 
 
 def check_device(metadata: dict[str, str], capability: str | None, path: Path) -> str:

@@ -1,7 +1,6 @@
-"""The state of an NVIDIA GPU, asked of the library that comes with its driver. Calls only.
+"""The state of an NVIDIA GPU, read with nvidia-ml-py. Calls only.
 
-By ctypes, so that nothing needs to be installed. What the numbers mean is decided in
-:mod:`eomt_deploy.benchmarking.machine.state`.
+What the numbers mean is decided in :mod:`eomt_deploy.benchmarking.machine.state`.
 """
 
 from __future__ import annotations
@@ -14,81 +13,66 @@ from typing import Any
 
 from eomt_deploy.benchmarking.machine.state import GpuSample
 
-# Numbers of the NVML API (nvml.h).
-TEMPERATURE_GPU = 0
-CLOCK_SM = 1
-CLOCK_MEMORY = 2
 _WINDOWS = os.name == "nt"
 
 
-class _Utilization(ctypes.Structure):
-    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
-
-
 class Nvml:
-    """The first GPU that this process may use; every answer is None where it is refused."""
+    """The first GPU that this process may use; a value is None if the driver does not give it."""
 
     def __init__(self) -> None:
-        self._library: Any = None
-        self._device = ctypes.c_void_p()
+        self._nvml: Any = None
         try:
-            library = ctypes.CDLL("nvml.dll" if _WINDOWS else "libnvidia-ml.so.1")
-        except OSError:
+            import pynvml
+        except ImportError:
             return
-        if library.nvmlInit_v2():
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
             return
-        # By its own number: CUDA_VISIBLE_DEVICES hides GPUs from CUDA, not from NVML.
-        name = _visible_uuid()
-        found = name is not None and not library.nvmlDeviceGetHandleByUUID(
-            name, ctypes.byref(self._device)
-        )
-        if found or not library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(self._device)):
-            self._library = library
+        try:
+            self._device = _first_device(pynvml)
+        except pynvml.NVMLError:
+            pynvml.nvmlShutdown()
+        else:
+            self._nvml = pynvml
 
     @property
     def available(self) -> bool:
-        return self._library is not None
+        return self._nvml is not None
 
     def sample(self) -> GpuSample | None:
         """Clocks, power, temperature and what holds the clocks down, at this moment."""
-        if self._library is None:
+        nvml = self._nvml
+        if nvml is None:
             return None
-        milliwatts = self._number("nvmlDeviceGetPowerUsage")
-        reasons = self._number("nvmlDeviceGetCurrentClocksThrottleReasons", ctypes.c_ulonglong)
         return GpuSample(
-            sm_mhz=self._number("nvmlDeviceGetClockInfo", ctypes.c_uint, CLOCK_SM),
-            memory_mhz=self._number("nvmlDeviceGetClockInfo", ctypes.c_uint, CLOCK_MEMORY),
-            power_w=None if milliwatts is None else milliwatts / 1000,
-            temperature_c=self._number("nvmlDeviceGetTemperature", ctypes.c_uint, TEMPERATURE_GPU),
-            reasons=reasons,
+            sm_mhz=self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+            memory_mhz=self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            power_w=_watts(self._ask("nvmlDeviceGetPowerUsage")),
+            temperature_c=self._ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+            reasons=self._ask("nvmlDeviceGetCurrentClocksThrottleReasons"),
         )
 
     def facts(self) -> dict[str, float | None]:
-        """What does not change: highest clocks and the power limit."""
-        if self._library is None:
+        """What does not change: the highest clocks and the power limit."""
+        nvml = self._nvml
+        if nvml is None:
             return {}
-        limit = self._number("nvmlDeviceGetEnforcedPowerLimit")
         return {
-            "max_sm_mhz": self._number("nvmlDeviceGetMaxClockInfo", ctypes.c_uint, CLOCK_SM),
-            "max_memory_mhz": self._number(
-                "nvmlDeviceGetMaxClockInfo", ctypes.c_uint, CLOCK_MEMORY
-            ),
-            "power_limit_w": None if limit is None else limit / 1000,
+            "max_sm_mhz": self._ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM),
+            "max_memory_mhz": self._ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_MEM),
+            "power_limit_w": _watts(self._ask("nvmlDeviceGetEnforcedPowerLimit")),
         }
 
     def utilization(self) -> float | None:
         """Share of the last moments in which the GPU was busy, 0 to 1."""
-        if self._library is None:
-            return None
-        value = _Utilization()
-        if self._library.nvmlDeviceGetUtilizationRates(self._device, ctypes.byref(value)):
-            return None
-        return float(value.gpu) / 100
+        rates = None if self._nvml is None else self._ask("nvmlDeviceGetUtilizationRates")
+        return None if rates is None else float(rates.gpu) / 100
 
     def close(self) -> None:
-        if self._library is not None:
-            self._library.nvmlShutdown()
-            self._library = None
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+            self._nvml = None
 
     def __enter__(self) -> Nvml:
         return self
@@ -101,12 +85,27 @@ class Nvml:
     ) -> None:
         self.close()
 
-    def _number(self, name: str, kind: Any = ctypes.c_uint, *arguments: int) -> int | None:
-        function = getattr(self._library, name, None)  # old drivers lack some
-        value = kind()
-        if function is None or function(self._device, *arguments, ctypes.byref(value)):
+    def _ask(self, function: str, *arguments: int) -> Any:
+        """What a function says of the GPU; None if the driver lacks or refuses it."""
+        try:
+            return getattr(self._nvml, function)(self._device, *arguments)
+        except self._nvml.NVMLError:
             return None
-        return int(value.value)
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000
+
+
+def _first_device(nvml: Any) -> Any:
+    """By its own number: CUDA_VISIBLE_DEVICES hides GPUs from CUDA, not from NVML."""
+    name = _visible_uuid()
+    if name is not None:
+        try:
+            return nvml.nvmlDeviceGetHandleByUUID(name)
+        except nvml.NVMLError:  # part of a GPU (MIG), for example
+            pass
+    return nvml.nvmlDeviceGetHandleByIndex(0)
 
 
 def _visible_uuid() -> bytes | None:

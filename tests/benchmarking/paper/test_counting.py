@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from eomt_deploy.benchmarking.paper.counting import Counts, count, count_step
 from eomt_deploy.benchmarking.paper.ladder import build_step
-from eomt_deploy.benchmarking.paper.suite_file import SuiteRow
-from eomt_deploy.catalog import suites
+from eomt_deploy.benchmarking.paper.suite_file import SuiteRow, suites
 
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6")
 EOMT, BASELINE = 0.01, 0.02

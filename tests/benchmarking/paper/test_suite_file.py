@@ -6,8 +6,7 @@ from eomt_deploy.benchmarking.machine import roofline
 from eomt_deploy.benchmarking.paper.cases import describe
 from eomt_deploy.benchmarking.paper.grouping import WIDTHS, Need, free_bytes, need, pack
 from eomt_deploy.benchmarking.paper.ladder import BACKBONES
-from eomt_deploy.benchmarking.paper.suite_file import Suite
-from eomt_deploy.catalog import find_suite, suites
+from eomt_deploy.benchmarking.paper.suite_file import Suite, find_suite, suites
 from eomt_deploy.errors import UsageError
 
 

@@ -1,0 +1,194 @@
+"""The steps of a prediction: prepare, run and finish, each on a group of images.
+
+:class:`HostPipeline` keeps arrays in host memory, :class:`DevicePipeline` keeps them on the GPU. A
+:class:`~eomt_deploy.segmenter.Segmenter` selects one when it opens an engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from eomt_deploy.backends.engine import DeviceEngine, Engine, run_in_parts
+from eomt_deploy.errors import ImageError
+from eomt_deploy.processing import Geometry, Processor
+from eomt_deploy.result import Segmentation
+from eomt_deploy.sources import ColorOrder, ImageSource, RgbImage, load_image
+from eomt_deploy.spec import Thresholds
+
+if TYPE_CHECKING:
+    from eomt_deploy.processing.cuda.processor import CudaProcessor
+
+Logits = npt.NDArray[Any]
+
+
+class Photo(NamedTuple):
+    """An image: its pixels, and its name for error messages; None if it has no name."""
+
+    pixels: RgbImage
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller wants of a group of images."""
+
+    color_order: ColorOrder
+    thresholds: Thresholds
+    max_pixels: int | None
+
+    def load(self, image: ImageSource) -> Photo:
+        """Read one image."""
+        pixels = load_image(image, color_order=self.color_order, max_pixels=self.max_pixels)
+        return Photo(pixels, name_of(image))
+
+
+class Pipeline(Protocol):
+    """The three steps, in this order; each may run in a thread of its own."""
+
+    def prepare(self, group: Sequence[ImageSource]) -> Any:
+        """Read the images, and what can be done before the network is free."""
+
+    def run(self, ready: Any) -> Any:
+        """Run the network."""
+
+    def finish(self, done: Any) -> list[Segmentation]:
+        """Make the results."""
+
+
+class _Input(NamedTuple):
+    """One image, resized: uint8 [N, H, W, 3], and where it is in the image."""
+
+    photo: Photo
+    images: npt.NDArray[np.uint8]
+    geometry: Geometry
+
+
+class _Output(NamedTuple):
+    """One image: class logits [N, Q, C+1], mask logits [N, Q, h, w]."""
+
+    photo: Photo
+    class_logits: Logits
+    mask_logits: Logits
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class HostPipeline:
+    """Resizing and post-processing on the CPU, around any engine."""
+
+    engine: Engine
+    processor: Processor
+    request: Request
+
+    def prepare(self, group: Sequence[ImageSource]) -> list[_Input]:
+        """Read and resize."""
+        photos = map(self.request.load, group)
+        return [_Input(photo, *self.processor.preprocess(photo.pixels)) for photo in photos]
+
+    def run(self, ready: list[_Input]) -> list[_Output]:
+        """The network, on all images of the group at once."""
+        classes, masks = run_in_parts(self.engine, np.concatenate([item.images for item in ready]))
+        ends = np.cumsum([len(item.images) for item in ready])[:-1]
+        parts = zip(ready, np.split(classes, ends), np.split(masks, ends), strict=True)
+        return [
+            _Output(item.photo, own_classes, own_masks, item.geometry)
+            for item, own_classes, own_masks in parts
+        ]
+
+    def finish(self, done: list[_Output]) -> list[Segmentation]:
+        """Logits to results."""
+        return [replace(self._result(output), image=output.photo.pixels) for output in done]
+
+    def _result(self, output: _Output) -> Segmentation:
+        return self.processor.postprocess_with(
+            output.class_logits,
+            output.mask_logits,
+            output.geometry,
+            self.request.thresholds,
+            output.photo.name,
+        )
+
+
+@dataclass(frozen=True)
+class DevicePipeline:
+    """Everything but reading on the GPU: an image goes in, and only its result comes back."""
+
+    device: OnDevice
+    request: Request
+
+    def prepare(self, group: Sequence[ImageSource]) -> list[Photo]:
+        """Read."""
+        return [self.request.load(image) for image in group]
+
+    def run(self, ready: list[Photo]) -> list[Segmentation]:
+        """Resize, network and post-processing, image by image."""
+        thresholds = self.request.thresholds
+        return [
+            replace(self.device.segment(*photo, thresholds), image=photo.pixels) for photo in ready
+        ]
+
+    def finish(self, done: list[Segmentation]) -> list[Segmentation]:
+        """Nothing is left to do."""
+        return done
+
+
+class OnDevice:
+    """The processors of a GPU engine: one for each thread, on the engine's stream for it."""
+
+    def __init__(self, engine: DeviceEngine) -> None:
+        self._engine = engine
+        self._own = threading.local()
+        self._processors: weakref.WeakSet[CudaProcessor] = weakref.WeakSet()
+
+    def segment(self, pixels: RgbImage, name: str | None, thresholds: Thresholds) -> Segmentation:
+        """From pixels to the result."""
+        processor = self._processor()
+        images, geometry = processor.preprocess(pixels)
+        outputs = self._engine.run_device(images)
+        return processor.postprocess_with(*outputs, geometry, thresholds, name)
+
+    def _processor(self) -> CudaProcessor:
+        if not hasattr(self._own, "processor"):
+            from eomt_deploy.processing.cuda.processor import CudaProcessor
+
+            engine = self._engine
+            self._own.processor = CudaProcessor(
+                engine.spec, engine.gpu, engine.stream, backend=engine.backend
+            )
+            self._processors.add(self._own.processor)
+        processor: CudaProcessor = self._own.processor
+        return processor
+
+    def close(self) -> None:
+        """Free the buffers. No other thread may be running."""
+        for processor in list(self._processors):
+            processor.close()
+        self._own = threading.local()
+
+
+def name_of(image: ImageSource) -> str | None:
+    """The file that an image comes from; None if it is not known."""
+    if isinstance(image, str | Path):
+        return str(image)
+    found = getattr(image, "filename", None)  # of Pillow
+    return str(found) if found else None
+
+
+def keep_errors(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A step that gives an image's error as its result, also one from the step before."""
+
+    def run(value: Any) -> Any:
+        try:
+            return value if isinstance(value, ImageError) else step(value)
+        except ImageError as error:
+            return error
+
+    return run
