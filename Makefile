@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/.run
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs
 DEMO := demo
 
-.PHONY: demo test check setup wheels clean
+.PHONY: demo test check setup wheels docs clean
 
 setup: $(READY)
 
@@ -34,9 +35,19 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python docs/check_links.py
 
 test: check
 	$(BIN)/python -m pytest
+
+$(DOCS_READY): $(RUN)
+	$(PIP) -e '.[cpu,export,docs]'
+	@touch $@
+
+# Every warning is an error, and so is every link to a page or heading that does not exist.
+docs: $(DOCS_READY)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
 
 # One wheel for each machine; Zig compiles for all of them here.
 wheels: $(READY)
@@ -45,4 +56,4 @@ wheels: $(READY)
 
 clean:
 	rm -f eomt_deploy/processing/native/pixels-*
-	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,20 +1,32 @@
-"""Every error that a user can meet: what happened, why, and how to mend it."""
+"""Every error that a user can meet: what happened, why, and how to fix it.
+
+Each class has an id that stays the same in all versions, such as E201. The command line prints it,
+and `docs/errors.md` explains it. The first digit is the exit code (E1xx: 1), the others count the
+classes. A new class gets the next free number; a number is never used twice.
+"""
 
 from __future__ import annotations
 
 MAX_TEXT = 1200
-"""Characters of each part of a message."""
+"""Maximum number of characters of each part of a message."""
+FILE_SYSTEM_ID = "E207"
+"""Id of errors that the file system reports itself (``OSError``)."""
 
 
 class EomtDeployError(Exception):
-    """Base of all errors raised on purpose by eomt-deploy.
+    """Base of all errors that eomt-deploy raises on purpose.
 
     Args:
-        what: one sentence that says what went wrong, with the values found.
-        why: the rule or cause behind it, when it is not obvious.
+        what: one sentence about what went wrong, with the found values.
+        why: the rule or cause behind it, if it is not obvious.
         fix: what the user can do about it.
+
+    Attributes:
+        id: stable id of the class, explained in `docs/errors.md`.
+        exit_code: exit code of the command line.
     """
 
+    id = "E101"
     exit_code = 1
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
@@ -34,67 +46,77 @@ class EomtDeployError(Exception):
 
 
 def _shortened(text: str) -> str:
-    """A text of bounded length: a hostile file can put megabytes into the names that it shows."""
+    """A text of limited length: a hostile file can put megabytes into the names that it shows."""
     if len(text) <= MAX_TEXT:
         return text
     return f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
 
 
 class UsageError(EomtDeployError):
-    """An argument or option that cannot be right, alone or with the others."""
+    """An argument or option is wrong, alone or together with the others."""
 
+    id = "E201"
     exit_code = 2
 
 
 class CheckpointError(EomtDeployError):
-    """A checkpoint that cannot be read, or is not the EoMT it should be."""
+    """A checkpoint cannot be read, or does not contain the expected EoMT."""
 
+    id = "E202"
     exit_code = 2
 
 
 class ImageError(EomtDeployError):
-    """An input that is not a picture we can segment."""
+    """An input is not an image that can be segmented."""
 
+    id = "E203"
     exit_code = 2
 
 
 class DatasetError(EomtDeployError):
-    """Labelled data that are incomplete, contradict themselves or do not fit the model."""
+    """Labelled data are incomplete, contradict themselves or do not fit the model."""
 
+    id = "E204"
     exit_code = 2
 
 
 class ArtifactError(EomtDeployError):
-    """An exported file that is broken, or was not written by eomt-deploy."""
+    """A model file is damaged, or was not written by eomt-deploy."""
 
+    id = "E205"
     exit_code = 2
 
 
 class OutputError(EomtDeployError):
-    """A result that cannot be written where the user wants it."""
+    """A result cannot be written to the requested place."""
 
+    id = "E206"
     exit_code = 2
 
 
 class MissingDependencyError(EomtDeployError):
-    """A package that this verb or backend needs is not installed."""
+    """A package that this command or backend needs is not installed."""
 
+    id = "E301"
     exit_code = 3
 
 
 class DeviceError(EomtDeployError):
-    """The device or provider that was asked for cannot run here."""
+    """The requested device cannot be used on this machine."""
 
+    id = "E302"
     exit_code = 3
 
 
 class VerificationError(EomtDeployError):
-    """The exported model does not compute what the checkpoint computes."""
+    """A model does not compute what it should: its outputs or its precision are wrong."""
 
+    id = "E401"
     exit_code = 4
 
 
 class BuildError(EomtDeployError):
-    """TensorRT cannot build this model here; its own reasons are in the message."""
+    """An engine cannot be built here; the message contains the reasons of the library."""
 
+    id = "E303"
     exit_code = 3

@@ -15,7 +15,7 @@ from eomt_deploy.cli import bench, build, compare, doctor, eval, export, inspect
 from eomt_deploy.cli.cache import app as cache_app
 from eomt_deploy.cli.console import say, stderr
 from eomt_deploy.cli.stopping import Stopped, received_signal
-from eomt_deploy.errors import EomtDeployError
+from eomt_deploy.errors import FILE_SYSTEM_ID, EomtDeployError
 
 app = typer.Typer(
     name="eomt-deploy",
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
             _say_stopped(stopped)
             raise stopped from error
         if isinstance(error, EomtDeployError):
-            say(f"error: {error.what}", stderr, "bold red")
+            say(f"error {error.id}: {error.what}", stderr, "bold red")
             for label, text in (("why", error.why), ("fix", error.fix)):
                 if text:
                     say(f"  {label}: {text}", stderr)
@@ -78,7 +78,8 @@ def run(arguments: Sequence[str]) -> None:
         if isinstance(error, OSError):
             # Whatever else the file system refuses: names too long, folders without permission.
             place = f"{error.filename}: " if error.filename else ""
-            say(f"error: {place}{error.strerror or error}", stderr, "bold red")
+            reason = error.strerror or error
+            say(f"error {FILE_SYSTEM_ID}: {place}{reason}", stderr, "bold red")
             sys.exit(2)
         raise
 

@@ -74,7 +74,7 @@ def check(inputs: Inputs, command: Command, out: Path, limiter: Callable[[], Non
     code, text = run(command(inputs, out), limiter)
     assert code == 2, f"exit code {code}\n{text}"
     assert "Traceback" not in text, text
-    assert text.count("error:") == 1, text
+    assert text.count("error E") == 1, text
     assert "No space left" in text or "File too large" in text, text
     assert not unfinished(out)
     assert not leftovers(out)
