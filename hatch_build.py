@@ -38,7 +38,10 @@ def this_machine() -> str:
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds the compiled libraries to a wheel; an editable install gets them beside the sources."""
+    """Adds the compiled libraries and the tables of benchmarks/ to a wheel.
+
+    An editable install gets the libraries beside the sources.
+    """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
@@ -52,6 +55,8 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             library = NATIVE / f"pixels-{variant}{suffix}"
             compile_library(Path(self.root), library, triple, cpu)
             build_data["artifacts"].append(f"/{library.as_posix()}")
+        for table in sorted((Path(self.root) / "benchmarks").glob("*.toml")):
+            build_data["force_include"][str(table)] = f"eomt_deploy/_data/benchmarks/{table.name}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{tag}"
 

@@ -72,9 +72,6 @@ class SimulatedGpu(Device):
         finally:
             self.depth -= 1
 
-    def activate(self) -> None:
-        self.depth += 1
-
     def view(self, pointer: int, size: int) -> Array:
         """Bytes of live memory; anything else fails the test."""
         for start, buffer in self._memory.items():
@@ -184,9 +181,6 @@ class SimulatedGpu(Device):
         raise NotImplementedError
 
     def load(self, binary: bytes) -> int:
-        raise NotImplementedError
-
-    def unload(self, module: int) -> None:
         raise NotImplementedError
 
     def function(self, module: int, name: str) -> int:

@@ -117,7 +117,7 @@ def test_a_stream_checks_its_arguments_at_once(exported):
     with Segmenter(exported("semantic")) as segmenter:
         with pytest.raises(UsageError, match="no score threshold"):
             segmenter.stream([], score_threshold=0.5)
-        with pytest.raises(UsageError, match="ahead -1"):
+        with pytest.raises(UsageError, match="`ahead` must be 0 or more, got -1"):
             segmenter.stream([], ahead=-1)
 
 

@@ -45,10 +45,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_what_is_no_python_is_inside(wheel):
+def test_data_is_inside(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "eomt_deploy/cuda/kernels.cu" in names
     assert "eomt_deploy/_data/engines/tensorrt-rtx.toml" in names
+    assert "eomt_deploy/_data/benchmarks/table1.toml" in names
+    assert not [n for n in names if "benchmarks/results" in n or n.endswith("gpu_paper.py")]
 
 
 def test_light_then_cpu_then_export(wheel, tmp_path, photo, exported):

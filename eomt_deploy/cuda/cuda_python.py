@@ -81,10 +81,6 @@ class CudaPythonDevice(Device):
         finally:
             call(driver.cuCtxPopCurrent)
 
-    def activate(self) -> None:
-        if not self._is_current():
-            call(driver.cuCtxSetCurrent, self._context)
-
     def alloc(self, size: int) -> int:
         return int(call(driver.cuMemAlloc, size))
 
@@ -155,9 +151,6 @@ class CudaPythonDevice(Device):
 
     def load(self, binary: bytes) -> int:
         return int(call(driver.cuModuleLoadData, binary))
-
-    def unload(self, module: int) -> None:
-        call(driver.cuModuleUnload, module)
 
     def function(self, module: int, name: str) -> int:
         return int(call(driver.cuModuleGetFunction, module, name.encode()))

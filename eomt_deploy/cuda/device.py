@@ -43,10 +43,6 @@ class Device(ABC):
         """Primary context current inside ``with``, and the caller's own again after it."""
 
     @abstractmethod
-    def activate(self) -> None:
-        """Make the primary context current for the rest of the calling thread's life."""
-
-    @abstractmethod
     def alloc(self, size: int) -> int: ...
 
     @abstractmethod
@@ -108,9 +104,6 @@ class Device(ABC):
     @abstractmethod
     def load(self, binary: bytes) -> int:
         """Load a cubin; returns the module."""
-
-    @abstractmethod
-    def unload(self, module: int) -> None: ...
 
     @abstractmethod
     def function(self, module: int, name: str) -> int: ...

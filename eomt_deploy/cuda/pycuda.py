@@ -6,8 +6,6 @@ whose context cannot see the memory of others.
 
 from __future__ import annotations
 
-import atexit
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -21,23 +19,6 @@ from eomt_deploy.cuda.device import LEGACY_STREAM, Array, Device
 from eomt_deploy.errors import DeviceError
 
 NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which PyCUDA has no name
-
-
-class _Pushed:
-    """A context that was pushed for a thread's life, and is popped with it.
-
-    PyCUDA aborts the process where a thread ends with a context on its stack.
-    """
-
-    def __init__(self) -> None:
-        self._popped = False
-
-    def pop(self) -> None:
-        if not self._popped:
-            self._popped = True
-            drv.Context.pop()
-
-    __del__ = pop
 
 
 @contextmanager
@@ -63,7 +44,6 @@ class PyCudaDevice(Device):
         self._objects: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}
         self._memory: dict[int, Any] = {}
-        self._thread = threading.local()
         self.index = index
         with _errors():
             drv.init()
@@ -89,15 +69,6 @@ class PyCudaDevice(Device):
             if not current:
                 with _errors():
                     drv.Context.pop()
-
-    def activate(self) -> None:
-        with _errors():
-            if self._is_current():
-                return
-            self._context.push()
-        self._thread.pushed = _Pushed()
-        if threading.current_thread() is threading.main_thread():
-            atexit.register(self._thread.pushed.pop)
 
     def _keep(self, thing: object) -> int:
         number = next(self._numbers)
@@ -198,9 +169,6 @@ class PyCudaDevice(Device):
     def load(self, binary: bytes) -> int:
         with _errors():
             return self._keep(drv.module_from_buffer(binary))
-
-    def unload(self, module: int) -> None:
-        del self._objects[module]
 
     def function(self, module: int, name: str) -> int:
         with _errors():

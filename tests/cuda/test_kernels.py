@@ -27,10 +27,11 @@ def place(request, tmp_path_factory):
     """A device and our kernels on it."""
     if request.param == "gpu":
         device = gpu_device()
-        device.activate()
-        return device, load_kernels(device)
-    device = HostDevice(tmp_path_factory.mktemp("modules"))
-    return device, Kernels(device, twin())
+        with device.active():
+            yield device, load_kernels(device)
+    else:
+        device = HostDevice(tmp_path_factory.mktemp("modules"))
+        yield device, Kernels(device, twin())
 
 
 @pytest.fixture
