@@ -18,9 +18,6 @@ from eomt_deploy.network.masked import MaskedEoMT, attend
 SIZE = (64, 96)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def tiny_step(step: int, **options) -> nn.Module:
     return build_step(step, "tiny", size=SIZE, queries=6, classes=5, **options)
 
