@@ -16,7 +16,7 @@ import tiny
 import torch
 from filelock import FileLock
 from PIL import Image
-from traces import Traces
+from traces import VARIABLE, Traces
 
 from eomt_deploy.cli import main
 from eomt_deploy.exporting import ExportConfig, export, graph
@@ -47,11 +47,12 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traces(common: Path) -> Iterator[Path]:
-    """Each structure of a network is traced once in a run; where the graphs are."""
+def traces(common: Path) -> Iterator[None]:
+    """Each structure of a network is traced once in a run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.onnx.export", Traces(common / "traces", torch.onnx.export))
-        yield common / "traces"
+        patch.setenv(VARIABLE, str(common / "traces"))
+        yield
 
 
 @pytest.fixture(scope="session")
