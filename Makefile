@@ -6,6 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/.run
 READY := $(VENV)/.ready
 DEMO := demo
+WORKERS ?= 2
 
 .PHONY: demo test check setup wheels clean
 
@@ -32,10 +33,10 @@ demo: $(RUN)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -n $(WORKERS)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # One wheel for each machine; Zig compiles for all of them here.
 wheels: $(READY)
