@@ -7,6 +7,7 @@ RUN := $(VENV)/.run
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs
 DEMO := demo
+WORKERS ?= 2
 
 .PHONY: demo test check setup wheels docs clean
 
@@ -33,12 +34,12 @@ demo: $(RUN)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy -n $(WORKERS)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/check_links.py
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 $(DOCS_READY): $(RUN)
 	$(PIP) -e '.[cpu,export,docs]'

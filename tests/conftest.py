@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+
+# Before NumPy and PyTorch are loaded: their threads only wait for each other on tensors as small as
+# those of tiny networks, and with several workers for each other's processes, too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +14,9 @@ import onnx_ir as ir
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 from PIL import Image
+from traces import VARIABLE, Traces
 
 from eomt_deploy.cli import main
 from eomt_deploy.exporting import ExportConfig, export, graph
@@ -31,35 +39,49 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads only wait for each other on operators as small as those of tiny networks."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces(common: Path) -> Iterator[None]:
+    """Each structure of a network is traced once in a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.onnx.export", Traces(common / "traces", torch.onnx.export))
+        patch.setenv(VARIABLE, str(common / "traces"))
+        yield
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tiny.Files:
+def files(common: Path) -> tiny.Files:
     """A tiny official checkpoint and its class list."""
-    return tiny.write(tmp_path_factory.mktemp("tiny"))
+    folder = common / "tiny"
+    with FileLock(common / "tiny.lock"):
+        if folder.exists():
+            return tiny.files(folder)
+        folder.mkdir()
+        return tiny.write(folder)
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, files: tiny.Files) -> Callable[[Task], Path]:
+def exported(common: Path, files: tiny.Files) -> Callable[[Task], Path]:
     """The tiny checkpoint as ONNX, exported once per task."""
-    folder = tmp_path_factory.mktemp("exported")
+    folder = common / "exported"
+    folder.mkdir(exist_ok=True)
 
     def get(task: Task) -> Path:
         path = folder / f"{task}.onnx"
-        if not path.exists():
-            export(
-                ExportConfig(
-                    str(files.checkpoint), path, task=task, classes=files.classes,
-                    allow_stuff=task == "instance",
-                )
-            )  # fmt: skip
+        with FileLock(common / f"{task}.lock"):
+            if not path.exists():
+                export(
+                    ExportConfig(
+                        str(files.checkpoint), path, task=task, classes=files.classes,
+                        allow_stuff=task == "instance",
+                    )
+                )  # fmt: skip
         return path
 
     return get

@@ -76,12 +76,17 @@ def official_keys(model: EoMT) -> dict[str, Tensor]:
     return state
 
 
+def files(folder: Path) -> Files:
+    """Where :func:`write` puts them."""
+    return Files(folder / "tiny.bin", folder / "classes.json")
+
+
 def write(folder: Path, model: EoMT | None = None) -> Files:
     """Checkpoint and class list in ``folder``."""
-    files = Files(folder / "tiny.bin", folder / "classes.json")
-    torch.save(official_keys(model or network()), files.checkpoint)
-    files.classes.write_text(json.dumps(CLASSES))
-    return files
+    made = files(folder)
+    torch.save(official_keys(model or network()), made.checkpoint)
+    made.classes.write_text(json.dumps(CLASSES))
+    return made
 
 
 def spec(task: Task = "panoptic", precision: str = "fp32", batch: int | None = None) -> ModelSpec:

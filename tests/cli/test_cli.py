@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from traces import command_line
 
 import eomt_deploy
 from eomt_deploy import catalog
@@ -36,8 +38,8 @@ def test_list(cli):
 def test_export_inspect_predict_bench(cli, files, tmp_path, photo, picture):
     model, report = tmp_path / "m.onnx", tmp_path / "report.json"
     code, out, _ = cli(
-        "export", files.checkpoint, "--task", "panoptic", "--size", 96, "--classes", files.classes,
-        "-o", model, "--json", report,
+        "export", files.checkpoint, "--task", "panoptic", "--size", "48x96",
+        "--classes", files.classes, "-o", model, "--json", report,
     )  # fmt: skip
     assert code == 0
     assert "verified against PyTorch" in out
@@ -45,7 +47,7 @@ def test_export_inspect_predict_bench(cli, files, tmp_path, photo, picture):
 
     code, out, _ = cli("inspect", model)
     assert code == 0
-    assert "96x96" in out
+    assert "48x96" in out
     assert "cat*" in out
     assert json.loads(cli("inspect", model, "--json")[1])["spec"]["task"] == "panoptic"
 
@@ -333,12 +335,12 @@ def test_terminated_export_leaves_nothing(files, picture, tmp_path):
     target.mkdir()
     for index in range(500):  # enough not to be done before the signal comes
         (photos / f"{index}.png").write_bytes(picture.read_bytes())
-    command = [
-        sys.executable, "-m", "eomt_deploy", "export", str(files.checkpoint), "--task", "semantic",
-        "--classes", str(files.classes), "--verify-images", str(photos),
-        "-o", str(target / "m.onnx"),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = command_line([
+        "export", files.checkpoint, "--task", "semantic", "--classes", files.classes,
+        "--verify-images", photos, "-o", target / "m.onnx",
+    ])  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("verifying"):
             break

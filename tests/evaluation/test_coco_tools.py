@@ -6,19 +6,14 @@ import contextlib
 import copy
 import io
 import json
-import random
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import made_up
-import numpy as np
 import pytest
-import tiny
-from pycocotools import mask as coco_mask
+from coco_documents import SIZES, THINGS, renamed, with_root, write
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -27,50 +22,7 @@ from eomt_deploy.artifact import read_artifact
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.evaluation import evaluate, open_dataset
-from eomt_deploy.evaluation.dataset_files import FileIndex
 from eomt_deploy.sources import load_image
-
-THINGS = [c["name"] for c in tiny.CLASSES if c["thing"]]
-SIZES = {"a": (61, 80), "b": (96, 75), "c": (64, 64)}
-
-
-@pytest.fixture(scope="module")
-def labels(exported, tmp_path_factory) -> tuple[Segmenter, dict[str, Any], Path]:
-    """A model, labels that it partly agrees with, and the images, as `a.jpg`.
-
-    The labels are what the model itself finds, as polygons, some of them shifted or of another
-    class: a random network would agree with no others.
-    """
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    document: dict[str, Any] = {"images": [], "annotations": []}
-    document["categories"] = [{"id": 1 + i, "name": name} for i, name in enumerate(THINGS)]
-    segmenter = Segmenter(exported("instance"))
-    for number, (name, size) in enumerate(SIZES.items(), 100):
-        made_up.photo(number, size).save(folder / f"{name}.jpg", quality=95)
-        entry = {"id": number, "file_name": f"{name}.jpg", "height": size[0], "width": size[1]}
-        document["images"].append(entry)
-        found = sorted(segmenter.predict(folder / f"{name}.jpg").segments, key=lambda s: -s.score)
-        for segment in found[:9]:
-            shift = rng.choice([0, 0, 2, 9])
-            mask = segment.mask.astype(np.uint8)
-            rings, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            polygons = [(r.ravel() + float(shift)).tolist() for r in rings if len(r) >= 3]
-            if not polygons:
-                continue
-            annotation = {
-                "id": len(document["annotations"]) + 1,
-                "image_id": number,
-                "category_id": 1 + THINGS.index(segment.class_name),
-                "segmentation": polygons,
-                "iscrowd": 0,
-            }
-            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-            annotation["area"] = float(coco_mask.area(rle))
-            annotation["bbox"] = coco_mask.toBbox(rle).tolist()
-            document["annotations"].append(annotation)
-    assert len(document["annotations"]) > 10
-    return segmenter, document, folder
 
 
 def ap_of_pycocotools(segmenter: Segmenter, document: dict[str, Any], images: Path) -> list[float]:
@@ -97,27 +49,6 @@ def ap_of_pycocotools(segmenter: Segmenter, document: dict[str, Any], images: Pa
         evaluation.accumulate()
         evaluation.summarize()
     return [100 * float(value) for value in evaluation.stats[:6]]
-
-
-def write(root: Path, document: Any, name: str, images: Path, folder: str) -> Path:
-    """A data set: the JSON under a name, and the images in a folder."""
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    for path in images.iterdir():
-        (root / folder / path.name).write_bytes(path.read_bytes())
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(json.dumps(document))
-    return root
-
-
-def renamed(document: dict[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
-    images = [i | {"file_name": rename(i["file_name"])} for i in document["images"]]
-    return document | {"images": images}
-
-
-def with_root(document: dict[str, Any]) -> dict[str, Any]:
-    """As Roboflow: a root category 0, with the name of the project."""
-    root = {"id": 0, "name": "my-project", "supercategory": "none"}
-    return document | {"categories": [root, *document["categories"]]}
 
 
 def from_zero(document: dict[str, Any]) -> dict[str, Any]:
@@ -309,109 +240,6 @@ def test_panoptic_labels_under_another_name(tmp_path, exported):
     dataset = open_dataset([root], spec)
     assert dataset.format == "coco-panoptic"
     assert dataset.samples[0].truth().segments
-
-
-PIECES: list[Any] = [None, True, -1, 0, 2, 1e400, 10**30, 0.5, "", "x", "\ud800", [], [[]], {},
-                     [1, 2], {"size": [1, 1], "counts": [1]}, {"size": 3, "counts": "x"},
-                     {"size": [61, 80], "counts": "garbage"}, {"size": [61, 80], "counts": [-1]},
-                     [["a"] * 6], [[1e400] * 6], [[[1, 2], [3, 4], [5, 6]]], "../a"]  # fmt: skip
-
-
-@pytest.mark.parametrize("task", ["instance", "panoptic"])
-def test_any_wrong_value_is_one_error(labels, tmp_path, exported, task):
-    """Seeded mutations: each gives samples, or one DatasetError that names a file."""
-    if task == "instance":
-        segmenter, document, images = labels
-        spec = segmenter.spec
-        root = write(tmp_path / "data", document, "instances.json", images, ".")
-        path = root / "instances.json"
-    else:
-        spec = read_artifact(exported("panoptic")).spec
-        path = made_up.coco_panoptic(tmp_path / "data") / "panoptic.json"
-        document = json.loads(path.read_text())
-    rng = random.Random(0)
-    failed = 0
-    for _ in range(400):
-        changed = json.loads(json.dumps(document))
-        for _ in range(rng.choice((1, 1, 2))):
-            place: Any = changed
-            while True:
-                keys = list(place) if isinstance(place, dict) else range(len(place))
-                if not keys:
-                    break
-                key = rng.choice(list(keys))
-                if isinstance(place[key], list | dict) and rng.random() < 0.8:
-                    place = place[key]
-                    continue
-                if isinstance(place, dict) and rng.random() < 0.2:
-                    del place[key]
-                else:
-                    place[key] = rng.choice(PIECES)
-                break
-        path.write_text(json.dumps(changed))
-        try:
-            for sample in open_dataset([path.parent], spec).samples:
-                sample.truth()
-                sample.image()
-        except DatasetError as error:
-            message = str(error)
-            message.encode(errors="backslashreplace")
-            failed += any(word in message for word in (path.name, ".png", ".jpg", "data"))
-        else:
-            failed += 1
-    assert failed == 400
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"[" * 100_000,
-        b'{"images":' * 50_000,
-        b'{"images": [], "annotations": [], "categories": [' + b"[" * 900 + b"]" * 900 + b"]}",
-        b"\xff\xfe\x00",
-        b"",
-        b"null",
-        b"[]",
-        b'{"images": {}, "annotations": [], "categories": []}',
-        b'{"images": [3], "annotations": [], "categories": []}',
-        b'{"images": [{"id": ' + b"9" * 5000 + b"}]}",
-    ],
-)
-def test_json_that_is_not_a_data_set(tmp_path, exported, content):
-    for name, task in (("instances.json", "instance"), ("panoptic.json", "panoptic")):
-        root = tmp_path / task
-        root.mkdir()
-        (root / name).write_bytes(content)
-        with pytest.raises(DatasetError, match=name):
-            open_dataset([root], read_artifact(exported(task)).spec)
-
-
-def test_sizes_that_would_take_all_memory(labels, tmp_path):
-    segmenter, document, images = labels
-    huge = [i | {"height": 10**6, "width": 10**6} for i in document["images"]]
-    root = write(tmp_path, document | {"images": huge}, "instances.json", images, ".")
-    with pytest.raises(DatasetError, match=r"1000000x1000000, more than the limit"):
-        open_dataset([root], segmenter.spec)
-    write(tmp_path, document, "instances.json", images, ".")
-    with pytest.raises(DatasetError, match=r"61x80, more than the limit of 100 pixels"):
-        open_dataset([root], segmenter.spec, max_pixels=100)
-
-
-def test_zip_members_that_inflate_to_gigabytes(tmp_path, exported):
-    spec = read_artifact(exported("semantic")).spec
-    archive = tmp_path / "data.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("labels/0.png", b"x")
-        with file.open("images/0.png", "w") as member:
-            for _ in range(60):
-                member.write(bytes(1 << 20))
-        file.writestr(".", b"an odd name")
-    assert archive.stat().st_size < 100_000
-    sample = open_dataset([archive], spec, max_pixels=1_000_000).samples[0]
-    with pytest.raises(DatasetError, match=r"labels/0\.png is not an image"):
-        sample.truth()
-    with pytest.raises(DatasetError, match=r"images/0\.png is larger than 8 MB"):
-        FileIndex([archive], max_pixels=1_000_000).image("images/0.png", (1, 1))
 
 
 @pytest.mark.shared_data

@@ -31,7 +31,6 @@ def config(files, tmp_path, **options):
     )
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_calibration_leaves_it_out_and_names_it(files, tmp_path, folder):
     (folder / "3.jpg").write_bytes(b"broken")
     made_up.photo(0, (1, 5000)).save(folder / "8.png")  # can be read, but not resized

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import tiny
 from PIL import Image
+from traces import command_line
 
 from eomt_deploy.errors import OutputError, UsageError, VerificationError
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth, unlabelled
@@ -171,11 +172,12 @@ def test_spread_takes_the_ends():
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_killed_export_leaves_no_model(files, tmp_path):
     target = tmp_path / "out" / "m.onnx"
-    command = [
-        sys.executable, "-m", "eomt_deploy", "export", files.checkpoint, "--task", "panoptic",
-        "--classes", files.classes, "--precision", "fp16", "-o", target,
-    ]  # fmt: skip
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    command = command_line([
+        "export", files.checkpoint, "--task", "panoptic", "--classes", files.classes,
+        "--precision", "fp16", "-o", target,
+    ])  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("verifying"):  # the file is whole, but not yet where it was wanted

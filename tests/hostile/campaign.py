@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,12 +132,10 @@ class Worker:
 
 
 class Campaign:
-    """Runs jobs in several workers; results are there as soon as a target is done."""
+    """Runs jobs in several workers; `done` gets the target of each job that is complete."""
 
     def __init__(self, jobs: Sequence[Job], workers: int, done: Callable[[str], None]) -> None:
         self.results = {job.target: Result(job.target) for job in jobs}
-        self.left = {name: sum(job.target == name for job in jobs) for name in self.results}
-        self.finished = {name: threading.Event() for name in self.results}
         self.pending = set(jobs)
         self._done = done
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -162,43 +160,17 @@ class Campaign:
             worker.close()
 
     def _run(self, worker: Worker, job: Job) -> None:
-        first, end = job.first, job.first + job.count
-        while first < end and not self._stopped:
-            # After a death the rest goes input by input up to the culprit, so that none is lost.
-            answer = worker.run(Job(job.target, job.seed, first, end - first))
-            if isinstance(answer, dict):
-                self._add(job.target, answer)
-                break
-            index, how = answer
-            if self._stopped:
-                return
-            if index > first:
-                before = worker.run(Job(job.target, job.seed, first, index - first))
-                if isinstance(before, dict):
-                    self._add(job.target, before)
-            self._add(job.target, lost(job, index, how))
-            if index < 0:  # it never came to an input
-                break
-            first = index + 1
+        for tally in tallies(worker, job, lambda: self._stopped):
+            self._add(job.target, tally)
         if self._stopped:
             return
         with self._lock:
             self.pending.discard(job)
-            self.left[job.target] -= 1
-            if self.left[job.target] == 0:
-                self.finished[job.target].set()
             self._done(job.target)
 
     def _add(self, target: str, tally: dict[str, Any]) -> None:
         with self._lock:
             self.results[target].add(tally)
-
-    def wait(self, target: str) -> Result:
-        """The result of a target when all its inputs ran."""
-        while not self.finished[target].wait(1):
-            if not any(thread.is_alive() for thread in self._threads):
-                raise RuntimeError(f"the workers ended before {target} was done")
-        return self.results[target]
 
     def join(self) -> None:
         for thread in self._threads:
@@ -212,6 +184,30 @@ class Campaign:
             if worker.process is not None:
                 worker.process.kill()
         self.join()
+
+
+def tallies(
+    worker: Worker, job: Job, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, Any]]:
+    """The tally of a job, or those of its parts if inputs end the process."""
+    first, end = job.first, job.first + job.count
+    while first < end and not stopped():
+        # After a death the rest goes input by input up to the culprit, so that none is lost.
+        answer = worker.run(Job(job.target, job.seed, first, end - first))
+        if isinstance(answer, dict):
+            yield answer
+            return
+        index, how = answer
+        if stopped():
+            return
+        if index > first:
+            before = worker.run(Job(job.target, job.seed, first, index - first))
+            if isinstance(before, dict):
+                yield before
+        yield lost(job, index, how)
+        if index < 0:  # it never came to an input
+            return
+        first = index + 1
 
 
 def lost(job: Job, index: int, how: str) -> dict[str, Any]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from traces import command_line
 
 from eomt_deploy.journal import JOURNAL_NAME
 
 from . import seeds
 
-ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
 LEFTOVERS = ".eomt-deploy-"
 """How temporary files and folders of ours begin."""
 
@@ -109,21 +110,19 @@ def compare(inputs: Inputs, out: Path) -> list[object]:
 Command = Callable[[Inputs, Path], list[object]]
 
 
-def start(
-    arguments: list[object], limit: Callable[[], None] | None = None
-) -> subprocess.Popen[str]:
+def start(arguments: list[object]) -> subprocess.Popen[str]:
     """The command line in a process of its own, in a session of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
     return subprocess.Popen(
-        [sys.executable, "-m", "eomt_deploy", *map(str, arguments)], cwd=ROOT, env=environment,
+        command_line(arguments), cwd=ROOT, env=environment | {"PYTHONPATH": f"{ROOT}:{TESTS}"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-        start_new_session=True, preexec_fn=limit,
+        start_new_session=True,
     )  # fmt: skip
 
 
-def run(arguments: list[object], limit: Callable[[], None] | None = None) -> tuple[int, str]:
+def run(arguments: list[object]) -> tuple[int, str]:
     """Exit code, and all that was printed."""
-    process = start(arguments, limit)
+    process = start(arguments)
     out, err = process.communicate(timeout=300)
     return process.returncode, out + err
 

@@ -34,7 +34,7 @@ from hostile.commands import (
     unfinished,
 )
 
-KILLS = int(os.environ.get("HOSTILE_KILLS", "4"))
+KILLS = int(os.environ.get("HOSTILE_KILLS", "2"))
 """Of each command; every other one as soon as there is a temporary file."""
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 
@@ -61,7 +61,7 @@ def kill_once(arguments: list[object], out: Path, after: float, at_write: bool) 
 
 @pytest.mark.parametrize(
     ("command", "kills"),
-    [(predict, KILLS), (resume, KILLS), (evaluate, KILLS), (export, KILLS // 4)],
+    [(predict, KILLS), (resume, KILLS), (evaluate, KILLS), (export, KILLS // 2)],
     ids=["predict", "predict --resume", "eval --resume", "export"],
 )  # fmt: skip
 def test_killed_at_any_moment(inputs, tmp_path, command, kills):

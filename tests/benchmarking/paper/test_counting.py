@@ -22,9 +22,6 @@ UNEXPLAINED = {("table1", "step 1"): 741}
 """GMACs by our count where the paper's own rows contradict each other; see table1.toml."""
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @cache
 def counted(step: int, backbone: str, size: tuple[int, int], queries: int, classes: int) -> Counts:
     return count_step(step, backbone, size=size, queries=queries, classes=classes)

@@ -23,9 +23,6 @@ DIFFERENT_LAYOUT = {"large-eva02": 24 * 1024 - 1024}
 """Zeros that stand for the keys' missing biases, and the class token's position."""
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def tiny(step: int = 5) -> nn.Module:
     return build_step(step, "tiny-eva02", size=SIZE, queries=QUERIES, classes=5)
 

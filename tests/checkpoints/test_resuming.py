@@ -1,0 +1,139 @@
+"""Downloads that were interrupted are resumed, or started again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from filelock import FileLock
+from web_server import CONTENT, DIGEST, HALF, fetch, kept
+
+from eomt_deploy.errors import CheckpointError
+
+
+@pytest.fixture
+def interrupted(server):
+    """Half of the file is in the cache."""
+    server.stop_at = HALF
+    with pytest.raises(CheckpointError, match="ended"):
+        fetch(server)
+    server.stop_at = None
+    return server
+
+
+def test_a_server_that_ignores_ranges(interrupted):
+    interrupted.ranges = False
+    assert fetch(interrupted).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("trusts", [False, True])
+def test_a_file_that_changed_meanwhile(interrupted, trusts):
+    interrupted.content, interrupted.etag, interrupted.trusts = CONTENT[::-1], '"two"', trusts
+    assert fetch(interrupted).read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("size", [10, HALF])
+def test_a_file_that_became_shorter(interrupted, size):
+    interrupted.content = b"x" * size
+    if size == HALF:  # the same version as its ETag says: that is all of it
+        assert fetch(interrupted).read_bytes() == CONTENT[:HALF]
+    else:
+        assert fetch(interrupted).read_bytes() == b"x" * size
+
+
+def test_all_but_the_last_step_was_done(server, tmp_path):
+    server.stop_at = HALF
+    address = f"w.pt#sha256={DIGEST}"
+    with pytest.raises(CheckpointError, match="ended"):
+        fetch(server, address)
+    (partial,) = (tmp_path / "cache").rglob("*.partial")
+    partial.write_bytes(CONTENT)
+    server.stop_at = None
+    assert fetch(server, address).read_bytes() == CONTENT
+    assert kept(tmp_path) == ["w.pt"]
+
+
+@pytest.mark.parametrize(("etag", "modified", "resumed"), [
+    (None, None, False),
+    ('W/"weak"', None, False),
+    (None, "Wed, 21 Oct 2026 07:28:00 GMT", True),
+])  # fmt: skip
+def test_only_what_is_known_to_be_the_same_is_resumed(server, etag, modified, resumed):
+    server.etag, server.modified, server.stop_at = etag, modified, HALF
+    with pytest.raises(CheckpointError, match="ended") as caught:
+        fetch(server)
+    assert ("are kept" in caught.value.fix) == resumed
+    server.stop_at = None
+    assert fetch(server).read_bytes() == CONTENT
+    assert ("Range" in server.headers[-1]) == resumed
+
+
+def test_with_a_hash_everything_is_resumed_and_checked(server, tmp_path):
+    server.etag, server.stop_at = None, HALF
+    address = f"w.pt#sha256={DIGEST}"
+    with pytest.raises(CheckpointError, match="ended"):
+        fetch(server, address)
+    (partial,) = (tmp_path / "cache").rglob("*.partial")
+    partial.write_bytes(bytes(HALF))  # of another file: seen only by the hash
+    server.stop_at = None
+    assert fetch(server, address).read_bytes() == CONTENT
+    assert [("Range" in h) for h in server.headers] == [False, True, False]
+
+
+def test_notes_that_were_cut_off(interrupted, tmp_path):
+    (notes,) = (tmp_path / "cache").rglob("*.partial.json")
+    for text in ("", "{", "[1]", '{"validator": 5}'):
+        notes.write_text(text)
+        assert fetch(interrupted).read_bytes() == CONTENT
+
+
+def test_a_body_in_another_encoding(server):
+    server.extra = {"Content-Encoding": "gzip"}
+    with pytest.raises(CheckpointError, match="sent it as gzip"):
+        fetch(server)
+    assert server.headers[-1]["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_leaves_what_can_be_resumed(server, tmp_path, number):
+    server.stall_at = HALF
+    command = [
+        sys.executable, "-m", "eomt_deploy", "export", f"{server.address}/w.pt", "--insecure",
+        "--task", "semantic", "-o", str(tmp_path / "m.onnx"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(p.stat().st_size == HALF for p in (tmp_path / "cache").rglob("*.partial")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert ("the next run resumes from there" in err) == (number != signal.SIGKILL)
+    assert "Traceback" not in err
+    server.stall_at = None
+    assert fetch(server).read_bytes() == CONTENT
+    assert server.headers[-1]["Range"] == f"bytes={HALF}-"
+
+
+def test_two_processes_do_not_write_one_file(server, capfd, tmp_path):
+    address = f"w.pt#sha256={DIGEST}"
+    target = fetch(server, address)
+    target.unlink()
+    lock = FileLock(tmp_path / "cache/eomt-deploy/checkpoints/.locks" / f"{DIGEST[:16]}.lock")
+    found = []
+    with lock:
+        other = threading.Thread(target=lambda: found.append(fetch(server, address)))
+        other.start()
+        time.sleep(2.5)
+        assert len(server.asked) == 1
+        target.write_bytes(CONTENT)  # the first one has it
+    other.join(30)
+    assert found == [target]
+    assert len(server.asked) == 1
+    assert "Waiting for another process" in capfd.readouterr().err

@@ -1,0 +1,122 @@
+"""Remembers what PyTorch traced: it takes seconds for the smallest network.
+
+`python -m traces FOLDER export …` is the command line that remembers it, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from eomt_deploy.network.eomt import EoMT
+
+Export = Callable[..., Any]
+VARIABLE = "EOMT_DEPLOY_TEST_TRACES"
+"""Names the folder for processes that a test starts."""
+
+
+class Traces:
+    """In place of `torch.onnx.export`: networks of the same structure are traced once.
+
+    A graph refers to weights by name, so that it holds for other weights of the same shapes.
+
+    Args:
+        folder: shared with other processes.
+        export: the real one.
+    """
+
+    def __init__(self, folder: Path, export: Export) -> None:
+        self._folder = folder
+        self._export = export
+        self._known: dict[str, ir.Model] = {}
+
+    def __call__(self, model: nn.Module, images: tuple[Tensor, ...], **options: Any) -> Any:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        key = structure(model, tensors, images, options)
+        if key is None:
+            return self._export(model, images, **options)
+        if key not in self._known:
+            self._known[key] = self._trace(key, tensors, model, images, **options)
+        graph = self._known[key].clone()
+        for name, value in graph.graph.initializers.items():
+            if name in tensors:
+                value.const_value = later(name, tensors[name], value)
+        return SimpleNamespace(model=graph)
+
+    def _trace(self, key: str, tensors: dict[str, Tensor], *what: Any, **options: Any) -> ir.Model:
+        self._folder.mkdir(exist_ok=True)
+        path = self._folder / f"{key}.onnx"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                graph = self._export(*what, **options).model
+                for name, value in graph.graph.initializers.items():
+                    if name in tensors:  # only their place is kept
+                        empty = np.zeros(tuple(tensors[name].shape), np.float32)
+                        value.const_value = ir.tensor(empty, name=name)
+                partial = path.with_suffix(f".{os.getpid()}")
+                onnx.save(ir.to_proto(graph), partial)
+                partial.replace(path)
+        return ir.from_proto(onnx.load(path))
+
+
+def later(name: str, tensor: Tensor, value: ir.Value) -> ir.LazyTensor:
+    """A weight, which is read when PyTorch traces no longer."""
+    assert value.shape is not None
+    return ir.LazyTensor(
+        lambda: ir.tensor(tensor.detach().numpy(), name=name),
+        ir.DataType.FLOAT, value.shape, name=name,
+    )  # fmt: skip
+
+
+def structure(
+    model: nn.Module, tensors: dict[str, Tensor], images: tuple[Tensor, ...], options: Any
+) -> str | None:
+    """Of everything that decides a graph but the weights; None for what is not to be remembered."""
+    if type(model) is not EoMT or any(t.dtype != torch.float32 for t in tensors.values()):
+        return None
+    if sum(t.nbytes for t in tensors.values()) > 32 << 20:
+        return None
+    modules = [
+        (name, type(module).__qualname__,
+         sorted((k, v) for k, v in vars(module).items() if not k.startswith("_")))
+        for name, module in model.named_modules()
+    ]  # fmt: skip
+    shapes = [(name, tuple(t.shape)) for name, t in tensors.items()]
+    inputs = [(tuple(t.shape), t.dtype) for t in images]
+    text = repr((modules, shapes, inputs, sorted(options.items())))
+    if " at 0x" in text:  # a function that a test put in place of another
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def command_line(arguments: Sequence[object]) -> list[str]:
+    """The command that runs `eomt-deploy` with these arguments in a process of its own.
+
+    An export there takes 12 seconds without the graphs that are known; `tests` must be in
+    PYTHONPATH."""
+    verb, *rest = map(str, arguments)
+    module = ["traces", os.environ[VARIABLE]] if verb == "export" else ["eomt_deploy"]
+    return [sys.executable, "-m", *module, verb, *rest]
+
+
+def main() -> None:
+    from eomt_deploy.cli import main
+
+    torch.onnx.export = Traces(Path(sys.argv.pop(1)), torch.onnx.export)
+    main()
+
+
+if __name__ == "__main__":
+    main()
