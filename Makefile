@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/.run
 READY := $(VENV)/.ready
-DOCS_READY := $(VENV)/.docs
 DEMO := demo
 WORKERS ?= 2
 
@@ -21,7 +20,7 @@ $(RUN): pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 $(READY): $(RUN)
-	$(PIP) -e '.[cpu,export,dev]'
+	$(PIP) -e '.[cpu,export,dev,docs]'
 	@touch $@
 
 demo: $(RUN)
@@ -41,12 +40,8 @@ check: $(READY)
 test: check
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-$(DOCS_READY): $(RUN)
-	$(PIP) -e '.[cpu,export,docs]'
-	@touch $@
-
 # Every warning is an error, and so is every link to a page or heading that does not exist.
-docs: $(DOCS_READY)
+docs: $(READY)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
