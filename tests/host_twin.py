@@ -85,7 +85,7 @@ class HostDevice(SimulatedGpu):
             return super()._advance()
         ready = [s for s, queue in self._queues.items() if queue and queue[0].ready()]
         if ready:  # the oldest stream alone, as long as it need not wait for another
-            self._queues[min(ready)].popleft().run()
+            self._run_next(min(ready))
         return bool(ready)
 
     def alloc(self, size: int) -> int:

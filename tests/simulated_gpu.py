@@ -97,12 +97,17 @@ class SimulatedGpu(Device):
         ready = [s for s, queue in self._queues.items() if queue and queue[0].ready()]
         if not ready:
             return False
-        self._queues[self._random.choice(ready)].popleft().run()
+        self._run_next(self._random.choice(ready))
         return True
+
+    def _run_next(self, stream: int) -> None:
+        queue = self._queues[stream]
+        if queue:  # else the garbage collector freed memory just now, which waits for all work
+            queue.popleft().run()
 
     def _until(self, reached: Callable[[], bool]) -> None:
         while not reached():
-            assert self._advance(), "deadlock"
+            assert self._advance() or reached(), "deadlock"
 
     def alloc(self, size: int) -> int:
         assert self.depth, "the context is not current"
