@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any
 
+from eomt_deploy.closing import Closing
 from eomt_deploy.errors import OutputError, UsageError
 from eomt_deploy.files import GENERATOR, STAGING_PREFIX, unwritable, write_atomically
 
@@ -128,7 +128,7 @@ class Journal:
             )
 
 
-class JournalWriter:
+class JournalWriter(Closing):
     """Appends to the journal of a folder.
 
     Args:
@@ -167,17 +167,6 @@ class JournalWriter:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> JournalWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:

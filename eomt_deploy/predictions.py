@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from eomt_deploy.closing import Closing
 from eomt_deploy.errors import OutputError
 from eomt_deploy.files import (
     GENERATOR,
@@ -27,7 +27,7 @@ OVERLAYS, LABELS, SUMMARY = "overlay", "labels", "predictions.json"
 PLACES = (OVERLAYS, LABELS, SUMMARY)
 
 
-class PredictionFolder:
+class PredictionFolder(Closing):
     """A folder that a run writes its results to; what is finished survives any stop.
 
     Args:
@@ -200,17 +200,6 @@ class PredictionFolder:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-    def __enter__(self) -> PredictionFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _annotations(result: Segmentation, label_file: str) -> list[dict[str, Any]]:

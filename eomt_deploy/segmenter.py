@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, cast, overload
 
 from eomt_deploy.backends import Engine, open_engine
 from eomt_deploy.backends.engine import MAX_INPUTS, DeviceEngine, run_in_parts
+from eomt_deploy.closing import Closing
 from eomt_deploy.decoding import check_max_pixels
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.overlap import overlap
@@ -30,7 +30,7 @@ AHEAD = 2
 """Images that are read before the network is free for them."""
 
 
-class Segmenter:
+class Segmenter(Closing):
     """Segments images with an exported model.
 
     Args:
@@ -215,14 +215,3 @@ class Segmenter:
                 self._on_device.close()
         finally:
             self.engine.close()
-
-    def __enter__(self) -> Segmenter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from eomt_deploy.closing import Closing
 from eomt_deploy.errors import UsageError
 from eomt_deploy.spec import ModelSpec
 
@@ -43,7 +43,7 @@ class DeviceEngine(Protocol):
         """As :meth:`Engine.run`, from GPU memory to GPU memory, ordered on :attr:`stream`."""
 
 
-class Engine(ABC):
+class Engine(Closing, ABC):
     """Runs one model. Knows nothing of images, classes or tasks.
 
     Attributes:
@@ -127,17 +127,6 @@ class Engine(ABC):
             why="It holds memory and threads of its backend in this process.",
             fix="Open it in each process: Segmenter(path).",
         )
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def run_in_parts(engine: Engine, images: npt.NDArray[np.uint8]) -> Outputs:

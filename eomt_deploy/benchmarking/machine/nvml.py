@@ -8,15 +8,15 @@ from __future__ import annotations
 import ctypes
 import os
 import uuid
-from types import TracebackType
 from typing import Any
 
 from eomt_deploy.benchmarking.machine.state import GpuSample
+from eomt_deploy.closing import Closing
 
 _WINDOWS = os.name == "nt"
 
 
-class Nvml:
+class Nvml(Closing):
     """The first GPU that this process may use; a value is None if the driver does not give it."""
 
     def __init__(self) -> None:
@@ -73,17 +73,6 @@ class Nvml:
         if self._nvml is not None:
             self._nvml.nvmlShutdown()
             self._nvml = None
-
-    def __enter__(self) -> Nvml:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(self, function: str, *arguments: int) -> Any:
         """What a function says of the GPU; None if the driver lacks or refuses it."""

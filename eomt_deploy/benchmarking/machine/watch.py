@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from eomt_deploy.benchmarking.machine.nvml import Nvml
 from eomt_deploy.benchmarking.machine.state import (
@@ -13,6 +12,7 @@ from eomt_deploy.benchmarking.machine.state import (
     others_share,
     summarize,
 )
+from eomt_deploy.closing import Closing
 from eomt_deploy.devices import usable_cores
 
 LOOK_SECONDS = 0.05
@@ -25,7 +25,7 @@ def gpu_load() -> float | None:
         return nvml.utilization()
 
 
-class Watch:
+class Watch(Closing):
     """Call it between rounds; it looks, but not each time.
 
     Args:
@@ -66,14 +66,7 @@ class Watch:
         """The GPU's highest clocks and its power limit."""
         return self._nvml.facts() if self._nvml else {}
 
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop watching."""
         if self._nvml is not None:
             self._nvml.close()

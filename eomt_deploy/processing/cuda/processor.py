@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
+from eomt_deploy.closing import Closing
 from eomt_deploy.cuda.array import DeviceArray
 from eomt_deploy.cuda.device import Device
 from eomt_deploy.cuda.kernels import Kernels, load_kernels
@@ -30,7 +30,7 @@ class CudaArray(Protocol):
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 
-class CudaProcessor:
+class CudaProcessor(Closing):
     """Images to network inputs, network outputs to a :class:`Segmentation`, on one GPU.
 
     All work goes to one stream, and every call uses the same buffers again: take one processor
@@ -219,17 +219,6 @@ class CudaProcessor:
         with self._workspace.device.active():
             self._workspace.scratch.free()
         self._photo = None
-
-    def __enter__(self) -> CudaProcessor:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _destroy(device: Device, event: int) -> None:
