@@ -30,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from random_model import SIZE, random_small, with_precision
+
 HERE = Path(__file__).parent
 SCENES = HERE.parent / "examples" / "scenes"
 TESTS_SECONDS = 300
-SIZE = (640, 640)
 EAGER = "PyTorch eager fp16"
 ROUNDS, WARMUP = 100, 20
 MEMORY_ROUNDS = 200
@@ -274,7 +276,7 @@ def speed(bench: Bench) -> dict[str, Any]:
                 lowered = insert_qdq(lowered, layers, layers)
             if precision != "fp32":
                 lowered = lower(lowered, Lowering(precision))
-            graph.save(lowered, _with_precision(spec, precision), bench.work, onnx.name)
+            graph.save(lowered, with_precision(spec, precision), bench.work, onnx.name)
             path = bench.work / f"s.{precision}.{target}.engine"
             build(TensorRtConfig(onnx, path, target=target))  # type: ignore[arg-type]
             engine: Any = open_engine(path)
@@ -308,39 +310,6 @@ def speed(bench: Bench) -> dict[str, Any]:
         }
         for name, values in samples.items()
     }
-
-
-def _with_precision(spec: Any, precision: str) -> Any:
-    from dataclasses import replace
-
-    return replace(spec, precision=precision)
-
-
-def random_small() -> tuple[Any, Any]:
-    """EoMT-S with random weights: fast or slow as a trained one."""
-    import torch
-
-    from eomt_deploy import __version__
-    from eomt_deploy.architecture import Architecture
-    from eomt_deploy.classes import make_classes
-    from eomt_deploy.network.eomt import EoMT
-    from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
-
-    arch = Architecture(384, 12, 6, "gelu", 1536, 4, 16, 200, 3, 133, 2)
-    torch.manual_seed(0)
-    network = EoMT(arch, SIZE).eval().requires_grad_(False)
-    for value in network.parameters():
-        if value.ndim > 1:
-            value.normal_(std=0.02)
-    names = [{"name": f"class {i}", "thing": i < 80} for i in range(arch.num_classes)]
-    spec = ModelSpec(
-        name="random EoMT-S", task="panoptic", image_size=SIZE, patch_size=16,
-        num_queries=200, num_blocks=3, num_upscale=2, classes=make_classes(names, "random"),
-        resize=RESIZE_RULES["panoptic"], thresholds=TASK_THRESHOLDS["panoptic"],
-        backbone=Backbone("dinov2", 384, 12, 6, "gelu", 4, 0),
-        provenance={"eomt_deploy": __version__},
-    )  # fmt: skip
-    return network, spec
 
 
 SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {

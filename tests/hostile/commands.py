@@ -14,7 +14,7 @@ from traces import command_line
 
 from eomt_deploy.journal import JOURNAL_NAME
 
-from . import seeds
+from . import seed_datasets, seeds
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
@@ -68,7 +68,7 @@ def make_inputs(folder: Path, *, images: int = 12, side: int = 600) -> Inputs:
         (inputs.data / name).mkdir(parents=True)
     for index in range(images * 2):
         seeds.picture(300, 200, index).save(inputs.data / "images" / f"{index:02d}.jpg")
-        labels = Image.fromarray(seeds.segment_ids(index, (200, 300), 3))
+        labels = Image.fromarray(seed_datasets.segment_ids(index, (200, 300), 3))
         labels.save(inputs.data / "labels" / f"{index:02d}.png")
     inputs.checkpoint.parent.mkdir()
     tiny.write(inputs.checkpoint.parent)

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import container_mutations as containers
 from . import image_mutations, seeds
+from . import seed_datasets as datasets
 from .contract import lot, require
 from .mutations import Files, Mutator
 from .target_images import segmenter
@@ -42,8 +43,8 @@ def zipped(files: Files) -> Files:
 
 
 def dataset_files() -> list[Files]:
-    plain = [seeds.coco_panoptic(), seeds.coco_instances(), seeds.label_folder()]
-    return [*plain, zipped(seeds.coco_panoptic())]
+    plain = [datasets.coco_panoptic(), datasets.coco_instances(), datasets.label_folder()]
+    return [*plain, zipped(datasets.coco_panoptic())]
 
 
 def mutate_dataset(m: Mutator) -> Files:
