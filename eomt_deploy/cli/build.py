@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,7 +121,9 @@ def _options() -> dict[str, Option]:
     for backend in BACKENDS.values():
         if backend.build is not None:
             kind: type[BuildConfig] = load(backend.build.config)
-            found = {**kind.options(), **found}
+            for name, option in kind.options().items():
+                text = f"{option.help} For {backend.build.suffix} files."
+                found.setdefault(name, replace(option, help=text))
     return found
 
 
