@@ -154,7 +154,7 @@ def configure(
     section: Section, options: argparse.Namespace, seconds: float, busy: float | None
 ) -> Any:
     """The run of a suite that a section asks for."""
-    from eomt_deploy.benchmarking.paper.suite import SuiteConfig
+    from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
     from eomt_deploy.benchmarking.paper.suite_file import find_suite
 
     return SuiteConfig(

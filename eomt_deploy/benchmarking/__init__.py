@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "Report": "eomt_deploy.benchmarking.report",
     "Row": "eomt_deploy.benchmarking.report",
-    "SuiteConfig": "eomt_deploy.benchmarking.paper.suite",
+    "SuiteConfig": "eomt_deploy.benchmarking.paper.suite_config",
     "SuiteReport": "eomt_deploy.benchmarking.paper.report",
     "bench_stages": "eomt_deploy.benchmarking.stages",
     "run_suite": "eomt_deploy.benchmarking.paper.suite",
@@ -22,7 +22,8 @@ __all__ = ["Report", "Row", "SuiteConfig", "SuiteReport", "bench_stages", "run_s
 
 if TYPE_CHECKING:
     from eomt_deploy.benchmarking.paper.report import SuiteReport
-    from eomt_deploy.benchmarking.paper.suite import SuiteConfig, run_suite
+    from eomt_deploy.benchmarking.paper.suite import run_suite
+    from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
     from eomt_deploy.benchmarking.report import Report, Row
     from eomt_deploy.benchmarking.stages import bench_stages
 

@@ -25,7 +25,7 @@ from eomt_deploy.outputs import is_ours
 
 if TYPE_CHECKING:
     from eomt_deploy.benchmarking import SuiteReport
-    from eomt_deploy.benchmarking.paper.suite import SuiteConfig
+    from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
     from eomt_deploy.benchmarking.tables import Sheet
 
 
@@ -35,7 +35,8 @@ def bench_suite(options: SuiteBench) -> None:
     if options.count_only:
         _count(options)
         return
-    from eomt_deploy.benchmarking.paper.suite import SuiteConfig, run_suite
+    from eomt_deploy.benchmarking.paper.suite import run_suite
+    from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
 
     scenario = _scenario(options)
     offline = scenario == "offline"
@@ -212,7 +213,8 @@ def _with_rounds(config: SuiteConfig, options: SuiteBench) -> SuiteConfig:
     """The device's usual rounds, unless the user set others."""
     from dataclasses import replace
 
-    from eomt_deploy.benchmarking.paper.suite import CPU_ROUNDS, GPU_ROUNDS, choose_device
+    from eomt_deploy.benchmarking.paper.suite import choose_device
+    from eomt_deploy.benchmarking.paper.suite_config import CPU_ROUNDS, GPU_ROUNDS
 
     usual = GPU_ROUNDS if choose_device(config.device) == "cuda" else CPU_ROUNDS
     rounds = replace(

@@ -10,7 +10,8 @@ import pytest
 from eomt_deploy.backends import registry
 from eomt_deploy.backends.registry import Backend, Builder
 from eomt_deploy.benchmarking.measure.clock import Rounds
-from eomt_deploy.benchmarking.paper.suite import SuiteConfig, run_suite
+from eomt_deploy.benchmarking.paper.suite import run_suite
+from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
 from eomt_deploy.benchmarking.paper.suite_file import find_suite
 
 ENGINE = """

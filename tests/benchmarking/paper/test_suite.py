@@ -13,7 +13,8 @@ from eomt_deploy.benchmarking.paper.cases import NOT_FINITE, describe
 from eomt_deploy.benchmarking.paper.ladder import build_step
 from eomt_deploy.benchmarking.paper.report import SuiteReport, read_reports
 from eomt_deploy.benchmarking.paper.runtimes import Case, find_runtime, why_unavailable
-from eomt_deploy.benchmarking.paper.suite import SuiteConfig, run_suite
+from eomt_deploy.benchmarking.paper.suite import run_suite
+from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
 from eomt_deploy.benchmarking.paper.suite_file import find_suite
 from eomt_deploy.benchmarking.paper.torch_runtimes import TorchRunning
 from eomt_deploy.devices import cuda_device_count

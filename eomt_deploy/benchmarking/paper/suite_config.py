@@ -1,0 +1,97 @@
+"""What a suite is asked to measure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from eomt_deploy.benchmarking.measure.clock import Rounds
+from eomt_deploy.benchmarking.measure.scenarios import SCENARIOS, Scenario, absurd
+from eomt_deploy.benchmarking.paper.runtimes import PRECISIONS, SAMPLINGS, find_runtime
+from eomt_deploy.benchmarking.paper.suite_file import Suite
+from eomt_deploy.errors import UsageError
+
+SCOPES = ("network", "network+copies", "end-to-end")
+"""``network``: inputs and outputs stay on the device; ``network+copies``: from host memory to host
+memory; ``end-to-end``: from a photo's pixels to its segments."""
+GPU_ROUNDS = Rounds(iterations=100, warmup=10, max_warmup=100, seconds=60)
+CPU_ROUNDS = Rounds(iterations=20, warmup=1, max_warmup=10, seconds=300)
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """What to measure.
+
+    Attributes:
+        suite: one table.
+        rows: names; none takes all that we can build.
+        size: (H, W) in pixels instead of each row's own.
+        backbone: instead of each row's own.
+        runtimes: names of :data:`eomt_deploy.benchmarking.paper.runtimes.runtimes`.
+        scopes: of :data:`SCOPES`.
+        scenario: see :data:`eomt_deploy.benchmarking.measure.scenarios.Scenario`.
+        batches: images of one call; more than one number only offline.
+        rate: requests a second of the server scenario; None tries shares of what one stream does.
+        serve_seconds: of each rate.
+        device: ``cpu`` or ``cuda``; None takes the GPU if PyTorch has one.
+        precision: None takes the suite's on a GPU and fp32 on a CPU.
+        rounds: None takes :data:`GPU_ROUNDS` or :data:`CPU_ROUNDS`.
+        threads: of the CPU; None leaves it to the runtime.
+        sampling: kernel of the baseline's deformable attention: ``grid_sample``, or ``triton``,
+            fused, for PyTorch on a GPU.
+        photo: for the end-to-end scope.
+        budget: seconds for all; what does not fit is skipped, with words.
+        probe: measure the device's peak.
+        busy: load of the GPU before this program used it, see
+            :func:`eomt_deploy.benchmarking.machine.watch.gpu_load`; None looks now.
+    """
+
+    suite: Suite
+    rows: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    backbone: str | None = None
+    runtimes: tuple[str, ...] = ("torch-eager",)
+    scopes: tuple[str, ...] = ("network",)
+    scenario: Scenario = "single"
+    batches: tuple[int, ...] = (1,)
+    rate: float | None = None
+    serve_seconds: float = 20.0
+    device: str | None = None
+    precision: str | None = None
+    rounds: Rounds | None = None
+    threads: int | None = None
+    sampling: str = "grid_sample"
+    photo: Path | None = None
+    budget: float | None = None
+    probe: bool = True
+    busy: float | None = None
+
+    def __post_init__(self) -> None:
+        for runtime in self.runtimes:
+            find_runtime(runtime)
+        problems = []
+        problems += [f"scope {s!r} is unknown" for s in self.scopes if s not in SCOPES]
+        if self.scenario not in SCENARIOS:
+            problems.append(f"scenario {self.scenario!r} is unknown")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            problems.append(f"precision {self.precision!r} is unknown")
+        if len(self.batches) > 1 and self.scenario != "offline":
+            problems.append("several batches are the offline scenario")
+        if self.sampling not in SAMPLINGS:
+            problems.append(f"sampling {self.sampling!r} is unknown")
+        if any(batch < 1 for batch in self.batches):
+            problems.append("a batch has 1 image or more")
+        if max(self.batches, default=1) > 1 and "end-to-end" in self.scopes:
+            problems.append("end-to-end takes one photo at a time, and no batches")
+        if self.rate is not None and (self.scenario != "server" or not 0 < self.rate < math.inf):
+            problems.append("a rate is a positive number, for the server scenario")
+        problems += absurd(self.batches, self.rate, self.serve_seconds)
+        if "end-to-end" in self.scopes and self.photo is None:
+            problems.append("end-to-end needs a photo")
+        if problems:
+            raise UsageError(
+                "This cannot be measured: " + "; ".join(problems) + ".",
+                fix=f"Scopes: {', '.join(SCOPES)}. Scenarios: {', '.join(SCENARIOS)}. "
+                f"Precisions: {', '.join(PRECISIONS)}.",
+            )
