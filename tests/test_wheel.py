@@ -30,6 +30,7 @@ class Environment:
     def install(self, what: object) -> None:
         self.run(
             "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+            "--no-compile",  # all of PyTorch, which takes longer than the rest of this test
             "-c", ROOT / "constraints.txt", what,
         )  # fmt: skip
 

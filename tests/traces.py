@@ -9,8 +9,8 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,16 @@ from eomt_deploy.network.eomt import EoMT
 Export = Callable[..., Any]
 VARIABLE = "EOMT_DEPLOY_TEST_TRACES"
 """Names the folder for processes that a test starts."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is used of `torch.onnx.ONNXProgram`."""
+
+    model: ir.Model
+
+    def save(self, path: Path, *, external_data: bool = False) -> None:
+        ir.save(self.model, path, external_data=f"{path.name}.data" if external_data else None)
 
 
 class Traces:
@@ -53,7 +63,7 @@ class Traces:
         for name, value in graph.graph.initializers.items():
             if name in tensors:
                 value.const_value = later(name, tensors[name], value)
-        return SimpleNamespace(model=graph)
+        return Program(graph)
 
     def _trace(self, key: str, tensors: dict[str, Tensor], *what: Any, **options: Any) -> ir.Model:
         self._folder.mkdir(exist_ok=True)

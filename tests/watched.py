@@ -86,7 +86,7 @@ class Watched:
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        kept = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH")
+        kept = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
         return {
             **{name: os.environ[name] for name in kept if name in os.environ},
             "HOME": str(self.home),

@@ -4,9 +4,16 @@ import itertools
 import json
 
 import pytest
+from small_baseline import small_baseline
 
 TINY = ("--suite", "table1", "--rows", "step 5", "--size", "64", "--backbone", "tiny",
         "--device", "cpu", "--threads", "1")  # fmt: skip
+
+
+@pytest.fixture
+def short():
+    with small_baseline():
+        yield
 
 
 def test_counts_without_timing(cli, tmp_path):
@@ -20,6 +27,7 @@ def test_counts_without_timing(cli, tmp_path):
     assert round(rows[5]["params"] / 1e6, 1) == 316.7
 
 
+@pytest.mark.usefixtures("short")
 def test_a_suite_its_report_and_its_pictures(cli, tmp_path):
     path, folder = tmp_path / "s.json", tmp_path / "report"
     code, out, err = cli(
@@ -38,6 +46,7 @@ def test_a_suite_its_report_and_its_pictures(cli, tmp_path):
     assert names == {"report.json", "report.md", "waterfall.png", "latency.png"}
 
 
+@pytest.mark.usefixtures("short")
 def test_a_picture_that_cannot_be_drawn_costs_nothing_else(cli, tmp_path):
     path, folder = tmp_path / "s.json", tmp_path / "report"
     code, _, err = cli(

@@ -96,8 +96,8 @@ def test_masked_attention_keeps_queries_in_their_masks(example, probability):
 
 
 def test_a_few_steps_of_training_make_an_exportable_checkpoint(tmp_path):
-    command = [sys.executable, "train.py", tmp_path, "--steps", "4", "--batch", "2",
-               "--anneal", "1", "3", "--log-every", "1"]  # fmt: skip
+    command = [sys.executable, "train.py", tmp_path, "--steps", "4", "--batch", "1",
+               "--threads", "1", "--anneal", "1", "3", "--log-every", "1"]  # fmt: skip
     done = subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "step 4/4" in done.stdout

@@ -31,7 +31,7 @@ def test_ranges_are_those_of_the_values(traced):
     assert find_islands(model, ranges) == []
 
 
-@pytest.mark.parametrize("batch", [1, 4, 5])
+@pytest.mark.parametrize("batch", [1, 2, 4])
 def test_graphs_of_fixed_batch_are_measured_too(traced, batch):
     images = tiny.photos(3)
     found = measure_ranges(traced(batch), [images])

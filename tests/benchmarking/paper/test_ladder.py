@@ -7,9 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from small_baseline import small_baseline
 from torch import nn
 
-from eomt_deploy.benchmarking.paper.baseline import adapter
 from eomt_deploy.benchmarking.paper.baseline.mask_decoder import allowed_inside
 from eomt_deploy.benchmarking.paper.ladder import STEPS, build_step
 from eomt_deploy.errors import UsageError
@@ -142,24 +142,24 @@ def test_what_is_not_allowed_has_no_influence():
 
 
 @pytest.mark.parametrize("step", [0, 4])
-def test_export_to_onnx(step, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(adapter, "STAGES", 1)
+def test_export_to_onnx(step, tmp_path: Path):
+    with small_baseline():
+        check_export(step, tmp_path)
+
+
+def check_export(step: int, folder: Path) -> None:
     model = tiny_step(step, attention="written")
-    if step == 0:  # one layer of each kind and scale: the others only take time to trace
-        model.encoder.extractors = model.encoder.extractors[:1]
-        model.pixel_decoder.layers = model.pixel_decoder.layers[:1]
-        model.mask_decoder.layers = model.mask_decoder.layers[:3]
     images = photos(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model, (images,), dynamo=True, optimize=False, opset_version=20, verbose=False
         )
-    program.save(tmp_path / "step.onnx")
+    program.save(folder / "step.onnx")
     samplings = sum(node.op_type == "GridSample" for node in program.model.graph)
     # The injector and the layer of the pixel decoder sample 3 maps, the extractor one.
     assert samplings == (3 + 1 + 3 if step == 0 else 0)
-    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    session = onnxruntime.InferenceSession(folder / "step.onnx")
     found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     for have, want in zip(found, model(images), strict=True):
         np.testing.assert_allclose(have, want.numpy(), atol=1e-4, rtol=1e-4)

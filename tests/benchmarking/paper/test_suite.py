@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from small_baseline import small_baseline
 
 from eomt_deploy.benchmarking import tables
 from eomt_deploy.benchmarking.measure.clock import Rounds
@@ -26,6 +27,12 @@ TINY = {
     "device": "cpu", "rounds": Rounds(4, 1), "probe": False, "threads": 1,
 }  # fmt: skip
 PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    with small_baseline():
+        yield
 
 
 @pytest.fixture(scope="module")

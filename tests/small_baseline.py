@@ -1,0 +1,24 @@
+"""The paper's baseline with one layer of each kind and scale: the others only take time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+
+from eomt_deploy.benchmarking.paper import counting
+from eomt_deploy.benchmarking.paper.baseline import adapter, mask_decoder, pixel_decoder
+
+
+@contextmanager
+def small_baseline() -> Iterator[None]:
+    """Shorten step 0 of the ladder, and count each network once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter, "STAGES", 1)
+        patch.setattr(adapter, "EXTRA_EXTRACTORS", 0)
+        patch.setattr(pixel_decoder, "LAYERS", 1)
+        patch.setattr(mask_decoder, "LAYERS", 3)  # one for each scale
+        patch.setattr(counting, "count_step", cache(counting.count_step))
+        yield
