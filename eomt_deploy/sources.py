@@ -202,7 +202,7 @@ def _from_array(array: npt.NDArray[Any], color_order: ColorOrder) -> RgbImage:
 
 
 def built_in_photos() -> list[Path]:
-    """The photos that come with the package."""
+    """The images that come with the package."""
     return sorted((Path(__file__).parent / "assets").glob("*.jpg"))
 
 

@@ -98,7 +98,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a run-time must know about a model to turn photos into segments.
+    """What a run-time must know about a model to turn images into segments.
 
     Attributes:
         name: short name shown to people.

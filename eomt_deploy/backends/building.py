@@ -60,7 +60,7 @@ class BuildConfig:
 
     onnx: Path
     output: Path
-    overwrite: bool = False
+    overwrite: bool = field(default=False, kw_only=True)
 
     @property
     def inputs(self) -> tuple[Path, ...]:

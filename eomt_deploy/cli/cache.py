@@ -15,13 +15,13 @@ from eomt_deploy.cli.console import print_json, say, stdout, warn
 from eomt_deploy.errors import OutputError, UsageError
 from eomt_deploy.files import cache_folder
 
-app = typer.Typer(
-    no_args_is_help=True, help="Show or clear what is kept for the next start.", name="cache"
-)
+app = typer.Typer(no_args_is_help=True, help="Show or clear the cache folder.", name="cache")
 
 
 @app.command()
-def show(json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False) -> None:
+def show(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
     """Show what is in the cache folder: how many files, their size, when they were last used.
 
     The cache of huggingface_hub is another folder, which is neither shown nor cleared.

@@ -34,30 +34,46 @@ ARTIFACT_SUFFIXES = tuple({suffix for entry in BACKENDS.values() for suffix in e
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="An exported model, or a checkpoint.")],
-    b: Annotated[Path, typer.Argument(help="The other; one of the two must be exported.")],
+    a: Annotated[Path, typer.Argument(help="Model file or checkpoint.")],
+    b: Annotated[
+        Path,
+        typer.Argument(
+            help="Model file or checkpoint to compare with it; at least one must be a model file."
+        ),
+    ],
     images: Annotated[
-        list[str] | None, typer.Argument(help="Photos, folders or globs; or pass --data.")
+        list[str] | None,
+        typer.Argument(help="Images, folders or glob patterns; not needed with --data."),
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", help="Labelled data: scores of both, too.")
+        list[Path] | None,
+        typer.Option(
+            "--data", help="Labelled data, to compare the scores as well; can be repeated."
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the labelled data.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of images, from the first (default: all).")
+    ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Exit with 4 if classes or masks differ by more percent."),
+        typer.Option(help="Exit with code 4 if more than this percentage of pixels differs."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Picture of where they differ most.")
+        Path | None,
+        typer.Option("-o", "--output", help="Overlay of the image in which they differ most."),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Run-time by name; emulation shows a GPU's low precision.")
+        str | None,
+        typer.Option(help="Backend by name; emulation computes what a GPU would in low precision."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: the best that works).")
+    ] = None,
     max_pixels: MaxPixels = None,
     base_weights: Annotated[
-        str | None, typer.Option(help="DINOv3 model that the checkpoint is a difference to.")
+        str | None,
+        typer.Option(help="DINOv3 weights that an official EoMT checkpoint is based on."),
     ] = None,
     overwrite: Overwrite = False,
     weights_key: Annotated[
@@ -68,7 +84,7 @@ def compare(
         bool, typer.Option("--insecure", help="Allow http:// addresses without #sha256=….")
     ] = False,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
+        Path | None, typer.Option("--json", help="Write all numbers to this file (- for stdout).")
     ] = None,
 ) -> None:
     """Hold B against A: logits, labels, masks, and with labels the difference of scores."""

@@ -32,38 +32,60 @@ WORST_IMAGES = 10
 
 
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(help="An exported model.")],
+    artifact: Annotated[Path, typer.Argument(help="Model file: .onnx, .engine, .xml or .pt2.")],
     data: Annotated[
-        list[Path], typer.Option("--data", help="Folder or official zip; repeat for several.")
+        list[Path],
+        typer.Option(
+            "--data", help="Folder or official zip file of labelled data; can be repeated."
+        ),
     ],
     format: Annotated[
         str | None,
         typer.Option(
-            help="coco-panoptic, coco-instances, cityscapes, ade20k or folder; recognised."
+            help="coco-panoptic, coco-instances, cityscapes, ade20k or folder (default: "
+            "recognised automatically)."
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Such as val2017, if there are several.")
+        str | None, typer.Option(help="Split, e.g. val2017, if the data has several.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of images, from the first (default: all).")
+    ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Run-time by name; emulation shows a GPU's low precision.")
+        str | None,
+        typer.Option(help="Backend by name; emulation computes what a GPU would in low precision."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; best by default.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
-    mask_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
-    overlap_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: the best that works).")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
+    ] = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(help="Minimum class score, 0 to 1 (default: the model's).")
+    ] = None,
+    mask_threshold: Annotated[
+        float | None,
+        typer.Option(help="Minimum mask probability of a pixel, 0 to 1. Panoptic only."),
+    ] = None,
+    overlap_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Minimum share of its mask that a segment must keep, 0 to 1. Panoptic only."
+        ),
+    ] = None,
     max_pixels: MaxPixels = None,
     resume: Annotated[
-        Path | None, typer.Option(help="File that lets a stopped evaluation go on.")
+        Path | None,
+        typer.Option(help="File with the finished images, to continue a stopped evaluation."),
     ] = None,
     worst: Annotated[
-        Path | None, typer.Option(help="Folder for pictures of the worst images.")
+        Path | None, typer.Option(help="Folder for overlays of the worst images.")
     ] = None,
     overwrite: Overwrite = False,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write all numbers here (- for stdout).")
+        Path | None, typer.Option("--json", help="Write all numbers to this file (- for stdout).")
     ] = None,
 ) -> None:
     """Score a model: mIoU, mask AP or PQ by its task, on the artifact that will run.

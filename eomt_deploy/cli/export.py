@@ -50,79 +50,100 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="File, Hugging Face folder, hf://owner/name[@revision], address or catalog name."
+            help="File, Hugging Face folder, hf://owner/name[@revision], web address or catalog "
+            "name."
         ),
     ],
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", help="The .onnx or .pt2 file to write, or .engine to build."
+            "-o",
+            "--output",
+            help="File to write: .onnx, .pt2, or the format of a backend (.engine, .xml), which is "
+            "built from the .onnx file beside it.",
         ),
     ],
     task: Annotated[
-        str | None, typer.Option(help="semantic, instance or panoptic; the catalog may know.")
+        str | None,
+        typer.Option(
+            help="semantic, instance or panoptic (default: from the checkpoint or the catalog)."
+        ),
     ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
-            help='JSON list of {"name": …, "thing": true}, COCO file, or coco_panoptic, ade20k, ….'
+            help='JSON list of {"name": …, "thing": true}, COCO file, or list name, e.g. ade20k.'
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Network input: 640, or 480x640 (height x width).")
+        str | None, typer.Option(help="Network input in pixels: 640, or 480x640 (height x width).")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Catalog entry of this checkpoint.")] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="With a catalog name: your own copy of its weights, nothing is fetched."),
+        typer.Option(
+            help="Your own copy of the weights of a catalog entry; nothing is downloaded."
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Arithmetic: fp32 (default), fp16, bf16, int8 or fp8.")
+        str | None, typer.Option(help="fp32, fp16, bf16, int8 or fp8 (default: fp32).")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="With -o m.engine: build by engines/NAME.toml.")
+        str | None, typer.Option(help="Build settings of engines/NAME.toml, e.g. for -o m.engine.")
     ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Photos to measure ranges on; int8 and fp8 need them.")
+        Path | None,
+        typer.Option(
+            help="Image or folder used as the calibration set; required for int8 and fp8."
+        ),
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(help="Points that int8 or fp8 may lose; blocks stay FP16 to meet it."),
+        typer.Option(help="Maximum loss of int8 or fp8 in points; blocks stay FP16 to meet it."),
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Labelled data for the verdict; else photos are held out."),
+        typer.Option(
+            help="Labelled data for the verdict; can be repeated (default: images held out from "
+            "calibration)."
+        ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Ranges by output, mse, minmax, percentile or entropy.")
+        str | None,
+        typer.Option(help="Calibration method: output, mse, minmax, percentile or entropy."),
     ] = None,
     smooth: Annotated[
-        float, typer.Option(help="SmoothQuant strength, 0 (off) to 1, for int8 and fp8.")
+        float, typer.Option(help="SmoothQuant strength from 0 (off) to 1, for int8 and fp8.")
     ] = DEFAULT_SMOOTHING,
     high: Annotated[
-        list[str] | None, typer.Option(help="Role or module that stays FP32; repeat it.")
+        list[str] | None, typer.Option(help="Role or module that stays in FP32; can be repeated.")
     ] = None,
     islands: Annotated[
-        bool, typer.Option(help="Keep in FP32 what leaves the range of FP16.")
+        bool, typer.Option(help="Keep tensors in FP32 that exceed the range of FP16.")
     ] = True,
     attention: Annotated[
-        str, typer.Option(help="written out, or fused into one operator (opset 23).")
+        str,
+        typer.Option(
+            help="written (separate operators) or fused (one Attention operator, opset 23)."
+        ),
     ] = "written",
-    batch: Annotated[
-        int | None, typer.Option(help="Fixed batch size; free when not given.")
-    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Fixed batch size (default: dynamic).")] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu or cuda, that a .pt2 file is compiled for.")
+        str | None, typer.Option(help="Device to compile a .pt2 file for: cpu or cuda.")
     ] = None,
     heads: Annotated[
-        int | None, typer.Option(help="Attention heads, where not width / 64.")
+        int | None, typer.Option(help="Number of attention heads, if it is not width / 64.")
     ] = None,
     num_blocks: Annotated[
-        int | None, typer.Option(help="Blocks that see the queries, if not stored.")
+        int | None,
+        typer.Option(help="Number of blocks that process the queries, if it is not stored."),
     ] = None,
     base_weights: Annotated[
         str | None,
-        typer.Option(help="DINOv3 folder, file or hf://owner/name that an official file adds to."),
+        typer.Option(
+            help="DINOv3 weights (folder, file or hf://owner/name) that an official EoMT "
+            "checkpoint is based on."
+        ),
     ] = None,
     weights_key: Annotated[
         str | None,
@@ -136,20 +157,25 @@ def export(
         typer.Option("--allow-stuff", help="Allow stuff classes in an instance model."),
     ] = False,
     native_size: Annotated[
-        str | None, typer.Option(help="Trained size, where the checkpoint cannot tell.")
+        str | None,
+        typer.Option(help="Size that the checkpoint was trained at, if it is not stored."),
     ] = None,
     allow_unannealed: Annotated[
-        bool, typer.Option(help="Export although masked attention was not annealed away.")
+        bool,
+        typer.Option(help="Export although masked attention was not annealed away."),
     ] = False,
     verify_images: Annotated[
-        Path | None, typer.Option(help="Photo or folder to verify on; a few are built in.")
+        Path | None,
+        typer.Option(
+            help="Image or folder used for verification (default: three images of the package)."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write the report here (- for stdout).")
+        Path | None, typer.Option("--json", help="Write the report to this file (- for stdout).")
     ] = None,
 ) -> None:
-    """Export a checkpoint, verified against PyTorch on real photos."""
+    """Export a checkpoint, verified against PyTorch on real images."""
     from eomt_deploy.exporting import ExportConfig
 
     if weights is not None:
@@ -267,7 +293,7 @@ def _show(report: ExportReport, console: Console) -> None:
         f"wrote {' + '.join(str(f) for f in report.files)} ({megabytes:.1f} MB)",
         f"  {spec.task}, {len(spec.classes)} classes, {spec.image_size[0]}x{spec.image_size[1]}, "
         f"{spec.precision}, batch {spec.batch or 'free'}",
-        f"  verified against PyTorch on {result.images} photos ({result.inputs} inputs): "
+        f"  verified against PyTorch on {result.images} images ({result.inputs} inputs): "
         f"relative error {result.relative_max:.1e}, class agreement "
         f"{result.class_agreement:.2%}, mask agreement {result.mask_agreement:.2%}",
     )

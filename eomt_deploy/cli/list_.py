@@ -14,12 +14,14 @@ from eomt_deploy.errors import UsageError
 
 
 def list_checkpoints(
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
-    max_params: Annotated[
-        float | None, typer.Option(help="Only up to so many million parameters.")
+    task: Annotated[
+        str | None, typer.Option(help="Show only this task: semantic, instance or panoptic.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="Show only this data set, e.g. COCO.")] = None,
+    max_params: Annotated[
+        float | None, typer.Option(help="Maximum number of parameters in millions.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """List the checkpoints that can be exported by name."""
     known = catalog.checkpoints().values()

@@ -30,29 +30,47 @@ Predict = Callable[[Sequence[Path]], Iterator[Segmentation | ImageError]]
 
 
 def predict(
-    artifact: Annotated[Path, typer.Argument(help="An exported model.")],
-    images: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    artifact: Annotated[Path, typer.Argument(help="Model file: .onnx, .engine, .xml or .pt2.")],
+    images: Annotated[list[str], typer.Argument(help="Images, folders or glob patterns.")],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="A folder; for one image also .png .jpg .json .npz."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Output folder; for one image also a .png, .jpg, .json or .npz file.",
+        ),
     ],
     backend: Annotated[
-        str | None, typer.Option(help="Backend by name; emulation shows a GPU's low precision.")
+        str | None,
+        typer.Option(help="Backend by name; emulation computes what a GPU would in low precision."),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: the best that works).")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    score_threshold: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
-    mask_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
-    overlap_threshold: Annotated[float | None, typer.Option(help="0 to 1 (panoptic).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
+    ] = None,
+    score_threshold: Annotated[
+        float | None, typer.Option(help="Minimum class score, 0 to 1 (default: the model's).")
+    ] = None,
+    mask_threshold: Annotated[
+        float | None,
+        typer.Option(help="Minimum mask probability of a pixel, 0 to 1. Panoptic only."),
+    ] = None,
+    overlap_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Minimum share of its mask that a segment must keep, 0 to 1. Panoptic only."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the results that a stopped run has finished.")
     ] = False,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write predictions.json here (- for stdout).")
+        Path | None,
+        typer.Option("--json", help="Write predictions.json to this file (- for stdout)."),
     ] = None,
 ) -> None:
     """Segment images.

@@ -1,4 +1,4 @@
-"""Checkpoint -> self-describing ONNX, verified on real photos.
+"""Checkpoint -> self-describing ONNX, verified on real images.
 
 :class:`ExportConfig` needs no torch, so that mistakes are told at once; the rest does, and is
 imported on first use.

@@ -43,7 +43,7 @@ def export_package(
     images: Sequence[Path],
     progress: Callable[[str], None],
 ) -> tuple[ModelSpec, verify.Verification]:
-    """Compile, verify on photos, and only then put the file in place.
+    """Compile, verify on images, and only then put the file in place.
 
     Raises:
         DeviceError: the device is not here.

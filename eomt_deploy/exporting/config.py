@@ -49,20 +49,20 @@ class ExportConfig:
         batch: fixed batch size; None leaves it free (``.pt2``: 1).
         device: that a ``.pt2`` is compiled for; None takes the GPU, if there is one.
         precision: one of :data:`eomt_deploy.precision.PRECISIONS`; decided in the graph.
-        calibrate: photo or folder that ranges are measured on; int8 and fp8 need it, fp16 takes
-            the photos that verification uses when it is None.
+        calibrate: image or folder that ranges are measured on; int8 and fp8 need it, fp16 takes
+            the images that verification uses when it is None.
         method: how the range of a quantised layer's input is chosen; None takes the best known
             (output for int8, minmax for fp8).
         smooth: SmoothQuant strength 0-1 of int8 and fp8; 0 leaves it out.
         budget: points (of the metric with ``data``, else of label agreement) that int8 or fp8 may
             lose; blocks stay FP16 until it is met.
-        data: labelled data that the verdict is made on; None takes photos held out of
+        data: labelled data that the verdict is made on; None takes images held out of
             ``calibrate``.
         high: roles or modules that stay FP32.
         islands: keep in FP32 what the range analysis finds.
         attention: ``written`` out, which every run-time fuses, or ``fused`` into one operator.
         allow_unannealed: export although masked attention was not annealed away.
-        verify_images: photos to verify on; None takes the ones that come with the package.
+        verify_images: images to verify on; None takes the ones that come with the package.
         overwrite: replace existing files that eomt-deploy did not write.
     """
 
@@ -131,9 +131,9 @@ class ExportConfig:
         quantized = self.precision in QUANTIZED
         if quantized and self.calibrate is None:
             raise UsageError(
-                f"{self.precision} needs photos to calibrate on.",
+                f"{self.precision} needs images to calibrate on.",
                 why="The ranges of the activations decide the accuracy; made-up ones ruin it.",
-                fix="Pass --calibrate with a folder of photos like those that the model will see.",
+                fix="Pass --calibrate with a folder of images like those that the model will see.",
             )
         given = {
             "--method": (self.method is not None, quantized),

@@ -37,7 +37,7 @@ CALIBRATION_IMAGES = 128
 JUDGED_IMAGES = 128
 SHOWN_ISLANDS = 8
 HELD_OUT = 4
-"""Every fourth photo of a calibration folder is kept for the verdict."""
+"""Every fourth image of a calibration folder is kept for the verdict."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +187,13 @@ def _verifier() -> str | None:
 def split(
     photos: Sequence[Path], dataset: Dataset | None
 ) -> tuple[list[Path], list[Sample], list[str]]:
-    """Photos to calibrate on, samples to judge on, and what the user should know of it."""
+    """Images to calibrate on, samples to judge on, and what the user should know of it."""
     if dataset:
         return list(photos), spread(dataset.samples, JUDGED_IMAGES), list(dataset.notes)
     judged = list(photos[HELD_OUT - 1 :: HELD_OUT])
     if not judged:
         note = (
-            f"Only {len(photos)} calibration photos: the verdict is made on the same ones and "
+            f"Only {len(photos)} calibration images: the verdict is made on the same ones and "
             "flatters. Pass at least 4, better 100."
         )
         return list(photos), list(unlabelled(photos)), [note]

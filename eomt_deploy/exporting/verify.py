@@ -1,4 +1,4 @@
-"""Does the exported file compute what the checkpoint computes? Asked on real photos."""
+"""Does the exported file compute what the checkpoint computes? Asked on real images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Verification:
     """Differences between the exported file and the checkpoint in PyTorch.
 
     Attributes:
-        images: photos compared.
+        images: images compared.
         inputs: network inputs compared (windows count apart).
         class_max, class_mean: absolute error of the class logits.
         mask_max, mask_mean: absolute error of the mask logits.
@@ -51,13 +51,13 @@ def compare(
     images: Sequence[Path],
     progress: Callable[[str], None] = lambda _: None,
 ) -> Verification:
-    """Run both on the same photos.
+    """Run both on the same images.
 
     Args:
         engine: the exported file.
         reference: the network before any fold.
-        images: photos; at least one.
-        progress: told which photo is being compared.
+        images: images; at least one.
+        progress: told which image is being compared.
 
     Raises:
         VerificationError: the exported file gives NaN or infinity.
@@ -128,10 +128,10 @@ def check(result: Verification, precision: str) -> None:
         raise VerificationError(
             f"The exported model differs from the checkpoint: {'; '.join(problems)}. "
             "Nothing was written.",
-            why=f"Compared on {result.images} photos; largest errors: class logits "
+            why=f"Compared on {result.images} images; largest errors: class logits "
             f"{result.class_max:.3g}, mask logits {result.mask_max:.3g}.",
             fix="Please report it with the checkpoint's architecture; this should not happen."
             if precision == "fp32"
-            else "Calibrate on photos like the model's own, keep more in FP32 (--high), or take a "
+            else "Calibrate on images like the model's own, keep more in FP32 (--high), or take a "
             "higher precision.",
         )

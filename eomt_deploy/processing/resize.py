@@ -1,4 +1,4 @@
-"""Photos to the network's size, and its class logits to probabilities."""
+"""Images to the network's size, and its class logits to probabilities."""
 
 from __future__ import annotations
 

@@ -61,10 +61,10 @@ def photo_table(source: int, target: int) -> tuple[Int32, Int32]:
 
 
 def shrinks_down_first(source: Size, target: Size) -> bool:
-    """Does the installed Pillow resize a photo down its height before it does its width?
+    """Does the installed Pillow resize an image down its height before it does its width?
 
     The bytes in between are rounded, so that the order changes the result by one here and there.
-    Across comes first, but for very tall photos since Pillow 12.2, for many tall ones since 13.
+    Across comes first, but for very tall images since Pillow 12.2, for many tall ones since 13.
     """
     (height, width), (target_height, target_width) = source, target
     if target_height >= height or PILLOW < (12, 2):

@@ -122,7 +122,7 @@ def test_export_with_a_budget(files, folder, tmp_path, cli):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "needs photos"),
+        ({"precision": "int8"}, "needs images"),
         ({"precision": "fp16", "budget": 0.5}, "--budget does nothing for fp16"),
         ({"precision": "fp32", "high": ("norm",)}, "--high does nothing"),
         ({"precision": "bf16", "islands": False}, "--no-islands does nothing"),

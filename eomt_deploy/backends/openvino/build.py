@@ -44,7 +44,7 @@ class Trial:
     Attributes:
         arithmetic: what was tried.
         agreement: share of the pixels with the same label.
-        images: photos it was judged on.
+        images: images it was judged on.
         times_as_fast: of the network, by the median of a few calls in turn.
         labelled: share of the pixels that have a label at all.
     """
@@ -58,10 +58,10 @@ class Trial:
     def __str__(self) -> str:
         fast = f"{self.arithmetic} here: {self.times_as_fast:.2f} times as fast as f32"
         if not self.labelled:
-            return f"{fast}; the model sees nothing in these {self.images} photos: pass --images"
+            return f"{fast}; the model sees nothing in these {self.images} images: pass --images"
         verdict = "worth it" if self.worth_it else "not worth it"
         return (
-            f"{fast}, {self.agreement:.3%} of the labels the same on {self.images} photos "
+            f"{fast}, {self.agreement:.3%} of the labels the same on {self.images} images "
             f"({MIN_AGREEMENT:.1%} are needed): {verdict}"
         )
 
@@ -166,7 +166,7 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
         if tried in possible and tried not in ("f32", settled) and (asked != "auto" or not settled):
             purpose = "judging the arithmetic"
             images, notes = readable_images(found.paths, purpose, Processor(spec).preprocess)
-            progress(f"trying {tried} on {len(images)} photos", None)
+            progress(f"trying {tried} on {len(images)} images", None)
             trial = try_arithmetic(plain, tried, images)
             if asked == "auto" and trial.worth_it:
                 chosen = tried

@@ -36,7 +36,7 @@ class Opened:
 
     Attributes:
         seconds: that building, exporting and compiling it took.
-        predict: the whole way of a photo; None where no photo was named.
+        predict: the whole way of an image; None where no image was named.
     """
 
     row: SuiteRow
@@ -52,7 +52,7 @@ class Opened:
             return Job(self.running.network, self.running.timer)
         if scope == "network+copies":
             return Job(self.running.copies)
-        assert self.predict is not None  # SuiteConfig wants a photo for it
+        assert self.predict is not None  # SuiteConfig wants an image for it
         return Job(self.predict)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from eomt_deploy.errors import UsageError
 
 SCOPES = ("network", "network+copies", "end-to-end")
 """``network``: inputs and outputs stay on the device; ``network+copies``: from host memory to host
-memory; ``end-to-end``: from a photo's pixels to its segments."""
+memory; ``end-to-end``: from an image's pixels to its segments."""
 GPU_ROUNDS = Rounds(iterations=100, warmup=10, max_warmup=100, seconds=60)
 CPU_ROUNDS = Rounds(iterations=20, warmup=1, max_warmup=10, seconds=300)
 
@@ -40,7 +40,7 @@ class SuiteConfig:
         threads: of the CPU; None leaves it to the runtime.
         sampling: kernel of the baseline's deformable attention: ``grid_sample``, or ``triton``,
             fused, for PyTorch on a GPU.
-        photo: for the end-to-end scope.
+        photo: image for the end-to-end scope.
         budget: seconds for all; what does not fit is skipped, with words.
         probe: measure the device's peak.
         busy: load of the GPU before this program used it, see
@@ -83,12 +83,12 @@ class SuiteConfig:
         if any(batch < 1 for batch in self.batches):
             problems.append("a batch has 1 image or more")
         if max(self.batches, default=1) > 1 and "end-to-end" in self.scopes:
-            problems.append("end-to-end takes one photo at a time, and no batches")
+            problems.append("end-to-end takes one image at a time, and no batches")
         if self.rate is not None and (self.scenario != "server" or not 0 < self.rate < math.inf):
             problems.append("a rate is a positive number, for the server scenario")
         problems += absurd(self.batches, self.rate, self.serve_seconds)
         if "end-to-end" in self.scopes and self.photo is None:
-            problems.append("end-to-end needs a photo")
+            problems.append("end-to-end needs an image")
         if problems:
             raise UsageError(
                 "This cannot be measured: " + "; ".join(problems) + ".",

@@ -87,10 +87,10 @@ def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
 def _pair(
     index: FileIndex, label_pattern: str, photo_pattern: str, split: str | None, lookup: Lookup
 ) -> Found:
-    """Labels and photos whose names agree in every group; the first group is the split.
+    """Labels and images whose names agree in every group; the first group is the split.
 
     Raises:
-        DatasetError: no label of the split, or one without its photo.
+        DatasetError: no label of the split, or one without its image.
     """
     labels = {m.groups(): n for n in index.names if (m := re.search(label_pattern, n))}
     photos: dict[tuple[str | None, ...], list[str]] = {}

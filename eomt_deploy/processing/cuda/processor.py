@@ -70,7 +70,7 @@ class CudaProcessor(Closing):
             self._workspace = steps.GpuWorkspace(
                 device, kernels or load_kernels(device), stream, Scratch(device, stream)
             )
-            self._uploaded = device.event()  # the last photo has left its page-locked buffer
+            self._uploaded = device.event()  # the last image has left its page-locked buffer
         weakref.finalize(self, _destroy, device, self._uploaded).atexit = False
 
     def preprocess(

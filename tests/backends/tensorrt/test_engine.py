@@ -191,7 +191,11 @@ def test_failure_holds_the_last_words_of_the_library():
 def rtx_engine(tmp_path_factory, exported) -> Path:
     pytest.importorskip("tensorrt_rtx")
     path = tmp_path_factory.mktemp("engine") / "m.engine"
-    build(TensorRtConfig(exported("panoptic"), path, "tensorrt-rtx", compute_capabilities=("8.9",)))
+    build(
+        TensorRtConfig(
+            exported("panoptic"), path, target="tensorrt-rtx", compute_capabilities=("8.9",)
+        )
+    )
     return path
 
 

@@ -37,7 +37,7 @@ def built(request, tmp_path_factory, exported) -> Path:
     if why := runnable(request.param):
         pytest.skip(why)
     path = tmp_path_factory.mktemp(request.param) / "m.engine"
-    build(TensorRtConfig(exported("panoptic"), path, request.param, batch=(1, 1, 4)))
+    build(TensorRtConfig(exported("panoptic"), path, target=request.param, batch=(1, 1, 4)))
     return path
 
 
@@ -216,7 +216,7 @@ def test_plan_without_weights_takes_them_from_its_model(tmp_path, exported, want
     onnx = tmp_path / "m.onnx"
     onnx.write_bytes(exported("panoptic").read_bytes())
     path = tmp_path / "m.engine"
-    build(TensorRtConfig(onnx, path, target, strip_weights=True))
+    build(TensorRtConfig(onnx, path, target=target, strip_weights=True))
     assert read_sidecar(path).stripped
     with TensorRtEngine(path, device=None, threads=None) as engine:
         check(engine.run(pictures(2)), wanted(pictures(2)))
