@@ -18,9 +18,9 @@ from eomt_deploy.backends.onnxruntime.engine import (
     UNCHANGED_GRAPH,
     OnnxRuntimeEngine,
 )
+from eomt_deploy.backends.tensorrt import inspect
 from eomt_deploy.backends.tensorrt.compatibility import Machine
 from eomt_deploy.backends.tensorrt.library import Line, complaints
-from eomt_deploy.cli import inspect
 from eomt_deploy.devices import is_x86
 from eomt_deploy.exporting import graph
 from eomt_deploy.sidecar import Sidecar, sha256, write_sidecar
