@@ -81,7 +81,7 @@ def test_wrong_choices(exported):
     for options, word in (
         ({"backend": "caffe"}, "caffe"),
         ({"device": "tpu"}, "tpu"),
-        ({"threads": 0}, "0 threads"),
+        ({"threads": 0}, "`threads` must be at least 1, got 0"),
     ):
         with pytest.raises(UsageError, match=word):
             open_engine(path, **options)
@@ -94,7 +94,7 @@ def test_wrong_precision_is_told_before_the_library_is_asked(exported, tmp_path)
     engine.write_bytes(b"plan")
     write_sidecar(engine, dataclasses.replace(SIDECAR, target="tensorrt-rtx"))
     for path, found in ((exported("panoptic"), "fp32"), (engine, "fp16")):
-        with pytest.raises(UsageError, match=f"computes in {found}, int8 was asked") as error:
+        with pytest.raises(UsageError, match=f"computes in {found}, int8 was requested") as error:
             open_engine(path, precision="int8")
         assert "--precision int8" in error.value.fix
 

@@ -10,6 +10,7 @@ import pytest
 from eomt_deploy import Segmenter
 from eomt_deploy.benchmarking import Report, Row, bench_stages, tables
 from eomt_deploy.benchmarking.engine_plots import draw_engines
+from eomt_deploy.benchmarking.measure.clock import Rounds
 from eomt_deploy.benchmarking.stages import stage_settings
 from eomt_deploy.errors import UsageError, VerificationError
 
@@ -36,7 +37,7 @@ def test_report_warns_of_what_makes_numbers_wrong():
 def test_stages_of_two_engines(exported, photo):
     paths = [exported("panoptic"), exported("semantic")]
     segmenters = [(path.name, Segmenter(path)) for path in paths]
-    report = bench_stages(segmenters, photo, PLAN, warmup=0, iterations=3, threads=2)
+    report = bench_stages(segmenters, photo, PLAN, Rounds(3, warmup=0), threads=2)
     data = json.loads(json.dumps(report.to_dict()))
     assert data["schema"] == 1
     assert data["environment"]["cpu"]
@@ -54,7 +55,7 @@ def test_too_few_rounds_or_unknown_stages(exported, photo):
     with Segmenter(exported("panoptic")) as segmenter:
         engines = [("m", segmenter)]
         with pytest.raises(UsageError, match="say nothing"):
-            bench_stages(engines, photo, PLAN, iterations=1)
+            bench_stages(engines, photo, PLAN, Rounds(1, warmup=3))
         with pytest.raises(UsageError, match="lunch"):
             bench_stages(engines, photo, replace(PLAN, stages=("lunch",)))
 
@@ -67,7 +68,7 @@ def test_a_model_that_gives_nan_is_not_measured(exported, photo, monkeypatch):
         )
         for stage in ("network", "decode"):
             with pytest.raises(VerificationError, match=r"gives NaN or infinite logits on .*jpg"):
-                bench_stages([("m", segmenter)], photo, PLAN, stages=(stage,), iterations=2)
+                bench_stages([("m", segmenter)], photo, PLAN, Rounds(2), stages=(stage,))
 
 
 WRONG = {
@@ -84,8 +85,8 @@ def test_a_clock_that_is_wrong_makes_no_number_valid(exported, photo, monkeypatc
     monkeypatch.setattr("time.perf_counter_ns", lambda: next(ticks))
     with Segmenter(exported("panoptic")) as one, Segmenter(exported("semantic")) as other:
         report = bench_stages(
-            [("a", one), ("b", other)], photo, PLAN, scenario=scenario, batches=(1, 2),
-            stages=("preprocess", "network"), iterations=8, warmup=1,
+            [("a", one), ("b", other)], photo, PLAN, Rounds(8, warmup=1), scenario=scenario,
+            batches=(1, 2), stages=("preprocess", "network"),
         )  # fmt: skip
     assert not any(row.verdict.valid for row in report.rows)
     for row in report.rows:
@@ -115,4 +116,4 @@ def test_one_wrong_time_is_enough():
 
 def test_batches_and_rates_that_are_absurd(exported, photo):
     with Segmenter(exported("panoptic")) as segmenter, pytest.raises(UsageError, match="at most"):
-        bench_stages([("m", segmenter)], photo, PLAN, iterations=10**12)
+        bench_stages([("m", segmenter)], photo, PLAN, Rounds(10**12))

@@ -271,10 +271,10 @@ def test_runtimes_say_why_they_cannot_run():
         ({"batches": (0,)}, "1 image or more"),
         (
             {"batches": (1, 2), "scenario": "offline", "scopes": ("end-to-end",), "photo": "x"},
-            "one photo at a time",
+            "one image at a time",
         ),
         ({"rate": float("inf"), "scenario": "server"}, "positive number"),
-        ({"scopes": ("end-to-end",)}, "needs a photo"),
+        ({"scopes": ("end-to-end",)}, "needs an image"),
         ({"rate": 2.0}, "server scenario"),
         ({"runtimes": ("caffe",)}, "no runtime"),
     ],
