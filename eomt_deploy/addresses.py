@@ -19,7 +19,7 @@ def without_secrets(text: str) -> str:
     scheme, _, rest = text.partition("://")
     authority, path = re.fullmatch(r"([^/?#]*)([^?#]*).*", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     host = authority.rpartition("@")[2]
-    # A password with a "?" ends the host too early: what is no port may be a part of it.
+    # A password with a "?" ends the host too early: text that is not a port may be part of it.
     host = re.sub(r"(?<!\[):(?!\d*$)[^\[\]]*$", "", host) if "[" not in host else host
     return f"{scheme}://{host}{path}"
 

@@ -86,8 +86,8 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
     (https://protobuf.dev/programming-guides/encoding): what is not wanted is skipped.
 
     Returns:
-        what was found; nothing in a file that is no such message. Bytes that are no UTF-8 become
-        surrogates, which :func:`parse_spec` refuses.
+        what was found; nothing if the file is not a message of this kind. Bytes that are not
+        UTF-8 become surrogates, which :func:`parse_spec` refuses.
 
     Raises:
         ArtifactError: there is more metadata than any file of ours has.
@@ -157,7 +157,9 @@ def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
             )
         values = _xml_values(path.read_bytes())
     except OSError as error:
-        raise ArtifactError(f"There is no model at {path}: {error.strerror}.") from error
+        raise ArtifactError(
+            f"There is no model at {path}: {error.strerror}.", fix="Check the path."
+        ) from error
     except (expat.ExpatError, ValueError, LookupError) as error:  # the last: unknown encodings
         raise ArtifactError(
             f"{path} is no .xml of OpenVINO: {error}.", fix="Build it again: eomt-deploy build"

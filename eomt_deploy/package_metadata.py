@@ -41,7 +41,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             content = b"{}" if entry is None else _read_entry(archive, entry)
         found = read_object(content, f"The metadata of {path}", FIX)
     except FileNotFoundError as error:
-        raise ArtifactError(f"There is no model at {path}.") from error
+        raise ArtifactError(f"There is no model at {path}.", fix="Check the path.") from error
     except DAMAGED as error:
         raise ArtifactError(
             f"{path} is no AOTInductor package, or it is damaged ({error}).", fix=FIX

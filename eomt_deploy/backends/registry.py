@@ -321,7 +321,7 @@ def open_engine(
     path = Path(path)
     name = choose_backend(path, backend, device)
     if not path.is_file():
-        raise ArtifactError(f"There is no model at {path}.")
+        raise ArtifactError(f"There is no model at {path}.", fix="Check the path.")
     if path.suffix.lower() == ".onnx":
         side_files(path)  # whatever the backend would read, also outside the folder
     devices = BACKENDS[name].devices

@@ -185,7 +185,8 @@ def mutate_package(m: Mutator) -> Files:
 
 def run_package(folder: Path) -> None:
     from eomt_deploy.artifact import parse_spec
-    from eomt_deploy.backends.aotinductor.engine import check_device, check_processor, read_metadata
+    from eomt_deploy.backends.aotinductor.engine import check_device, check_processor
+    from eomt_deploy.package_metadata import read_metadata
 
     path = folder / "m.pt2"
     metadata = read_metadata(path)

@@ -14,7 +14,7 @@ from eomt_deploy.sidecar import check_plan, known_target, read_sidecar
 def inspect(path: Path) -> Inspection:
     """What stands beside an engine, for JSON and as rows; the plan itself is not opened."""
     if not path.is_file():
-        raise ArtifactError(f"There is no engine at {path}.")
+        raise ArtifactError(f"There is no engine at {path}.", fix="Check the path.")
     facts = read_sidecar(path)
     check_plan(path, facts, whole=True)
     gpu = f"{facts.gpu}, driver {facts.driver or 'unknown'}" if facts.gpu else "no GPU"

@@ -14,17 +14,12 @@ from torch._inductor import config as inductor
 
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
-from eomt_deploy.backends.aotinductor.engine import (
-    check_declared,
-    check_device,
-    check_processor,
-    read_metadata,
-    save_package,
-)
+from eomt_deploy.backends.aotinductor.engine import check_device, check_processor, save_package
 from eomt_deploy.errors import ArtifactError, DeviceError, UsageError
 from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.network.folds import fold
 from eomt_deploy.network.masked import choose_attention
+from eomt_deploy.package_metadata import check_declared, read_metadata
 from eomt_deploy.spec import METADATA_KEY
 
 HERE = Path("m.pt2")

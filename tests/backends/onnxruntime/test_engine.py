@@ -13,11 +13,11 @@ from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.emulation.engine import EmulatedEngine
 from eomt_deploy.backends.onnxruntime.engine import (
     CPU,
-    OUTPUT_NAMES,
     OnnxRuntimeEngine,
     gains_from_reshaping,
 )
 from eomt_deploy.backends.onnxruntime.graph import fuse_attention, reshaped
+from eomt_deploy.contract import OUTPUTS
 from eomt_deploy.devices import is_x86
 from eomt_deploy.errors import ArtifactError, DeviceError
 from eomt_deploy.exporting import graph
@@ -99,7 +99,7 @@ def test_fusing_alone_changes_nothing_but_the_last_digits():
         assert depth == 0 or fuse_attention(model) == depth
         onnx.checker.check_model(model)
         session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])
-        outputs.append(session.run(OUTPUT_NAMES, {"images": tiny.photos(2)}))
+        outputs.append(session.run(OUTPUTS, {"images": tiny.photos(2)}))
     for have, want in zip(*outputs, strict=True):
         np.testing.assert_allclose(have, want, atol=1e-5 * np.abs(want).max())
 
