@@ -78,7 +78,8 @@ def test_compare_and_bench(cli, exported, picture, tmp_path):
 
 def test_bench_report_folder(cli, tmp_path):
     counts = tmp_path / "counts.json"
-    assert cli("bench", "--suite", "table1", "--count-only", "--json", counts)[0] == 0
+    tiny = ("--rows", "step 5", "--size", "64", "--backbone", "tiny")
+    assert cli("bench", "--suite", "table1", "--count-only", *tiny, "--json", counts)[0] == 0
     folder = tmp_path / "report"
     folder.mkdir()
     (folder / "report.md").write_text("# mine\n")

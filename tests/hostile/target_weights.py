@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import container_mutations as containers
-from . import seeds
+from . import seed_weights
 from .contract import lot
 from .mutations import Files, Mutator
 
@@ -22,7 +22,7 @@ def run_checkpoint(path: Path, folder: Path) -> None:
     checkpoint = read_checkpoint(path, heads=1)
     repr(checkpoint.architecture), checkpoint.parameters, checkpoint.bytes
     if lot(folder, 3):
-        build_network(checkpoint, seeds.SIZE)
+        build_network(checkpoint, seed_weights.SIZE)
 
 
 def saved(content: Any, *, legacy: bool = False) -> bytes:
@@ -35,8 +35,8 @@ def saved(content: Any, *, legacy: bool = False) -> bytes:
 
 @cache
 def checkpoint_seeds() -> list[bytes]:
-    found = [saved(content) for content in seeds.checkpoints()]
-    return [*found, saved(seeds.official(), legacy=True)]
+    found = [saved(content) for content in seed_weights.checkpoints()]
+    return [*found, saved(seed_weights.official(), legacy=True)]
 
 
 def checkpoint_files() -> list[Files]:
@@ -96,7 +96,7 @@ CONTAINERS = ("state_dict", "model", "train_model", "module", "net", "weights", 
 
 
 def mutate_checkpoint_keys(m: Mutator) -> Files:
-    content = m.rng.choice(seeds.checkpoints())
+    content = m.rng.choice(seed_weights.checkpoints())
     nested = next((k for k in ("state_dict", "train_model", "model") if k in content), None)
     state: dict[Any, Any] = dict(content[nested] if nested else content)
     for _ in range(m.rng.choice((1, 1, 1, 2, 4))):
@@ -142,7 +142,7 @@ def mutate_checkpoint_keys(m: Mutator) -> Files:
     try:
         return {"c.pt": saved(whole, legacy=m.chance(0.1))}
     except Exception:  # torch itself does not save some of these
-        return {"c.pt": saved({str(k): v for k, v in seeds.official().items()})[:-20]}
+        return {"c.pt": saved({str(k): v for k, v in seed_weights.official().items()})[:-20]}
 
 
 def run_checkpoint_file(folder: Path) -> None:
@@ -151,7 +151,8 @@ def run_checkpoint_file(folder: Path) -> None:
 
 def safetensors_files() -> list[Files]:
     return [
-        {"m.safetensors": folder["model.safetensors"]} for folder in seeds.huggingface_folders()[:1]
+        {"m.safetensors": folder["model.safetensors"]}
+        for folder in seed_weights.huggingface_folders()[:1]
     ]
 
 
@@ -162,7 +163,7 @@ def mutate_safetensors(m: Mutator) -> Files:
 
 
 def mutate_huggingface(m: Mutator) -> Files:
-    files = dict(m.rng.choice(seeds.huggingface_folders()))
+    files = dict(m.rng.choice(seed_weights.huggingface_folders()))
     name = m.rng.choice([n for n in files if n.endswith(".json")] * 4 + list(files))
     if name.endswith(".json"):
         files[name] = m.json(files[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import seeds
+from . import seed_weights
 from .contract import MiB, Target
 from .target_data import (
     class_files,
@@ -65,7 +65,9 @@ ALL = (
     Target("checkpoint-zip", checkpoint_files, mutate_checkpoint_zip, run_checkpoint_file),
     Target("checkpoint-keys", checkpoint_files, mutate_checkpoint_keys, run_checkpoint_file),
     Target("safetensors", safetensors_files, mutate_safetensors, run_checkpoint_file),
-    Target("huggingface", seeds.huggingface_folders, mutate_huggingface, run_folder_checkpoint),
+    Target(
+        "huggingface", seed_weights.huggingface_folders, mutate_huggingface, run_folder_checkpoint
+    ),
     Target("classes", class_files, mutate_classes, run_classes),
     Target("dataset", dataset_files, mutate_dataset, run_dataset, share=15, memory=LARGEST_IMAGE),
     Target("report", report_files, mutate_report, run_report, share=5),

@@ -93,9 +93,9 @@ def traced_with(**changes):
 
 
 def test_fusing_alone_changes_nothing_but_the_last_digits():
-    model = traced_with(heads=4)
+    model = traced_with(heads=4, depth=2, num_blocks=1)
     outputs = []
-    for depth in (0, tiny.ARCH.depth):
+    for depth in (0, 2):
         assert depth == 0 or fuse_attention(model) == depth
         onnx.checker.check_model(model)
         session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])
@@ -105,9 +105,9 @@ def test_fusing_alone_changes_nothing_but_the_last_digits():
 
 
 def test_rotated_queries_stay_written_out():
-    model = traced_with(rope_theta=100.0)
+    model = traced_with(rope_theta=100.0, norm_eps=1e-5, depth=2, num_blocks=1)
     assert fuse_attention(model) == 0
-    assert [node.op_type for node in model.graph.node].count("Softmax") == tiny.ARCH.depth
+    assert [node.op_type for node in model.graph.node].count("Softmax") == 2
 
 
 def test_opened_as_they_are(saved, lowered, tmp_path, monkeypatch):

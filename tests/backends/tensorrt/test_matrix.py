@@ -25,8 +25,7 @@ SHALLOW = replace(tiny.ARCH, depth=2, num_blocks=1)
 FAMILIES = {
     "dinov2 giant": replace(SHALLOW, mlp="swiglu"),
     "dinov3": replace(SHALLOW, rope_theta=100.0, norm_eps=1e-5),
-    "dinov3 gated": replace(SHALLOW, rope_theta=100.0, mlp="swiglu"),
-    "patch 32": replace(SHALLOW, rope_theta=100.0, patch_size=32),
+    "dinov3 gated, patch 32": replace(SHALLOW, rope_theta=100.0, mlp="swiglu", patch_size=32),
 }
 # A task changes the description and not the graph: each is compiled three times or more.
 CASES = [
