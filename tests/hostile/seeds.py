@@ -25,8 +25,6 @@ from eomt_deploy.spec import (
     Task,
 )
 
-from .mutations import Files
-
 CLASSES = [
     {"name": "sky", "thing": False},
     {"name": "grass", "thing": False, "color": [10, 200, 30]},
