@@ -14,12 +14,16 @@ from eomt_deploy.errors import UsageError
 
 
 def list_checkpoints(
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
-    max_params: Annotated[
-        float | None, typer.Option(help="Only up to so many million parameters.")
+    task: Annotated[
+        str | None, typer.Option(help="Only this task: semantic, instance or panoptic.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    dataset: Annotated[
+        str | None, typer.Option(help="Only this data set, e.g. Cityscapes.")
+    ] = None,
+    max_params: Annotated[
+        float | None, typer.Option(help="Maximum number of parameters, in millions, e.g. 100.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """List the checkpoints that can be exported by name."""
     known = catalog.checkpoints().values()
@@ -53,9 +57,9 @@ def list_checkpoints(
         )
     stdout.print(table)
     if any(entry.base_weights for entry in entries):
-        say("\n* a difference to gated weights, which you get and pass: --base-weights FOLDER")
+        say("\n* adds to gated DINOv3 weights: download them and pass --base-weights FOLDER")
     say(
-        "\nScores and FPS are the published ones, each with its GPU. Export one with: "
+        "\nScores and FPS are as published, FPS with its GPU. Export a checkpoint with: "
         "eomt-deploy export NAME -o model.onnx"
     )
 
