@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors become words on stderr and an exit code.
+    """Run the command line; errors become messages on stderr and an exit code.
 
     Args:
-        arguments: of the command; None takes those of the process, which then ends with it: Ctrl-C
-            shows no traceback while its modules are imported or while it exits.
+        arguments: arguments of the command. None takes those of the process; then Ctrl-C ends the
+            process without a traceback, even while modules are imported or while it exits.
     """
     own_process = arguments is None
     if own_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Run EoMT (Encoder-only Mask Transformer) in production: export, predict, measure.",
+    help="Run EoMT (Encoder-only Mask Transformer) in production: export, predict, benchmark.",
 )
 
 
@@ -54,8 +54,8 @@ app.add_typer(cache_app, name="cache")
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run one command; errors become words on stderr and an exit code."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes an error of ours
+    """Run one command; errors become messages on stderr and an exit code."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # problems that matter raise our own errors
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
                     say(f"  {label}: {text}", stderr)
             sys.exit(error.exit_code)
         if isinstance(error, OSError):
-            # Whatever else the file system refuses: names too long, folders without permission.
+            # Other file system errors: a name is too long, a folder has no permission.
             place = f"{error.filename}: " if error.filename else ""
             reason = error.strerror or error
             say(f"error {FILE_SYSTEM_ID}: {place}{reason}", stderr, "bold red")

@@ -1,4 +1,4 @@
-"""`eomt-deploy bench`: engines stage by stage, tables of the paper, or a report made elsewhere."""
+"""`eomt-deploy bench`: engines stage by stage, tables of the paper, or an earlier report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eomt_deploy.outputs import check_outputs
 
 
 def bench(overwrite: Overwrite = False, **given: Any) -> None:
-    """Measure engines stage by stage, or a table of the paper beside the paper's numbers."""
+    """Measure engines stage by stage, or compare with the numbers of a table of the paper."""
     chosen = [mode for mode in MODES if given.get(mode)]
     if len(chosen) != 1:
         raise UsageError(
@@ -40,7 +40,7 @@ def _inputs(config: EngineBench | SuiteBench | ReportBench) -> list[Path]:
 
 
 def _outputs(config: EngineBench | SuiteBench | ReportBench) -> dict[str, Path | None]:
-    """Files that are written, by what they are called in messages."""
+    """Files that are written, by their name in messages."""
     targets: dict[str, Path | None] = {"--json": config.json}
     targets |= {f"--plot {path}": path for path in config.plot}
     if not isinstance(config, EngineBench) and config.report_dir:

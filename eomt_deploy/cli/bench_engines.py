@@ -20,7 +20,7 @@ OFFLINE_BATCHES = (1, 2, 4, 8)
 
 
 def bench_engines(config: EngineBench) -> None:
-    """Measure engines in turn, and show it."""
+    """Measure engines in turn, and show the report."""
     from eomt_deploy.benchmarking.machine.watch import gpu_load
     from eomt_deploy.benchmarking.measure.clock import Rounds
     from eomt_deploy.benchmarking.measure.scenarios import check_scenario
@@ -35,12 +35,12 @@ def bench_engines(config: EngineBench) -> None:
         from eomt_deploy.benchmarking.engine_plots import check_engine_plots
 
         check_engine_plots(config.plot, scenario)
-    rounds = Rounds(  # before the engines are opened: absurd values are refused at once
+    rounds = Rounds(  # before the engines are opened, so that invalid values fail at once
         settings.iterations if config.iterations is None else config.iterations,
         settings.warmup if config.warmup is None else config.warmup,
         pause=config.pause or 0.0,
     )
-    busy = gpu_load()  # before the load that we make ourselves
+    busy = gpu_load()  # before our own load
     with (
         _open(config) as segmenters,
         bar("measuring", rounds.warmup + rounds.iterations) as progress,
@@ -64,21 +64,26 @@ def bench_engines(config: EngineBench) -> None:
 
 
 def _check_engines(config: EngineBench) -> None:
-    """Options that depend on the number of engines.
+    """Check the options that depend on the number of engines.
 
     Raises:
-        UsageError: they do not fit.
+        UsageError: they do not match it.
     """
     engines, backends, scores = len(config.engine), len(config.backend), config.score
     if backends not in (0, 1, engines):
         raise UsageError(
             f"--backend is given {backends} times for {engines} engines.",
-            fix="Give one for all, or one for each --engine, in their order.",
+            fix="Pass --backend once, or once for each --engine, in the same order.",
         )
     if len(set(zip(config.engine, _backends(config), strict=True))) < engines:
-        raise UsageError("An engine is named twice.", fix="Copy the file to compare it to itself.")
+        raise UsageError(
+            "An engine is given twice.", fix="Copy the file to compare it with itself."
+        )
     if scores and (len(scores) != engines or not all(map(math.isfinite, scores))):
-        raise UsageError("--score must be given once for each engine, in their order, in percent.")
+        raise UsageError(
+            f"--score must be given once for each engine, in percent: {engines} engines, "
+            f"{len(scores)} scores."
+        )
 
 
 def _backends(config: EngineBench) -> tuple[str | None, ...]:

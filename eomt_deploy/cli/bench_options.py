@@ -1,4 +1,4 @@
-"""What `eomt-deploy bench` can be asked: one frozen configuration for each of its three modes."""
+"""Options of `eomt-deploy bench`: one frozen configuration for each of its three modes."""
 
 from __future__ import annotations
 
@@ -32,21 +32,19 @@ class _Measured(_Shown):
     """How something is measured."""
 
     image: Annotated[
-        Path, typer.Option(help="Image to measure with (default: one of the package).")
+        Path, typer.Option(help="Image to measure with (default: an image of the package).")
     ] = DEFAULT_IMAGE
     scope: Annotated[
         tuple[str, ...],
         typer.Option(help=f"What to time: network, network+copies or end-to-end; {REPEAT}."),
     ] = ()
-    scenario: Annotated[
-        str, typer.Option(help="single, offline (batches) or server (default: single).")
-    ] = "single"
+    scenario: Annotated[str, typer.Option(help="single, offline (batches) or server.")] = "single"
     batch: Annotated[
         tuple[int, ...],
         typer.Option(help=f"Batch size of the offline scenario; {REPEAT} (default: 1, 2, 4, 8)."),
     ] = ()
     rate: Annotated[
-        float | None, typer.Option(help="Requests per second of the server scenario.")
+        float | None, typer.Option(help="Request rate of the server scenario, per second, e.g. 20.")
     ] = None
     serve_seconds: Annotated[
         float | None,
@@ -79,19 +77,20 @@ class EngineBench(_Measured):
     ] = ()
     score: Annotated[
         tuple[float, ...],
-        typer.Option(help="Score of each engine in percent, for the pareto plot."),
+        typer.Option(help="Score of each engine in percent, e.g. 72.8, for the pareto plot."),
     ] = ()
     max_pixels: Annotated[
         int | None,
         typer.Option(
-            help="Maximum pixels of an image, checked before it is decoded (default: 100000000)."
+            help="Maximum number of pixels of an image, checked before decoding (default: "
+            "100000000)."
         ),
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteBench(_Measured):
-    """`--suite`: a table of the paper, ours beside theirs."""
+    """`--suite`: a table of the paper, with our numbers beside the published ones."""
 
     suite: Annotated[str, typer.Option(help="Table of the paper to measure, e.g. table1.")]
     rows: Annotated[
@@ -108,10 +107,10 @@ class SuiteBench(_Measured):
     ] = None
     runtime: Annotated[
         tuple[str, ...],
-        typer.Option(help=f"torch-eager, torch-compile, a backend, …; {REPEAT}."),
+        typer.Option(help=f"torch-eager, torch-compile or a backend; {REPEAT}."),
     ] = ("torch-eager",)
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, bf16, amp-fp16 or amp-bf16.")
+        str | None, typer.Option(help="Precision: fp32, fp16, bf16, amp-fp16 or amp-bf16.")
     ] = None
     sampling: Annotated[
         str,
@@ -132,7 +131,7 @@ class SuiteBench(_Measured):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportBench(_Shown):
-    """`--report`: what was measured elsewhere."""
+    """`--report`: results of an earlier measurement."""
 
     report: Annotated[
         Path, typer.Option(help="Show a JSON file that --suite wrote on another machine.")

@@ -1,4 +1,4 @@
-"""`eomt-deploy bench --suite` and `--report`: tables of the paper, ours beside theirs."""
+"""`eomt-deploy bench --suite` and `--report`: tables of the paper, with our numbers beside them."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def bench_suite(options: SuiteBench) -> None:
     _publish([report], options)
     if not report.measurements:
         raise UsageError(
-            "Nothing could be measured: "
+            "No row could be measured: "
             + "; ".join(f"{s.row} in {s.runtime}: {s.reason}" for s in report.skipped[:3])
         )
 
 
 def bench_report(options: ReportBench) -> None:
-    """Show what was measured elsewhere."""
+    """Show the results of an earlier measurement."""
     from eomt_deploy.benchmarking.paper.report import read_reports
 
     reports = read_reports(options.report)
@@ -106,7 +106,7 @@ def _count(options: SuiteBench) -> None:
         from eomt_deploy.benchmarking.paper.counting import count_step
     except ImportError as error:
         raise MissingDependencyError(
-            f"Networks are counted with {error.name}, which is not installed.",
+            f"Counting parameters and MACs needs {error.name}, which is not installed.",
             fix="pip install 'eomt-deploy[export]'",
         ) from error
     from eomt_deploy.benchmarking.tables import count_sheet
@@ -157,11 +157,11 @@ def _publish(reports: list[SuiteReport], options: SuiteBench | ReportBench) -> N
 
         if options.report_dir:
             pictures += [options.report_dir / f"{name}.png" for name in drawable(reports)]
-            # Plots of an earlier report would stand beside the numbers of this one.
+            # Plots of an earlier report do not match the numbers of this one.
             for old in set(report_files(options.report_dir)) - set(pictures):
                 if old.suffix == ".png" and is_ours(old):
                     old.unlink()
-        for path in pictures:  # last: one that cannot be drawn costs nothing else
+        for path in pictures:  # last: everything else is written even if a plot fails
             write_atomically(path, draw(path.stem, reports))
             say(f"wrote {path}", stderr)
 
@@ -172,7 +172,7 @@ def _whole(reports: list[SuiteReport]) -> Any:
 
 
 def _save(reports: list[SuiteReport], options: SuiteBench | ReportBench) -> None:
-    """The numbers, as soon as there are some: whoever stops the run later keeps them."""
+    """Write the numbers as soon as there are some, so that a stopped run keeps them."""
     if options.json and str(options.json) != "-":
         write_json(options.json, _whole(reports))
     if options.report_dir:
@@ -187,7 +187,7 @@ def report_files(folder: Path) -> list[Path]:
 
 
 def _check_outputs(options: SuiteBench | ReportBench) -> None:
-    """Fail before the work."""
+    """Check the outputs before the measurement."""
     if options.plot or options.report_dir:
         from eomt_deploy.benchmarking.paper.plots import check_matplotlib, check_names
 
@@ -195,8 +195,9 @@ def _check_outputs(options: SuiteBench | ReportBench) -> None:
         other = isinstance(options, SuiteBench) and (options.size or options.backbone)
         if other and any(p.stem.endswith("pareto") for p in options.plot):
             raise UsageError(
-                "A pareto plot needs the paper's scores, and they are of its own sizes.",
-                fix="Leave --size and --backbone out, or that plot.",
+                "A pareto plot shows the paper's scores, which are not valid for another size or "
+                "backbone.",
+                fix="Leave out --size and --backbone, or the plot.",
             )
         check_matplotlib()
 
@@ -210,7 +211,7 @@ def _scenario(options: SuiteBench) -> Any:
 
 
 def _with_rounds(config: SuiteConfig, options: SuiteBench) -> SuiteConfig:
-    """The device's usual rounds, unless the user set others."""
+    """The default rounds of the device, changed by the options."""
     from dataclasses import replace
 
     from eomt_deploy.benchmarking.paper.suite import choose_device
@@ -227,7 +228,7 @@ def _with_rounds(config: SuiteConfig, options: SuiteBench) -> SuiteConfig:
         most = max(options.warmup, usual.max_warmup or 0)
         rounds = replace(rounds, warmup=options.warmup, max_warmup=most)
     if options.warmup == 0:
-        warn("without a warm-up the first calls are measured, too")
+        warn("without a warm-up the slower first calls are measured, too")
         rounds = replace(rounds, max_warmup=None)
     return replace(config, rounds=rounds)
 

@@ -1,6 +1,6 @@
-"""`eomt-deploy build`: an exported model to the own format of a backend.
+"""`eomt-deploy build`: converts an exported model to the format of a backend.
 
-The options are those of the backends' configurations, so that a new backend brings its own.
+The options come from the configurations of the backends, so that a new backend adds its own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def build(
         raise UsageError(
             f"The profile {profile} keeps {', '.join(recipe.high)} in FP32, which the export "
             "decides, not the build.",
-            fix=f"Use it there: eomt-deploy export CHECKPOINT --profile {profile} -o {output}",
+            fix=f"Use it to export: eomt-deploy export CHECKPOINT --profile {profile} -o {output}",
         )
     chosen = choose_target(output, target, recipe.target if recipe else None)
     values = {} if recipe is None else dict(recipe.settings)
@@ -105,7 +105,7 @@ def choose_target(output: Path, target: str | None, default: str | None = None) 
 def run_build(target: str, config: BuildConfig, console: Console) -> BuildReport:
     """Build with a progress bar, then print warnings and summary."""
     builder = BACKENDS[target].build
-    assert builder is not None  # choose_target has seen to it
+    assert builder is not None  # choose_target has checked it
     with _progress() as progress:
         report: BuildReport = load(builder.run)(config, progress)
     for warning in report.warnings:
@@ -116,7 +116,7 @@ def run_build(target: str, config: BuildConfig, console: Console) -> BuildReport
 
 
 def _options() -> dict[str, Option]:
-    """The options of all backends, by field; one that several have stands once."""
+    """The options of all backends, by field; an option that several have appears once."""
     found: dict[str, Option] = {}
     for backend in BACKENDS.values():
         if backend.build is not None:
@@ -129,7 +129,7 @@ def _options() -> dict[str, Option]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A bar over the complete build; without a terminal each phase once, as a line."""
+    """A progress bar of the build; without a terminal, one line for each phase."""
     if not stderr.is_terminal:
         shown: set[str] = set()
 

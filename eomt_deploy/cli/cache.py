@@ -1,4 +1,4 @@
-"""`eomt-deploy cache`: what is in the cache folder, and removing it."""
+"""`eomt-deploy cache`: show and clear the cache folder."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ app = typer.Typer(no_args_is_help=True, help="Show or clear the cache folder.", 
 def show(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Show what is in the cache folder: how many files, their size, when they were last used.
+    """Show the number, the size and the last use of the files in the cache folder.
 
-    The cache of huggingface_hub is another folder, which is neither shown nor cleared.
+    The cache of huggingface_hub is a separate folder; it is neither shown nor cleared.
     """
     folder, limit = cache_folder(), cache.size_limit()
     entries, unknown = cache.entries(), cache.unknown_files()
@@ -57,7 +57,7 @@ def show(
     else:
         say("It is empty.")
     if unknown:
-        say(f"{len(unknown)} other files or links are not from eomt-deploy, such as {unknown[0]}")
+        say(f"{len(unknown)} other files or links are not from eomt-deploy, e.g. {unknown[0]}")
 
 
 @app.command()
@@ -66,10 +66,10 @@ def clear(
         bool, typer.Option("--all", help="Also remove downloaded checkpoints.")
     ] = False,
 ) -> None:
-    """Remove what is kept for the next start, without a question.
+    """Remove the files in the cache folder without asking for confirmation.
 
     Downloaded checkpoints stay unless --all is given. Files that eomt-deploy did not write, and
-    what links point to, always stay.
+    the targets of links, always stay.
     """
     folder = cache_folder()
     if folder.is_symlink():
@@ -96,7 +96,7 @@ def clear(
     if failed:
         raise OutputError(
             f"{len(failed)} of {len(failed) + len(removed)} entries cannot be removed.",
-            fix=f"See the lines above. Change the permissions of {folder}.",
+            fix=f"Change the permissions of {folder}; see the warnings above.",
         )
 
 

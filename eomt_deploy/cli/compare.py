@@ -35,37 +35,39 @@ ARTIFACT_SUFFIXES = tuple({suffix for entry in BACKENDS.values() for suffix in e
 
 def compare(
     a: Annotated[Path, typer.Argument(help="Model file or checkpoint.")],
-    b: Annotated[
-        Path,
-        typer.Argument(
-            help="Model file or checkpoint to compare with it; at least one must be a model file."
-        ),
-    ],
+    b: Annotated[Path, typer.Argument(help="Model file or checkpoint; not both checkpoints.")],
     images: Annotated[
-        list[str] | None,
-        typer.Argument(help="Images, folders or glob patterns; not needed with --data."),
+        list[str] | None, typer.Argument(help="Image files, folders or globs; or use --data.")
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--data", help="Labelled data, to compare the scores as well; can be repeated."
-        ),
+        typer.Option("--data", help="Labelled data instead of images: also compares the scores."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the labelled data.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the labelled data, e.g. val2017.")
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Maximum number of images, from the first (default: all).")
+        int | None, typer.Option(help="Maximum number of images (default: all).")
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(help="Exit with code 4 if more than this percentage of pixels differs."),
+        typer.Option(
+            help="Exit with code 4 if more than this percentage of classes or masks differs, e.g. "
+            "0.5."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Overlay of the image in which they differ most."),
+        typer.Option(
+            "-o", "--output", help="File for overlays of the image that differs most: .png or .jpg."
+        ),
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Backend by name; emulation computes what a GPU would in low precision."),
+        typer.Option(
+            help="Backend by name, e.g. openvino; emulation computes a GPU's low precision on the "
+            "CPU (default: selected by file type)."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: the best that works).")
@@ -73,34 +75,39 @@ def compare(
     max_pixels: MaxPixels = None,
     base_weights: Annotated[
         str | None,
-        typer.Option(help="DINOv3 weights that an official EoMT checkpoint is based on."),
+        typer.Option(
+            help="DINOv3 weights that an official file adds to: folder, file or hf://owner/name."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     weights_key: Annotated[
         str | None,
-        typer.Option(help="Weights to take from the checkpoint (default: those of the export)."),
+        typer.Option(
+            help="Weights to take from the checkpoint, e.g. state_dict (default: those of the "
+            "export)."
+        ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow http:// addresses without #sha256=….")
+        bool, typer.Option("--insecure", help="Allow http:// URLs without #sha256=….")
     ] = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file (- for stdout).")
     ] = None,
 ) -> None:
-    """Hold B against A: logits, labels, masks, and with labels the difference of scores."""
+    """Compare model B with model A: logits, labels and masks; with labelled data also scores."""
     from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.evaluation.compare import compare as run_comparison
     from eomt_deploy.evaluation.truth import unlabelled
     from eomt_deploy.image_search import search_images
 
     if bool(images) == bool(data):
-        raise UsageError("Name images to compare on, or labelled data with --data (not both).")
+        raise UsageError("Pass either images or labelled data with --data, and not both.")
     if split and not data:
-        raise UsageError("--split goes with --data.")
+        raise UsageError("--split needs --data.", fix="Add --data, or leave --split out.")
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} leaves nothing to compare on.")
+        raise UsageError(f"--limit must be at least 1, got {limit}.")
     if tolerance is not None and not 0 <= tolerance <= 100:
-        raise UsageError(f"--tolerance {tolerance:g} is no percentage.")
+        raise UsageError(f"--tolerance must be between 0 and 100 percent, got {tolerance:g}.")
     if output and output.suffix.lower() not in PICTURE_FORMATS:
         raise UsageError(f"{output} is not an image file.", fix="Use the suffix .png or .jpg.")
     check_outputs(
@@ -135,13 +142,13 @@ def compare(
     if result.left_out:
         raise ImageError(
             f"{len(result.left_out)} of {len(samples)} images could not be read and were left out; "
-            "see the lines above."
+            "see the errors above."
         )
 
 
 def _check(result: Comparison, tolerance: float, a: str, b: str) -> None:
     pixels = 100 * (1 - result.label_agreement)
-    # Two objects that melt into one change no pixel's class, but their masks.
+    # Two objects that are merged into one change masks, but not the class of any pixel.
     masks = 0.0 if result.mask_iou is None else 100 * (1 - result.mask_iou)
     if not max(pixels, masks) <= tolerance:
         raise VerificationError(
@@ -175,14 +182,14 @@ def _open(
     if not any(exported):
         raise UsageError(
             f"Neither {_name(a)} nor {_name(b)} is an exported model.",
-            why="A checkpoint alone does not tell task, classes and size.",
+            why="Task, classes and size cannot be inferred from a checkpoint alone.",
             fix="Export one of them first.",
         )
     if all(exported):
         for option, used in (("--weights-key", weights_key is not None), ("--insecure", insecure)):
             if used:
                 raise UsageError(
-                    f"{option} does nothing here: neither model is a checkpoint.",
+                    f"{option} has no effect here: neither model is a checkpoint.",
                     fix="Leave it out.",
                 )
         first, second = (Segmenter(path, backend=backend, device=device) for path in (a, b))
@@ -220,7 +227,7 @@ def _show(result: Comparison, a: str, b: str) -> None:
         "  mask IoU         "
         + ("no masks" if result.mask_iou is None else f"{result.mask_iou:.4%}"),
         f"  {result.metric} with the first as truth: "
-        + ("nothing was found" if result.score is None else f"{result.score:.3f}"),
+        + ("no segments" if result.score is None else f"{result.score:.3f}"),
     ]
     if found := result.labelled:
         lines.append(
@@ -253,4 +260,7 @@ def _draw(
     worst = compared[agreement.index(min(agreement))]
     parts = difference_picture(first, second, worst)
     save_picture(side_by_side([part.overlay() for part in parts]), output)
-    say(f"wrote {output}: {worst.name} by the first, the second, and where they differ", stderr)
+    say(
+        f"wrote {output}: {worst.name}, overlays of the first, the second and their difference",
+        stderr,
+    )

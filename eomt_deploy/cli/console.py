@@ -1,4 +1,4 @@
-"""Where text goes: results to stdout, everything about the run to stderr."""
+"""Console output: results on stdout, everything about the run on stderr."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eomt_deploy.backends.engine import Engine
 
 WIDE = 120
-"""Columns where there is no terminal to ask, as in a pipe or a log."""
+"""Columns if there is no terminal, e.g. in a pipe or a log."""
 
 
 def _console(*, to_stderr: bool) -> Console:
@@ -35,32 +35,32 @@ stderr = _console(to_stderr=True)
 
 
 def say(text: str, console: Console = stdout, style: str | None = None) -> None:
-    """One line of text as it is: neither wrapped nor interpreted."""
+    """Print one line of text without wrapping or markup."""
     console.print(text, style=style, soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """A warning on stderr."""
+    """Print a warning on stderr."""
     say(f"warning: {text}", stderr, "yellow")
 
 
 def say_remarks(engine: Engine, name: str = "") -> None:
-    """What a user should know about how a model runs, as warnings.
+    """Print the remarks of an engine as warnings.
 
     Args:
-        name: of the model, where there are several.
+        name: name of the model, if there are several.
     """
     for remark in engine.remarks:
         warn(f"{name}: {remark}" if name else remark)
 
 
 def print_json(data: Any) -> None:
-    """Plain JSON on stdout: nothing wrapped, nothing coloured."""
+    """Print JSON on stdout without wrapping or colours."""
     print(json.dumps(data, indent=2))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """JSON to a file, which is marked as ours, or to stdout for ``-``."""
+    """Write JSON to a file, which is marked as ours, or to stdout for ``-``."""
     if str(path) == "-":
         print_json(data)
     else:
@@ -70,7 +70,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 @contextmanager
 def ending_with(note: str) -> Iterator[None]:
-    """However the block ends, its last line on stderr is this note, if there is one."""
+    """Print this note, if there is one, at the end of the block, even after an error."""
     try:
         yield
     finally:
@@ -80,7 +80,7 @@ def ending_with(note: str) -> Iterator[None]:
 
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
-    """A spinner that names the step; plain lines where there is no terminal."""
+    """A spinner that shows the step; plain lines if there is no terminal."""
     if not stderr.is_terminal:
         yield lambda text: say(text, stderr)
         return
@@ -90,7 +90,7 @@ def steps() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; the function takes how much is done."""
+    """A progress bar on stderr; the function takes the number of finished items."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -128,6 +128,6 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text, re.IGNORECASE)
     if match is None:
         raise UsageError(
-            f"Size {text!r} cannot be read.", fix="Write 640, or 480x640 for height x width."
+            f"Size {text!r} is not valid.", fix="Write 640, or 480x640 for height x width."
         )
     return int(match[1]), int(match[2] or match[1])

@@ -1,4 +1,4 @@
-"""`eomt-deploy doctor`: what is installed, what can run, and what would add the rest."""
+"""`eomt-deploy doctor`: what is installed, what can run, and how to install the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eomt_deploy.errors import MissingDependencyError
 
 @dataclass(frozen=True)
 class Ability:
-    """Something that eomt-deploy can do, and whether it can do it here."""
+    """Something that eomt-deploy can do, and whether it works on this machine."""
 
     name: str
     works: bool
@@ -27,7 +27,7 @@ class Ability:
     fix: str = ""
 
 
-# What the user gains -> distributions that it needs -> the extra that brings them.
+# Ability -> required packages -> the extra that installs them.
 PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("export checkpoints", ("torch", "onnxscript", "safetensors"), "export"),
     ("download from the Hugging Face hub", ("huggingface-hub",), "export"),
@@ -37,7 +37,7 @@ PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Show what is installed, what can run here, and which command adds what is missing."""
+    """Show what is installed, what can run here, and which command installs what is missing."""
     machine = environment()
     abilities = [*_engine_abilities(), *_build_abilities(), *_package_abilities()]
     if json:
@@ -124,7 +124,7 @@ def _package_abilities() -> list[Ability]:
 
 
 def _privacy() -> list[str]:
-    """What the libraries report about their users, which is nothing unless the user wants it."""
+    """Which libraries send usage reports: none, unless the user enabled it."""
     return [
         f"{report.library}: "
         + (f"SENDS USAGE REPORTS, {report.reason}" if report.sends else "no usage reports")
@@ -148,7 +148,7 @@ def _show(machine: dict[str, object], abilities: list[Ability]) -> None:
     facts.add_row("privacy", "\n".join(_privacy()))
     stdout.print(facts)
     stdout.print()
-    table = Table("", "what", "state", "to add it", box=None)
+    table = Table("", "feature", "status", "fix", box=None)
     for ability in abilities:
         mark = Text("yes", "green") if ability.works else Text("no", "red")
         table.add_row(mark, ability.name, ability.detail, ability.fix)

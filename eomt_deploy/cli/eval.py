@@ -1,4 +1,4 @@
-"""`eomt-deploy eval`: how good an exported model is on labelled data."""
+"""`eomt-deploy eval`: the scores of an exported model on labelled data."""
 
 from __future__ import annotations
 
@@ -32,29 +32,31 @@ WORST_IMAGES = 10
 
 
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(help="Model file: .onnx, .engine, .xml or .pt2.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml or .pt2.")
+    ],
     data: Annotated[
         list[Path],
-        typer.Option(
-            "--data", help="Folder or official zip file of labelled data; can be repeated."
-        ),
+        typer.Option("--data", help="Labelled data: folder or official zip; can be repeated."),
     ],
     format: Annotated[
         str | None,
         typer.Option(
-            help="coco-panoptic, coco-instances, cityscapes, ade20k or folder (default: "
-            "recognised automatically)."
+            help="coco-panoptic, coco-instances, cityscapes, ade20k or folder (default: detected)."
         ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split, e.g. val2017, if the data has several.")
+        str | None, typer.Option(help="Split of the labelled data, e.g. val2017.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Maximum number of images, from the first (default: all).")
+        int | None, typer.Option(help="Maximum number of images (default: all).")
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Backend by name; emulation computes what a GPU would in low precision."),
+        typer.Option(
+            help="Backend by name, e.g. openvino; emulation computes a GPU's low precision on the "
+            "CPU (default: selected by file type)."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: the best that works).")
@@ -63,32 +65,38 @@ def evaluate(
         int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
     ] = None,
     score_threshold: Annotated[
-        float | None, typer.Option(help="Minimum class score, 0 to 1 (default: the model's).")
+        float | None,
+        typer.Option(help="Minimum score of a segment, 0 to 1 (default: the model's)."),
     ] = None,
     mask_threshold: Annotated[
         float | None,
-        typer.Option(help="Minimum mask probability of a pixel, 0 to 1. Panoptic only."),
+        typer.Option(
+            help="Minimum mask probability of a pixel, 0 to 1; panoptic only (default: the "
+            "model's)."
+        ),
     ] = None,
     overlap_threshold: Annotated[
         float | None,
         typer.Option(
-            help="Minimum share of its mask that a segment must keep, 0 to 1. Panoptic only."
+            help="Minimum share of its own mask that a segment must keep, 0 to 1; panoptic only "
+            "(default: the model's)."
         ),
     ] = None,
     max_pixels: MaxPixels = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="File with the finished images, to continue a stopped evaluation."),
+        typer.Option(help="File with the progress: a stopped evaluation continues from it."),
     ] = None,
     worst: Annotated[
-        Path | None, typer.Option(help="Folder for overlays of the worst images.")
+        Path | None,
+        typer.Option(help="Folder for overlays of the 10 images with the worst scores."),
     ] = None,
     overwrite: Overwrite = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file (- for stdout).")
     ] = None,
 ) -> None:
-    """Score a model: mIoU, mask AP or PQ by its task, on the artifact that will run.
+    """Score a model file on labelled data: mIoU, mask AP or PQ, depending on its task.
 
     Labels belong to the pixels as they are stored, so the EXIF orientation of an image is ignored,
     unless only the upright image has the size of its labels.
@@ -97,7 +105,7 @@ def evaluate(
     from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.segmenter import Segmenter
 
-    # An existing file of --resume says itself whether it is one: see evaluate().
+    # evaluate() checks whether an existing file of --resume is one.
     log = None if resume and resume.is_file() else resume
     check_outputs({"--json": json, "--resume": log}, inputs=[artifact, *data], overwrite=overwrite)
     earlier = Journal.read(worst, ("*",)) if worst else None
@@ -132,7 +140,10 @@ def evaluate(
                 )
             except (KeyboardInterrupt, SystemExit):
                 if resume:
-                    say(f"{resume} keeps what is done: repeat the command to do the rest", stderr)
+                    say(
+                        f"{resume} keeps the finished images: repeat the command to do the rest",
+                        stderr,
+                    )
                 raise
         for remark in dataset.remarks():
             warn(remark)
@@ -159,7 +170,7 @@ def _show(report: EvalReport) -> None:
     facts = report.facts
     digest = facts["artifact"]["sha256"]
     say(
-        f"{facts['images']} images; artifact {facts['artifact']['file']} "
+        f"{facts['images']} images; model file {facts['artifact']['file']} "
         f"({facts['artifact']['precision']}, sha256 {digest[:12]}…); {facts['evaluator']}"
     )
 
@@ -186,4 +197,7 @@ def _draw_worst(
             journal.announce([name])
             save_picture(picture, folder / name)
             journal.record([name])
-    say(f"wrote the {len(positions)} worst to {folder}/ (found | labelled)", stderr)
+    say(
+        f"wrote the {len(positions)} worst images to {folder}/ (left: predicted, right: labelled)",
+        stderr,
+    )

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Build(NamedTuple):
-    """What is built from the exported model, and what the profile asks of the export."""
+    """What is built from the exported model, and what the profile requires of the export."""
 
     target: str
     config: BuildConfig
@@ -50,8 +50,8 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="File, Hugging Face folder, hf://owner/name[@revision], web address or catalog "
-            "name."
+            help="Checkpoint: file, Hugging Face folder, hf://owner/name[@revision], URL or "
+            "catalog name."
         ),
     ],
     output: Annotated[
@@ -59,77 +59,89 @@ def export(
         typer.Option(
             "-o",
             "--output",
-            help="File to write: .onnx, .pt2, or the format of a backend (.engine, .xml), which is "
-            "built from the .onnx file beside it.",
+            help="File to write: .onnx or .pt2; .engine or .xml also builds it.",
         ),
     ],
     task: Annotated[
         str | None,
         typer.Option(
-            help="semantic, instance or panoptic (default: from the checkpoint or the catalog)."
+            help="semantic, instance or panoptic (default: from the catalog or the checkpoint)."
         ),
     ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
-            help='JSON list of {"name": …, "thing": true}, COCO file, or list name, e.g. ade20k.'
+            help='Classes: JSON list of {"name": …, "thing": true}, COCO file, or a name such as '
+            "coco_panoptic or ade20k (default: from the catalog or the checkpoint)."
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Network input in pixels: 640, or 480x640 (height x width).")
+        str | None,
+        typer.Option(
+            help="Network input size in pixels, e.g. 640, or 480x640 for height x width "
+            "(default: the trained size)."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Catalog entry of this checkpoint.")] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
-            help="Your own copy of the weights of a catalog entry; nothing is downloaded."
-        ),
+        typer.Option(help="Local copy of the weights of a catalog entry; nothing is downloaded."),
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, bf16, int8 or fp8 (default: fp32).")
     ] = None,
     profile: Annotated[
-        str | None, typer.Option(help="Build settings of engines/NAME.toml, e.g. for -o m.engine.")
+        str | None, typer.Option(help="Settings of engines/NAME.toml, for -o m.engine.")
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(
-            help="Image or folder used as the calibration set; required for int8 and fp8."
-        ),
+        typer.Option(help="Calibration image or folder; required for int8 and fp8."),
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(help="Maximum loss of int8 or fp8 in points; blocks stay FP16 to meet it."),
+        typer.Option(
+            help="Maximum accuracy loss of int8 or fp8 in points, e.g. 0.5; blocks stay in FP16 to "
+            "meet it."
+        ),
     ] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Labelled data for the verdict; can be repeated (default: images held out from "
-            "calibration)."
+            help="Labelled data to measure the accuracy loss on; can be repeated (default: label "
+            "agreement on held-out calibration images)."
         ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="Calibration method: output, mse, minmax, percentile or entropy."),
+        typer.Option(
+            help="Calibration method: output, mse, minmax, percentile or entropy (default: output "
+            "for int8, minmax for fp8)."
+        ),
     ] = None,
     smooth: Annotated[
-        float, typer.Option(help="SmoothQuant strength from 0 (off) to 1, for int8 and fp8.")
+        float, typer.Option(help="SmoothQuant strength for int8 and fp8, 0 (off) to 1.")
     ] = DEFAULT_SMOOTHING,
     high: Annotated[
-        list[str] | None, typer.Option(help="Role or module that stays in FP32; can be repeated.")
+        list[str] | None,
+        typer.Option(help="Role or module that stays in FP32, e.g. softmax; can be repeated."),
     ] = None,
     islands: Annotated[
-        bool, typer.Option(help="Keep tensors in FP32 that exceed the range of FP16.")
+        bool, typer.Option(help="Keep layers in FP32 whose values exceed the FP16 range.")
     ] = True,
     attention: Annotated[
         str,
         typer.Option(
-            help="written (separate operators) or fused (one Attention operator, opset 23)."
+            help="written (MatMul and Softmax nodes) or fused (one Attention operator, opset 23)."
         ),
     ] = "written",
-    batch: Annotated[int | None, typer.Option(help="Fixed batch size (default: dynamic).")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Fixed batch size (default: dynamic batch; .pt2: 1).")
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Device to compile a .pt2 file for: cpu or cuda.")
+        str | None,
+        typer.Option(
+            help="Device to compile a .pt2 file for: cpu or cuda (default: cuda, if available)."
+        ),
     ] = None,
     heads: Annotated[
         int | None, typer.Option(help="Number of attention heads, if it is not width / 64.")
@@ -141,16 +153,17 @@ def export(
     base_weights: Annotated[
         str | None,
         typer.Option(
-            help="DINOv3 weights (folder, file or hf://owner/name) that an official EoMT "
-            "checkpoint is based on."
+            help="DINOv3 weights that an official file adds to: folder, file or hf://owner/name."
         ),
     ] = None,
     weights_key: Annotated[
         str | None,
-        typer.Option(help="Weights to take from the file, e.g. state_dict (default: EMA, if any)."),
+        typer.Option(
+            help="Weights to take from the file, e.g. state_dict (default: EMA weights, if any)."
+        ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow http:// addresses without #sha256=….")
+        bool, typer.Option("--insecure", help="Allow http:// URLs without #sha256=….")
     ] = False,
     allow_stuff: Annotated[
         bool,
@@ -158,37 +171,34 @@ def export(
     ] = False,
     native_size: Annotated[
         str | None,
-        typer.Option(help="Size that the checkpoint was trained at, if it is not stored."),
+        typer.Option(help="Trained size in pixels, e.g. 640, if it cannot be inferred."),
     ] = None,
     allow_unannealed: Annotated[
-        bool,
-        typer.Option(help="Export although masked attention was not annealed away."),
+        bool, typer.Option(help="Export even if masked attention was not annealed to 0.")
     ] = False,
     verify_images: Annotated[
         Path | None,
-        typer.Option(
-            help="Image or folder used for verification (default: three images of the package)."
-        ),
+        typer.Option(help="Image or folder to verify on (default: images of the package)."),
     ] = None,
     overwrite: Overwrite = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the report to this file (- for stdout).")
     ] = None,
 ) -> None:
-    """Export a checkpoint, verified against PyTorch on real images."""
+    """Export a checkpoint and verify it against PyTorch on real images."""
     from eomt_deploy.exporting import ExportConfig
 
     if weights is not None:
         if not weights:
-            raise UsageError("--weights is empty.", fix="Name the file, or leave the option out.")
+            raise UsageError("--weights is empty.", fix="Pass a file, or leave the option out.")
         if checkpoint not in catalog.checkpoints():
             raise UsageError(
-                f"With --weights, {checkpoint!r} must be a catalog name.",
-                fix="`eomt-deploy list` shows them; a checkpoint of your own needs no --weights.",
+                f"With --weights, CHECKPOINT must be a catalog name, got {checkpoint!r}.",
+                fix="Choose a name that `eomt-deploy list` shows, or leave --weights out.",
             )
         if name:
             raise UsageError(
-                "--weights and --name both tell the weights from the catalog entry.",
+                "--weights and --name conflict: both select a catalog entry.",
                 fix=f"Use one: export {name} --weights {weights}",
             )
         checkpoint, name = weights, checkpoint
@@ -196,7 +206,7 @@ def export(
     config = ExportConfig(
         checkpoint=checkpoint,
         output=build.config.onnx if build else output,
-        task=cast("Task | None", task),  # ExportConfig checks it, with words
+        task=cast("Task | None", task),  # ExportConfig checks it
         classes=classes,
         size=parse_size(size),
         native_size=parse_size(native_size),
@@ -267,7 +277,7 @@ def _plan_build(output: Path, profile: str | None, overwrite: bool) -> Build | N
     if not builders(output.suffix):
         if profile:
             raise UsageError(
-                f"--profile selects how a model is built, and {output} is exported only.",
+                f"--profile selects how a model is built, but {output} is only exported.",
                 fix="Use -o with the suffix of a backend, e.g. .engine.",
             )
         return None
@@ -276,8 +286,8 @@ def _plan_build(output: Path, profile: str | None, overwrite: bool) -> Build | N
     model = output.with_suffix(".onnx")
     if model.exists():
         raise UsageError(
-            f"{output} is built from {model}, which is there already and would be replaced.",
-            fix=f"Build from it: eomt-deploy build {model} -o {output}; or move it away.",
+            f"{output} is built from {model}, which already exists and would be replaced.",
+            fix=f"Build from it: eomt-deploy build {model} -o {output}; or move it.",
         )
     if recipe is None:
         config = make_config(target, model, output, {"overwrite": overwrite})
@@ -292,7 +302,7 @@ def _show(report: ExportReport, console: Console) -> None:
     lines = (
         f"wrote {' + '.join(str(f) for f in report.files)} ({megabytes:.1f} MB)",
         f"  {spec.task}, {len(spec.classes)} classes, {spec.image_size[0]}x{spec.image_size[1]}, "
-        f"{spec.precision}, batch {spec.batch or 'free'}",
+        f"{spec.precision}, {f'batch {spec.batch}' if spec.batch else 'dynamic batch'}",
         f"  verified against PyTorch on {result.images} images ({result.inputs} inputs): "
         f"relative error {result.relative_max:.1e}, class agreement "
         f"{result.class_agreement:.2%}, mask agreement {result.mask_agreement:.2%}",
@@ -304,7 +314,7 @@ def _show(report: ExportReport, console: Console) -> None:
 
 
 def _show_verdict(verdict: Verdict, precision: str, console: Console) -> None:
-    """What each block costs alone, and what the whole costs."""
+    """The accuracy loss of each block alone, and of the complete model."""
     table = Table("block", box=None)
     for name in ("logit error", "same labels", "runs in"):
         table.add_column(name, justify="right")

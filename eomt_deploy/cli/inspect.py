@@ -1,4 +1,4 @@
-"""`eomt-deploy inspect`: what a model file says of itself."""
+"""`eomt-deploy inspect`: the description stored in a model file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from eomt_deploy.errors import ArtifactError
 
 
 def inspect(
-    artifact: Annotated[Path, typer.Argument(help="A model file that eomt-deploy wrote.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model file that eomt-deploy wrote.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Show task, classes, sizes, precision and origin of a model file."""
@@ -32,7 +34,7 @@ def inspect(
 
 
 def describe(path: Path) -> Inspection:
-    """The facts of a model file, by the first backend that describes such files.
+    """The facts of a model file, from the first backend that describes its format.
 
     Raises:
         ArtifactError: no backend knows the suffix, or the file is damaged.

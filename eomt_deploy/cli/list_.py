@@ -15,11 +15,13 @@ from eomt_deploy.errors import UsageError
 
 def list_checkpoints(
     task: Annotated[
-        str | None, typer.Option(help="Show only this task: semantic, instance or panoptic.")
+        str | None, typer.Option(help="Only this task: semantic, instance or panoptic.")
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Show only this data set, e.g. COCO.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Only this data set, e.g. Cityscapes.")
+    ] = None,
     max_params: Annotated[
-        float | None, typer.Option(help="Maximum number of parameters in millions.")
+        float | None, typer.Option(help="Maximum number of parameters, in millions, e.g. 100.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -55,9 +57,9 @@ def list_checkpoints(
         )
     stdout.print(table)
     if any(entry.base_weights for entry in entries):
-        say("\n* a difference to gated weights, which you get and pass: --base-weights FOLDER")
+        say("\n* adds to gated DINOv3 weights: download them and pass --base-weights FOLDER")
     say(
-        "\nScores and FPS are the published ones, each with its GPU. Export one with: "
+        "\nScores and FPS are as published, FPS with its GPU. Export a checkpoint with: "
         "eomt-deploy export NAME -o model.onnx"
     )
 

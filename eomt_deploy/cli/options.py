@@ -15,7 +15,7 @@ from eomt_deploy.errors import UsageError
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        help="Maximum pixels of an image, checked before it is decoded (default: 100000000)."
+        help="Maximum number of pixels of an image, checked before decoding (default: 100000000)."
     ),
 ]
 
@@ -23,7 +23,7 @@ Overwrite = Annotated[
     bool,
     typer.Option(
         "--overwrite",
-        help="Replace existing files that eomt-deploy did not write; an input is never replaced.",
+        help="Replace existing files that eomt-deploy did not write; inputs are never replaced.",
     ),
 ]
 
@@ -55,7 +55,7 @@ def with_options(command: Callable[..., None], options: Mapping[str, Any]) -> Ca
 
 
 def options_of(*configs: type) -> dict[str, Any]:
-    """The fields of frozen configurations as options; one that several share stands once.
+    """The fields of frozen configurations as options; a field that several share appears once.
 
     A field is ``Annotated[type, typer.Option(…)]``; a tuple is an option that can be repeated.
     """

@@ -30,19 +30,24 @@ Predict = Callable[[Sequence[Path]], Iterator[Segmentation | ImageError]]
 
 
 def predict(
-    artifact: Annotated[Path, typer.Argument(help="Model file: .onnx, .engine, .xml or .pt2.")],
-    images: Annotated[list[str], typer.Argument(help="Images, folders or glob patterns.")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml or .pt2.")
+    ],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
     output: Annotated[
         Path,
         typer.Option(
             "-o",
             "--output",
-            help="Output folder; for one image also a .png, .jpg, .json or .npz file.",
+            help="Folder to write to; for one image also a .png, .jpg, .json or .npz file.",
         ),
     ],
     backend: Annotated[
         str | None,
-        typer.Option(help="Backend by name; emulation computes what a GPU would in low precision."),
+        typer.Option(
+            help="Backend by name, e.g. openvino; emulation computes a GPU's low precision on the "
+            "CPU (default: selected by file type)."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: the best that works).")
@@ -51,33 +56,38 @@ def predict(
         int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
     ] = None,
     score_threshold: Annotated[
-        float | None, typer.Option(help="Minimum class score, 0 to 1 (default: the model's).")
+        float | None,
+        typer.Option(help="Minimum score of a segment, 0 to 1 (default: the model's)."),
     ] = None,
     mask_threshold: Annotated[
         float | None,
-        typer.Option(help="Minimum mask probability of a pixel, 0 to 1. Panoptic only."),
+        typer.Option(
+            help="Minimum mask probability of a pixel, 0 to 1; panoptic only (default: the "
+            "model's)."
+        ),
     ] = None,
     overlap_threshold: Annotated[
         float | None,
         typer.Option(
-            help="Minimum share of its mask that a segment must keep, 0 to 1. Panoptic only."
+            help="Minimum share of its own mask that a segment must keep, 0 to 1; panoptic only "
+            "(default: the model's)."
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the results that a stopped run has finished.")
+        bool, typer.Option("--resume", help="Keep the results of a stopped run and do the rest.")
     ] = False,
     overwrite: Overwrite = False,
     max_pixels: MaxPixels = None,
     json: Annotated[
         Path | None,
-        typer.Option("--json", help="Write predictions.json to this file (- for stdout)."),
+        typer.Option("--json", help="Also write predictions.json to this file (- for stdout)."),
     ] = None,
 ) -> None:
     """Segment images.
 
-    A folder gets overlay/*.jpg, labels/*.png (semantic class ids, or COCO panoptic ids) and
-    predictions.json (COCO). Results of an earlier run are replaced, or kept with --resume. A single
-    file is written by its suffix.
+    An output folder receives overlay/*.jpg, labels/*.png (semantic class ids, or COCO panoptic ids)
+    and predictions.json (COCO). Results of an earlier run are replaced, or kept with --resume. The
+    suffix of an output file selects its format.
     """
     as_file = output.suffix.lower() in FILE_SUFFIXES and not output.is_dir()
     if as_file and (json or resume):
@@ -87,8 +97,8 @@ def predict(
         )
     if not as_file and output.suffix.lower() in OTHER_SUFFIXES and not output.is_dir():
         raise UsageError(
-            f"Results are not written as {output.suffix}.",
-            fix=f"Choose a folder, or for one image {', '.join(FILE_SUFFIXES)}.",
+            f"Results cannot be written as {output.suffix}: {output}.",
+            fix=f"Choose a folder; for one image also {', '.join(FILE_SUFFIXES)}.",
         )
     search = search_images(images)
     found = list(search.paths)
@@ -119,7 +129,7 @@ def predict(
 
 
 def _settings(artifact: Path, segmenter: Segmenter, thresholds: Thresholds) -> dict[str, Any]:
-    """What results depend on, in words that a later run can show."""
+    """The settings that results depend on, as text that a later run can show."""
     status = artifact.stat()
     changed = datetime.datetime.fromtimestamp(status.st_mtime).isoformat(" ", "seconds")
     return {
@@ -130,7 +140,7 @@ def _settings(artifact: Path, segmenter: Segmenter, thresholds: Thresholds) -> d
 
 
 def _without_results(paths: list[Path], folder: PredictionFolder) -> list[Path]:
-    """Leave out what an earlier run wrote into the output folder, and say so."""
+    """Leave out the results of an earlier run in the output folder, and report how many."""
     images = [path for path in paths if not folder.is_result(path)]
     if len(images) < len(paths):
         count = len(paths) - len(images)
@@ -138,7 +148,7 @@ def _without_results(paths: list[Path], folder: PredictionFolder) -> list[Path]:
     if not images:
         raise ImageError(
             f"All {len(paths)} images are results of an earlier run in {folder.folder}.",
-            fix="Pass the images that they were made from.",
+            fix="Pass the original images.",
         )
     return images
 
@@ -147,7 +157,7 @@ def _predict_file(run: Predict, paths: Sequence[Path], output: Path) -> None:
     if len(paths) > 1:
         raise UsageError(
             f"The results of {len(paths)} images do not fit into one file, {output}.",
-            fix="Name a folder with -o.",
+            fix="Choose a folder with -o.",
         )
     result = next(run(paths))
     if isinstance(result, ImageError):
@@ -159,7 +169,7 @@ def _predict_file(run: Predict, paths: Sequence[Path], output: Path) -> None:
 def _predict_folder(
     run: Predict, names: dict[Path, str], folder: PredictionFolder, json: Path | None
 ) -> None:
-    """Segment all images; whatever stops this, the finished results get their predictions.json."""
+    """Segment all images; predictions.json is written for the finished ones even if this stops."""
     kept = len(folder.done)
     left = [path for path in names if not folder.is_done(path)]
     if kept:
@@ -196,15 +206,15 @@ def _predict_folder(
     say(f"wrote {total} to {place}", stderr if str(json) == "-" else stdout)
     if failed:
         raise ImageError(
-            f"{failed} of {len(left)} images have no result; the lines above say why.",
-            fix="Repair or remove these images; --resume tries only them again.",
+            f"{failed} of {len(left)} images have no result; see the errors above.",
+            fix="Repair or remove these images; --resume tries only these again.",
         )
 
 
 def _write(
     folder: PredictionFolder, result: Segmentation | ImageError, name: str, source: Path
 ) -> bool:
-    """Write the result of one image, or say why there is none."""
+    """Write the result of one image, or print why there is none."""
     try:
         if isinstance(result, ImageError):
             raise result

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command in order: finished work is kept, no leftovers."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command cleanly: finished results are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Stopped(SystemExit):
-    """Raised where the command is when a signal arrives; the exit code is the shell's, 128 + n."""
+    """Raised in the running command when signal n arrives; the exit code is 128 + n."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -33,7 +33,7 @@ def received_signal() -> int | None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let a short step finish, such as the files of one result, before a signal stops the command.
+    """Let a short step finish, e.g. the files of one result, before a signal stops the command.
 
     Raises:
         Stopped: at the end, if a signal arrived meanwhile.
@@ -49,14 +49,16 @@ def uninterrupted() -> Iterator[None]:
 
 
 def stop_in_order() -> None:
-    """From now on a signal raises :class:`Stopped`. A signal that the parent ignores stays ignored,
-    such as SIGHUP under nohup."""
+    """From now on a signal raises :class:`Stopped`.
+
+    A signal that the parent process ignores stays ignored, e.g. SIGHUP under nohup.
+    """
     for number in _handled():
         signal.signal(number, _stop)
 
 
 def stop_at_once() -> None:
-    """From now on a signal ends the process: nothing is left to be kept or removed."""
+    """From now on a signal ends the process; all files are already written or removed."""
     for number in _handled():
         signal.signal(number, signal.SIG_DFL)
 

@@ -119,7 +119,7 @@ class ExportConfig:
             is_address(text) for text in (self.checkpoint, self.base_weights or "")
         ):
             raise UsageError(
-                "--insecure does nothing here: nothing is downloaded from a web address.",
+                "--insecure has no effect here: nothing is downloaded from a web address.",
                 fix="Leave it out.",
             )
         for name in ("batch", "heads", "num_blocks"):

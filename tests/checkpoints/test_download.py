@@ -95,7 +95,7 @@ def test_plain_http_needs_a_hash_or_insecure(server, tmp_path, cli):
     assert "is not a PyTorch or safetensors checkpoint" in err
     code, _, err = cli("export", "eomt-tiny-scenes", "-o", output, "--insecure")
     assert code == 2
-    assert "--insecure does nothing here" in err
+    assert "--insecure has no effect here" in err
 
 
 def test_redirects_are_followed(server):

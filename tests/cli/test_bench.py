@@ -113,7 +113,7 @@ def test_one_file_in_two_run_times(cli, exported, tmp_path):
     assert [r["engine"] for r in rows] == [f"{model.name}@{b}" for b in ("onnxruntime", "openvino")]
     code, _, err = cli("bench", "--engine", model, "--engine", model, "--backend", "openvino")
     assert code == 2
-    assert "named twice" in err
+    assert "given twice" in err
     code, _, err = cli("bench", "--engine", model, "--backend", "openvino", "--backend", "x")
     assert code == 2
     assert "2 times for 1 engines" in err

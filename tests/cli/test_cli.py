@@ -193,7 +193,7 @@ def bad_inputs(tmp_path, files, exported, photo):
         "inspect other": (("inspect", other), "not written by eomt-deploy"),
         "no image": (("predict", model, text, "-o", tmp_path / "o"), "not an image"),
         "empty folder": (("predict", model, empty, "-o", tmp_path / "o"), "holds no image"),
-        "two in one": (("predict", model, photo, text, "-o", tmp_path / "x.png"), "Name a folder"),
+        "two in one": (("predict", model, photo, text, "-o", tmp_path / "x.png"), "with -o"),
         "no output": (("predict", model, photo, "-o", occupied / "o"), "cannot be written"),
         "threshold": (
             ("predict", model, photo, "-o", tmp_path / "o", "--score-threshold", "0.5"),

@@ -170,4 +170,4 @@ def test_a_comparison_takes_the_weights_of_the_export(files, tmp_path, photo, cl
     assert engine.notes == ()
     code, _, err = cli("compare", model, model, photo, "--weights-key", "state_dict")
     assert code == 2
-    assert "--weights-key does nothing here" in err
+    assert "--weights-key has no effect here" in err
