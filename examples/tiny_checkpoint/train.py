@@ -2,6 +2,7 @@
 
 python train.py runs/main --steps 6000 --anneal 1800 4800
 python train.py runs/kept --steps 2600 --resume runs/main/fork.pt --keep-masks
+python train.py runs/longer --steps 9000 --start runs/main/last.bin --aux 0
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from batches import Batch, batches
 from losses import NO_OBJECT_WEIGHT, loss
-from network import EoMT, Shape, checkpoint
+from network import EoMT, Shape, checkpoint, from_checkpoint
 from scenes import write_classes
 from torch import Tensor
 
@@ -44,6 +45,8 @@ class Plan:
         if self.keep_masks:
             return [1.0] * blocks
         first, last = self.anneal
+        if step >= last:
+            return [0.0] * blocks
         span = (last - first) / blocks
         shares = [(step - first - i * span) / span for i in range(blocks)]
         return [(1 - min(1.0, max(0.0, share))) ** POWER for share in shares]
@@ -125,6 +128,13 @@ class Trainer:
         self.average.values = state["average"]
         self.step, self.seconds = state["step"], state["seconds"]
 
+    def start(self, path: Path) -> None:
+        """Begin a new schedule with the weights of a trained `.bin` file, whose masks are off."""
+        self.model.load_state_dict(
+            from_checkpoint(torch.load(path, weights_only=True)).state_dict()
+        )
+        self.average = Average(self.model, self.plan.average)
+
     def update(self, batch: Batch, rng: random.Random) -> Tensor:
         """One step; returns the mask, dice and class loss of the final prediction."""
         plan, blocks = self.plan, self.model.shape.num_blocks
@@ -186,6 +196,7 @@ def main() -> None:
     parser.add_argument("--anneal", type=int, nargs=2, metavar=("FROM", "TO"))
     parser.add_argument("--keep-masks", action="store_true", help="never anneal (Table 7)")
     parser.add_argument("--resume", type=Path, help="a .pt file of this or of another run")
+    parser.add_argument("--start", type=Path, help="a .bin file to train further, without masks")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--aux", type=int, default=1, help="intermediate predictions in a step")
     parser.add_argument("--lr", type=float, default=8e-4)
@@ -200,13 +211,21 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # tiny averages of gradients would slow AdamW down
     np.random.seed(args.seed)
-    first, last = args.anneal or (math.ceil(0.3 * args.steps), math.ceil(0.8 * args.steps))
+    if args.start and (args.resume or args.anneal or args.keep_masks):
+        parser.error("--start trains without masks: leave out --resume, --anneal and --keep-masks")
+    first, last = (
+        (0, 0)
+        if args.start
+        else args.anneal or (math.ceil(0.3 * args.steps), math.ceil(0.8 * args.steps))
+    )
     plan = Plan(args.steps, 200, args.lr, (first, last), args.keep_masks, args.average)
     args.out.mkdir(parents=True, exist_ok=True)
     write_classes(args.out / "classes.json")
     trainer = Trainer(args.out, Shape(), plan, args.seed, args.batch, args.aux)
     if args.resume:
         trainer.resume(args.resume)
+    elif args.start:
+        trainer.start(args.start)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(
         f"{parameters / 1e6:.2f}M parameters, bf16 {trainer.bf16}, step {trainer.step}", flush=True

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import nbformat
 import numpy as np
 import pytest
+import tiny
+from nbclient import NotebookClient
 from PIL import Image
 
 from eomt_deploy import Segmenter
+from eomt_deploy.evaluation import evaluate, open_dataset
 from eomt_deploy.exporting import ExportConfig, export
 
 ROOT = Path(__file__).parents[2]
@@ -51,11 +57,87 @@ def test_predict_shows_errors_in_words(model, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["predict.py", "own_engine.py"])
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_usage(name):
     done = run(name)
     assert done.returncode == 1
     assert f"python examples/{name}" in done.stderr
+
+
+def test_stream_video(model, tmp_path):
+    scene = cv2.imread(str(SCENE))
+    height, width = scene.shape[:2]
+    clip = cv2.VideoWriter(
+        str(tmp_path / "in.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 12, (width, height)
+    )
+    for shift in range(7):  # odd, and more than `stream` takes ahead
+        clip.write(np.roll(scene, 10 * shift, axis=1))
+    clip.release()
+    done = run("stream_video.py", model, tmp_path / "in.mp4", tmp_path / "seen.mp4")
+    assert done.stdout == f"wrote 7 frames to {tmp_path / 'seen.mp4'}\n", done.stderr
+    video = cv2.VideoCapture(str(tmp_path / "seen.mp4"))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 7
+    assert video.get(cv2.CAP_PROP_FPS) == 12
+    _, frame = video.read()
+    with Segmenter(model) as segmenter:
+        overlay = segmenter.predict(SCENE).overlay(labels=False).resize((width, height))
+    difference = cv2.absdiff(frame, np.asarray(overlay)[:, :, ::-1])
+    assert difference.mean() < 8  # lossy compression; a frame without overlay has 40
+    assert cv2.absdiff(frame, scene).mean() > 20
+
+
+def test_export_and_build(tmp_path):
+    files = tiny.write(tmp_path)
+    done = run(
+        "export_and_build.py",
+        *(files.checkpoint, SCENE.parent, tmp_path / "models", "panoptic", files.classes),
+    )
+    assert done.returncode == 0, done.stderr
+    written = {path.name for path in (tmp_path / "models").iterdir()}
+    assert written >= {"fp32.onnx", "int8.onnx", "int8.xml", "int8.bin"}
+    assert "points of label agreement" in done.stdout
+    assert "\nint8.xml Segmentation(panoptic, " in done.stdout
+
+
+def test_evaluate(model, tmp_path):
+    scenes = ROOT / "examples" / "tiny_checkpoint" / "scenes.py"
+    arguments = [tmp_path / "data", "--count", "4", "--seed", "7"]
+    subprocess.run([sys.executable, scenes, *arguments], check=True)
+    done = run("evaluate.py", model, tmp_path / "data", tmp_path / "worst")
+    assert done.returncode == 0, done.stderr
+    first, *rows = done.stdout.splitlines()
+    with Segmenter(model) as segmenter:
+        report = evaluate(segmenter, open_dataset([tmp_path / "data"], segmenter.spec))
+    assert first == f"4 images, PQ {report.scores.value:.2f}"
+    assert [row.split()[0] for row in rows] == [row["class"] for row in report.scores.per_class]
+    worst = {Path(report.per_image[position][0]).stem for position in report.worst(3)}
+    assert {path.stem for path in (tmp_path / "worst").iterdir()} == worst
+
+
+def test_supervision_annotate(model, tmp_path):
+    done = run("supervision_annotate.py", model, SCENE, tmp_path / "seen.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 objects: crate 0.9")  # no stuff
+    changed = cv2.absdiff(cv2.imread(str(tmp_path / "seen.png")), cv2.imread(str(SCENE)))
+    assert 0.05 < (changed.max(-1) > 0).mean() < 0.3  # the objects and their labels, nothing else
+
+
+def test_notebook(tmp_path):
+    """It runs from the first cell to the last, and prints what its stored outputs show."""
+    path = ROOT / "examples" / "quick_start.ipynb"
+    stored, fresh = (nbformat.read(path, as_version=4) for _ in range(2))
+    client = NotebookClient(fresh, timeout=300, resources={"metadata": {"path": str(path.parent)}})
+    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert [texts(cell) for cell in fresh.cells] == [texts(cell) for cell in stored.cells]
+    assert any(texts(cell) for cell in stored.cells)
+
+
+def texts(cell):
+    """What a cell printed on stdout, and its value as text."""
+    outputs = [o for o in cell.get("outputs", ()) if o.get("name") != "stderr"]
+    values = [o.text if o.output_type == "stream" else o.data.get("text/plain") for o in outputs]
+    # The address of an object in memory is different in each run.
+    return [re.sub(r" at 0x[0-9A-F]+", "", value) for value in values]
 
 
 def test_own_engine_gives_the_same_result(model):
