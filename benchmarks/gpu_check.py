@@ -1,15 +1,15 @@
-"""Everything of ours that only a GPU can show, in one command and under ten minutes.
+"""Run all checks and measurements that need a GPU, in less than ten minutes.
 
     python benchmarks/gpu_check.py          # writes benchmarks/results/<gpu>/gpu_check.json
 
-Sections that need something which is not installed are skipped, with the reason in the JSON:
+A section whose packages are not installed is skipped, and the JSON has the reason. The sections:
 
-* tests     `pytest -m gpu`: device layer, kernels, engines, graphs, threads, memory
-* halves    FP16 and BF16 as PyTorch computes them on this GPU, beside what our emulation says
-* ladder    every precision, exported, built and run: error and label agreement with FP32 PyTorch
-* speed     EoMT-S at 640 in every precision against PyTorch FP16, interleaved, with memory
+* tests     `pytest -m gpu`: device layer, kernels, engines, CUDA graphs, threads, memory
+* halves    error of FP16 and BF16 in PyTorch on this GPU, compared with the error in our emulation
+* ladder    export, build and run every precision: error and label agreement with FP32 PyTorch
+* speed     latency and memory of EoMT-S at 640 in every precision, interleaved with PyTorch FP16
 
-It ends with a failure when a part of it failed, or when a number is not what it must be.
+The exit status is 1 if a section failed or a result is outside its limits.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ EAGER = "PyTorch eager fp16"
 ROUNDS, WARMUP = 100, 20
 MEMORY_ROUNDS = 200
 LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "int8": 0.95, "fp8": 0.95}
-"""Share of pixels with the labels of FP32 PyTorch, on made-up scenes with many small things."""
+"""Minimum share of pixels with the label of FP32 PyTorch; the scenes have many small objects."""
 KERNELS_AGREEMENT = 0.9999
 MEMORY_GROWN = 1 << 20
 NO_TESTS = 5
-"""pytest's exit code when it found none."""
+"""pytest's exit code if it collected no tests."""
 
 
-class Skip(Exception):  # noqa: N818  it is no error
-    """A section cannot run here."""
+class Skip(Exception):  # noqa: N818  it is not an error
+    """A section cannot run on this machine."""
 
 
 @dataclass
 class Bench:
-    """What the sections share: the embedded model at its own size, and built engines."""
+    """Shared by the sections: the embedded model, and a folder for exports and engines."""
 
     work: Path
 
     def small(self) -> tuple[Any, Any]:
-        """The embedded model: network and description."""
+        """Network and description of the embedded model."""
         from eomt_deploy.checkpoints import read_checkpoint
         from eomt_deploy.exporting import ExportConfig
         from eomt_deploy.exporting.describe import describe, find_source
@@ -78,7 +78,7 @@ class Bench:
 
 
 def tests(_: Bench) -> dict[str, Any]:
-    """`pytest -m gpu`, counted."""
+    """Run `pytest -m gpu` and count the results."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}"]
@@ -87,8 +87,8 @@ def tests(_: Bench) -> dict[str, Any]:
             cwd=HERE.parent, capture_output=True, text=True, timeout=TESTS_SECONDS,
         )  # fmt: skip
         if done.returncode == NO_TESTS:
-            raise Skip("there are no tests here")
-        if not report.exists():  # it was killed, as a library that crashes does
+            raise Skip("there are no tests in this folder")
+        if not report.exists():  # the process was killed, e.g. because a library crashed
             words = (done.stdout + done.stderr).strip()[-500:]
             raise RuntimeError(f"pytest ended with {done.returncode}: {words}")
         cases = list(ElementTree.parse(report).iter("testcase"))
@@ -108,14 +108,14 @@ def tests(_: Bench) -> dict[str, Any]:
 
 
 def halves(bench: Bench) -> dict[str, Any]:
-    """Real half-precision arithmetic of this GPU against our emulation of it on the CPU."""
+    """Compare real half-precision arithmetic of this GPU with our emulation on the CPU."""
     import numpy as np
     import torch
 
     from eomt_deploy.network.folds import fold
 
     if not torch.cuda.is_available():
-        raise Skip("this PyTorch is built for the CPU")
+        raise Skip("this PyTorch cannot use a GPU")
     network, spec = bench.small()
     network = fold(network)
     images = bench.inputs(spec)
@@ -155,7 +155,7 @@ def _emulated(network: Any, spec: Any, images: list[Any]) -> dict[str, Any]:
 
 
 def _error(have: Any, want: Any) -> float:
-    """RMS error of the mask logits over their RMS."""
+    """RMS error of the mask logits, divided by their RMS."""
     import numpy as np
 
     squares = [
@@ -166,7 +166,7 @@ def _error(have: Any, want: Any) -> float:
 
 
 def targets() -> list[str]:
-    """TensorRT flavours that can build and run on this GPU."""
+    """Build targets that can build and run on this GPU: TensorRT, TensorRT-RTX."""
     from eomt_deploy.backends.tensorrt.config import RTX_CAPABILITIES
     from eomt_deploy.backends.tensorrt.library import installed
     from eomt_deploy.devices import current_gpu
@@ -181,7 +181,7 @@ def targets() -> list[str]:
 
 
 def ladder(bench: Bench) -> dict[str, Any]:
-    """Export, build and run every precision of the embedded model; compare the label maps."""
+    """Export, build and run the embedded model in every precision; compare the label maps."""
     from eomt_deploy.backends.tensorrt.build import build
     from eomt_deploy.backends.tensorrt.config import TensorRtConfig
     from eomt_deploy.evaluation.truth import unlabelled
@@ -192,8 +192,8 @@ def ladder(bench: Bench) -> dict[str, Any]:
     from eomt_deploy.segmenter import Segmenter
 
     network, spec = bench.small()
-    photos = unlabelled(sorted(SCENES.glob("*.png")))
-    judge = Judge(NetworkEngine(network, spec), photos, labelled=False)
+    samples = unlabelled(sorted(SCENES.glob("*.png")))
+    judge = Judge(NetworkEngine(network, spec), samples, labelled=False)
     found: dict[str, Any] = {}
     for target in targets():
         for precision in PRECISIONS:
@@ -210,7 +210,7 @@ def ladder(bench: Bench) -> dict[str, Any]:
                 report = build(TensorRtConfig(onnx, engine, target=target))  # type: ignore[arg-type]
                 with Segmenter(engine) as segmenter:
                     judged = judge(segmenter.engine)
-                    same = [_same_pixels(segmenter, sample.image()) for sample in photos]
+                    same = [_same_pixels(segmenter, sample.image()) for sample in samples]
                 found[f"{target} {precision}"] = {
                     "error": judged.error,
                     "label_agreement": judged.agreement,
@@ -225,13 +225,13 @@ def ladder(bench: Bench) -> dict[str, Any]:
 
 
 def _same_pixels(segmenter: Any, image: Any) -> float:
-    """Share of pixels where our kernels and the CPU make the same of one engine's outputs."""
+    """Share of pixels for which our kernels and the CPU compute the same label."""
     wanted = segmenter.processor.postprocess(*segmenter.logits(image))
     return float((segmenter.predict(image).segment_map == wanted.segment_map).mean())
 
 
 def speed(bench: Bench) -> dict[str, Any]:
-    """EoMT-S at 640, batch 1, random weights: engines and PyTorch FP16, interleaved."""
+    """Time engines and PyTorch FP16, interleaved: EoMT-S at 640, batch 1, random weights."""
     import numpy as np
     import torch
 
@@ -253,11 +253,11 @@ def speed(bench: Bench) -> dict[str, Any]:
     works: dict[str, Callable[[], object]] = {}
     if torch.cuda.is_available():
         half = copy.deepcopy(network).to("cuda", torch.float16)
-        photo = torch.zeros((1, *SIZE, 3), dtype=torch.uint8, device="cuda")
+        black = torch.zeros((1, *SIZE, 3), dtype=torch.uint8, device="cuda")
 
         def eager() -> None:
             with torch.inference_mode():
-                half(photo)
+                half(black)
             torch.cuda.synchronize()
 
         works[EAGER] = eager
@@ -331,13 +331,13 @@ def run_sections(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield name, {"skipped": str(reason)}
             except ImportError as error:
                 yield name, {"skipped": f"{error.name} is not installed"}
-            except Exception as error:  # one broken section must not cost the others
+            except Exception as error:  # the other sections must still run
                 trace = traceback.format_exc().strip().splitlines()[-6:]
                 yield name, {"failed": f"{type(error).__name__}: {error}", "trace": trace}
 
 
 def problems(name: str, found: Any) -> list[str]:
-    """What failed in a section, and numbers that are not what they must be."""
+    """List the failures of a section, and its results outside the limits."""
     lines = []
     if not isinstance(found, dict):
         return lines
@@ -351,23 +351,33 @@ def problems(name: str, found: Any) -> list[str]:
             or (key == "label_agreement" and value < LEAST_AGREEMENT[name.rsplit(" ", 1)[-1]])
             or (key == "grown_bytes" and value > MEMORY_GROWN)
         ):
-            lines.append(f"{where} is {value}")
+            lines.append(f"{where} is outside its limits: {value}")
         else:
             lines += problems(where, value)
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check and measure everything that needs a GPU.")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--output", type=Path, help="JSON file; default: results/<gpu>/")
+    parser = argparse.ArgumentParser(description="Run all checks and measurements that need a GPU.")
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        help="Sections to run (default: all).",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON file (default: benchmarks/results/<gpu>/gpu_check.json).",
+    )
     options = parser.parse_args()
     from eomt_deploy import devices
     from eomt_deploy.benchmarking.machine.environment import environment
 
     gpu = devices.current_gpu()
     if gpu is None:
-        sys.exit("error: the NVIDIA driver reports no GPU; there is nothing to check here")
+        sys.exit("error: the NVIDIA driver reports no GPU, but all checks need one")
     result = {"schema": 1, "environment": environment(), "gpu": vars(gpu)}
     folder = re.sub(r"[^A-Za-z0-9]+", "-", gpu.name).strip("-").lower()
     target = options.output or HERE / "results" / folder / "gpu_check.json"
@@ -375,7 +385,8 @@ def main() -> None:
     for name, found in run_sections(options.sections):
         result[name] = found
         print(json.dumps({name: found}, indent=1), flush=True)
-        target.write_text(json.dumps(result, indent=1) + "\n")  # after each: a limit may end us
+        # After each section, because a time limit may stop the process.
+        target.write_text(json.dumps(result, indent=1) + "\n")
     failed = [line for name in options.sections for line in problems(name, result[name])]
     sys.exit("failed:\n" + "\n".join(failed) if failed else 0)
 

@@ -1,11 +1,11 @@
-"""The paper's speed tables on this GPU, in one command and under ten minutes.
+"""Measure the paper's speed tables on this GPU, in less than ten minutes.
 
     python benchmarks/gpu_paper.py          # writes benchmarks/results/<gpu>/gpu_paper.json
     eomt-deploy bench --report benchmarks/results/<gpu>/gpu_paper.json --report-dir report/
 
-Needs this repository, PyTorch 2.11 or later and NumPy; nothing is downloaded, weights are random.
-The sections stand in the order of their importance: what the time does not suffice for is skipped,
-with words. The file is written after each group of rows, so that a limit costs little.
+It needs this repository, PyTorch 2.11 or later, and NumPy. Nothing is downloaded; the weights are
+random. The sections are sorted by importance: if the time is over, the remaining ones are skipped
+with a message. The file is written after each group of rows, so that an interruption loses little.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # a bare machine has the repository, and nothing installed
+sys.path.insert(0, str(HERE.parent))  # eomt_deploy may not be installed
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,12 @@ class Section:
     """One run of a suite: rows that are compared with each other.
 
     Attributes:
-        suite: a file of this folder.
-        seconds: that it may take.
-        rows: names; none takes all.
+        suite: name of a suite file in this folder.
+        runtimes: how the networks are run, as in `eomt-deploy bench --runtime`.
+        precision: precision of the networks on a GPU.
+        seconds: time limit.
+        rows: names of the rows; empty means all.
+        sampling: implementation of the deformable attention of the baseline.
     """
 
     suite: str
@@ -46,11 +49,12 @@ class Section:
 
 COMPILED = ("torch-compile",)
 SECTIONS = (
-    # The paper's own protocol, as far as it is told: torch.compile in its default mode.
+    # The paper's protocol, as far as it is published: torch.compile in its default mode.
     Section("table1", COMPILED, "fp16", 220),
-    # The same networks without a compiler, and launched at once: how much of the ratio is launches.
+    # The same networks without a compiler, with and without a CUDA graph: this shows which part of
+    # the speedup comes from kernel launches.
     Section("table1", ("torch-eager", "torch-graph"), "fp16", 40, ("step 0", "step 4", "step 5")),
-    # The best that needs no TensorRT.
+    # The fastest ones that do not need TensorRT.
     Section(
         "table1", (*COMPILED, "aotinductor-graph", "torch-max-autotune"), "fp16", 90, ("step 5",)
     ),
@@ -59,24 +63,39 @@ SECTIONS = (
     Section("table4", COMPILED, "fp16", 50),
     Section("dinov3", COMPILED, "fp16", 50, ("large", "small")),
     Section("table1", COMPILED, "bf16", 40, ("step 5",)),
-    # A baseline with a fused kernel for its deformable attention, as its users have.
+    # The baseline with a fused kernel for its deformable attention, as in typical installations.
     Section("table1", ("torch-eager", "torch-graph"), "fp16", 30, ("step 0", "step 5"), "triton"),
-    # What rotary positions cost.
+    # Cost of rotary position embeddings.
     Section("table2", COMPILED, "fp16", 40, ("eva02 0", "eva02 4", "eva02 5")),
 )
 GRACE = 1.2
-"""Minutes after the last beginning at which the program ends, whatever it does."""
+"""Minutes after the time for starting sections at which the program is stopped in any case."""
 LEAST_SECONDS = 10
-"""A section is not begun with less."""
+"""Minimum remaining time for starting a section."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The paper's speed tables on this GPU.")
-    parser.add_argument("--output", type=Path, help="JSON file; default: results/<gpu>/")
-    parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing later")
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--backbone", help="for all rows, to try this program out: tiny")
-    parser.add_argument("--size", type=int, help="pixels, to try this program out")
+    parser = argparse.ArgumentParser(description="Measure the paper's speed tables on this GPU.")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON file (default: benchmarks/results/<gpu>/gpu_paper.json).",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.5,
+        help="Minutes after which no section is started (default: 8.5).",
+    )
+    parser.add_argument(
+        "--device", default="cuda", choices=("cuda", "cpu"), help="Device (default: cuda)."
+    )
+    parser.add_argument(
+        "--backbone", help="Backbone of all rows, e.g. tiny for a quick test of this program."
+    )
+    parser.add_argument(
+        "--size", type=int, help="Input size in pixels, e.g. 128 for a quick test of this program."
+    )
     options = parser.parse_args()
 
     from eomt_deploy import devices
@@ -86,18 +105,18 @@ def main() -> None:
 
     names = devices.cuda_device_names()
     if options.device == "cuda" and not names:
-        sys.exit("error: the NVIDIA driver reports no GPU; there is nothing to measure here")
+        sys.exit("error: the NVIDIA driver reports no GPU; try --device cpu")
     machine = names[0] if options.device == "cuda" else devices.cpu_name()
     folder = re.sub(r"[^A-Za-z0-9]+", "-", machine).strip("-").lower()
     target = options.output or HERE / "results" / folder / "gpu_paper.json"
     target.parent.mkdir(parents=True, exist_ok=True)
 
     deadline = time.perf_counter() + 60 * options.minutes
-    # The file is whole after each group, so that stopping hard costs only what is under way.
+    # The file is complete after each group, so a hard stop loses only the current group.
     watchdog = threading.Timer(60 * (options.minutes + GRACE), stop, (target,))
     watchdog.daemon = True
     watchdog.start()
-    busy = gpu_load() if options.device == "cuda" else None  # before the load that we make
+    busy = gpu_load() if options.device == "cuda" else None  # before our own load
     peaks, missing = roofline.probe(options.device)
     facts = {
         "schema": 1,
@@ -112,7 +131,7 @@ def main() -> None:
         words = f"{section.suite}, {' and '.join(section.runtimes)}, {section.precision}"
         seconds = min(section.seconds, deadline - time.perf_counter())
         if seconds < LEAST_SECONDS:
-            print(f"no time is left for {words}", file=sys.stderr, flush=True)
+            print(f"skipped, because the time is over: {words}", file=sys.stderr, flush=True)
             facts.setdefault("left_out", []).append(words)
         else:
             print(f"{words}: {seconds:.0f} s", file=sys.stderr, flush=True)
@@ -127,7 +146,7 @@ def main() -> None:
 
 
 def measure(config: Any, done: list[dict[str, Any]], target: Path) -> Exception | None:
-    """Measure one section and add it to ``done``; one that breaks must not cost the others."""
+    """Measure one section and add it to ``done``; return its error, so that others still run."""
     from eomt_deploy.benchmarking.paper.suite import run_suite
 
     place = len(done)
@@ -145,15 +164,15 @@ def measure(config: Any, done: list[dict[str, Any]], target: Path) -> Exception 
 
 
 def stop(target: Path) -> None:
-    """End the program though a compiler is at work, which nothing else interrupts."""
-    print(f"out of time; what was measured is in {target}", file=sys.stderr, flush=True)
+    """Stop the program even while a compiler is running, which nothing else can interrupt."""
+    print(f"time limit reached; the results so far are in {target}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 def configure(
     section: Section, options: argparse.Namespace, seconds: float, busy: float | None
 ) -> Any:
-    """The run of a suite that a section asks for."""
+    """Make the suite configuration of a section."""
     from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
     from eomt_deploy.benchmarking.paper.suite_file import find_suite
 
@@ -172,7 +191,7 @@ def configure(
 
 
 def write(target: Path, sections: list[dict[str, Any]]) -> None:
-    """All sections so far, whole or not at all."""
+    """Write all sections so far atomically."""
     part = target.with_name(target.name + ".part")
     part.write_text(json.dumps({"schema": 1, "kind": "sections", "sections": sections}) + "\n")
     part.replace(target)

@@ -1,4 +1,4 @@
-"""Engines run tensors. Backends are data; only the chosen one is imported."""
+"""Engines run models on tensors. Backends are table entries; only the selected one is imported."""
 
 from eomt_deploy.backends.engine import Engine
 from eomt_deploy.backends.registry import BACKENDS, Backend, choose_backend, open_engine

@@ -1,8 +1,8 @@
-"""What `build` of every backend has in common: its configuration, its options and its report.
+"""What the builds of all backends have in common: configuration, options and report.
 
-A backend that builds has a frozen configuration, derived from :class:`BuildConfig`. A field made by
-:func:`option` is also an option of `eomt-deploy build`, so that a new backend needs no new code in
-the command line.
+A backend that builds files has a frozen configuration, derived from :class:`BuildConfig`. A field
+declared with :func:`option` is also an option of `eomt-deploy build`, so that a new backend needs
+no new code in the command line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.errors import UsageError
 
 Progress = Callable[[str, float | None], None]
-"""Called with each phase in words, and the share of the work that is done, if it is known."""
+"""Called with the name of each phase, and the finished fraction (0 to 1; None if unknown)."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Option:
     Attributes:
         flag: ``--name``.
         help: one sentence, with unit and default.
-        type: what the command line reads: str, int, bool, Path or list[str].
-        parse: makes the value of the field from it; raises UsageError.
+        type: type on the command line: str, int, bool, Path or list[str].
+        parse: converts it to the value of the field; raises UsageError.
     """
 
     flag: str
@@ -40,21 +40,21 @@ class Option:
 def option(
     default: Any, help: str, type: Any = str, *, flag: str = "", parse: Any = lambda value: value
 ) -> Any:
-    """A field of a configuration that is an option, too; the flag comes from the field's name."""
+    """Declare a configuration field that is also an option; the default flag is its name."""
     return field(default=default, metadata={"option": Option(flag, help, type, parse)})
 
 
 def no_progress(_text: str, _fraction: float | None = None) -> None:
-    """For callers that do not watch."""
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """One build.
+    """Configuration of one build.
 
     Attributes:
-        onnx: model that `eomt-deploy export` wrote; its precision becomes that of the result.
-        output: the file to write.
+        onnx: model file that `eomt-deploy export` wrote; the result has its precision.
+        output: file to write.
         overwrite: replace existing files that eomt-deploy did not write.
     """
 
@@ -64,17 +64,17 @@ class BuildConfig:
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Files and folders that are read, and never replaced."""
+        """Files and folders that are read and must not be replaced."""
         return (self.onnx, self.onnx.with_name(self.onnx.name + EXTERNAL_SUFFIX))
 
     @property
     def outputs(self) -> Mapping[str, Path]:
-        """Files that are written, by what they are called in messages."""
+        """Files that are written, by their name in messages."""
         return {"-o": self.output}
 
     @classmethod
     def options(cls) -> dict[str, Option]:
-        """Fields that are options, by name."""
+        """Options of this configuration, by field name."""
         found = {}
         for entry in dataclasses.fields(cls):
             if "option" in entry.metadata:
@@ -85,44 +85,44 @@ class BuildConfig:
 
 
 def config_fields(kind: type[BuildConfig]) -> tuple[str, ...]:
-    """Names of the fields of a configuration, beside model and output."""
+    """Names of the fields of a configuration, except model and output."""
     names = (entry.name for entry in dataclasses.fields(kind))
     return tuple(name for name in names if name not in ("onnx", "output"))
 
 
 class BuildReport(Protocol):
-    """What a build tells its user."""
+    """Result of a build."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that were written."""
+        """Files that were written."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Lines that the user should see."""
+        """Warnings for the user."""
 
     def lines(self) -> Iterator[str]:
-        """The report in a few lines."""
+        """The report as a few lines of text."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The report, ready for JSON."""
+        """The report as a dictionary for JSON."""
 
 
 def check_suffix(output: Path, suffix: str, what: str) -> None:
-    """The output must have the suffix of its format.
+    """Check that the output has the suffix of its format.
 
     Raises:
-        UsageError: it has another.
+        UsageError: it has another suffix.
     """
     if output.suffix != suffix:
         raise UsageError(
-            f"{output} has the suffix {output.suffix or '(none)'}; {what} has the suffix {suffix}.",
+            f"{output} has the suffix {output.suffix or '(none)'}, but {what} needs {suffix}.",
             fix=f"Use -o {output.with_suffix(suffix)}.",
         )
 
 
 def one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
-    """The value of an option must be a known one.
+    """Check that the value of an option is a known one.
 
     Raises:
         UsageError: it is not.

@@ -1,4 +1,4 @@
-"""The protocol of all engines: checks here, the run-time call in a backend's ``_run``."""
+"""Base class of all engines: it checks the inputs, and each backend implements ``_run``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Outputs = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 MAX_INPUTS = 8
-"""Network inputs of one engine call, and images of one group."""
+"""Maximum number of network inputs in one engine call, and of images in one group."""
 
 
 class DeviceEngine(Protocol):
@@ -33,28 +33,29 @@ class DeviceEngine(Protocol):
 
     @property
     def gpu(self) -> Device:
-        """The GPU that it runs on."""
+        """GPU that the engine runs on."""
 
     @property
     def stream(self) -> int:
         """CUDA stream of the calling thread."""
 
     def run_device(self, images: Any) -> tuple[DeviceArray, DeviceArray]:
-        """As :meth:`Engine.run`, from GPU memory to GPU memory, ordered on :attr:`stream`."""
+        """Like :meth:`Engine.run`, but inputs and outputs are in GPU memory, ordered on
+        :attr:`stream`."""
 
 
 class Engine(Closing, ABC):
-    """Runs one model. Knows nothing of images, classes or tasks.
+    """Runs one model on tensors; it does not handle image files, classes or tasks.
 
     Attributes:
-        spec: the model's description, from inside the artifact.
-        backend: name of the run-time.
-        device: where it really runs, in words.
-        arithmetic: what it computes in, where that is not what the export says.
-        path: the artifact, where there is one.
-        remarks: what a user should know about how it runs: that it could be faster, starts slower
-            than it could, or computes in something else than was requested. Full sentences.
-        splits: ``_run`` takes a batch of any size, also where the model's is fixed.
+        spec: description of the model, stored in the model file.
+        backend: name of the backend.
+        device: device that it actually runs on.
+        arithmetic: what it computes in, if that may differ from the exported precision.
+        path: model file; None for a graph in memory.
+        remarks: sentences for the user if the engine could run or start faster, or does not
+            compute in the requested precision.
+        splits: ``_run`` accepts a batch of any size, even if the model's batch is fixed.
     """
 
     spec: ModelSpec
@@ -69,7 +70,7 @@ class Engine(Closing, ABC):
         self._closed = False
 
     def run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Run a batch of any size; an engine of fixed batch is called as often as needed.
+        """Run a batch of any size; a model with a fixed batch runs as often as needed.
 
         Args:
             images: uint8 [B, H, W, 3], RGB 0-255, at the model's size.
@@ -79,7 +80,7 @@ class Engine(Closing, ABC):
             by the caller.
 
         Raises:
-            UsageError: wrong type or shape, or the engine is closed.
+            UsageError: the type or shape is wrong, or the engine is closed.
         """
         if self._closed:
             raise UsageError("This engine is closed.", fix="Open it again with open_engine().")
@@ -88,7 +89,7 @@ class Engine(Closing, ABC):
             raise UsageError(
                 f"The engine takes uint8 [B, {', '.join(map(str, expected))}], "
                 f"got {images.dtype} {list(images.shape)}.",
-                fix="Use Processor.preprocess, which makes it.",
+                fix="Convert images with Processor.preprocess.",
             )
         if len(images) == 0:
             raise UsageError("The batch is empty.")
@@ -99,7 +100,7 @@ class Engine(Closing, ABC):
         return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
     def _run_padded(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        """Fill a short last batch with black images and drop their outputs."""
+        """Pad a short last batch with black images and drop their outputs."""
         batch = self.spec.batch or len(images)
         full = np.zeros((batch, *images.shape[1:]), np.uint8)
         full[: len(images)] = images
@@ -108,7 +109,7 @@ class Engine(Closing, ABC):
 
     @property
     def where(self) -> str:
-        """Run-time, device and arithmetic, in words."""
+        """Backend, device and arithmetic as text."""
         computes = f", computing in {self.arithmetic}" if self.arithmetic else ""
         return f"{self.backend} on {self.device}{computes}"
 
@@ -117,11 +118,11 @@ class Engine(Closing, ABC):
         """Run one contiguous batch of the right shape."""
 
     def close(self) -> None:
-        """Free the run-time's memory. Closing twice is fine."""
+        """Free the memory of the backend. A second call has no effect."""
         self._closed = True
 
     def __getstate__(self) -> Any:
-        """Refuse copies and pickles, such as the arguments of a spawned process."""
+        """Refuse copying and pickling, e.g. as an argument of a spawned process."""
         raise UsageError(
             "An open model cannot be copied or sent to another process.",
             why="It holds memory and threads of its backend in this process.",
@@ -130,7 +131,7 @@ class Engine(Closing, ABC):
 
 
 def run_in_parts(engine: Engine, images: npt.NDArray[np.uint8]) -> Outputs:
-    """Run all inputs, a bounded number at a time: a long image makes many windows."""
+    """Run all inputs, at most :data:`MAX_INPUTS` per call: a long image has many windows."""
     parts = [
         engine.run(images[start : start + MAX_INPUTS])
         for start in range(0, len(images), MAX_INPUTS)

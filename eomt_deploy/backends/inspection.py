@@ -1,4 +1,4 @@
-"""What `inspect` shows: facts for JSON, and the same as rows for people."""
+"""Output of `inspect`: data for JSON, and the same information as rows for the console."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ SHOWN_CLASSES = 12
 
 
 class Inspection(NamedTuple):
-    """Of one model file."""
+    """Information about one model file."""
 
     data: dict[str, Any]
     rows: dict[str, str]
 
 
 def model_rows(spec: ModelSpec) -> dict[str, str]:
-    """What every model file says of its model."""
+    """Rows from the model description, which every model file contains."""
     backbone = spec.backbone
     names = [c.name + ("*" if c.thing else "") for c in spec.classes]
     rest = len(names) - SHOWN_CLASSES
@@ -45,17 +45,17 @@ def model_rows(spec: ModelSpec) -> dict[str, str]:
 
 
 def origin_rows(spec: ModelSpec) -> dict[str, str]:
-    """Where the model comes from."""
+    """Rows on the origin of the model."""
     return {key.replace("_", " "): value for key, value in spec.provenance.items()}
 
 
 def remark_rows(remarks: tuple[str, ...]) -> dict[str, str]:
-    """What opening the file would remark."""
+    """Row with the remarks that opening the file would give."""
     return {"remarks": "\n".join(remarks)} if remarks else {}
 
 
 def backend_here(path: Path) -> str:
-    """The backend that is selected on this machine, or what is missing."""
+    """The backend that is selected on this machine, or how to install one."""
     try:
         return choose_backend(path, None)
     except MissingDependencyError as error:

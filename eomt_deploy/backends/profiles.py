@@ -1,4 +1,4 @@
-"""Build profiles: named settings of a build, one file of `engines/` each."""
+"""Build profiles: named build settings, one file in `engines/` per profile."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from eomt_deploy.errors import EomtDeployError, UsageError
 
 @dataclass(frozen=True)
 class BuildProfile:
-    """How a model is built: a file of ``engines/``.
+    """Settings of a build, read from a file in ``engines/``.
 
     Attributes:
-        name: file name of its TOML, and what users type.
-        target: backend that builds.
-        precision: what the model must be exported in; None takes any.
+        name: name of the profile: the stem of its TOML file.
+        summary: one line that describes it.
+        target: backend that builds the model.
+        precision: precision that the model must be exported in; None accepts any.
         high: roles or modules that the export keeps in FP32.
-        settings: fields of the backend's configuration, as users write them (``4GiB``).
+        settings: fields of the backend's build configuration, already parsed.
     """
 
     name: str
@@ -33,13 +34,13 @@ class BuildProfile:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def config(self, onnx: Path, output: Path, **changes: Any) -> BuildConfig:
-        """The build of ``onnx`` to ``output`` by this profile.
+        """Make the configuration for building ``onnx`` to ``output`` with this profile.
 
         Args:
-            changes: fields that differ from the profile.
+            changes: fields that override the profile.
 
         Raises:
-            UsageError: the profile contradicts itself, or the output has another format.
+            UsageError: the settings conflict, or the suffix of the output is wrong.
         """
         if self.precision is not None:
             changes = {"expect_precision": self.precision, **changes}
@@ -47,13 +48,13 @@ class BuildProfile:
 
 
 def make_config(target: str, onnx: Path, output: Path, values: dict[str, Any]) -> BuildConfig:
-    """The configuration of a build; values of other types than the field's are parsed.
+    """Make the build configuration of a backend.
 
     Raises:
-        UsageError: a value does not apply to this backend, or cannot be used.
+        UsageError: a value does not apply to this backend, or is not valid.
     """
     builder = BACKENDS[target].build
-    assert builder is not None  # callers choose among those that build
+    assert builder is not None  # callers only pass backends with a builder
     kind: type[BuildConfig] = load(builder.config)
     known = config_fields(kind)
     for name in values:
@@ -69,15 +70,15 @@ def make_config(target: str, onnx: Path, output: Path, values: dict[str, Any]) -
 
 @cache
 def build_profiles() -> dict[str, BuildProfile]:
-    """The entries of ``engines/``, by name."""
+    """The profiles in ``engines/``, by name."""
     return {path.stem: _read(path) for path in entries("engines")}
 
 
 def find_build_profile(name: str) -> BuildProfile:
-    """The build profile called ``name``.
+    """Find a build profile by name.
 
     Raises:
-        UsageError: there is none; the message has them all.
+        UsageError: there is no profile with this name; the message lists all profiles.
     """
     known = build_profiles()
     if name not in known:
@@ -86,7 +87,7 @@ def find_build_profile(name: str) -> BuildProfile:
 
 
 def _read(path: Path) -> BuildProfile:
-    """A profile; keys that are not its own are settings of the backend."""
+    """Read a profile; keys other than ``own`` are settings of the backend."""
     data = read_toml(path)
     own = ("summary", "target", "precision", "high")
     try:
@@ -101,6 +102,6 @@ def _read(path: Path) -> BuildProfile:
         )
     except (AssertionError, KeyError, TypeError) as error:
         raise EomtDeployError(
-            f"{path} is not a build profile: {error}.",
-            fix="Compare it with its neighbours in the folder.",
+            f"{path} is not a valid build profile: {error}.",
+            fix="Compare it with the other files in its folder.",
         ) from error

@@ -1,4 +1,4 @@
-"""The backends: one row for each, and which one opens a file."""
+"""Table of the backends, and the selection of the one that opens a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from eomt_deploy.sidecar import known_target, read_sidecar
 
 
 class OpenEngine(Protocol):
-    """How every engine is made."""
+    """Constructor signature of every engine."""
 
     def __call__(
         self, path: Path, *, device: str | None, threads: int | None, **options: str
@@ -25,7 +25,7 @@ class OpenEngine(Protocol):
 
 
 class Problem(NamedTuple):
-    """Why something cannot be done here, and the command that changes it, if there is one."""
+    """Why something does not work on this machine, and the command that fixes it, if any."""
 
     what: str
     fix: str = ""
@@ -33,16 +33,16 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Builder:
-    """How a backend makes its own files from an exported ONNX model.
+    """How a backend builds its own model files from an exported ONNX model.
 
     Attributes:
-        suffix: of the files.
-        config: its configuration, a :class:`~eomt_deploy.backends.building.BuildConfig`; cheap to
-            import.
+        suffix: suffix of the files.
+        config: subclass of :class:`~eomt_deploy.backends.building.BuildConfig`; its module does
+            not import the backend's library.
         run: function (config, progress) -> :class:`~eomt_deploy.backends.building.BuildReport`.
-        check: function (config) that raises if the build cannot even start; optional.
-        problem: function () -> :class:`Problem` if nothing can be built here, else the version and
-            place in words; optional.
+        check: function (config) that raises an error if the build cannot start; optional.
+        problem: function () -> :class:`Problem` if this machine cannot build, otherwise a text
+            with the version and the GPU; optional.
     """
 
     suffix: str
@@ -54,25 +54,25 @@ class Builder:
 
 @dataclass(frozen=True)
 class Backend:
-    """One backend. Code is named as ``module:name`` and imported on first use; a module that
-    starts with a dot is in this folder.
+    """One backend. Code is given as ``module:name`` and imported on first use; a module that
+    starts with a dot is relative to this folder.
 
     Attributes:
-        title: its name in texts.
-        package: import name that must be installed.
-        distributions: its packages whose versions reports name.
-        extra: of eomt-deploy, that installs it.
-        suffixes: files that it opens.
+        title: display name.
+        package: name of the Python package that must be importable.
+        distributions: names of its distributions, whose versions appear in reports.
+        extra: extra of eomt-deploy that installs it.
+        suffixes: suffixes of the files that it opens.
         devices: devices that it runs on.
-        precisions: of the models that it runs.
+        precisions: precisions of the models that it runs.
         engine: its engine, see :class:`OpenEngine`.
-        inspect: function (path) -> :class:`~eomt_deploy.backends.inspection.Inspection`; empty for
-            a backend whose files another one describes.
-        build: how it makes its own files; None if it opens what `export` wrote.
-        problem: function (device) -> :class:`Problem` or None, beyond a missing package or GPU;
-            optional.
-        automatic: files that it may be selected for automatically; None means all.
-        modes: what it can be optimised for; empty if there is no choice.
+        inspect: function (path) -> :class:`~eomt_deploy.backends.inspection.Inspection`; empty if
+            another backend describes its files.
+        build: how it builds its own files; None if it only opens files that `export` wrote.
+        problem: function (device) -> :class:`Problem` or None, for problems other than a missing
+            package or GPU; optional.
+        automatic: suffixes that it may be selected for automatically; None means all.
+        modes: modes that it can be optimised for; empty if there is only one.
     """
 
     title: str
@@ -95,27 +95,27 @@ class Backend:
 
     @property
     def install(self) -> str:
-        """The command that adds it."""
+        """Command that installs it."""
         return f"pip install 'eomt-deploy[{self.extra}]'"
 
     @property
     def version(self) -> str:
-        """Its version, or nothing."""
+        """Installed version, or an empty string."""
         found = (package_version(name) for name in self.distributions)
         return next((version for version in found if version), "")
 
     def chosen_for(self, suffix: str) -> bool:
-        """Whether it may be selected for such files automatically."""
+        """Whether it may be selected automatically for files with this suffix."""
         return suffix in (self.suffixes if self.automatic is None else self.automatic)
 
     def load(self) -> OpenEngine:
-        """Import the engine's class, and only now its library."""
+        """Import the engine's class, and with it the library of the backend."""
         engine: OpenEngine = load(self.engine)
         return engine
 
 
 def load(target: str) -> Any:
-    """What ``module:name`` names."""
+    """Import the object that ``module:name`` refers to."""
     module, name = target.split(":")
     return getattr(import_module(module, __package__), name)
 
@@ -196,7 +196,7 @@ BACKENDS: dict[str, Backend] = {
         ),
         modes=("latency", "throughput"),
     ),
-    # By name only: it computes what a GPU would, far more slowly.
+    # Selected by name only: it computes what a GPU would, but much more slowly.
     "emulation": Backend(
         title="Emulation",
         package="onnx_ir",
@@ -212,7 +212,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def builders(suffix: str) -> list[str]:
-    """Names of the backends that build such files."""
+    """Names of the backends that build files with this suffix."""
     return [
         name
         for name, backend in BACKENDS.items()
@@ -221,14 +221,14 @@ def builders(suffix: str) -> list[str]:
 
 
 def distributions() -> tuple[str, ...]:
-    """Packages of all backends whose versions reports name."""
+    """Distributions of all backends, whose versions appear in reports."""
     return tuple(dict.fromkeys(name for b in BACKENDS.values() for name in b.distributions))
 
 
 def openvino_first(device: str | None) -> bool:
-    """Whether OpenVINO is the better choice for a graph: on x86, unless a GPU can be used.
+    """Whether OpenVINO is preferred to ONNX Runtime: on x86, unless a GPU can be used.
 
-    In FP32 both are at the chip's limit; of the two it alone computes in BF16.
+    In FP32 both reach the limit of the CPU, but only OpenVINO also computes in BF16.
     """
     if not is_x86():
         return False
@@ -236,14 +236,14 @@ def openvino_first(device: str | None) -> bool:
 
 
 def choose_backend(path: Path, backend: str | None, device: str | None = None) -> str:
-    """The backend for a file: the requested one, else the best installed one that fits.
+    """Select the backend for a file: the requested one, or the best installed one.
 
-    For an ``.onnx`` file on an x86 CPU that is OpenVINO, then ONNX Runtime.
+    For an ``.onnx`` file on an x86 CPU, OpenVINO comes before ONNX Runtime.
 
     Raises:
-        UsageError: unknown name, or it does not open such files.
-        ArtifactError: no backend opens such files.
-        MissingDependencyError: it, or all that fit, are not installed.
+        UsageError: the requested backend is unknown or does not open this file.
+        ArtifactError: no backend opens files with this suffix.
+        MissingDependencyError: no suitable backend is installed.
     """
     suffix = path.suffix.lower()
     fitting = [name for name, entry in BACKENDS.items() if suffix in entry.suffixes]
@@ -254,8 +254,8 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
             )
         if backend not in fitting:
             raise UsageError(
-                f"{backend} does not open {suffix or 'such'} files.",
-                fix=f"It opens {', '.join(BACKENDS[backend].suffixes)}.",
+                f"{backend} does not open files with the suffix {suffix or '(none)'}.",
+                fix=f"Use a file with the suffix {' or '.join(BACKENDS[backend].suffixes)}.",
             )
         fitting = [backend]
     else:
@@ -265,25 +265,26 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
         if openvino_first(device):
             fitting.sort(key=lambda name: name != "openvino" or not BACKENDS[name].installed)
     if suffix == ".engine" and path.is_file():
-        # Both libraries have this suffix; which of them built the file stands beside it.
+        # Both TensorRT libraries use this suffix; the sidecar names the one that built the file.
         target = known_target(read_sidecar(path))
         if backend not in (None, target):
             raise UsageError(
                 f"{path} was built by {target}; {backend} cannot run it.",
-                fix=f"Leave the backend out, or build again: eomt-deploy build --target {backend}",
+                fix=f"Leave the backend out, or rebuild it: eomt-deploy build --target {backend}",
             )
         fitting = [target]
     if not fitting:
         known = sorted({s for entry in BACKENDS.values() for s in entry.suffixes})
         raise ArtifactError(
-            f"{path} is not a model file: its suffix is {suffix or 'missing'}.",
-            fix=f"Known suffixes: {', '.join(known)}. Make one with `eomt-deploy export`.",
+            f"{path} is not a model file: its suffix is {suffix or 'missing'}, expected "
+            f"{', '.join(known)}.",
+            fix="Create a model file with `eomt-deploy export`.",
         )
     for name in fitting:
         if BACKENDS[name].installed:
             return name
     raise MissingDependencyError(
-        f"No installed backend opens {path.name}: {' or '.join(fitting)} is missing.",
+        f"No installed backend opens {path.name}; it needs {' or '.join(fitting)}.",
         fix=BACKENDS[fitting[0]].install,
     )
 
@@ -297,36 +298,39 @@ def open_engine(
     precision: str | None = None,
     mode: str | None = None,
 ) -> Engine:
-    """Open a model file with the backend that fits.
+    """Open a model file with a suitable backend.
 
-    ``.engine`` and ``.pt2`` files are machine code: open only what you built, or got from somebody
-    you trust. An engine that also brings code for the CPU (``build --version-compatible``) opens
-    only with ``EOMT_DEPLOY_TRUST_ENGINES=1`` in the environment.
+    ``.engine`` and ``.pt2`` files contain machine code: only open files that you built or that
+    come from someone you trust. An engine that also contains code for the CPU (``build
+    --version-compatible``) opens only with ``EOMT_DEPLOY_TRUST_ENGINES=1`` in the environment.
 
     Args:
         path: model file that eomt-deploy wrote.
-        backend: backend by name; None selects by suffix and by what is installed.
-        device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
+        backend: name of the backend; None selects an installed one by the suffix of the file.
+        device: ``"cpu"`` or ``"cuda"``; None uses the best that works.
         threads: number of CPU threads; None leaves it to the backend.
-        precision: what it must compute in; None takes any.
+        precision: precision that the model must compute in; None accepts any.
         mode: ``"latency"`` (one call after another, each as fast as possible; the default) or
             ``"throughput"`` (many calls at once, or large batches). OpenVINO only.
 
     Raises:
-        ArtifactError: no such file, damaged, or without our description.
+        ArtifactError: the file does not exist, is damaged, or was not written by eomt-deploy.
         MissingDependencyError: no backend for it is installed.
         DeviceError: the device cannot be used.
-        UsageError: unknown backend or device, or the model computes in another precision.
+        UsageError: the backend, device, mode or number of threads is not valid, or the model
+            computes in another precision.
     """
     path = Path(path)
     name = choose_backend(path, backend, device)
     if not path.is_file():
         raise ArtifactError(f"There is no model at {path}.", fix="Check the path.")
     if path.suffix.lower() == ".onnx":
-        side_files(path)  # whatever the backend would read, also outside the folder
+        side_files(path)  # refuses side files outside the folder before the backend reads them
     devices = BACKENDS[name].devices
     if device is not None and device not in devices:
-        raise UsageError(f"{name} has no device {device!r}.", fix=f"It has {', '.join(devices)}.")
+        raise UsageError(
+            f"{name} does not run on the device {device!r}.", fix=f"Use {' or '.join(devices)}."
+        )
     if threads is not None and threads < 1:
         raise UsageError(f"`threads` must be at least 1, got {threads}.")
     if mode is not None and mode not in BACKENDS[name].modes:
@@ -336,7 +340,7 @@ def open_engine(
             fix=f"Use {modes}." if modes else "Leave the mode out.",
         )
     if precision is not None and path.suffix.lower() == ".engine":
-        check_precision(read_sidecar(path).precision, precision)  # before the library is asked
+        check_precision(read_sidecar(path).precision, precision)  # before the library is imported
     options = {} if mode is None else {"mode": mode}
     engine = BACKENDS[name].load()(path, device=device, threads=threads, **options)
     if precision is not None:
@@ -349,15 +353,15 @@ def open_engine(
 
 
 def check_precision(found: str, wanted: str) -> None:
-    """A model must compute in what the caller wants.
+    """Check that a model computes in the requested precision.
 
     Raises:
-        UsageError: it computes in something else.
+        UsageError: it computes in another one.
     """
     if found != wanted:
         raise UsageError(
-            f"The model computes in {found}, {wanted} was requested.",
-            why="The precision is inside the graph, decided when it is exported.",
-            fix=f"eomt-deploy export CHECKPOINT --precision {wanted} -o m.{wanted}.onnx; an engine "
-            "is then built from that.",
+            f"{wanted} was requested, but the model computes in {found}.",
+            why="The precision is part of the graph and is set when the model is exported.",
+            fix=f"Export again: eomt-deploy export CHECKPOINT --precision {wanted} -o "
+            f"m.{wanted}.onnx; then build engines from that file.",
         )

@@ -1,4 +1,4 @@
-"""GPU memory, copies, streams, events, kernels and graphs, without any framework."""
+"""GPU memory, copies, streams, events, kernels and CUDA graphs, without any framework."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eomt_deploy.errors import DeviceError, MissingDependencyError, UsageError
 __all__ = ["BINDINGS", "VARIABLE", "Device", "DeviceArray", "choose_binding", "open_device"]
 
 VARIABLE = "EOMT_DEPLOY_CUDA"
-"""Environment variable that names the binding."""
+"""Environment variable that selects the binding."""
 
 BINDINGS = {
     "cuda-python": (
@@ -23,7 +23,7 @@ BINDINGS = {
     ),
     "pycuda": (
         "eomt_deploy.cuda.pycuda:PyCudaDevice",
-        "pip install 'eomt-deploy[pycuda]'  (it is compiled, and needs the CUDA headers)",
+        "pip install 'eomt-deploy[pycuda]'  (this compiles PyCUDA and needs the CUDA headers)",
     ),
 }
 
@@ -32,10 +32,10 @@ _lock = Lock()
 
 
 def choose_binding(asked: str | None = None) -> str:
-    """The CUDA binding: the one asked for, else that of ``EOMT_DEPLOY_CUDA``, else cuda-python.
+    """Select the CUDA binding: the requested one, else ``EOMT_DEPLOY_CUDA``, else cuda-python.
 
     Raises:
-        UsageError: there is no such binding.
+        UsageError: the binding is unknown.
     """
     name = asked or os.environ.get(VARIABLE) or "cuda-python"
     if name not in BINDINGS:
@@ -47,30 +47,31 @@ def choose_binding(asked: str | None = None) -> str:
 
 
 def open_device(index: int = 0, binding: str | None = None) -> Device:
-    """One GPU; the same object for all who ask, since all share its primary context.
+    """Open a GPU. All callers get the same object, because they share its primary context.
 
     Args:
         index: number of the GPU, in the driver's order.
-        binding: ``"cuda-python"`` or ``"pycuda"``; None leaves it to :func:`choose_binding`.
+        binding: ``"cuda-python"`` or ``"pycuda"``; None uses :func:`choose_binding`.
 
     Raises:
-        UsageError: there is no such binding.
-        DeviceError: there is no such GPU, or CUDA does not start.
+        UsageError: the binding is unknown.
+        DeviceError: there is no GPU with this number, or CUDA cannot be initialised.
         MissingDependencyError: the binding is not installed.
     """
     name = choose_binding(binding)
-    # First of all: some libraries crash instead of failing where there is no driver.
+    # Check this first: without a driver some libraries crash instead of raising an error.
     count = cuda_device_count()
     if count == 0:
         raise DeviceError(
-            "There is no NVIDIA GPU here.",
+            "This machine has no NVIDIA GPU.",
             why="The NVIDIA driver is missing, or reports no GPU.",
-            fix="Run on a machine with a GPU, or run the .onnx file on the CPU.",
+            fix="Use a machine with a GPU, or run the .onnx file on the CPU.",
         )
     if not 0 <= index < count:
         raise DeviceError(
-            f"There is no GPU {index}: the driver reports {count}.",
-            fix=f"Use 0 to {count - 1}; CUDA_VISIBLE_DEVICES hides GPUs.",
+            f"There is no GPU {index}: the number of GPUs is {count}.",
+            why="The environment variable CUDA_VISIBLE_DEVICES may hide GPUs.",
+            fix=f"Use {'GPU 0' if count == 1 else f'a GPU from 0 to {count - 1}'}.",
         )
     with _lock:
         if (name, index) not in _devices:

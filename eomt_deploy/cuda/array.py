@@ -1,4 +1,4 @@
-"""Arrays in GPU memory, shared with any library by ``__cuda_array_interface__`` and DLPack."""
+"""Arrays in GPU memory, shared with other libraries by ``__cuda_array_interface__`` and DLPack."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from eomt_deploy.errors import UsageError
 
 
 class DeviceMemory:
-    """GPU memory that is freed exactly once: by :meth:`free`, or with its last user."""
+    """GPU memory that is freed exactly once: by :meth:`free`, or with its last reference."""
 
     def __init__(self, device: Device, size: int) -> None:
         with device.active():
             self.pointer = device.alloc(max(size, 1))
         self.size = size
         self._free = weakref.finalize(self, _free, device, self.pointer)
-        self._free.atexit = False  # the driver is gone by then, and has freed everything
+        self._free.atexit = False  # at exit the driver has already freed everything
 
     def free(self) -> None:
-        """Free it now; a second time does nothing."""
+        """Free the memory now. A second call has no effect."""
         self._free()
 
 
@@ -36,9 +36,9 @@ def _free(device: Device, pointer: int) -> None:
 
 
 class OwnedStream(int):
-    """Handle of a new stream, which is destroyed with the last that holds it.
+    """Handle of a new stream, which is destroyed with the last reference to this object.
 
-    A number, as all handles are; but an array that it writes keeps it alive.
+    It is an integer like all handles, but an array that is written on the stream keeps it alive.
     """
 
     _device: Device
@@ -50,7 +50,7 @@ class OwnedStream(int):
         return stream
 
     def __del__(self) -> None:
-        if sys.is_finalizing():  # the driver is gone by then, too
+        if sys.is_finalizing():  # the driver is already shut down
             return
         with self._device.active():
             self._device.destroy_stream(self)
@@ -62,9 +62,9 @@ class DeviceArray:
     Attributes:
         device: the GPU.
         pointer: address of its first element.
-        shape: sizes.
-        dtype: numpy dtype (bfloat16 is that of ``ml_dtypes``).
-        stream: CUDA stream that writes it, which a reader must wait for; None when it is ready.
+        shape: shape of the array.
+        dtype: numpy dtype (for bfloat16 the one of ``ml_dtypes``).
+        stream: CUDA stream that writes it, which readers must wait for; None if it is complete.
         owner: object that keeps the memory alive.
     """
 
@@ -87,7 +87,7 @@ class DeviceArray:
 
     @classmethod
     def empty(cls, device: Device, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
-        """New memory, not initialised, freed with the last array that uses it.
+        """Allocate an uninitialised array; its memory is freed with the last array that uses it.
 
         Raises:
             DeviceError: the GPU's memory is full.
@@ -99,18 +99,19 @@ class DeviceArray:
     def wrap(
         cls, array: Any, device: Device | None = None, *, reader: int | None = None
     ) -> DeviceArray:
-        """The array of another library, without a copy.
+        """Use the array of another library without copying it.
 
         Args:
-            array: anything with ``__cuda_array_interface__`` (torch, CuPy, Numba, PyCUDA, JAX),
+            array: any object with ``__cuda_array_interface__`` (torch, CuPy, Numba, PyCUDA, JAX),
                 in the memory of ``device``.
-            device: the GPU; None takes the first.
-            reader: stream that will read it. A library with ``__dlpack__`` lets it wait for the
-                stream that this thread uses there, which torch does not name elsewhere.
+            device: the GPU; None uses the first one.
+            reader: stream that will read the array. If the other library has ``__dlpack__``, the
+                reader waits for the library's current stream in this thread: torch does not report
+                this stream in ``__cuda_array_interface__``.
 
         Raises:
-            UsageError: no such array, on another GPU, not C-contiguous, masked, or of a type that
-                numpy lacks.
+            UsageError: the object is not a GPU array, is on another GPU, is not C-contiguous, is
+                masked, or has a type that numpy does not support.
         """
         if device is None:
             if isinstance(array, DeviceArray):
@@ -130,14 +131,14 @@ class DeviceArray:
 
     @classmethod
     def _of_interface(cls, array: Any, device: Device) -> DeviceArray:
-        """What ``__cuda_array_interface__`` (versions 2 and 3) says."""
+        """Read ``__cuda_array_interface__`` (versions 2 and 3)."""
         try:
             facts = array.__cuda_array_interface__
         except (AttributeError, TypeError, RuntimeError) as error:  # torch raises for a CPU tensor
             raise UsageError(
-                f"A {type(array).__name__} is no array in GPU memory.",
+                f"The {type(array).__name__} object is not an array in GPU memory.",
                 why=str(error),
-                fix="Pass something with __cuda_array_interface__, or a numpy array to run().",
+                fix="Pass an object with __cuda_array_interface__, or a numpy array to run().",
             ) from error
         shape = tuple(int(size) for size in facts["shape"])
         dtype = np.dtype(facts["typestr"])
@@ -147,9 +148,9 @@ class DeviceArray:
         if strides is not None and not _is_contiguous(shape, strides, dtype.itemsize):
             raise UsageError(
                 f"The GPU array {list(shape)} is not C-contiguous: strides {list(strides)}.",
-                fix="Copy it first, as with .contiguous() or cupy.ascontiguousarray().",
+                fix="Copy it first, e.g. with .contiguous() or cupy.ascontiguousarray().",
             )
-        # Before version 3 nobody said which stream is still writing: the one that all share.
+        # Before version 3 the interface had no stream, so assume the legacy default stream.
         stream = facts.get("stream") if facts["version"] >= 3 else LEGACY_STREAM
         return cls(device, facts["data"][0] or 0, shape, dtype, owner=array, stream=stream)
 
@@ -177,10 +178,11 @@ class DeviceArray:
         )
 
     def copy_to_host(self, stream: int | None = None) -> Array:
-        """A numpy copy, complete on return.
+        """Copy the array to a numpy array and wait until the copy is complete.
 
         Args:
-            stream: CUDA stream that copies; None takes the array's own, else the default stream.
+            stream: CUDA stream for the copy; None uses the array's stream, or without one the
+                default stream.
         """
         target = np.empty(self.shape, self.dtype)
         with self.device.active():
@@ -193,12 +195,12 @@ class DeviceArray:
         return target
 
     def make_wait(self, stream: int) -> None:
-        """Let the work given to ``stream`` from now on wait for what writes this array."""
+        """Make all later work on ``stream`` wait for the stream that writes this array."""
         if self.stream is not None:
             self._order(self.stream, stream)
 
     def release(self, stream: int) -> None:
-        """Let what writes this array from now on wait for the work given to ``stream``."""
+        """Make later work on the stream that writes this array wait for ``stream``."""
         if self.stream is not None:
             self._order(stream, self.stream)
 
@@ -232,14 +234,14 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        """A capsule for ``from_dlpack``; the reader's stream waits for ours.
+        """Create a capsule for ``from_dlpack``; the reader's stream waits for ours.
 
         Raises:
-            BufferError: a copy or another device is wanted.
+            BufferError: a copy or another device was requested.
         """
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
-            raise BufferError("A DeviceArray is shared as it is, not copied.")
-        if stream != -1:  # -1: the reader takes care itself
+            raise BufferError("A DeviceArray can be shared only on its own GPU and without a copy.")
+        if stream != -1:  # -1: the reader handles the synchronisation
             with self.device.active():
                 self.make_wait(LEGACY_STREAM if stream in (None, 0) else stream)
         return dlpack.capsule(self.pointer, self.shape, self.dtype, self, self.__dlpack_device__())
@@ -251,25 +253,28 @@ class DeviceArray:
 def _check_gpu(found: int | None, device: Device) -> None:
     if found not in (None, device.index):
         raise UsageError(
-            f"The array is in the memory of GPU {found}, it is wanted on GPU {device.index}.",
-            fix=f"Copy it there first, as with .to('cuda:{device.index}').",
+            f"The array must be on GPU {device.index}, but it is on GPU {found}.",
+            fix=f"Copy it first, e.g. with .to('cuda:{device.index}').",
         )
 
 
 def _let_wait(reader: int, array: Any) -> None:
-    """Let the stream ``reader`` wait for all that the array's library was given."""
+    """Make the stream ``reader`` wait for the current stream of the array's library."""
     try:
-        array.__dlpack__(stream=int(reader))  # torch takes no subclass of int
+        array.__dlpack__(stream=int(reader))  # torch does not accept a subclass of int
     except (BufferError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"A {type(array).__name__} cannot be shared.",
+            f"The {type(array).__name__} object cannot be shared.",
             why=str(error),
-            fix="Copy it into an array of its own first, as with .detach().clone().",
+            fix="Copy it first, e.g. with .detach().clone().",
         ) from error
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    """Strides in bytes; those of axes with one element, or of an empty array, say nothing."""
+    """Whether an array with these strides (in bytes) is C-contiguous.
+
+    Strides of axes with one element, and of empty arrays, do not matter.
+    """
     if math.prod(shape) == 0:
         return True
     expected = itemsize

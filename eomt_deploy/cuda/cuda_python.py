@@ -1,4 +1,4 @@
-"""The device layer on cuda-python: the driver API, so that any driver version serves."""
+"""The device layer on cuda-python; it uses the driver API, so that any driver version works."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from cuda.bindings import driver
 from eomt_deploy.cuda.device import Array, Device
 from eomt_deploy.errors import DeviceError
 
-PINNED_FOR_ALL_CONTEXTS = 1  # CU_MEMHOSTALLOC_PORTABLE, a macro that the bindings do not carry
+PINNED_FOR_ALL_CONTEXTS = 1  # CU_MEMHOSTALLOC_PORTABLE, a macro that the bindings do not define
 
 
 def call(function: Callable[..., tuple[Any, ...]], *arguments: object) -> Any:
-    """Call the driver; one result alone, several as a tuple.
+    """Call a function of the driver.
+
+    Returns:
+        the result, or a tuple of several results.
 
     Raises:
-        DeviceError: CUDA's name and words for what went wrong.
+        DeviceError: the call failed; the message has CUDA's error name and description.
     """
     code, *results = function(*arguments)
     if code != driver.CUresult.CUDA_SUCCESS:
@@ -37,7 +40,7 @@ def call(function: Callable[..., tuple[Any, ...]], *arguments: object) -> Any:
 
 
 def _text(buffer: bytes) -> str:
-    """What the driver wrote into a buffer; behind its end stands anything."""
+    """Decode the zero-terminated text that the driver wrote to a buffer."""
     return buffer.split(b"\0", 1)[0].decode()
 
 
@@ -64,7 +67,7 @@ class CudaPythonDevice(Device):
                 self._device,
             ),
         )
-        # Never released: torch, CuPy and TensorRT may still hold what they made in it.
+        # Never released: torch, CuPy and TensorRT may still use objects of this context.
         self._context = call(driver.cuDevicePrimaryCtxRetain, self._device)
 
     def _is_current(self) -> bool:
@@ -99,8 +102,8 @@ class CudaPythonDevice(Device):
         size = max(math.prod(shape) * np.dtype(dtype).itemsize, 1)
         pointer = int(call(driver.cuMemHostAlloc, size, PINNED_FOR_ALL_CONTEXTS))
         memory: Any = (ctypes.c_byte * size).from_address(pointer)
-        # numpy keeps `memory` alive as the base of the array and of all its views. At the end of
-        # the process the driver is gone before we are asked, and frees by itself.
+        # numpy keeps `memory` alive as the base of the array and of all its views. At process exit
+        # the driver has already freed everything, so no finalizer may call it.
         weakref.finalize(memory, self._free_pinned, pointer).atexit = False
         return np.ndarray(tuple(shape), np.dtype(dtype), memory)
 
@@ -163,13 +166,13 @@ class CudaPythonDevice(Device):
         arguments: Sequence[np.generic],
         stream: int,
     ) -> None:
-        # The driver wants an array of pointers to the values, and copies them during the call.
+        # The driver expects an array of pointers to the values, and copies them during the call.
         values = [np.array(argument) for argument in arguments]
         pointers = np.array([value.ctypes.data for value in values], np.uint64)
         call(driver.cuLaunchKernel, function, *grid, *block, 0, stream, pointers.ctypes.data, 0)
 
     def begin_capture(self, stream: int) -> None:
-        # Thread local: other threads may allocate meanwhile, as TensorRT and torch do.
+        # Thread-local mode allows allocations in other threads, e.g. by TensorRT and torch.
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         call(driver.cuStreamBeginCapture, stream, mode)
 

@@ -1,7 +1,7 @@
-"""What we ask of a CUDA binding: memory, copies, streams, events, kernels, graphs.
+"""Interface of a CUDA binding: memory, copies, streams, events, kernels, CUDA graphs.
 
-Handles (pointers, streams, events, functions, graphs) are plain integers, so that any library that
-speaks CUDA can share them. Everything lives in the primary context of one GPU.
+Handles (pointers, streams, events, functions, graphs) are plain integers, so that they can be
+shared with any CUDA library. Everything belongs to the primary context of one GPU.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 LEGACY_STREAM = 1
-"""CUDA's handle of the stream that everybody uses who names none (torch, CuPy, Numba)."""
+"""CUDA's handle of the legacy default stream, which torch, CuPy and Numba use by default."""
 
 
 class Device(ABC):
     """One GPU through one Python binding.
 
-    Every method raises :class:`eomt_deploy.errors.DeviceError` with CUDA's own name for what
-    went wrong. Sizes are bytes. All but :meth:`active` and :meth:`activate` want the primary
-    context to be current.
+    If CUDA fails, every method raises :class:`eomt_deploy.errors.DeviceError` with CUDA's error
+    name. Sizes are in bytes. All methods except :meth:`active` require that the primary context is
+    current.
 
     Attributes:
         binding: ``"cuda-python"`` or ``"pycuda"``.
         index: number of the GPU, in the driver's order.
-        name: what the GPU calls itself.
+        name: name of the GPU.
         compute_capability: (major, minor).
     """
 
@@ -40,7 +40,7 @@ class Device(ABC):
 
     @abstractmethod
     def active(self) -> AbstractContextManager[None]:
-        """Primary context current inside ``with``, and the caller's own again after it."""
+        """Make the primary context current inside ``with``, then restore the caller's context."""
 
     @abstractmethod
     def alloc(self, size: int) -> int: ...
@@ -50,30 +50,30 @@ class Device(ABC):
 
     @abstractmethod
     def gpu_of(self, pointer: int) -> int | None:
-        """Number of the GPU whose memory this is; None where CUDA does not say."""
+        """Number of the GPU that this memory belongs to; None if CUDA does not know it."""
 
     @abstractmethod
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
-        """Page-locked host memory, freed with the array."""
+        """Allocate pinned host memory, which is freed with the array."""
 
     @abstractmethod
     def to_device(self, pointer: int, source: Array, stream: int) -> None:
-        """Copy a contiguous host array; asynchronous when it is pinned."""
+        """Copy a contiguous host array to the GPU; asynchronous if the array is pinned."""
 
     @abstractmethod
     def to_host(self, target: Array, pointer: int, stream: int) -> None:
-        """Copy into a contiguous host array; asynchronous when it is pinned."""
+        """Copy from the GPU to a contiguous host array; asynchronous if the array is pinned."""
 
     @abstractmethod
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
-        """Copy within the device."""
+        """Copy within GPU memory."""
 
     @abstractmethod
     def fill_zero(self, pointer: int, size: int, stream: int) -> None: ...
 
     @abstractmethod
     def stream(self) -> int:
-        """A new non-blocking stream."""
+        """Create a non-blocking stream."""
 
     @abstractmethod
     def destroy_stream(self, stream: int) -> None: ...
@@ -92,18 +92,18 @@ class Device(ABC):
 
     @abstractmethod
     def wait(self, stream: int, event: int) -> None:
-        """Work given to ``stream`` from now on waits for ``event``."""
+        """Make all later work on ``stream`` wait for ``event``."""
 
     @abstractmethod
     def wait_event(self, event: int) -> None:
-        """Block the calling thread until ``event`` has happened."""
+        """Block the calling thread until ``event`` has completed."""
 
     @abstractmethod
     def elapsed_ms(self, start: int, end: int) -> float: ...
 
     @abstractmethod
     def load(self, binary: bytes) -> int:
-        """Load a cubin; returns the module."""
+        """Load a cubin and return the module."""
 
     @abstractmethod
     def function(self, module: int, name: str) -> int: ...
@@ -117,15 +117,15 @@ class Device(ABC):
         arguments: Sequence[np.generic],
         stream: int,
     ) -> None:
-        """Start a kernel; arguments are numpy scalars (pointers are ``np.uint64``)."""
+        """Launch a kernel; arguments are numpy scalars (``np.uint64`` for pointers)."""
 
     @abstractmethod
     def begin_capture(self, stream: int) -> None:
-        """Record what this thread gives to ``stream`` instead of running it."""
+        """Record the work that this thread submits to ``stream`` instead of running it."""
 
     @abstractmethod
     def end_capture(self, stream: int) -> int:
-        """An executable graph of what was given to ``stream`` since :meth:`begin_capture`."""
+        """Return an executable graph of the work recorded since :meth:`begin_capture`."""
 
     @abstractmethod
     def launch_graph(self, graph: int, stream: int) -> None: ...
@@ -135,4 +135,4 @@ class Device(ABC):
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
-        """(free, total) bytes."""
+        """(free, total) memory of the GPU."""

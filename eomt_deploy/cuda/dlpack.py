@@ -1,6 +1,6 @@
-"""DLPack capsules (https://dmlc.github.io/dlpack), written with ctypes alone.
+"""DLPack capsules (https://dmlc.github.io/dlpack), implemented with ctypes.
 
-The unversioned ``DLManagedTensor``, which every consumer reads.
+They contain the unversioned ``DLManagedTensor``, which every consumer accepts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 CPU, CUDA = 1, 2  # DLDeviceType
 KINDS = {"i": 0, "u": 1, "f": 2, "c": 5, "b": 6}
-"""DLDataTypeCode by numpy's kind."""
+"""DLDataTypeCode by numpy dtype kind."""
 BFLOAT = 4
 NAME = b"dltensor"
 
@@ -51,7 +51,7 @@ class ManagedTensor(ctypes.Structure):
 
 
 _lent: dict[int, tuple[object, ...]] = {}
-"""What a consumer holds, by the address of its ManagedTensor, with its owner."""
+"""Objects that must stay alive for a consumer, by the address of its ManagedTensor."""
 
 
 def _forget(address: int) -> None:
@@ -59,8 +59,8 @@ def _forget(address: int) -> None:
 
 
 _give_back = Deleter(_forget)
-# Prototypes of our own: those of ctypes.pythonapi belong to the whole process, and a dying capsule
-# must not become a Python object again.
+# Separate prototypes: those of ctypes.pythonapi are global to the process, and the destructor must
+# not convert the capsule, which is being deleted, to a Python object again.
 _new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
     ("PyCapsule_New", ctypes.pythonapi)
 )
@@ -73,22 +73,22 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
 
 
 def _drop(capsule: int) -> None:
-    """A capsule that nobody took (a taken one has another name) gives its memory back."""
+    """Release the memory of a capsule that was not consumed (a consumed one has another name)."""
     if _is_valid(capsule, NAME):
         _forget(_pointer(capsule, NAME))
 
 
 _destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(_drop)
-# A consumer may give memory back while the interpreter ends, when this module is gone already.
+# A consumer may release memory at interpreter exit, when this module is already deleted.
 for _needed in (_give_back, _destructor, _lent, _forget):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_needed))
 
 
 def data_type(dtype: np.dtype[Any]) -> DataType:
-    """DLPack's name of a dtype.
+    """DLPack's data type for a numpy dtype.
 
     Raises:
-        BufferError: DLPack has none (the exception that its protocol asks for).
+        BufferError: DLPack has no such type (its protocol requires this exception).
     """
     if dtype.name == "bfloat16":
         return DataType(BFLOAT, 16, 1)
@@ -104,11 +104,13 @@ def capsule(
     owner: object,
     device: tuple[int, int],
 ) -> Any:
-    """A ``dltensor`` capsule of C-contiguous memory.
+    """Create a ``dltensor`` capsule for C-contiguous memory.
 
     Args:
-        owner: kept alive until the consumer is done, or the capsule is dropped.
-        device: (:data:`CUDA` or :data:`CPU`, number).
+        pointer: address of the first element.
+        owner: object that stays alive until the consumer releases the memory, or the unused
+            capsule is deleted.
+        device: (:data:`CUDA` or :data:`CPU`, device number).
     """
     sizes = (ctypes.c_int64 * len(shape))(*shape)
     steps = (ctypes.c_int64 * len(shape))(*_strides(shape))

@@ -1,12 +1,13 @@
-"""One thread's way to the GPU and back: buffers, copies, streams and the CUDA graph.
+"""Runs a network on the GPU for one thread: buffers, copies, streams and the CUDA graph.
 
-Knows CUDA, but no library that runs networks: that is the :class:`Network` it is given. A batch
-that is larger than the network's largest goes through in parts; while one part is computed, the
-next is copied in and the one before is copied out.
+It uses CUDA only; the library that runs the network is behind the :class:`Network` protocol. A
+batch above the network's maximum is run in parts: while one part is computed, the next one is
+copied to the GPU and the previous one is copied back.
 
-The network stays bound to one set of buffers, so a CUDA graph depends on the batch alone. Images
-that are in GPU memory are copied into it (microseconds), unless they were written there: see
-:meth:`ThreadExecutor.input`. Buffers grow to the largest batch that was seen, and are reused.
+The network stays bound to one set of buffers, so a CUDA graph depends only on the batch size.
+Images in GPU memory are copied to the input buffer (microseconds), unless they were written there
+directly: see :meth:`ThreadExecutor.input`. Buffers grow to the largest batch so far, and are
+reused.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from eomt_deploy.errors import DeviceError, UsageError
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output: ``shape`` is that of one item of the batch."""
+    """An input or output; ``shape`` is the shape without the batch axis."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,21 +41,22 @@ class Tensor:
 
 
 class Network(Protocol):
-    """What a library must do for an executor. All raise DeviceError."""
+    """Network of a library that an executor runs. All methods raise DeviceError on failure."""
 
     def bind(self, name: str, pointer: int) -> None:
-        """Read or write this tensor there, from now on."""
+        """Set the address of a tensor for all later runs."""
 
     def reshape(self, batch: int) -> None:
-        """Take this batch from now on."""
+        """Set the batch size for all later runs."""
 
     def enqueue(self, stream: int) -> None:
-        """Give one run to the stream."""
+        """Enqueue one run on the stream."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images ``start`` to ``stop`` of a batch, run as ``batch``, which may be more."""
+    """Images ``start`` to ``stop`` of a batch, run with the batch size ``batch``, which may be
+    larger than their number."""
 
     start: int
     stop: int
@@ -62,10 +64,15 @@ class Part:
 
 
 def split(count: int, least: int, largest: int) -> list[Part]:
-    """Parts of a batch that the network takes, in order.
+    """Split a batch into parts that the network accepts.
 
-    They are of one size, the last filled up: a part of another size would cost a new CUDA graph in
-    every call.
+    All parts run with the same batch size, the last one padded: another size would need a new CUDA
+    graph in every call.
+
+    Args:
+        count: number of images.
+        least: minimum batch size of the network.
+        largest: maximum batch size of the network.
     """
     size = math.ceil(count / math.ceil(count / largest))
     return [
@@ -76,19 +83,20 @@ def split(count: int, least: int, largest: int) -> list[Part]:
 class Step(enum.Enum):
     """How a batch is run."""
 
-    RESHAPE = "reshape"  # another batch: plain run, which also warms up
-    RUN = "run"
-    CAPTURE = "capture"  # the same batch again: record it, and run the recording
-    REPLAY = "replay"
+    RESHAPE = "reshape"  # new batch size: run without a graph, which is also the warm-up
+    RUN = "run"  # run without a graph
+    CAPTURE = "capture"  # same batch size again: record a graph and launch it
+    REPLAY = "replay"  # launch the graph again
 
 
 def next_step(batch: int, shape: int | None, *, captured: bool, capture: bool) -> Step:
-    """What to do with a batch.
+    """Decide how to run a batch.
 
     Args:
-        shape: batch of the run before.
-        captured: there is a graph of it.
-        capture: graphs are wanted, and have not failed.
+        batch: batch size.
+        shape: batch size of the previous run; None if there is none.
+        captured: whether there is a CUDA graph for ``shape``.
+        capture: whether CUDA graphs are enabled and have not failed.
     """
     if batch != shape:
         return Step.RESHAPE
@@ -102,14 +110,14 @@ class ThreadExecutor:
 
     Args:
         device: the GPU.
-        network: the library's part; nobody else may use it.
+        network: the network; only this executor may use it.
         images: the input.
         outputs: the outputs, in the order in which they are returned.
-        batch: (least, largest) that the network takes.
-        graphs: record CUDA graphs, and say so in ``cuda_graph``.
+        batch: (minimum, maximum) batch size of the network.
+        graphs: use CUDA graphs.
 
     Attributes:
-        cuda_graph: ``"on"``, ``"on from the second call"`` or ``"off: why"``.
+        cuda_graph: ``"on"``, ``"on from the second call"``, ``"off"`` or ``"off: reason"``.
     """
 
     def __init__(
@@ -140,14 +148,14 @@ class ThreadExecutor:
 
     @property
     def stream(self) -> OwnedStream:
-        """CUDA stream of the network; outputs that somebody holds keep it."""
+        """CUDA stream of the network; outputs in use keep it alive."""
         return self._streams[0]
 
     def _buffers(self, batch: int, tensors: Sequence[Tensor]) -> list[DeviceArray]:
         return [DeviceArray.empty(self.device, (batch, *t.shape), t.dtype) for t in tensors]
 
     def _reserve(self, batch: int) -> None:
-        """Bind buffers that this batch fits in."""
+        """Bind buffers for at least this batch size."""
         if self._network is None:
             raise UsageError("This engine is closed.", fix="Open it again with open_engine().")
         if self._bound and len(self._bound[0]) >= batch:
@@ -158,7 +166,7 @@ class ThreadExecutor:
         self._bound = []
         tensors = (self._images, *self._outputs)
         arrays = self._buffers(batch, tensors)
-        # A part that is filled up leaves rows as they are: let them be defined.
+        # A padded part does not write all rows, so initialise them.
         self.device.fill_zero(arrays[0].pointer, arrays[0].nbytes, self.stream)
         for tensor, array in zip(tensors, arrays, strict=True):
             self._network.bind(tensor.name, array.pointer)
@@ -166,24 +174,28 @@ class ThreadExecutor:
 
     @property
     def bytes(self) -> int:
-        """GPU memory of the buffers."""
+        """GPU memory of the buffers in bytes."""
         return sum(array.nbytes for array in (*self._bound, *self._staged, *self._joined))
 
     def input(self, batch: int) -> DeviceArray:
-        """The network's own input buffer, uint8 [batch, ...]: what is written there, on
-        :attr:`stream`, and given to :meth:`run_device` is not copied.
+        """Input buffer of the network, uint8 [batch, ...].
+
+        If images are written to it on :attr:`stream`, :meth:`run_device` does not copy them.
 
         Raises:
-            UsageError: the batch is larger than the network's largest.
+            UsageError: the batch is larger than the maximum of the network.
         """
         if not 1 <= batch <= self._largest:
-            raise UsageError(f"The largest batch of this engine is {self._largest}, not {batch}.")
+            raise UsageError(
+                f"The batch size must be 1 to {self._largest} for this engine, got {batch}."
+            )
         with self.device.active():
             self._reserve(max(batch, self._least))
         return self._view(self._bound[0], batch)
 
     def run(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """Host memory to host memory: outputs as float32, owned by the caller."""
+        """Run images in host memory; the outputs are float32, in host memory, owned by the
+        caller."""
         with self.device.active():
             parts = split(len(images), self._least, self._largest)
             self._reserve(parts[0].batch)
@@ -211,7 +223,7 @@ class ThreadExecutor:
         self._collect(part, results)
 
     def _run_parts(self, images: Array, parts: Sequence[Part], results: Sequence[Array]) -> None:
-        """While the GPU computes a part, the next goes in and the one before comes out."""
+        """Run several parts; copies of the next and the previous part overlap the computation."""
         if not self._staged:
             self._staged = self._buffers(self._largest, (self._images, *self._outputs))
         device, (_, inwards, outwards) = self.device, self._streams
@@ -219,8 +231,8 @@ class ThreadExecutor:
 
         def send(part: Part) -> None:
             if part.start:
-                device.wait_event(arrived)  # the pinned images of the part before are copied
-                device.wait(inwards, taken)  # and so are its staged ones
+                device.wait_event(arrived)  # the pinned images of the previous part are copied
+                device.wait(inwards, taken)  # its staged images are copied, too
             source = self._pinned[0][: part.stop - part.start]
             source[...] = images[part.start : part.stop]
             device.to_device(self._staged[0].pointer, source, inwards)
@@ -236,7 +248,7 @@ class ThreadExecutor:
             if number + 1 < len(parts):
                 send(parts[number + 1])
             if number:
-                device.wait_event(left)  # so the staged outputs are free, too
+                device.wait_event(left)  # the staged outputs are free, too
                 self._collect(parts[number - 1], results)
             for tensor, staged, bound in zip(
                 self._outputs, self._staged[1:], self._bound[1:], strict=True
@@ -251,13 +263,17 @@ class ThreadExecutor:
         self._collect(parts[-1], results)
 
     def _collect(self, part: Part, results: Sequence[Array]) -> None:
-        """Pinned outputs of a part, as float32, to where they belong."""
+        """Convert the pinned outputs of a part to float32 and write them to the results."""
         for pinned, result in zip(self._pinned[1:], results, strict=True):
             result[part.start : part.stop] = pinned[: part.stop - part.start]
 
     def run_device(self, images: DeviceArray) -> list[DeviceArray]:
-        """GPU memory to GPU memory, without waiting: outputs of the network's own types, written
-        by :attr:`stream`, and overwritten by the next call."""
+        """Run images in GPU memory without waiting for the result.
+
+        Returns:
+            outputs in GPU memory with the network's types, written on :attr:`stream` and
+            overwritten by the next call.
+        """
         with self.device.active():
             parts = split(len(images), self._least, self._largest)
             self._reserve(parts[0].batch)
@@ -270,7 +286,7 @@ class ThreadExecutor:
                 if source.pointer != self._bound[0].pointer:
                     self._copy(self._bound[0], source, source.nbytes)
                 if part is parts[-1]:
-                    images.release(self.stream)  # its memory may be used again
+                    images.release(self.stream)  # its memory may be reused
                 self._step(part.batch)
                 if len(parts) > 1:
                     for joined, bound in zip(self._joined, self._bound[1:], strict=True):
@@ -288,13 +304,13 @@ class ThreadExecutor:
         self.device.copy(target.pointer, source.pointer, size, self.stream)
 
     def _step(self, batch: int) -> None:
-        """Run what is in the input buffer."""
+        """Run the network on the input buffer."""
         if self._network is None:
-            return  # _reserve has refused it
+            return  # unreachable: _reserve raises an error for a closed engine
         step = next_step(batch, self._shape, captured=self._graph is not None, capture=self._graphs)
         if step is Step.RESHAPE:
             self._drop_graph()
-            self._shape = None  # until it has run: what failed has not warmed up
+            self._shape = None  # until it has run: a failed run is not a warm-up
             self._network.reshape(batch)
         if step is Step.CAPTURE:
             self._capture(self._network)
@@ -305,7 +321,8 @@ class ThreadExecutor:
         self._shape = batch
 
     def _capture(self, network: Network) -> None:
-        """Record one run. Where that fails, plain launches go on, and ``cuda_graph`` says why."""
+        """Record one run. If this fails, runs continue without a graph, and ``cuda_graph`` has the
+        reason."""
         failure = ""
         graph = None
         try:
@@ -314,7 +331,7 @@ class ThreadExecutor:
                 network.enqueue(self.stream)
             except DeviceError as error:
                 failure = error.what
-            except BaseException:  # as Ctrl-C: a stream that goes on recording is of no use
+            except BaseException:  # e.g. Ctrl-C: the stream must not stay in capture mode
                 with suppress(DeviceError):
                     self.device.destroy_graph(self.device.end_capture(self.stream))
                 raise
@@ -337,20 +354,20 @@ class ThreadExecutor:
             self._graph = None
 
     def close(self) -> None:
-        """Free everything but outputs that somebody still holds. Closing twice is fine."""
+        """Free everything except outputs that are still referenced. A second call has no effect."""
         if self._network is None:
             return
         with self.device.active():
             for stream in self._streams:
                 self.device.synchronize(stream)
             self._drop_graph()
-            self._network = None  # before the buffers that it is bound to
+            self._network = None  # released before the buffers that it is bound to
             for event in self._events:
                 self.device.destroy_event(event)
         self._streams = []
         self._bound, self._staged, self._joined, self._pinned = [], [], [], []
 
     def __del__(self) -> None:
-        """A thread has ended, and its executor with it."""
+        """Close the executor when its thread has ended."""
         if hasattr(self, "_streams") and not sys.is_finalizing():
             self.close()

@@ -1,14 +1,15 @@
-// Pre- and post-processing on the GPU, equal to eomt_deploy/processing.
+// Pre- and post-processing on the GPU, with the same results as eomt_deploy/processing.
 //
-// NVRTC compiles this text without any header. It is plain C++, too: with EOMT_HOST defined the
-// includer brings DEVICE, KERNEL, EXPORT and the functions of the first block, and every kernel
-// becomes a loop over its grid. So the tests hold these very lines against the CPU path without
-// a GPU. For that reason no kernel uses shared memory or barriers; the loads of neighbouring
-// threads overlap so much that the caches serve them.
+// NVRTC compiles this file without any header. It is also plain C++: if EOMT_HOST is defined, the
+// including file defines DEVICE, KERNEL, EXPORT and the functions of the first block, and every
+// kernel becomes a loop over its grid. This way the tests compare this code with the CPU path
+// without a GPU. It is also the reason why no kernel uses shared memory or barriers; the loads of
+// neighbouring threads overlap, so the caches serve most of them.
 //
-// Sums are integers, so that their order cannot matter, or are made by one thread in a fixed
-// order: results are the same in every run. Compiled with --fmad=false: a contracted a * b + c
-// rounds once where the CPU path rounds twice. Where that is wanted, fmaf says so.
+// Results are the same in every run: sums are integers, which do not depend on the order, or are
+// computed by one thread in a fixed order. The file is compiled with --fmad=false, because a
+// contracted a * b + c rounds once but the CPU path rounds twice. An intended fused multiply-add is
+// written as fmaf.
 
 #ifndef EOMT_HOST
 #define DEVICE static __device__ __forceinline__
@@ -18,7 +19,8 @@
 DEVICE long long thread_x() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
 
-// Add up over the warp first: all threads want the same counter. All 32 must call these.
+// Sum over the warp first, because all threads use the same counter. All 32 threads must call
+// these functions.
 DEVICE void count_up(unsigned long long* counter, bool yes) {
   unsigned votes = __ballot_sync(0xffffffffu, yes);
   if ((threadIdx.x & 31) == 0 && votes) atomicAdd(counter, (unsigned long long)__popc(votes));
@@ -33,7 +35,7 @@ DEVICE void add_up(unsigned long long* counter, unsigned long long value) {
 typedef unsigned char Byte;
 typedef unsigned long long Count;
 
-// Where a resized line takes its value: values[low] * rest + values[high] * weight.
+// Linear interpolation along one axis: values[low] * rest + values[high] * weight.
 struct alignas(16) Tap {
   int low, high;
   float rest, weight;
@@ -43,7 +45,7 @@ struct alignas(16) Four {
   float values[4];
 };
 
-// Maps [h, w], one after another, in float16 or float32.
+// Consecutive maps [h, w] in float16 or float32.
 struct Maps {
   const void* values;
   int half;
@@ -58,9 +60,9 @@ DEVICE float from_half(unsigned short bits) {
   } number;
   number.word = (bits & 0x7fffu) << 13;
   if (number.word >= 0x0f800000u) {
-    number.word |= 0x7f800000u;  // infinity or not a number
+    number.word |= 0x7f800000u;  // infinity or NaN
   } else {
-    number.value *= 5.192296858534828e33f;  // 2^112 mends the exponent, exactly
+    number.value *= 5.192296858534828e33f;  // 2^112 corrects the exponent exactly
   }
   number.word |= (bits & 0x8000u) << 16;
   return number.value;
@@ -75,7 +77,7 @@ DEVICE float blend(float low, float high, const Tap& tap) {
   return low * tap.rest + high * tap.weight;
 }
 
-// One value of a resized map that begins at `start`.
+// One value of a resized map; the map begins at index `start`.
 DEVICE float sample(const Maps& maps, long long start, const Tap& y, const Tap& x) {
   long long top = start + (long long)y.low * maps.width;
   long long bottom = start + (long long)y.high * maps.width;
@@ -83,7 +85,7 @@ DEVICE float sample(const Maps& maps, long long start, const Tap& y, const Tap& 
                blend(load(maps, bottom + x.low), load(maps, bottom + x.high), x), y);
 }
 
-// Taps of one pixel of the image, and of the four pixels of the network's input around it.
+// Taps of one image pixel, and of the four pixels of the network input around it.
 struct Spot {
   Tap y, x, input_y[2], input_x[2];
 };
@@ -100,7 +102,7 @@ DEVICE Spot spot_at(int y, int x, const Tap* input_y, const Tap* input_x, const 
   return spot;
 }
 
-// A mask logit at a pixel of the image, interpolated twice like the reference.
+// Mask logit at an image pixel, interpolated twice like in the reference implementation.
 DEVICE float sample_twice(const Maps& maps, long long start, const Spot& at) {
   float top = blend(sample(maps, start, at.input_y[0], at.input_x[0]),
                     sample(maps, start, at.input_y[0], at.input_x[1]), at.x);
@@ -111,9 +113,9 @@ DEVICE float sample_twice(const Maps& maps, long long start, const Spot& at) {
 
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// ---- photo to network input ------------------------------------------------------------------
+// ---- image to network input ------------------------------------------------------------------
 
-// One resampled byte by Pillow's fixed-point arithmetic: 22 fractional bits, rounded, clipped.
+// One resampled byte in Pillow's fixed-point arithmetic: 22 fractional bits, rounded, clipped.
 DEVICE int resample(const Byte* values, long long step, int length, const int* weights) {
   int sum = 1 << 21;
   for (int tap = 0; tap < length; tap++) sum += values[tap * step] * weights[tap];
@@ -121,15 +123,15 @@ DEVICE int resample(const Byte* values, long long step, int length, const int* w
   return sum < 0 ? 0 : sum > 255 ? 255 : sum;
 }
 
-// Pillow's passes along one side: photo [height, source_width, 3] to [height, width, 3], and photo
-// [?, width, 3] to [height, width, 3]. `bounds` has the first source pixel and the number of
-// source pixels of each target pixel, `weights` is [target, taps].
-KERNEL resample_across(const Byte* photo, int source_width, int height, int width,
+// Pillow's horizontal pass, image [height, source_width, 3] to [height, width, 3], and vertical
+// pass, image [source_height, width, 3] to [height, width, 3]. `bounds` has the first source pixel
+// and the number of source pixels for each target pixel; `weights` is [target, taps].
+KERNEL resample_across(const Byte* image, int source_width, int height, int width,
                        const int* bounds, const int* weights, int taps, Byte* result) {
   long long pixel = thread_x();
   if (pixel >= (long long)height * width) return;
   int x = (int)(pixel % width);
-  const Byte* source = photo + (pixel / width * source_width + bounds[2 * x]) * 3;
+  const Byte* source = image + (pixel / width * source_width + bounds[2 * x]) * 3;
   for (int channel = 0; channel < 3; channel++) {
     result[pixel * 3 + channel] = (Byte)resample(source + channel, 3, bounds[2 * x + 1],
                                                  weights + (long long)x * taps);
@@ -137,21 +139,21 @@ KERNEL resample_across(const Byte* photo, int source_width, int height, int widt
 }
 EXPORT(resample_across)
 
-KERNEL resample_down(const Byte* photo, int height, int width, const int* bounds,
+KERNEL resample_down(const Byte* image, int height, int width, const int* bounds,
                      const int* weights, int taps, Byte* result) {
-  long long value = thread_x();  // the three channels are columns like any others here
+  long long value = thread_x();  // one thread per channel value: here each channel is a column
   long long columns = (long long)width * 3;
   if (value >= height * columns) return;
   int y = (int)(value / columns);
-  const Byte* source = photo + bounds[2 * y] * columns + value % columns;
+  const Byte* source = image + bounds[2 * y] * columns + value % columns;
   result[value] = (Byte)resample(source, columns, bounds[2 * y + 1],
                                  weights + (long long)y * taps);
 }
 EXPORT(resample_down)
 
-// The scaled photo, where the network wants it: inputs [number, height, width, 3]. Input n shows
-// it from `starts[n]` on along `axis`; beyond the photo it is 0.
-KERNEL place_inputs(const Byte* photo, int photo_height, int photo_width, const int* starts,
+// Copies windows of the scaled image to inputs [number, height, width, 3]. The window of input n
+// begins at `starts[n]` along `axis`; pixels outside the image are 0.
+KERNEL place_inputs(const Byte* image, int image_height, int image_width, const int* starts,
                     int axis, int number, int height, int width, int swap_channels,
                     Byte* inputs) {
   long long pixel = thread_x();
@@ -161,8 +163,8 @@ KERNEL place_inputs(const Byte* photo, int photo_height, int photo_width, const 
   int start = starts[pixel / width / height];
   if (axis == 0) y += start;
   if (axis == 1) x += start;
-  bool inside = y < photo_height && x < photo_width;
-  const Byte* source = photo + ((long long)y * photo_width + x) * 3;
+  bool inside = y < image_height && x < image_width;
+  const Byte* source = image + ((long long)y * image_width + x) * 3;
   for (int channel = 0; channel < 3; channel++) {
     int from = swap_channels ? 2 - channel : channel;
     inputs[pixel * 3 + channel] = inside ? source[from] : (Byte)0;
@@ -172,8 +174,8 @@ EXPORT(place_inputs)
 
 // ---- network output to result ----------------------------------------------------------------
 
-// Adds to `found`, zero before, where a logit is infinite or not a number: as many as there are
-// threads that met one. Neighbouring threads load neighbouring values, `threads` apart.
+// Adds to `found` (initially zero) the number of threads that met an infinite or NaN logit. Each
+// thread loads every `threads`-th value, so that neighbouring threads load neighbouring values.
 KERNEL find_not_finite(const void* logits, int half, long long count, long long threads,
                        Count* found) {
   Maps maps = {logits, half, 0, 0};
@@ -185,9 +187,9 @@ KERNEL find_not_finite(const void* logits, int half, long long count, long long 
 }
 EXPORT(find_not_finite)
 
-// Panoptic: the query with the highest score x mask probability owns a pixel (-1: none, or its
-// own mask is off there). `areas` [3, chosen], zero before: pixels of each mask, pixels that
-// each query won, pixels that it won inside its mask.
+// Panoptic: the query with the highest score x mask probability owns a pixel (-1: none, or the
+// pixel is outside the query's mask). `areas` [3, chosen], initially zero: number of pixels of each
+// mask, of pixels that each query owns, and of pixels that it owns inside its mask.
 KERNEL paint_queries(const void* logits, int half, long long map_size, int map_width,
                      const Tap* input_y, const Tap* input_x, const Tap* image_y,
                      const Tap* image_x, int width, long long pixels, const int* queries,
@@ -195,19 +197,19 @@ KERNEL paint_queries(const void* logits, int half, long long map_size, int map_w
                      Count* areas) {
   Maps maps = {logits, half, map_size, map_width};
   long long pixel = thread_x();
-  bool real = pixel < pixels;  // the others only take part in counting
+  bool real = pixel < pixels;  // the other threads only take part in the warp sums
   long long place = real ? pixel : 0;
   Spot spot = spot_at((int)(place / width), (int)(place % width), input_y, input_x, image_y,
                       image_x);
   int owner = -1;
   bool inside = false;
-  float best = -1.0f;  // less than any
+  float best = -1.0f;  // below all possible values
   for (int index = 0; index < chosen; index++) {
     float mask = sigmoid(sample_twice(maps, queries[index] * map_size, spot));
     float weighted = scores[index] * mask;
     bool on = mask >= threshold;
     count_up(areas + index, real && on);
-    if (weighted > best) {  // strictly: the first query wins ties
+    if (weighted > best) {  // strict: the first query wins ties
       owner = index;
       best = weighted;
       inside = on;
@@ -221,9 +223,10 @@ KERNEL paint_queries(const void* logits, int half, long long map_size, int map_w
 }
 EXPORT(paint_queries)
 
-// Instance: the mask of each chosen query (one per block row) as bits, eight pixels a thread,
-// with its pixels and the sum of its probabilities in units of 2^-24: above 0.5 every float32
-// is a whole number of them, so that this sum is exact. `areas` and `sums` are zero before.
+// Instance: the mask of each chosen query (one per block row) as bits, eight pixels per thread,
+// its number of pixels, and the sum of their probabilities in units of 2^-24. The sum is exact,
+// because every float32 above 0.5 is a multiple of this unit. `areas` and `sums` are initially
+// zero.
 KERNEL measure_masks(const void* logits, int half, long long map_size, int map_width,
                      const Tap* input_y, const Tap* input_x, const Tap* image_y,
                      const Tap* image_x, int width, long long pixels, const int* queries,
@@ -252,10 +255,10 @@ KERNEL measure_masks(const void* logits, int half, long long map_size, int map_w
 }
 EXPORT(measure_masks)
 
-// Semantic, first half: class scores [classes, rows, width] of a band of the scaled photo, the
-// mean over the windows that show a pixel. A thread does CHUNK classes (one chunk per block row),
-// so that a mask probability is computed once for all of them. `probabilities` is
-// [windows, queries, padded], `padded` being a multiple of CHUNK.
+// Semantic, step 1: class scores [classes, rows, width] of a band of the scaled image, averaged
+// over the windows that contain the pixel. A thread computes CHUNK classes (one chunk per block
+// row), so that it computes each mask probability only once for them. `probabilities` is
+// [windows, queries, padded], and `padded` is a multiple of CHUNK.
 #define CHUNK 32
 KERNEL score_classes(const void* logits, int half, long long map_size, int map_width, int queries,
                      const Tap* input_y, const Tap* input_x, const int* starts, int windows,
@@ -305,8 +308,8 @@ KERNEL score_classes(const void* logits, int half, long long map_size, int map_w
 }
 EXPORT(score_classes)
 
-// Semantic, second half: the class of each pixel of a band of the image, from the scores
-// [classes, rows, score_width] of the band of the scaled photo that begins at `score_row`.
+// Semantic, step 2: the class of each pixel of a band of the image, from the scores
+// [classes, rows, score_width] of the band of the scaled image that begins at row `score_row`.
 KERNEL choose_classes(const float* scores, int classes, int score_row, int rows, int score_width,
                       const Tap* image_y, const Tap* image_x, int first_row, int width,
                       long long pixels, short* labels) {
@@ -322,7 +325,7 @@ KERNEL choose_classes(const float* scores, int classes, int score_row, int rows,
   float best = sample(maps, 0, y, x);
   for (int id = 1; id < classes; id++) {
     float score = sample(maps, id * plane, y, x);
-    if (score > best) {  // strictly: the first class wins ties
+    if (score > best) {  // strict: the first class wins ties
       best = score;
       label = id;
     }

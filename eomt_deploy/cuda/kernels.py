@@ -1,4 +1,4 @@
-"""Our CUDA kernels: compiled for a GPU by NVRTC when first needed, kept in the cache folder."""
+"""Our CUDA kernels: compiled by NVRTC on first use and stored in the cache folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from eomt_deploy.cuda.nvrtc import cached_cubin
 
 SOURCE = Path(__file__).with_name("kernels.cu")
 BLOCK = 256
-"""Threads of a block; a whole number of warps, as the counting of the kernels needs."""
+"""Threads per block; a multiple of the warp size, which counting in the kernels requires."""
 CHUNK = 32
-"""Classes of one thread of ``score_classes``, as in ``kernels.cu``."""
+"""Classes per thread of ``score_classes``, as in ``kernels.cu``."""
 
 SIGNATURES = {
     "resample_across": "PiiiPPiP",
@@ -26,7 +26,7 @@ SIGNATURES = {
     "score_classes": "PiqiiPPPiiiiiiPiiP",
     "choose_classes": "PiiiiPPiiqP",
 }
-"""Parameters of each kernel: pointer P, int i, long long q, float f."""
+"""Parameters of each kernel: P pointer, i int, q long long, f float."""
 ARGUMENT_TYPES: dict[str, type[np.generic]] = {
     "P": np.uint64,
     "i": np.int32,
@@ -40,10 +40,10 @@ class Kernels:
 
     Args:
         device: the GPU.
-        binary: compiled kernels.
+        binary: compiled kernels (cubin).
 
     Raises:
-        DeviceError: the GPU does not take the kernels.
+        DeviceError: the GPU cannot load the kernels.
     """
 
     def __init__(self, device: Device, binary: bytes) -> None:
@@ -54,10 +54,11 @@ class Kernels:
     def launch(
         self, name: str, threads: int, *arguments: float, stream: int, rows: int = 1
     ) -> None:
-        """Start a kernel on ``threads`` threads (rounded up) in each of ``rows`` block rows.
+        """Launch a kernel with ``threads`` threads (rounded up to blocks) in each of ``rows`` block
+        rows.
 
         Args:
-            arguments: pointers and numbers in the order of ``kernels.cu``.
+            arguments: pointers and numbers, in the order of ``kernels.cu``.
         """
         typed = [
             ARGUMENT_TYPES[letter](value)
@@ -69,10 +70,10 @@ class Kernels:
 
 @cache
 def load_kernels(device: Device) -> Kernels:
-    """The kernels for this GPU, loaded once: from the cache folder, or compiled.
+    """Load the kernels for this GPU from the cache folder, or compile them.
 
     Raises:
         MissingDependencyError: cuda-python or NVRTC is not installed.
-        DeviceError: NVRTC does not know this GPU, or the GPU does not take the kernels.
+        DeviceError: NVRTC does not support this GPU, or the GPU cannot load the kernels.
     """
     return Kernels(device, cached_cubin(SOURCE.read_text(), device.compute_capability))

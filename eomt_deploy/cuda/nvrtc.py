@@ -1,4 +1,4 @@
-"""CUDA source to machine code by NVRTC, CUDA's run-time compiler: needs no GPU and no toolkit."""
+"""Compile CUDA source with NVRTC, CUDA's runtime compiler; needs no GPU and no CUDA toolkit."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
 from eomt_deploy.files import cache_folder
 
 OPTIONS = ("--std=c++17", "--fmad=false")
-"""Without ``--fmad=false`` a * b + c would round once where the CPU path rounds twice."""
+"""Without ``--fmad=false``, a * b + c would round once, but the CPU path rounds twice."""
 INSTALL = "pip install cuda-python nvidia-cuda-nvrtc"
 
 
 def cached_cubin(source: str, capability: tuple[int, int]) -> bytes:
-    """CUDA source as machine code (a cubin) for a GPU of this compute capability.
+    """Compile CUDA source to a cubin for a compute capability, or load it from the cache folder.
 
     Raises:
         MissingDependencyError: cuda-python or NVRTC is not installed.
-        DeviceError: NVRTC does not know such a GPU.
+        DeviceError: NVRTC does not support this compute capability.
     """
     version, supported = nvrtc_facts()
     architecture = choose_architecture(capability, supported)
     key = hashlib.sha256(repr((source, OPTIONS, architecture, version)).encode()).hexdigest()
-    with contextlib.suppress(OutputError):  # the user has no cache folder
+    with contextlib.suppress(OutputError):  # there is no cache folder
         kept = cache.load(cache_folder() / "kernels" / f"{key}.cubin")
         if kept is not None:
             return bytes(kept)
     content = compile_source(source, architecture)
-    with contextlib.suppress(OutputError):  # a home that cannot be written costs a second a start
+    with contextlib.suppress(OutputError):  # without the cache each start compiles for a second
         cache.store(cache_folder() / "kernels" / f"{key}.cubin", lambda file: file.write(content))
     return content
 
 
 def choose_architecture(capability: tuple[int, int], supported: Collection[int]) -> int:
-    """The newest architecture (89 for 8.9) whose machine code runs on such a GPU.
+    """The newest architecture (89 for 8.9) whose machine code runs on this compute capability.
 
-    Machine code runs on GPUs of the same major version and an equal or later minor one.
+    Machine code runs on GPUs with the same major version and an equal or later minor version.
 
     Raises:
-        DeviceError: there is none.
+        DeviceError: NVRTC supports no such architecture.
     """
     major, minor = capability
     fitting = [a for a in supported if a // 10 == major and a % 10 <= minor]
     if not fitting:
         raise DeviceError(
             f"NVRTC cannot compile for a GPU of compute capability {major}.{minor}.",
-            why=f"It knows {', '.join(f'{a // 10}.{a % 10}' for a in sorted(supported))}.",
-            fix="Install another version of nvidia-cuda-nvrtc; newer ones know newer GPUs.",
+            why=f"It supports {', '.join(f'{a // 10}.{a % 10}' for a in sorted(supported))}.",
+            fix="Install another version of nvidia-cuda-nvrtc; newer ones support newer GPUs.",
         )
     return max(fitting)
 
 
 def nvrtc_facts() -> tuple[tuple[int, int], list[int]]:
-    """Version (major, minor) of NVRTC and the architectures that it compiles for.
+    """The version (major, minor) of NVRTC, and the architectures that it supports.
 
     Raises:
         MissingDependencyError: cuda-python or NVRTC is not installed.
@@ -68,11 +68,11 @@ def nvrtc_facts() -> tuple[tuple[int, int], list[int]]:
 
 
 def compile_source(source: str, architecture: int) -> bytes:
-    """CUDA source to machine code (a cubin) for one architecture; needs no GPU.
+    """Compile CUDA source to a cubin for one architecture; needs no GPU.
 
     Raises:
         MissingDependencyError: cuda-python or NVRTC is not installed.
-        DeviceError: it does not compile; the message holds NVRTC's log.
+        DeviceError: the source does not compile; the message contains NVRTC's log.
     """
     nvrtc = _load_nvrtc()
     (program,) = _checked(
@@ -96,7 +96,7 @@ def compile_source(source: str, architecture: int) -> bytes:
 
 
 def _filled(nvrtc: Any, get: Any, program: Any, size: int) -> bytes:
-    """What a getter of NVRTC writes into the buffer that it is given."""
+    """Call a getter of NVRTC that fills a buffer of ``size`` bytes."""
     buffer = bytearray(size)
     _checked(nvrtc, get(program, buffer))
     return bytes(buffer)
@@ -106,19 +106,19 @@ def _load_nvrtc() -> Any:
     try:
         from cuda.bindings import nvrtc
 
-        nvrtc.nvrtcVersion()  # the library itself is loaded by the first call
+        nvrtc.nvrtcVersion()  # the first call loads the library
     except (ImportError, RuntimeError) as error:
         raise MissingDependencyError(
             f"The CUDA kernels cannot be compiled: {str(error).splitlines()[0]}.",
-            why="NVRTC, CUDA's run-time compiler, or its Python binding is not installed.",
+            why="NVRTC, CUDA's runtime compiler, or its Python binding is not installed.",
             fix=INSTALL,
         ) from error
     return nvrtc
 
 
 def _checked(nvrtc: Any, answer: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values of an answer of NVRTC, whose first item is an error code."""
+    """Check the error code of an NVRTC call, and return its other results."""
     result, *values = answer
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise DeviceError(f"NVRTC failed with {result.name}.", fix=f"Repair it: {INSTALL}")
+        raise DeviceError(f"NVRTC failed with {result.name}.", fix=f"Reinstall it: {INSTALL}")
     return tuple(values)

@@ -1,7 +1,7 @@
-"""The device layer on PyCUDA (https://documen.tician.de/pycuda), for programs that are built on it.
+"""The device layer on PyCUDA (https://documen.tician.de/pycuda), for programs that use PyCUDA.
 
-Such a program must share the primary context: ``import pycuda.autoprimaryctx``, not ``autoinit``,
-whose context cannot see the memory of others.
+The program must share the primary context: ``import pycuda.autoprimaryctx``, not ``autoinit``,
+whose separate context cannot access memory of the primary context.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import pycuda.driver as drv
 from eomt_deploy.cuda.device import LEGACY_STREAM, Array, Device
 from eomt_deploy.errors import DeviceError
 
-NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which PyCUDA has no name
+NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which PyCUDA does not define
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """PyCUDA's errors, whose text holds CUDA's words, as ours."""
+    """Convert PyCUDA's errors, whose text contains CUDA's message, to DeviceError."""
     try:
         yield
     except drv.Error as error:
@@ -33,8 +33,8 @@ def _errors() -> Iterator[None]:
 class PyCudaDevice(Device):
     """One GPU through ``pycuda.driver``; see :class:`Device`.
 
-    Streams and memory are CUDA's own handles; events, modules and functions are numbers that only
-    this object knows. PyCUDA has no CUDA graphs: capturing is a DeviceError.
+    Streams and memory are CUDA's own handles. Handles of events, modules and functions are valid
+    only in this object. PyCUDA has no CUDA graphs: capturing raises DeviceError.
     """
 
     binding = "pycuda"
@@ -53,7 +53,7 @@ class PyCudaDevice(Device):
             self._context = device.retain_primary_context()
 
     def _is_current(self) -> bool:
-        # PyCUDA compares the handles, so the program's own object of the same context counts.
+        # PyCUDA compares handles, so another object of the same context is equal.
         current = drv.Context.get_current()
         return current is not None and bool(current == self._context)
 
@@ -76,15 +76,16 @@ class PyCudaDevice(Device):
         return number
 
     def _stream(self, stream: int) -> Any:
-        """PyCUDA's object of a stream; None, the legacy stream."""
+        """PyCUDA's object of a stream; None for the legacy stream."""
         if stream in (0, LEGACY_STREAM):
             return None
         try:
             return self._streams[stream]
         except KeyError:
             raise DeviceError(
-                f"PyCUDA cannot use the stream {stream:#x}, which was made elsewhere.",
-                fix="Use the default stream, or cuda-python: unset EOMT_DEPLOY_CUDA.",
+                f"PyCUDA cannot use the stream {stream:#x}.",
+                why="The stream was created by another library.",
+                fix="Use the default stream, or use cuda-python: unset EOMT_DEPLOY_CUDA.",
             ) from None
 
     def alloc(self, size: int) -> int:
@@ -98,7 +99,7 @@ class PyCudaDevice(Device):
             self._memory.pop(pointer).free()
 
     def gpu_of(self, pointer: int) -> int | None:
-        return None  # PyCUDA has no call for it
+        return None  # PyCUDA cannot query it
 
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Array:
         with _errors():
@@ -154,7 +155,8 @@ class PyCudaDevice(Device):
         known = self._stream(stream)
         with _errors():
             if known is None:
-                self._objects[event].synchronize()  # PyCUDA has no object of the legacy stream
+                # PyCUDA has no object for the legacy stream, so block instead.
+                self._objects[event].synchronize()
             else:
                 known.wait_for_event(self._objects[event])
 
@@ -187,17 +189,17 @@ class PyCudaDevice(Device):
 
     def begin_capture(self, stream: int) -> None:
         raise DeviceError(
-            "PyCUDA has no CUDA graphs.", fix="Use cuda-python: unset EOMT_DEPLOY_CUDA."
+            "PyCUDA does not support CUDA graphs.", fix="Use cuda-python: unset EOMT_DEPLOY_CUDA."
         )
 
     def end_capture(self, stream: int) -> int:
-        raise DeviceError("PyCUDA has no CUDA graphs.")
+        raise DeviceError("PyCUDA does not support CUDA graphs.")
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        raise DeviceError("PyCUDA has no CUDA graphs.")
+        raise DeviceError("PyCUDA does not support CUDA graphs.")
 
     def destroy_graph(self, graph: int) -> None:
-        raise DeviceError("PyCUDA has no CUDA graphs.")
+        raise DeviceError("PyCUDA does not support CUDA graphs.")
 
     def memory(self) -> tuple[int, int]:
         with _errors():

@@ -1,4 +1,4 @@
-"""Buffers by name that grow and stay: nothing is allocated once all sizes were seen."""
+"""Named buffers that grow and are reused, so that allocations stop after the largest sizes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from eomt_deploy.cuda.device import Array, Device
 
 
 class Scratch:
-    """GPU and page-locked buffers of one user, all of whose work goes to one stream.
+    """Named buffers in GPU memory and pinned memory, used on one stream.
 
-    The primary context must be current. A buffer holds its content until it is asked for again.
+    The primary context must be current. A buffer keeps its content until it is requested again.
 
     Args:
         device: the GPU.
-        stream: CUDA stream of all copies; what uses the buffers must be ordered with it.
+        stream: CUDA stream of all copies; other work on the buffers must be ordered with it.
     """
 
     def __init__(self, device: Device, stream: int) -> None:
@@ -30,13 +30,13 @@ class Scratch:
         self._tables: dict[str, tuple[Hashable, list[DeviceArray]]] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
-        """GPU memory, not initialised."""
+        """Uninitialised GPU memory."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         memory = self._memory.get(name)
         if memory is None or memory.size < size:
             memory = DeviceMemory(self._device, size)
             if name in self._memory:
-                # Kernels may still work in the old one, which goes with its last user.
+                # Kernels may still use the old memory, which the assignment below may free.
                 self._device.synchronize(self._stream)
             self._memory[name] = memory
         return DeviceArray(
@@ -44,7 +44,7 @@ class Scratch:
         )
 
     def pinned(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Page-locked host memory, not initialised; no copy with it may be under way."""
+        """Uninitialised pinned host memory; copies that use the same name must have finished."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if name not in self._pinned or self._pinned[name].nbytes < size:
             self._pinned[name] = self._device.pinned((size,), np.uint8)
@@ -57,7 +57,7 @@ class Scratch:
         return array
 
     def upload(self, name: str, values: Array) -> DeviceArray:
-        """A copy of ``values`` on the GPU; no earlier upload of that name may be under way."""
+        """Copy ``values`` to the GPU; an earlier upload with the same name must have finished."""
         staging = self.pinned(name, values.shape, values.dtype)
         np.copyto(staging, values)
         array = self.array(name, values.shape, values.dtype)
@@ -67,7 +67,12 @@ class Scratch:
     def tables(
         self, name: str, key: Hashable, make: Callable[[], Sequence[Array]]
     ) -> list[DeviceArray]:
-        """Small arrays on the GPU, made anew only when ``key`` changed."""
+        """Small arrays on the GPU, created again only if ``key`` has changed.
+
+        Args:
+            key: value that identifies the content.
+            make: function that returns the arrays.
+        """
         known = self._tables.get(name)
         if known is not None and known[0] == key:
             return known[1]
@@ -78,19 +83,19 @@ class Scratch:
             self._device.to_device(array.pointer, source, self._stream)
             sources.append(source)
             arrays.append(array)
-        self._device.synchronize(self._stream)  # the sources end with this call
+        self._device.synchronize(self._stream)  # the sources are freed when this function returns
         self._tables[name] = key, arrays
         return arrays
 
     def fetch(self, name: str, source: DeviceArray) -> Array:
-        """A page-locked copy of ``source``, complete after the stream was synchronised."""
+        """Copy ``source`` to pinned memory; complete only after the stream is synchronised."""
         source.make_wait(self._stream)
         target = self.pinned(name, source.shape, source.dtype)
         self._device.to_host(target, source.pointer, self._stream)
         return target
 
     def free(self) -> None:
-        """Forget all buffers once the stream is done; arrays given out stay alive."""
+        """Release all buffers after synchronising the stream; arrays still in use stay valid."""
         self._device.synchronize(self._stream)
         self._memory.clear()
         self._pinned.clear()

@@ -1,4 +1,4 @@
-"""A new backend is one folder and one row: everything else picks it up."""
+"""A new backend needs one folder and one row in the table: no other code changes."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def new_backend(tmp_path, monkeypatch):
 
 @pytest.fixture
 def new_cli(new_backend, cli):
-    """The command line with the row in it: `build` reads its options when it is imported."""
+    """The command line with the new row: `build` reads its options when it is imported."""
     import typer
 
     from eomt_deploy.cli import app as module

@@ -32,7 +32,7 @@ def test_gpu_that_is_not_there_is_an_error_not_a_fallback(exported, monkeypatch)
     path = exported("panoptic")
     with pytest.raises(DeviceError):
         open_engine(path, device="cuda")
-    # onnxruntime-gpu lists its provider on any machine, and then falls back without a word.
+    # onnxruntime-gpu lists its provider on any machine, and falls back to the CPU silently.
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: listed)
     with pytest.raises(DeviceError, match="fell back to the CPU"):
@@ -68,7 +68,7 @@ def test_files_that_cannot_be_opened(tmp_path, exported):
     broken.write_bytes(exported("panoptic").read_bytes()[:1000])
     for path, backend, word in (
         (broken, "onnxruntime", "cannot be opened by ONNX Runtime"),
-        (broken, "openvino", "damaged, or no ONNX file"),
+        (broken, "openvino", "damaged, or it is not an ONNX file"),
         (tmp_path / "none.onnx", None, "no model at"),
         (tmp_path / "model.plan", None, r"\.plan"),
     ):
@@ -94,7 +94,7 @@ def test_wrong_precision_is_told_before_the_library_is_asked(exported, tmp_path)
     engine.write_bytes(b"plan")
     write_sidecar(engine, dataclasses.replace(SIDECAR, target="tensorrt-rtx"))
     for path, found in ((exported("panoptic"), "fp32"), (engine, "fp16")):
-        with pytest.raises(UsageError, match=f"computes in {found}, int8 was requested") as error:
+        with pytest.raises(UsageError, match=f"int8 was requested, but .* in {found}") as error:
             open_engine(path, precision="int8")
         assert "--precision int8" in error.value.fix
 
@@ -131,7 +131,7 @@ def test_gpu_gives_the_same_numbers(exported):
 
 
 def test_an_open_model_is_not_sent_to_another_process(exported):
-    """A spawned process gets its arguments pickled."""
+    """Arguments of a spawned process are pickled."""
     with Segmenter(exported("panoptic")) as segmenter:
         for send in (pickle.dumps, copy.deepcopy):
             with pytest.raises(UsageError, match="sent to another process"):

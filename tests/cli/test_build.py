@@ -34,7 +34,7 @@ def test_build_then_inspect(cli, model, tmp_path):
 
     code, out, _ = cli("inspect", engine)
     assert code == 0
-    for word in ("64x64", "cat*", "8.9, 12.0", "fp16", "largest 4", "m.onnx"):
+    for word in ("64x64", "cat*", "8.9, 12.0", "fp16", "maximum 4", "m.onnx"):
         assert word in out
     facts = json.loads(cli("inspect", engine, "--json")[1])
     assert facts["batch"] == [1, 2, 4]
@@ -73,12 +73,12 @@ def test_wrong_use(cli, model, tmp_path):
         ((*rtx, "--compute-capability", "9.0"), 2, "12.0"),
         ((*rtx, "--workspace", "4 gigs"), 2, "4GiB"),
         ((*rtx, "--workspace", "999999999999999GiB"), 2, "more memory"),
-        (("--timing-cache", model), 2, "another file"),
+        (("--timing-cache", model), 2, "also the model or the output"),
         ((*rtx, "--batch", "8"), 2, "1:1:8"),
         ((*rtx, "--profile", "fast"), 2, "tensorrt-fastest"),
         ((*rtx, "--profile", "tensorrt-portable"), 2, "does not apply"),
         ((*rtx, "--json", model), 2, "is an input of this command"),
-        ((*rtx, "--expect-precision", "int8"), 4, "int8 was asked"),
+        ((*rtx, "--expect-precision", "int8"), 4, "int8 was requested"),
     ):
         found, out, err = cli("build", model, "-o", engine, *arguments)
         assert found == code, (arguments, err)

@@ -25,7 +25,7 @@ from eomt_deploy.devices import is_x86
 from eomt_deploy.exporting import graph
 from eomt_deploy.sidecar import Sidecar, sha256, write_sidecar
 
-REMARK = "Each start compiles the model again"
+REMARK = "The model is compiled again at each start"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_inspect_finds_them_without_opening_the_engine(cli, engine, monkeypatch)
     monkeypatch.setattr(inspect, "this_machine", lambda target: replace(here, gpu=None))
     code, out, _ = cli("inspect", engine)
     assert code == 0
-    assert "no: There is no NVIDIA GPU here" in out
+    assert "no: This machine has no NVIDIA GPU" in out
     assert json.loads(cli("inspect", engine, "--json")[1])["runs_here"] is False
 
 

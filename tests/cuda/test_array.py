@@ -23,7 +23,7 @@ DTYPES = [np.uint8, np.int32, np.int64, np.float16, np.float32, np.bool_, ml_dty
 
 
 class OnHost:
-    """A capsule as numpy's ``from_dlpack`` wants it."""
+    """Host memory that numpy's ``from_dlpack`` can read."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
@@ -175,19 +175,19 @@ def test_contiguity_is_judged_as_numpy_does(dtype, shape, data):
 
 @pytest.mark.parametrize("thing", [np.zeros(3), torch.zeros(3), "text", None])
 def test_what_is_not_on_a_gpu_is_refused(thing):
-    with pytest.raises(UsageError, match="no array in GPU memory"):
+    with pytest.raises(UsageError, match="not an array in GPU memory"):
         DeviceArray.wrap(thing, SimulatedGpu())
 
 
 def test_arrays_on_another_gpu_are_refused():
     gpu = SimulatedGpu()
-    gpu.elsewhere = {4096: 1, 8192: None}  # None: CUDA does not say
-    with pytest.raises(UsageError, match="in the memory of GPU 1, it is wanted on GPU 0"):
+    gpu.elsewhere = {4096: 1, 8192: None}  # None: unknown to CUDA
+    with pytest.raises(UsageError, match="must be on GPU 0, but it is on GPU 1"):
         DeviceArray.wrap(Foreign(), gpu)
     DeviceArray.wrap(Foreign(data=(8192, False)), gpu)
     other = SimulatedGpu()
     other.index = 1
-    with pytest.raises(UsageError, match="in the memory of GPU 1"):
+    with pytest.raises(UsageError, match="but it is on GPU 1"):
         DeviceArray.wrap(DeviceArray.empty(other, (1,), np.uint8), gpu)
 
 
@@ -203,7 +203,7 @@ def test_library_lets_us_wait_for_the_stream_that_it_does_not_name(seed):
 
         class Sided(Foreign):
             def __dlpack__(self, *, stream: int) -> object:
-                assert type(stream) is int  # torch refuses all else
+                assert type(stream) is int  # torch rejects other types
                 DeviceArray(gpu, 0, (), np.uint8, stream=side).make_wait(stream)
                 return None
 
@@ -220,10 +220,10 @@ def test_what_cannot_be_shared_is_refused():
             raise BufferError("Can't export tensors that require gradient")
 
     gpu = SimulatedGpu()
-    with pytest.raises(UsageError, match="A Refusing cannot be shared") as error:
+    with pytest.raises(UsageError, match="The Refusing object cannot be shared") as error:
         DeviceArray.wrap(Refusing(), gpu, reader=LEGACY_STREAM)
     assert "require gradient" in error.value.why
-    DeviceArray.wrap(Refusing(), gpu)  # nobody is to wait
+    DeviceArray.wrap(Refusing(), gpu)  # without a reader
 
 
 def test_masked_arrays_are_refused():
@@ -275,7 +275,7 @@ def test_capsule_says_what_the_array_is():
     assert tensor.shape[: tensor.ndim] == [2, 3, 5]
     assert tensor.strides[: tensor.ndim] == [15, 5, 1]
     assert tensor.byte_offset == 0
-    # The memory goes with the capsule, when that is the last that knows it.
+    # The capsule is the last reference and frees the memory.
     del array, tensor, managed
     gc.collect()
     assert len(gpu.live) == 1
@@ -323,7 +323,7 @@ def test_dlpack_refuses_what_it_does_not_do():
 
 
 def test_a_consumer_may_outlive_this_package(tmp_path):
-    """Modules go in any order when Python ends; what is given back then must still arrive."""
+    """At exit Python deletes modules in any order; releasing memory must still work then."""
     (tmp_path / "keeper.py").write_text(
         "import numpy as np, torch\n"
         "from eomt_deploy.cuda import dlpack\n"

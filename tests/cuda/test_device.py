@@ -50,7 +50,7 @@ def test_importing_the_layer_imports_no_binding():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- the real bindings have every name that we use
+# --- the real bindings have all names that we use
 
 
 def chains(source: str, root: str) -> set[tuple[str, ...]]:
@@ -122,7 +122,7 @@ def test_both_bindings_implement_the_whole_interface():
 
 
 def test_names_end_where_the_driver_ends_them():
-    # The buffer that cuda-python hands over was filled with spaces.
+    # cuda-python fills the buffer with spaces.
     assert cuda_python._text(b"NVIDIA L4\0" + b" " * 246) == "NVIDIA L4"
     assert cuda_python._text(b"Quadro\0\0\0") == "Quadro"
     assert cuda_python._text(b"no end") == "no end"
@@ -219,7 +219,7 @@ def test_full_memory_is_our_error(gpu):
 @needs_gpu
 def test_graph_repeats_what_was_recorded(gpu):
     if gpu.binding == "pycuda":
-        with gpu.active(), pytest.raises(DeviceError, match="no CUDA graphs"):
+        with gpu.active(), pytest.raises(DeviceError, match="not support CUDA graphs"):
             gpu.begin_capture(gpu.stream())
         return
     with gpu.active():

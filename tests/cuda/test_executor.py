@@ -1,4 +1,4 @@
-"""The way to the GPU and back, on a simulated GPU that runs its streams in adversarial order."""
+"""The executor, on a simulated GPU that runs its streams in adversarial order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUTPUTS = (
 
 
 class SumNetwork:
-    """Each output is the sum of its image, times the column; runs when its stream gets there."""
+    """Each output is the sum of its image, times the column; it runs in the order of its stream."""
 
     def __init__(self, gpu: SimulatedGpu, outputs=OUTPUTS, *, least: int, largest: int) -> None:
         self.gpu, self.outputs = gpu, outputs
@@ -57,7 +57,7 @@ class SumNetwork:
                 ).astype(output.dtype)
 
         def launched() -> None:
-            # A graph is of one batch and one set of buffers; with others it is undefined.
+            # A graph is valid for one batch size and one set of buffers only.
             assert (self.batch, self.pointers) == (batch, pointers)
 
         self.gpu.submit(stream, Work(run, launched=launched))
@@ -97,11 +97,11 @@ def test_parts_cover_the_batch_once_and_fit_the_network(count, least, more):
     largest = least + more
     parts = split(count, least, largest)
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(count))
-    (batch,) = {part.batch for part in parts}  # one CUDA graph serves them all
+    (batch,) = {part.batch for part in parts}  # one CUDA graph is enough
     assert least <= batch <= largest
     assert all(0 < part.stop - part.start <= batch for part in parts)
     assert len(parts) == -(-count // largest) or batch < largest
-    if batch > least:  # hardly anything is computed for nothing
+    if batch > least:  # little padding
         assert len(parts) * batch - count < len(parts)
 
 
@@ -142,7 +142,7 @@ def test_any_order_of_batches_and_ways_gives_the_right_numbers(seed, least, more
             array.stream = LEGACY_STREAM
             gpu.to_device(array.pointer, images, LEGACY_STREAM)
             results = executor.run_device(array)
-            # The caller reuses the memory at once, on the stream that it named.
+            # The caller reuses the memory at once, on the stream in its interface.
             gpu.fill_zero(array.pointer, array.nbytes, LEGACY_STREAM)
             check([r.copy_to_host().astype(np.float32) for r in results], images)
     executor.close()
@@ -177,7 +177,7 @@ def test_images_written_into_the_input_are_not_copied(monkeypatch):
         monkeypatch.setattr(gpu, "copy", None)  # a call would fail
         results = executor.run_device(own)
         check([r.copy_to_host().astype(np.float32) for r in results], images)
-    with pytest.raises(UsageError, match="largest batch of this engine is 3, not 4"):
+    with pytest.raises(UsageError, match="must be 1 to 3 for this engine, got 4"):
         executor.input(4)
 
 
@@ -265,7 +265,7 @@ def test_outputs_outlive_their_executor(thread):
         nonlocal executor
         outputs.extend(executor.run_device(source))
         if thread:
-            del executor  # as with a thread's end
+            del executor  # like at the end of a thread
         else:
             executor.close()
 
@@ -350,7 +350,7 @@ def test_batches_in_several_parts_are_captured_once():
         check(executor.run(images), images)
     assert (network.reshapes, gpu.captured) == (1, 1)
     executor.run(pictures(6))
-    assert network.batch == 3  # two halves, and no image computed for nothing
+    assert network.batch == 3  # two halves without padding
 
 
 def test_what_failed_has_not_warmed_up():

@@ -69,7 +69,7 @@ def test_machine_code_is_kept(compiler, cache, monkeypatch):
     nvrtc.cached_cubin(NOTHING.replace("nothing", "other"), (8, 9))
     assert len(list(cache.iterdir())) == 3
     content = bytearray(kept.read_bytes())
-    content[-100] ^= 1  # still an ELF file, and other machine code
+    content[-100] ^= 1  # still an ELF file, but with other machine code
     kept.write_bytes(content)
     assert nvrtc.cached_cubin(NOTHING, (8, 9)) == first == load(kept)
     monkeypatch.setattr(nvrtc, "compile_source", None)  # calling it would fail
@@ -116,7 +116,7 @@ sides = st.integers(1, 150)
 @settings(deadline=None, max_examples=150)
 @given(old=st.tuples(sides, sides), new=st.integers(1, 150), seed=st.integers(0, 99))
 def test_one_pass_is_pillows(place, old, new, seed):
-    """In both directions; the order of two is for the tests of CudaProcessor."""
+    """Check both directions; the tests of CudaProcessor check the order of two passes."""
     photo = np.random.default_rng(seed).integers(0, 256, (*old, 3), np.uint8)
     check_passes(place, photo, new)
 

@@ -1,1 +1,1 @@
-"""PyTorch's ahead-of-time compiler: `.pt2` packages."""
+"""AOTInductor, PyTorch's ahead-of-time compiler: `.pt2` packages."""

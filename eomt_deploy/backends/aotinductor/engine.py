@@ -1,7 +1,7 @@
-"""AOTInductor packages (``.pt2``): ``torch.export`` compiled ahead of time, description inside.
+"""AOTInductor packages (``.pt2``): networks compiled ahead of time from ``torch.export``.
 
-PyTorch is this engine's own run-time. A package is machine code for the device it was compiled
-for: what it needs is read from the package before PyTorch is asked.
+PyTorch runs them. A package contains machine code for one kind of device, and the description of
+the model. Its requirements are read from the package and checked before PyTorch loads the code.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ CAPABILITY_KEY = "AOTI_COMPUTE_CAPABILITY"
 INSTRUCTIONS = {
     "AVX2": "avx2", "AVX512": "avx512f", "AVX512_VNNI": "avx512_vnni", "AMX_TILE": "amx_bf16",
 }  # fmt: skip
-"""PyTorch's names of instruction sets -> those of the system."""
+"""PyTorch's name of an instruction set -> CPU flag of the operating system."""
 
 
 def save_package(
     network: nn.Module, spec: ModelSpec, path: Path, *, batch: int = 1, device: str | None = None
 ) -> None:
-    """Compile a network to ``path``, whole or not at all.
+    """Compile a network to ``path``; after an error there is no partial file.
 
     Args:
-        network: images uint8 [B, H, W, 3] -> (class logits, mask logits); on the device that it
-            is compiled for, in its precision.
-        spec: description that travels inside; its batch becomes ``batch``.
+        network: images uint8 [B, H, W, 3] -> (class logits, mask logits), on the target device and
+            in the target precision.
+        spec: description to store in the package; its batch becomes ``batch``.
         path: file with the suffix ``.pt2``.
         batch: fixed batch size.
-        device: ``cpu`` or ``cuda``; None takes the one that the weights are on.
+        device: ``cpu`` or ``cuda``; None uses the device of the weights.
 
     Raises:
-        UsageError: another suffix.
+        UsageError: the file has another suffix.
     """
     import torch
     from torch._inductor import aoti_compile_and_package, config
@@ -58,14 +58,18 @@ def save_package(
     from eomt_deploy.files import staging_folder
 
     if path.suffix.lower() != SUFFIX:
-        raise UsageError(f"{path} is not an AOTInductor package.", fix=f"Name a {SUFFIX} file.")
+        raise UsageError(
+            f"{path} does not have the suffix {SUFFIX} of an AOTInductor package.",
+            fix=f"Use {path.with_suffix(SUFFIX)}.",
+        )
     keep_files_of_torch()
     place = device or next(network.parameters()).device.type
     example = torch.zeros((batch, *spec.image_size, 3), dtype=torch.uint8, device=place)
     metadata = {METADATA_KEY: replace(spec, batch=batch).to_json()}
     settings: dict[str, Any] = {"aot_inductor.metadata": metadata}
     if hasattr(config.aot_inductor, "precompile_headers"):
-        # They would fill the temporary folder with 280 MB, and make one compilation no faster.
+        # Precompiled headers take 280 MB in the temporary folder and do not speed up a single
+        # compilation.
         settings["aot_inductor.precompile_headers"] = False
     with staging_folder(path) as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # PyTorch's own deprecations
@@ -79,7 +83,7 @@ def save_package(
 
 
 def check_compiler() -> None:
-    """Fail before the work if PyTorch could not compile.
+    """Check, before the work starts, that PyTorch can compile.
 
     Raises:
         MissingDependencyError: there is no C++ compiler.
@@ -90,20 +94,22 @@ def check_compiler() -> None:
         get_cpp_compiler()
     except RuntimeError as error:
         raise MissingDependencyError(
-            "PyTorch compiles with a C++ compiler, and finds none.",
+            "PyTorch needs a C++ compiler to compile the model, and there is none.",
             why=str(error).strip(),
-            fix="Install g++ (Debian: apt install g++), or name one in the variable CXX.",
+            fix="Install g++ (Debian: apt install g++), or set the environment variable CXX to a "
+            "C++ compiler.",
         ) from error
 
 
 def check_device(metadata: dict[str, str], capability: str | None, path: Path) -> str:
-    """The device that a package was compiled for, if it is here. Pure.
+    """The device that a package was compiled for, if this machine has it.
 
     Args:
-        capability: compute capability of the GPU here, as "9.0"; None without one.
+        metadata: metadata of the package.
+        capability: compute capability of the GPU, e.g. "9.0"; None without a GPU.
 
     Raises:
-        DeviceError: there is no GPU, or another one.
+        DeviceError: there is no GPU, or its compute capability is another one.
     """
     device = metadata.get(DEVICE_KEY, "cpu")
     if device == "cpu":
@@ -111,13 +117,13 @@ def check_device(metadata: dict[str, str], capability: str | None, path: Path) -
     built = metadata.get(CAPABILITY_KEY, "")
     if capability is None:
         raise DeviceError(
-            f"{path} was compiled for a GPU, and there is none here.",
+            f"{path} was compiled for a GPU, but this machine has none.",
             fix="Compile it for the CPU, or run it on a machine with an NVIDIA GPU.",
         )
     if built and built.replace(".", "") != capability.replace(".", ""):
         raise DeviceError(
-            f"{path} was compiled for compute capability {built}, this GPU has {capability}.",
-            why="It holds machine code of one kind of GPU.",
+            f"{path} was compiled for compute capability {built}, but this GPU has {capability}.",
+            why="It contains machine code for one compute capability only.",
             fix="Compile it again on this machine.",
         )
     return device
@@ -126,15 +132,15 @@ def check_device(metadata: dict[str, str], capability: str | None, path: Path) -
 def check_processor(
     metadata: dict[str, str], machine: str, flags: Collection[str], path: Path
 ) -> None:
-    """The CPU must know the instructions that a package was compiled to: the wrong one would end
-    the process without a word. Pure.
+    """Check that the CPU supports the instructions of a package: otherwise they crash the process.
 
     Args:
-        machine: as ``platform.machine()``.
-        flags: of the CPU here; empty where the system does not tell.
+        metadata: metadata of the package.
+        machine: architecture of this machine, as in ``platform.machine()``.
+        flags: flags of this CPU; empty if the system does not report them.
 
     Raises:
-        DeviceError: it is another kind of CPU.
+        DeviceError: the package was compiled for another kind of CPU.
     """
     wanted = metadata.get("AOTI_MACHINE", machine)
     needed = [
@@ -142,16 +148,16 @@ def check_processor(
     ]
     missing = [flag for flag in needed if flag not in flags] if flags else []
     if wanted != machine or missing:
-        lacks = f", and this CPU has no {', '.join(missing)}" if missing else ""
+        lacks = f" without {', '.join(missing)}" if missing else ""
         raise DeviceError(
-            f"{path} was compiled for another CPU: {wanted}, this is {machine}{lacks}.",
-            why="It holds machine code of one kind of CPU.",
+            f"{path} was compiled for another CPU: {wanted}, but this CPU is {machine}{lacks}.",
+            why="It contains machine code for one kind of CPU only.",
             fix="Compile it again on this machine.",
         )
 
 
 def load_package(path: Path, *, single_threaded: bool = False) -> Callable[..., Any]:
-    """The compiled function of a package: tensors on its device to tensors."""
+    """Load the compiled function of a package: tensors on its device -> tensors."""
     from torch._inductor import aoti_load_package
 
     keep_files_of_torch()
@@ -175,8 +181,8 @@ class AotInductorEngine(Engine):
             check_processor(metadata, platform.machine(), devices.cpu_flags(), path)
         if device is not None and device != self.device:
             raise DeviceError(
-                f"{path} was compiled for {self.device}, {device} was asked for.",
-                fix=f"Compile it for {device}.",
+                f"{device} was requested, but {path} was compiled for {self.device}.",
+                fix=f"Compile it for {device}, or leave the device out.",
             )
         import torch
 
@@ -185,7 +191,7 @@ class AotInductorEngine(Engine):
             torch.set_num_threads(threads)
         try:
             self._call: Callable[..., Any] | None = load_package(path)
-        except Exception as error:  # a library of another torch, or another processor
+        except Exception as error:  # e.g. compiled with another version of PyTorch
             raise ArtifactError(
                 f"PyTorch {torch.__version__} cannot open {path}.",
                 why=str(error).strip().splitlines()[0],
@@ -197,7 +203,7 @@ class AotInductorEngine(Engine):
         torch = self._torch
         with torch.inference_mode():
             outputs = self._call(torch.from_numpy(images).to(self.device))
-            # Copies: the package may use its memory again.
+            # Copy them: the package may reuse its memory.
             class_logits, mask_logits = (np.array(o.float().cpu()) for o in outputs)
         return class_logits, mask_logits
 

@@ -1,4 +1,4 @@
-"""What a ``.pt2`` file says of itself."""
+"""`inspect` for ``.pt2`` files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eomt_deploy.spec import METADATA_KEY
 
 
 def inspect(path: Path) -> Inspection:
-    """What an AOTInductor package says of itself; its machine code is not loaded."""
+    """Inspect an AOTInductor package without loading its machine code."""
     metadata = read_metadata(path)
     spec = parse_spec(metadata, path)
     built = {k.lower(): v for k, v in metadata.items() if k != METADATA_KEY}

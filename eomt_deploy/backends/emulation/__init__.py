@@ -1,1 +1,1 @@
-"""Low-precision arithmetic emulated on a CPU."""
+"""Emulation of low-precision arithmetic on a CPU."""

@@ -1,9 +1,9 @@
-"""The numbers of a low-precision graph, on a CPU that has no such arithmetic.
+"""Results of a low-precision graph on a CPU that does not support its arithmetic.
 
-ONNX Runtime's CPU kernels compute an FP16 graph in FP32 and drop the casts between them: an
-overflow that gives NaN on a GPU does not show (300 * 300 / 300 comes out as 300), and BF16 does not
-run at all. So every computed tensor is rounded here to the type that the graph gives it, with FP32
-inside the operators: what tensor cores do, which accumulate in FP32.
+ONNX Runtime's CPU kernels compute an FP16 graph in FP32 and remove the casts between them: an
+overflow that gives NaN on a GPU does not show (300 * 300 / 300 gives 300), and BF16 does not run at
+all. Here every computed tensor is rounded to its type in the graph. Inside the operators FP32 is
+used, like in tensor cores, which accumulate in FP32.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ LAYOUT = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
      "Transpose", "Unsqueeze"}
 )  # fmt: skip
-"""Operators that move values and compute none."""
+"""Operators that move values and do not compute."""
 EXACT = LAYOUT | {"QuantizeLinear", "DequantizeLinear"}
-"""Not rounded: moved values are rounded already, and integer kernels have no half in between."""
+"""Operators whose outputs are not rounded: moved values are already rounded, and integer kernels
+have no half-precision intermediate values."""
 
 
 class EmulatedEngine(OnnxRuntimeEngine):
     """Runs an ``.onnx`` file, or a graph in memory, with every tensor rounded to its type.
 
-    Far slower than the real thing: for judging accuracy, not for use.
+    It is much slower than real low-precision arithmetic, and meant for measuring accuracy only.
     """
 
     backend = "emulation"
@@ -45,7 +46,7 @@ class EmulatedEngine(OnnxRuntimeEngine):
     def __init__(
         self, source: Path | ir.Model, *, device: str | None = None, threads: int | None = None
     ) -> None:
-        Engine.__init__(self)  # the session is made otherwise
+        Engine.__init__(self)  # not the parent's, which would create a normal session
         if isinstance(source, ir.Model):
             model, self.path = source, None
         else:
@@ -63,18 +64,18 @@ class EmulatedEngine(OnnxRuntimeEngine):
             self._session = PartwiseSession(emulate(model), options)
         except EomtDeployError:
             raise
-        except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise open_error(place, error) from error
 
     def _options(self) -> ort.SessionOptions:
         options = super()._options()
-        # Integer CPU kernels would replace the arithmetic that we want to see.
+        # Integer CPU kernels would replace the arithmetic that is emulated.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         return options
 
 
 def emulate(model: ir.Model) -> ir.Model:
-    """A copy in FP32 whose tensors are rounded wherever the graph says FP16 or BF16."""
+    """Make an FP32 copy in which each FP16 or BF16 tensor of the graph is rounded to that type."""
     model = model.clone()
     graph = model.graph
     for node in [node for node in graph if node.op_type == "Attention"]:
@@ -99,8 +100,8 @@ def emulate(model: ir.Model) -> ir.Model:
 
 
 def _write_out(graph: ir.Graph, node: ir.Node) -> None:
-    """An ``Attention`` operator (scale 1, no mask) in products and a softmax, so that its scores
-    are rounded, too: a run-time may compute it so."""
+    """Replace an ``Attention`` operator (scale 1, no mask) by matrix products and a softmax, so
+    that its scores are rounded, too: a backend may compute it like this."""
     heads = node.attributes["q_num_heads"].as_int()
     made: list[ir.Node] = []
 
@@ -139,7 +140,7 @@ def _write_out(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, half: ir.DataType) -> None:
-    """Put ``value``, cast to ``half`` and back, in its own place."""
+    """Replace ``value`` by ``value`` cast to ``half`` and back to FP32."""
     name = str(value.name)
     value.name = f"{name}.exact"
     down = ir.node("Cast", [value], {"to": half}, name=f"{name}.rounding")
@@ -161,9 +162,9 @@ NUMPY = {
 
 
 def converted(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
-    """A constant in another float type, made when it is read.
+    """A constant in another float type, converted when it is read.
 
-    Values beyond the type's range become infinite; the range analysis names them first.
+    Values outside the range of the type become infinite; the range analysis reports them before.
     """
 
     def read() -> ir.TensorProtocol:
@@ -178,14 +179,14 @@ def converted(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
 def _load(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
-    except Exception as error:  # protobuf and onnx raise many kinds
+    except Exception as error:  # exceptions of protobuf and onnx have no common base class
         raise ArtifactError(
             f"{path} is not an ONNX model, or it is damaged.",
             fix="Export or copy it again.",
         ) from error
     for value in model.graph.initializers.values():
         if isinstance(tensor := value.const_value, ir.ExternalTensor):
-            # Under its real name: onnx_ir refuses links, which side_files has checked by then.
+            # Use the resolved path: onnx_ir refuses links, which side_files has already checked.
             folder, name = os.path.split(os.path.realpath(tensor.path))
             value.const_value = ir.ExternalTensor(
                 name, tensor.offset, tensor.length, tensor.dtype,

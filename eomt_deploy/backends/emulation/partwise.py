@@ -1,4 +1,4 @@
-"""Runs a graph that is larger than the memory: in parts, each loaded only while it runs."""
+"""Runs a graph that does not fit in memory in parts, each loaded only while it runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from eomt_deploy.errors import ArtifactError
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 WHOLE_BYTES = 1_500_000_000
-"""Weights up to here are loaded once and kept; a protobuf message holds less than 2 GiB."""
+"""Maximum weights of a graph that stays loaded; a protobuf message holds less than 2 GiB."""
 PART_BYTES = 256_000_000
-"""Weights of a part of a larger graph, unless a single node has more."""
+"""Maximum weights of a part of a larger graph, unless a single node has more."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,13 @@ class _Part:
 
 
 class PartwiseSession:
-    """As ``onnxruntime.InferenceSession``, on the CPU, for a graph in memory.
+    """Like ``onnxruntime.InferenceSession`` on the CPU, for a graph in memory. Not thread-safe.
 
     Args:
-        model: its nodes in an order that they can run in; weights may be lazy or in a side file.
-            Not for threads to share.
-        options: of every part.
-        whole: bytes of weights up to which the graph is kept loaded.
-        part: bytes of weights of a part beyond that.
+        model: graph with topologically sorted nodes; weights may be lazy or in a side file.
+        options: session options of every part.
+        whole: maximum bytes of weights of a graph that stays loaded.
+        part: maximum bytes of weights per part of a larger graph.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class PartwiseSession:
         self._kept = self._load(self._parts[0]) if only else None
 
     def run(self, outputs: Sequence[str], feeds: Arrays) -> list[npt.NDArray[np.generic]]:
-        """The named outputs of the graph."""
+        """Compute the named outputs of the graph."""
         known = dict(feeds)
         for index, part in enumerate(self._parts):
             session = self._kept or self._load(part)
@@ -100,16 +99,16 @@ def _serialized_weight(value: ir.Value) -> onnx.TensorProto:
 
 
 def release(tensor: ir.TensorProtocol) -> None:
-    """Let go of the side file that a tensor was read from, which else stays in memory."""
+    """Release the side file of a tensor, which otherwise stays mapped in memory."""
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
 
 
 def check_side_files(graph: ir.Graph) -> None:
-    """Weights in a side file are read only when they are used; what is wrong is told before.
+    """Check the side files in advance: their weights are read only when they are used.
 
     Raises:
-        ArtifactError: a side file is missing or cut off.
+        ArtifactError: a side file is missing or truncated.
     """
     ends: dict[Path, int] = {}
     for value in graph.initializers.values():
@@ -122,9 +121,9 @@ def check_side_files(graph: ir.Graph) -> None:
             raise ArtifactError(
                 f"{path} is missing."
                 if size is None
-                else f"{path} is cut off: it has {size:,} of {end:,} bytes.",
-                why="It holds the weights of the .onnx file beside it.",
-                fix="Copy both files together, or export again.",
+                else f"{path} is truncated: it has {size:,} of {end:,} bytes.",
+                why="It contains the weights of the .onnx file beside it.",
+                fix="Copy both files again, or export the model again.",
             )
 
 
@@ -134,7 +133,7 @@ def _cut(graph: ir.Graph, whole: int, part: int) -> list[_Part]:
              if value.const_value is not None}  # fmt: skip
     limit = part if sum(sizes.values()) > whole else math.inf
     groups: list[list[ir.Node]] = [[]]
-    held: set[ir.Value] = set()  # weights of the last group, which its nodes may share
+    held: set[ir.Value] = set()  # weights of the current group, which its nodes may share
     for node in nodes:
         read = {value for value in node.inputs if value in sizes}
         if groups[-1] and sum(sizes[value] for value in held | read) > limit:

@@ -19,10 +19,10 @@ from eomt_deploy.spec import METADATA_KEY
 quiet_onnxruntime(ort)
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-QUIET = 4  # nothing that does not end the process: errors are exceptions, and ours say more
+QUIET = 4  # fatal messages only: errors become exceptions with a better explanation
 UNCHANGED_GRAPH = (
-    "ONNX Runtime runs this graph as it was exported, which is slower than it could be: a graph "
-    "is brought into a faster form only if its weights are inside the .onnx file."
+    "ONNX Runtime runs this graph as it was exported, which is slower than necessary: only graphs "
+    "with their weights inside the .onnx file are optimized."
 )
 CPU_INSTEAD_OF_GPU = (
     "This machine has an NVIDIA GPU, but ONNX Runtime could not start on it and runs on the CPU. "
@@ -35,10 +35,10 @@ class OnnxRuntimeEngine(Engine):
 
     Args:
         path, device, threads: as in :func:`eomt_deploy.backends.open_engine`.
-        reshape: on the CPU, bring the graph into the form that its kernels are fastest with.
+        reshape: on the CPU, rewrite the graph so that the kernels run faster.
 
     Attributes:
-        arithmetic: ``f32`` where it takes the place of FP16 or BF16.
+        arithmetic: ``f32`` if FP32 replaces FP16 or BF16.
     """
 
     backend = "onnxruntime"
@@ -60,8 +60,8 @@ class OnnxRuntimeEngine(Engine):
         wants_cuda = device == "cuda" or (device is None and able)
         if device == "cuda" and CUDA not in ort.get_available_providers():
             raise DeviceError(
-                "This ONNX Runtime has no CUDA provider "
-                f"(it has {', '.join(ort.get_available_providers())}).",
+                "The installed ONNX Runtime has no CUDA provider (it has "
+                f"{', '.join(ort.get_available_providers())}).",
                 fix="pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'",
             )
         source: Path | bytes = path
@@ -77,19 +77,20 @@ class OnnxRuntimeEngine(Engine):
                 source,
                 options,
                 providers=[CUDA, CPU] if wants_cuda else [CPU],
-                enable_fallback=int(wants_cuda),  # it prints, and tries the same again on a CPU
+                enable_fallback=int(wants_cuda),  # on the CPU it would print and retry the same
             )
             ports = (*session.get_inputs(), *session.get_outputs())
-            tensors = {port.name: (port.type, port.shape) for port in ports}  # names may be no text
-        except Exception as error:  # ONNX Runtime raises its own classes, all Exceptions
+            tensors = {port.name: (port.type, port.shape) for port in ports}  # may not be UTF-8
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise open_error(path, error) from error
-        # ONNX Runtime lists CUDA without a GPU and falls back to the CPU without a word.
+        # ONNX Runtime lists CUDA even without a GPU, and falls back to the CPU silently.
         used = session.get_providers()[0]
         if device == "cuda" and used != CUDA:
             raise DeviceError(
                 "ONNX Runtime could not start on the GPU and fell back to the CPU.",
-                why="Its CUDA provider did not load: no GPU, driver, CUDA or cuDNN that fits.",
-                fix="`eomt-deploy doctor` shows what is missing; or pass device='cpu'.",
+                why="Its CUDA provider did not load: the GPU, driver, CUDA or cuDNN is missing or "
+                "has an incompatible version.",
+                fix="Run `eomt-deploy doctor` to see what is missing, or pass device='cpu'.",
             )
         if wants_cuda and used != CUDA:
             self.remarks = (CPU_INSTEAD_OF_GPU,)
@@ -100,8 +101,8 @@ class OnnxRuntimeEngine(Engine):
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
-        # CPUs without VNNI add up INT8 products in 16 bits, which overflows: take the exact kernels
-        # there. Other CPUs ignore it.
+        # CPUs without VNNI accumulate INT8 products in 16 bits, which can overflow: this selects
+        # the exact kernels there. Other CPUs ignore it.
         options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = QUIET
         return options
@@ -110,7 +111,7 @@ class OnnxRuntimeEngine(Engine):
         assert self._session is not None  # Engine.run refuses closed engines
         try:
             class_logits, mask_logits = self._session.run(OUTPUTS, {INPUT: images})
-        except Exception as error:  # as above; most often the memory is full
+        except Exception as error:  # as above; the usual reason is that the memory is full
             raise DeviceError(
                 f"ONNX Runtime failed on a batch of {len(images)}.",
                 why=str(error).strip().splitlines()[0],
@@ -126,27 +127,30 @@ class OnnxRuntimeEngine(Engine):
 
 
 def gains_from_reshaping(path: Path) -> bool:
-    """Whether a model file is of a precision that the CPU's kernels do not compute in."""
+    """Whether the CPU kernels cannot compute in the precision of a model file."""
     metadata = read_onnx_metadata(path)
     if METADATA_KEY not in metadata:
         return False
     precision = parse_spec(metadata, path).precision
-    return precision != "fp32" and (precision != "fp16" or is_x86())  # ARM may have its kernels
+    return precision != "fp32" and (precision != "fp16" or is_x86())  # ARM may have FP16 kernels
 
 
 def open_error(path: Path, error: Exception) -> EomtDeployError:
-    """What a user can do about a session that could not be made."""
+    """The error for a session that could not be created, with advice."""
     reason = str(error).strip().splitlines()[0]
     if "bfloat16" in reason or "NOT_IMPLEMENTED" in reason:
         precision = read_artifact(path).spec.precision
         return DeviceError(
-            f"ONNX Runtime {ort.__version__} cannot run the {precision} graph {path.name} here.",
+            f"ONNX Runtime {ort.__version__} cannot run the {precision} graph {path.name} on this "
+            "machine.",
             why=reason,
-            fix="Use --backend openvino, build a TensorRT engine from it (eomt-deploy build), "
-            "export --precision fp16 or fp32, or judge its accuracy with --backend emulation.",
+            fix="Use --backend openvino, build a TensorRT engine from it (eomt-deploy build), or "
+            "export with --precision fp16 or fp32. To measure its accuracy only, use --backend "
+            "emulation.",
         )
     return ArtifactError(
         f"{path} cannot be opened by ONNX Runtime {ort.__version__}.",
         why=reason,
-        fix="Export the checkpoint again; copy a .onnx.data file along with its .onnx.",
+        fix="Export the checkpoint again, or copy the .onnx file again together with its "
+        ".onnx.data file.",
     )

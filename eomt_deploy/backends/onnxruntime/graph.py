@@ -1,7 +1,8 @@
-"""The graph as ONNX Runtime's CPU kernels like it; what it computes stays the same.
+"""Graph rewrites for ONNX Runtime's CPU kernels; the computed function stays the same.
 
-Measured with EoMT at 640x640 by `benchmarks/cpu_graph.py`. FP32 graphs are opened as they are: the
-fused attention would make them 4 % faster, and take a second and three times the memory to load.
+The gain was measured with EoMT at 640x640 by `benchmarks/cpu_graph.py`. FP32 graphs are opened
+unchanged: fused attention would make them only 4 % faster, but loading would take a second longer
+and three times the memory.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ HEADS_FIRST, HEADS_FIRST_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
 
 
 def reshaped(path: Path) -> bytes | None:
-    """The graph of a low-precision model file as it is best opened on the CPU.
+    """Rewrite the graph of a low-precision model file for the CPU.
 
     Returns:
-        the model, serialised; None where the file had better be opened as it is: damaged, with
-        weights outside, or larger in FP32 than a file may be.
+        the serialised model; None if the file must be opened unchanged: it is damaged, has
+        external weights, or exceeds the protobuf limit in FP32.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -38,7 +39,7 @@ def reshaped(path: Path) -> bytes | None:
         compute_in_fp32(model)
         fuse_attention(model)
         return bytes(model.SerializeToString())
-    except Exception:  # a damaged graph, in one of many ways: ONNX Runtime will say how
+    except Exception:  # the graph is damaged: ONNX Runtime reports the reason when it opens it
         return None
 
 
@@ -49,10 +50,10 @@ def _bytes_in_fp32(tensor: TensorProto) -> int:
 
 
 def compute_in_fp32(model: onnx.ModelProto) -> None:
-    """Constants and tensors in FP16 or BF16 become FP32.
+    """Convert FP16 and BF16 constants and tensors to FP32.
 
-    There are no half-precision kernels on x86: ONNX Runtime casts before and after every operator,
-    and leaves a quantised layer with half-precision scales in floats.
+    ONNX Runtime has no half-precision kernels on x86: it casts before and after every operator,
+    and does not run a quantised layer with half-precision scales in integers.
 
     Args:
         model: changed in place.
@@ -76,7 +77,7 @@ def compute_in_fp32(model: onnx.ModelProto) -> None:
 
 
 def _drop_casts(graph: onnx.GraphProto, floats: set[str]) -> None:
-    """Remove casts from FP32 to FP32, but for those that make an output of the graph."""
+    """Remove casts from FP32 to FP32, except those that produce an output of the graph."""
     inside = floats - {value.name for value in graph.output}
     source = {
         node.output[0]: node.input[0]
@@ -92,16 +93,16 @@ def _drop_casts(graph: onnx.GraphProto, floats: set[str]) -> None:
 
 
 def fuse_attention(model: onnx.ModelProto) -> int:
-    """Written-out attention becomes one operator, which never holds all scores at once.
+    """Replace decomposed attention by one operator, which never stores all scores at once.
 
-    Where queries and keys are rotated (DINOv3) it stays: the transposes in between cost what is
-    gained.
+    Attention with rotated queries and keys (DINOv3) stays as it is: the additional transposes
+    would cost as much as the fusion gains.
 
     Args:
         model: changed in place.
 
     Returns:
-        how many were fused.
+        number of fused attention layers.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
@@ -116,7 +117,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         return found[0] if len(found) == 1 and found[0].op_type == operator else None
 
     def flat(name: str, order: list[int]) -> str | None:
-        """[B, tokens, D] that a transposed operand of a product was made of."""
+        """Name of the [B, tokens, D] tensor that a transposed operand of a product comes from."""
         turn = makers.get(name)
         apart = makers.get(turn.input[0]) if turn is not None and _order(turn) == order else None
         return apart.input[0] if apart is not None and apart.op_type == "Reshape" else None
@@ -138,7 +139,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         fused[joined.output[0]] = helper.make_node(
             "MultiHeadAttention", [queries, keys, values], list(joined.output),
             name=f"{softmax.name}.fused", domain=CONTRIBUTED, num_heads=heads,
-            scale=1.0,  # folded into the weights
+            scale=1.0,  # the scale is folded into the weights
         )  # fmt: skip
     if fused:
         _keep(graph, [fused.get(node.output[0], node) for node in graph.node])
@@ -148,7 +149,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
 
 
 def _order(node: NodeProto) -> list[int] | None:
-    """Of a transpose; None for any other node."""
+    """Permutation of a Transpose node; None for any other node."""
     orders = [list(a.ints) for a in node.attribute if a.name == "perm"]
     return orders[0] if node.op_type == "Transpose" and orders else None
 
@@ -159,10 +160,10 @@ def _keep(graph: onnx.GraphProto, nodes: list[NodeProto]) -> None:
 
 
 def _remove_unused(graph: onnx.GraphProto) -> None:
-    """Nodes whose results nobody reads."""
+    """Remove nodes whose results are not used."""
     wanted = {value.name for value in graph.output}
     kept = []
-    for node in reversed(graph.node):  # users stand after what they use
+    for node in reversed(graph.node):  # topological order: consumers come after producers
         if wanted.intersection(node.output):
             wanted.update(node.input)
             kept.append(node)

@@ -1,4 +1,4 @@
-"""What an ``.onnx`` file says of itself."""
+"""`inspect` for ``.onnx`` files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN_OPERATORS = 8
 
 
 def inspect(path: Path) -> Inspection:
-    """The facts of an ONNX file for JSON, and as rows."""
+    """Inspect an ONNX file."""
     facts = read_artifact(path)
     operators = [f"{count} {name}" for name, count in facts.operators.items()]
     rows = {

@@ -1,4 +1,4 @@
-"""Whether ONNX Runtime can use a device."""
+"""Check whether ONNX Runtime can use a device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from eomt_deploy.privacy import quiet_onnxruntime
 
 
 def problem(device: str) -> Problem | None:
-    """The package for CPUs has no CUDA provider."""
+    """The problem with a device, if any: the CPU package has no CUDA provider."""
     if device != "cuda":
         return None
     import onnxruntime
@@ -16,6 +16,6 @@ def problem(device: str) -> Problem | None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         return None
     return Problem(
-        "this ONNX Runtime is built for the CPU only",
+        "the installed ONNX Runtime is built for the CPU only",
         "pip uninstall onnxruntime; pip install 'eomt-deploy[cuda]'",
     )

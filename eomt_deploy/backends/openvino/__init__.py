@@ -1,1 +1,1 @@
-"""OpenVINO on CPUs: engine, and conversion to its own format."""
+"""OpenVINO on CPUs: the engine, and the conversion to OpenVINO's own format."""

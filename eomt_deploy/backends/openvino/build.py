@@ -1,4 +1,4 @@
-"""An exported model as OpenVINO's own .xml and .bin, with the arithmetic that suits this chip."""
+"""Conversion of an exported model to OpenVINO's .xml and .bin, and choice of its arithmetic."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from eomt_deploy.processing import Processor
 from eomt_deploy.sources import built_in_photos, load_image, readable_images
 
 MIN_AGREEMENT = 0.995
-"""Share of the labels that must stay the same for BF16 to be chosen."""
+"""Minimum share of equal labels for choosing BF16."""
 MIN_GAIN = 1.05
-"""BF16 is chosen only where the chip is faster in it: some only emulate it."""
+"""Minimum speedup for choosing BF16: some CPUs only emulate it."""
 TIMED_CALLS = 5
 
 
 @dataclass(frozen=True)
 class Trial:
-    """BF16 or FP16 against FP32 on this machine.
+    """Comparison of BF16 or FP16 with FP32 on this machine.
 
     Attributes:
-        arithmetic: what was tried.
+        arithmetic: the arithmetic that was compared with FP32.
         agreement: share of the pixels with the same label.
-        images: images it was judged on.
-        times_as_fast: of the network, by the median of a few calls in turn.
-        labelled: share of the pixels that have a label at all.
+        images: number of images.
+        times_as_fast: speedup of the network: ratio of the median times of a few alternating calls.
+        labelled: share of the pixels that FP32 assigns a label to.
     """
 
     arithmetic: str
@@ -56,13 +56,13 @@ class Trial:
     labelled: float
 
     def __str__(self) -> str:
-        fast = f"{self.arithmetic} here: {self.times_as_fast:.2f} times as fast as f32"
+        fast = f"{self.arithmetic} is {self.times_as_fast:.2f} times as fast as f32 on this machine"
         if not self.labelled:
-            return f"{fast}; the model sees nothing in these {self.images} images: pass --images"
+            return f"{fast}; no segments in the {self.images} images: pass other --images"
         verdict = "worth it" if self.worth_it else "not worth it"
         return (
-            f"{fast}, {self.agreement:.3%} of the labels the same on {self.images} images "
-            f"({MIN_AGREEMENT:.1%} are needed): {verdict}"
+            f"{fast}, {self.agreement:.3%} of the labels are equal on {self.images} images "
+            f"(minimum: {MIN_AGREEMENT:.1%}): {verdict}"
         )
 
     @property
@@ -73,15 +73,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class OpenVinoReport:
-    """What was built.
+    """Result of a conversion.
 
     Attributes:
         files: the .xml and its .bin.
-        version: of OpenVINO.
-        precision: of the export.
-        arithmetic: chosen for the unquantised part.
-        trial: why; None where nothing had to be tried.
-        warnings: what the user should know, such as images that were left out.
+        version: version of OpenVINO.
+        precision: precision of the export.
+        arithmetic: arithmetic of the unquantised layers.
+        trial: comparison that led to the arithmetic; None if none was necessary.
+        warnings: warnings for the user, e.g. on skipped images.
     """
 
     files: tuple[Path, ...]
@@ -92,7 +92,7 @@ class OpenVinoReport:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        """The report in a few lines."""
+        """The report as a few lines of text."""
         size = sum(file.stat().st_size for file in self.files)
         yield f"wrote {' + '.join(map(str, self.files))} ({size / 1e6:.1f} MB)"
         yield f"  OpenVINO {self.version}, {self.precision} model, computes in {self.arithmetic}"
@@ -100,17 +100,17 @@ class OpenVinoReport:
             yield f"  {self.trial}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The report, ready for JSON."""
+        """The report as a dictionary for JSON."""
         return {**asdict(self), "files": [str(file) for file in self.files]}
 
 
 def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> OpenVinoReport:
-    """Convert an exported model, and decide what it computes in.
+    """Convert an exported model, and choose its arithmetic.
 
     Raises:
         ArtifactError: the model cannot be read, or was not written by eomt-deploy.
         MissingDependencyError: OpenVINO is not installed.
-        DeviceError: this CPU does not compute in what was asked.
+        DeviceError: this CPU does not support the requested arithmetic.
         OutputError: the output cannot be written.
     """
     try:
@@ -135,15 +135,15 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
     spec = read_artifact(config.onnx).spec
     core = openvino.Core()
     possible = able(core)
-    asked = config.arithmetic
-    if asked != "auto" and asked not in possible:
+    requested = config.arithmetic
+    if requested != "auto" and requested not in possible:
         raise DeviceError(
-            f"This CPU does not compute in {asked}.",
-            fix=f"Use --arithmetic {' or '.join(possible)}, or leave it out.",
+            f"This CPU does not compute in {requested}.",
+            fix=f"Use --arithmetic {' or '.join(possible)}, or leave --arithmetic out.",
         )
     exported = ARITHMETIC.get(spec.precision)
     settled = exported if exported in possible else None
-    tried = "bf16" if asked == "auto" else asked
+    tried = "bf16" if requested == "auto" else requested
     with staging_folder(config.output) as folder:
         model = read_model(core, config.onnx)
         plain = folder / config.output.name
@@ -155,38 +155,40 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
             except RuntimeError as error:
                 raise OutputError(
                     f"OpenVINO could not write {config.output}: {error}.",
-                    fix="Name a place that you may write to, with enough space.",
+                    fix="Choose a writable folder with enough free space.",
                 ) from error
 
         progress("converting", None)
-        chosen = (settled or "f32") if asked == "auto" else asked
+        chosen = (settled or "f32") if requested == "auto" else requested
         trial = None
         notes: list[str] = []
         save(chosen)
-        if tried in possible and tried not in ("f32", settled) and (asked != "auto" or not settled):
-            purpose = "judging the arithmetic"
+        compare = tried not in ("f32", settled) and (requested != "auto" or not settled)
+        if compare and tried in possible:
+            purpose = "comparing the arithmetic"
             images, notes = readable_images(found.paths, purpose, Processor(spec).preprocess)
             progress(f"trying {tried} on {len(images)} images", None)
             trial = try_arithmetic(plain, tried, images)
-            if asked == "auto" and trial.worth_it:
+            if requested == "auto" and trial.worth_it:
                 chosen = tried
                 save(chosen)
         try:
-            # The graph goes first and comes last: it never stands beside other weights.
+            # The old .xml is removed first and the new one is put in place last, so that an .xml
+            # never exists beside the .bin of another model.
             config.output.unlink(missing_ok=True)
             for target in reversed(targets):
                 (folder / target.name).replace(target)
         except OSError as error:
             raise OutputError(
-                f"{config.output} cannot be put in its place: {error.strerror}.",
-                fix="Close what has the old one open, and build again.",
+                f"{config.output} cannot be replaced: {error.strerror}.",
+                fix="Close programs that have the old file open, and build again.",
             ) from error
     warnings = (*notes, *([f"Images: {found.note}."] if found.note and trial else []))
     return OpenVinoReport(targets, VERSION, spec.precision, chosen, trial, warnings)
 
 
 def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Trial:
-    """Labels and time of a model in another arithmetic, compared with FP32 on this machine."""
+    """Compare the labels and the time of another arithmetic with FP32 on this machine."""
     from eomt_deploy.backends.openvino.engine import OpenVinoEngine
 
     first, second = (
@@ -205,7 +207,7 @@ def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Tria
             exact = labels(first)
             try:
                 same.append(float((exact == labels(second)).mean()))
-            except VerificationError:  # its logits are not finite: it agrees on nothing
+            except VerificationError:  # the logits are not finite: no label agrees
                 same.append(0.0)
             labelled.append((exact >= 0).mean())
         batch = np.zeros((first.spec.batch or 1, *first.spec.image_size, 3), np.uint8)
@@ -214,7 +216,7 @@ def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Tria
 
 
 def alternate(first: Callable[[], Any], second: Callable[[], Any]) -> float:
-    """How many times as fast the second function is: medians of a few calls in turn."""
+    """Speedup of the second function: ratio of the medians of a few alternating calls."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(TIMED_CALLS + 1):
         for function, taken in zip((first, second), times, strict=True):

@@ -1,8 +1,8 @@
-"""What OpenVINO compiled, kept for the next start.
+"""Cache of the models that OpenVINO compiled.
 
-OpenVINO has a cache of its own, but believes what it finds there: a few damaged bytes give wrong
-results without an error. So we keep the compiled model ourselves, with a hash. The next start then
-needs neither the graph nor OpenVINO's copy of the weights: the file is mapped.
+OpenVINO's own cache does not verify its files: a few damaged bytes give wrong results without an
+error. So we store the compiled model ourselves, with a hash. The next start needs neither the graph
+nor OpenVINO's copy of the weights, because the file is memory-mapped.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from eomt_deploy.sidecar import sha256
 
 openvino = import_openvino()
 VARIABLES = ("DNNL_", "ONEDNN_", "OV_", "OPENVINO_")
-"""First letters of environment variables that OpenVINO and its kernels read."""
+"""Prefixes of the environment variables that OpenVINO and its kernels read."""
 FileFacts = list[tuple[int, int, int]]
-"""Size, time of the last change in nanoseconds, and inode of each file of a model."""
+"""(size in bytes, modification time in nanoseconds, inode) of each file of a model."""
 
 
 class CompiledFile:
-    """The compiled model of one model file, in one setting, on this machine.
+    """Cache file with the compiled model of one model file, for one configuration and machine.
 
     Args:
         core: an ``openvino.Core``.
         model: ``.onnx`` or ``.xml`` file.
-        settings: of the compilation.
-        reshape: whether the graph is reshaped before.
+        settings: properties of the compilation.
+        reshape: whether the graph is rewritten before.
 
     Attributes:
-        remarks: why it could not be used or kept.
+        path: the cache file.
+        remarks: why the file could not be used or written.
     """
 
     def __init__(self, core: Any, model: Path, settings: Mapping[str, Any], reshape: bool) -> None:
@@ -59,20 +60,24 @@ class CompiledFile:
             "cores": devices.usable_cores(),
             "settings": self._settings,
             "variables": {n: v for n, v in sorted(os.environ.items()) if n.startswith(VARIABLES)},
-            # Another way to reshape gives another compiled model.
+            # A change of the graph rewrites changes the compiled model.
             "graph": reshape and sha256(Path(graph.__file__)),
         }
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         self.path = cache_folder() / "openvino" / f"{name}.blob"
 
     def load(self) -> tuple[Any, Any] | None:
-        """The compiled model, and the memory that it reads as long as it lives."""
+        """The compiled model, and the memory that must stay alive as long as the model.
+
+        Returns:
+            None if there is no usable file.
+        """
         content = cache.load(self.path)
         if content is None:
             if self.path.exists():
                 self.remarks.append(
-                    f"The compiled model in the cache ({self.path}) was damaged. It was compiled "
-                    "again."
+                    f"The compiled model in the cache ({self.path}) was damaged, so the model was "
+                    "compiled again."
                 )
             return None
         memory = np.frombuffer(content, np.uint8)
@@ -80,13 +85,13 @@ class CompiledFile:
             return _import(self._core, memory, self._settings), memory
         except RuntimeError as error:
             self.remarks.append(
-                f"OpenVINO did not take the compiled model in the cache ({self.path}: "
-                f"{str(error).strip().splitlines()[-1]}). It was compiled again."
+                f"OpenVINO rejected the compiled model in the cache ({self.path}: "
+                f"{str(error).strip().splitlines()[-1]}), so the model was compiled again."
             )
             return None
 
     def keep(self, compiled: Any) -> None:
-        """Write it for the next start, if the model file is still the same."""
+        """Write the compiled model to the cache, unless the model file has changed meanwhile."""
         if cache.size_limit() == 0:
             return
         with suppress(OSError):
@@ -98,13 +103,13 @@ class CompiledFile:
             )
         except (OutputError, RuntimeError) as error:
             reason = error.what if isinstance(error, OutputError) else str(error)
-            self.remarks.append(f"Each start compiles the model again: {reason}")
+            self.remarks.append(f"The model is compiled again at each start: {reason}")
 
 
 def _import(core: Any, memory: Any, settings: dict[str, Any]) -> Any:
     try:
         return core.import_model(openvino.Tensor(memory, shared_memory=True), "CPU", settings)
-    except TypeError:  # before OpenVINO 2025.3 only from bytes
+    except TypeError:  # OpenVINO before 2025.3 accepts only bytes
         return core.import_model(memory.tobytes(), "CPU", settings)
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the run-time that also computes in BF16 and uses AMX."""
+"""OpenVINO on the CPU: the backend that also computes in BF16 and uses AMX."""
 
 from __future__ import annotations
 
@@ -27,34 +27,35 @@ openvino = import_openvino()
 Arithmetic = Literal["f32", "bf16", "f16"]
 VERSION = openvino.__version__.partition("-")[0]
 INT8_MAY_OVERFLOW = (
-    "This CPU has no VNNI instructions: OpenVINO adds up INT8 products in 16 bits here, which can "
-    "overflow and costs accuracy. --backend onnxruntime computes them exactly."
+    "This CPU has no VNNI instructions: OpenVINO accumulates INT8 products in 16 bits here, which "
+    "can overflow and reduces accuracy. --backend onnxruntime computes them exactly."
 )
 CAPABILITIES: dict[str, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-"""What OpenVINO says of a chip that computes in it."""
+"""OpenVINO's device capability for each arithmetic."""
 ARITHMETIC: dict[str, Arithmetic] = {"fp16": "f16", "bf16": "bf16"}
-"""By the precision of the export; all else is computed in FP32, with integer kernels where the
-graph is quantised. OpenVINO itself would lower FP32 graphs, too."""
+"""Arithmetic by exported precision. All others use FP32, with integer kernels for quantised
+layers; OpenVINO's default would compute FP32 graphs in lower precision, too."""
 ARITHMETIC_KEY = ["eomt_deploy", "arithmetic"]
-"""Where an .xml tells what `build` chose."""
+"""Path in the runtime information of an .xml that stores the arithmetic that `build` chose."""
 
 
 class OpenVinoEngine(Engine):
-    """Runs an ``.onnx`` file, or an ``.xml`` that `eomt-deploy build` made of one.
+    """Runs an ``.onnx`` file, or an ``.xml`` file that `eomt-deploy build` made from one.
 
-    The second start of a model is quick. Threads may share an engine.
+    Threads may share an engine.
 
     Args:
         path, device, threads: as in :func:`eomt_deploy.backends.open_engine`.
-        mode: ``latency``: one call has all cores. ``throughput``: calls from several threads, or
-            the images of one batch, run side by side on fewer cores each.
-        arithmetic: see below; None takes what ``build`` chose, else what the export says.
-        cache: keep what was compiled, see :mod:`eomt_deploy.backends.openvino.cache`.
-        reshape: bring the graph into the form that this run-time is fastest with.
+        mode: ``latency``: one call uses all cores. ``throughput``: calls from several threads, or
+            the images of one batch, run in parallel with fewer cores each.
+        arithmetic: see below; None uses the choice of ``build``, else the exported precision.
+        cache: cache the compiled model, see :mod:`eomt_deploy.backends.openvino.cache`, so that
+            the next start is faster.
+        reshape: rewrite the graph so that OpenVINO runs it faster.
 
     Attributes:
-        arithmetic: what the unquantised part is computed in: ``f32``, ``f16`` or ``bf16``.
-        from_cache: whether an earlier start had compiled it.
+        arithmetic: what the unquantised layers compute in: ``f32``, ``f16`` or ``bf16``.
+        from_cache: whether the compiled model came from the cache.
     """
 
     backend = "openvino"
@@ -95,13 +96,13 @@ class OpenVinoEngine(Engine):
     def _open(
         self, core: Any, settings: dict[str, Any], *, cache: bool, reshape: bool
     ) -> tuple[Any, Any]:
-        """The compiled model, from the cache or compiled now, and the memory that it needs."""
+        """The compiled model, from the cache or newly compiled, and the memory that it needs."""
         kept = None
         if cache:
             try:
                 kept = CompiledFile(core, self.path, settings, reshape)
             except OutputError as error:
-                self.remarks += (f"Each start compiles the model again: {error.what}",)
+                self.remarks += (f"The model is compiled again at each start: {error.what}",)
         found = None if kept is None else kept.load()
         self.from_cache = found is not None
         if found is None:
@@ -146,10 +147,10 @@ class OpenVinoEngine(Engine):
         return [found[output] for output in self._outputs]
 
     def _spread(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-        """Every image as a request of its own, as many at once as the chip has room for.
+        """Run every image as a separate request, as many in parallel as OpenVINO recommends.
 
-        Without callbacks: they run in OpenVINO's threads, one of which could be the last to let go
-        of the model, and then ends the process.
+        Callbacks are not used: they run in OpenVINO's threads, and if such a thread releases the
+        last reference to the model, the process crashes.
         """
         if not hasattr(self._own, "requests"):
             room = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
@@ -167,14 +168,14 @@ class OpenVinoEngine(Engine):
             while running:
                 found.append(self._result(running.popleft()))
         finally:
-            for request in running:  # after an error: nothing may run on when we return
+            for request in running:  # after an error: no request may still run when we return
                 with suppress(RuntimeError):
                     request.wait()
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def _new_request(self) -> Any:
         request = self._compiled.create_infer_request()
-        request.memory = self._memory  # lives as long as what reads it
+        request.memory = self._memory  # keeps the memory alive as long as the request reads it
         return request
 
     def _result(self, request: Any) -> list[npt.NDArray[Any]]:
@@ -189,66 +190,67 @@ class OpenVinoEngine(Engine):
 
 
 def describe(core: Any, path: Path) -> tuple[ModelSpec, Arithmetic | None]:
-    """What a model file says of itself, and what `build` chose to compute in; of a readable file
-    without reading its graph.
+    """The description of a model file, and the arithmetic that `build` chose.
+
+    The graph is read only if the description cannot be found without it.
 
     Raises:
-        ArtifactError: it is damaged, or was not written by eomt-deploy.
+        ArtifactError: the file is damaged, or was not written by eomt-deploy.
     """
     if path.suffix.lower() == ".xml":
         spec, built = read_xml(path)
         return spec, cast("Arithmetic | None", built)
     metadata = read_onnx_metadata(path)
     if METADATA_KEY not in metadata:
-        metadata = read_metadata(
-            read_model(core, path), path
-        )  # says what is wrong with a damaged file
+        # For a damaged file this raises an error with the reason.
+        metadata = read_metadata(read_model(core, path), path)
     return parse_spec(metadata, path), None
 
 
 def read_model(core: Any, path: Path) -> Any:
-    """The graph of an ``.onnx`` or ``.xml`` file.
+    """Read the graph of an ``.onnx`` or ``.xml`` file.
 
     Raises:
-        ArtifactError: it is damaged.
+        ArtifactError: the file is damaged.
     """
     try:
         if path.suffix.lower() == ".xml":
             return core.read_model(through_links(path))  # its .bin is beside the real file
-        # By name: else a damaged file is held for one of six other formats.
+        # Select the frontend by name: otherwise OpenVINO tries a damaged file in other formats.
         frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
         with without_links(path) as readable:
             return frontend.convert(frontend.load(str(readable)))
     except ArtifactError:
         raise
-    except Exception as error:  # its classes have nothing in common but this
+    except Exception as error:  # OpenVINO's exceptions have no common base class
         raise ArtifactError(
-            f"{path} cannot be read by OpenVINO {VERSION}: it is damaged, or no "
-            f"{'ONNX file' if path.suffix.lower() == '.onnx' else 'model of OpenVINO'}.",
+            f"OpenVINO {VERSION} cannot read {path}: it is damaged, or it is not an "
+            f"{'ONNX file' if path.suffix.lower() == '.onnx' else 'OpenVINO model'}.",
             why=_first_line(error),
-            fix="Export or build it again; copy its .onnx.data or .bin file along with it.",
+            fix="Export or build it again, or copy it again together with its .onnx.data or .bin "
+            "file.",
         ) from error
 
 
 def able(core: Any) -> list[Arithmetic]:
-    """What this CPU computes in by itself."""
+    """Arithmetics that this CPU supports natively."""
     known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names: tuple[Arithmetic, ...] = ("f32", "bf16", "f16")
     return [name for name in names if CAPABILITIES[name] in known]
 
 
 def read_metadata(model: Any, path: Path) -> dict[str, str]:
-    """The ONNX file's metadata, which OpenVINO keeps, also in what it saves.
+    """Metadata of the ONNX file, which OpenVINO keeps in the files that it saves, too.
 
     Raises:
-        ArtifactError: it is not text.
+        ArtifactError: the metadata is not text.
     """
     place = ["framework", METADATA_KEY]
     if not model.has_rt_info(place):
         return {}
     try:
         return {METADATA_KEY: str(model.get_rt_info(place).astype(str))}
-    except (UnicodeDecodeError, RuntimeError) as error:  # the latter: it is not text
+    except (UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: it is not a string
         raise ArtifactError(
             f"{path}: {METADATA_KEY} cannot be read: {_first_line(error)}.",
             fix="Export or build it again.",
@@ -256,12 +258,12 @@ def read_metadata(model: Any, path: Path) -> dict[str, str]:
 
 
 def arithmetic_remarks(wanted: str | None, used: str) -> tuple[str, ...]:
-    """What a user should know if a model does not run in the arithmetic that was chosen for it."""
+    """The remark for a model that does not run in the arithmetic that was chosen for it."""
     if wanted in (None, used):
         return ()
     return (
-        f"The model is to compute in {wanted}, which this CPU does not do. It computes in {used}, "
-        "which may be slower.",
+        f"The model should compute in {wanted}, which this CPU does not support. It computes in "
+        f"{used} instead, which may be slower.",
     )
 
 

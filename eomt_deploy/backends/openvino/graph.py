@@ -1,6 +1,6 @@
-"""The graph as OpenVINO's CPU kernels like it; what it computes stays the same.
+"""Graph rewrites for OpenVINO's CPU kernels; the computed function stays the same.
 
-Measured with EoMT-S at 640x640 on 2 AMD EPYC cores by `benchmarks/cpu_graph.py`.
+The gain was measured with EoMT-S at 640x640 on 2 AMD EPYC cores by `benchmarks/cpu_graph.py`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ opset13 = import_openvino().opset13
 
 CHANNELS_LAST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 STEPS = ("Add", "Multiply", "Convert", "ConvertLike", "MVN")
-"""What a layer norm is read as, backwards."""
+"""Operations that a layer norm consists of."""
 
 
 def normalize_channels_in_place(model: Model) -> int:
-    """Layer norms between two transposes of a picture, [B, C, H, W] to [B, H, W, C] and back,
-    become means over the channels, without the transposes.
+    """Replace layer norms between the transposes [B, C, H, W] to [B, H, W, C] and back by means
+    over the channels, without the transposes.
 
-    OpenVINO has no quick kernel for such a transpose: those of the upscaling take as long as its
+    OpenVINO has no fast kernel for these transposes: those of the upscaling take as long as its
     larger transposed convolution.
 
     Returns:
-        how many were changed.
+        number of replaced layer norms.
     """
     changed = 0
     for back in model.get_ordered_ops():
@@ -58,7 +58,7 @@ def _source(node: Any) -> Any:
 
 
 def _order(node: Any) -> list[int] | None:
-    """Of a transpose; None for any other node."""
+    """Permutation of a Transpose node; None for any other node."""
     if node.get_type_name() != "Transpose":
         return None
     order = node.input_value(1).get_node()
@@ -66,7 +66,7 @@ def _order(node: Any) -> list[int] | None:
 
 
 def _channels_first(step: Any, value: Any) -> Any:
-    """One operation on [B, H, W, C], as it is on [B, C, H, W]."""
+    """Convert one operation from [B, H, W, C] to [B, C, H, W]."""
     kind = step.get_type_name()
     if kind in ("Convert", "ConvertLike"):
         return opset13.convert(value, step.get_output_element_type(0)).output(0)

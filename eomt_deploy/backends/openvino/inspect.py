@@ -1,4 +1,4 @@
-"""What an ``.xml`` file says of itself."""
+"""`inspect` for OpenVINO's ``.xml`` files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from eomt_deploy.backends.registry import BACKENDS
 
 
 def inspect(path: Path) -> Inspection:
-    """What an .xml of OpenVINO says of itself, for JSON and as rows."""
+    """Inspect an OpenVINO model."""
     spec, arithmetic = read_xml(path)
     weights = path.with_suffix(".bin")
     size = sum(file.stat().st_size for file in (path, weights) if file.is_file())
     remarks = _arithmetic_remarks(arithmetic)
     rows = model_rows(spec) | {
-        "computes in": arithmetic or "as the export says",
+        "computes in": arithmetic or "the precision of the export",
         "file": f"{size / 1e6:.1f} MB with {weights.name}",
         "runs here with": backend_here(path),
         **remark_rows(remarks),
@@ -34,7 +34,7 @@ def inspect(path: Path) -> Inspection:
 
 
 def _arithmetic_remarks(arithmetic: str | None) -> tuple[str, ...]:
-    """What opening it here would remark on the arithmetic that `build` chose."""
+    """The remark that opening it would give if this CPU lacks the arithmetic of the build."""
     if arithmetic in (None, "f32") or not BACKENDS["openvino"].installed:
         return ()
     from eomt_deploy.backends.openvino.engine import able, arithmetic_remarks, openvino

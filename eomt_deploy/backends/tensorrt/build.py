@@ -1,4 +1,4 @@
-"""The whole build: read, parse, check, compile, read back, publish."""
+"""The build of an engine: read, parse, check, compile, read back, write."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from eomt_deploy.spec import ModelSpec
 
 SHOWN_LAYERS = 8
 KEPT = {"kept_fp32", "fp32_islands"}
-"""Provenance of models a part of which the export kept in FP32."""
+"""Provenance keys of models with layers that the export kept in FP32."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What was built.
+    """Result of a build.
 
     Attributes:
-        engine: the plan file.
-        sidecar: facts of it, as written beside it.
-        layers: what its layers compute in.
-        seconds: of the library's own work.
-        warnings: lines that the user should see.
+        engine: the engine file.
+        sidecar: its description, as written beside it.
+        layers: its layers and their precisions.
+        seconds: time that the library took to build it.
+        warnings: warnings for the user.
     """
 
     engine: Path
@@ -57,7 +57,7 @@ class BuildReport:
         return self.engine, sidecar_path(self.engine)
 
     def lines(self) -> Iterator[str]:
-        """The report in a few lines."""
+        """The report as a few lines of text."""
         facts, layers = self.sidecar, self.layers
         yield (
             f"wrote {' + '.join(map(str, self.files))} ({facts.plan_bytes / 1e6:.1f} MB, "
@@ -69,14 +69,14 @@ class BuildReport:
             f"batch {':'.join(map(str, facts.batch))}"
         )
         counts = ", ".join(f"{count} in {precision}" for precision, count in layers.heavy.items())
-        yield f"  matrix products and convolutions of the {layers.source}: {counts}"
+        yield f"  matrix products and convolutions in the {layers.source}: {counts}"
         table = [f"{count} {kind} {precision}" for kind, precision, count in layers.table()]
         rest = len(table) - SHOWN_LAYERS
         more = f", {rest} more" if rest > 0 else ""
         yield f"  layers: {', '.join(table[:SHOWN_LAYERS])}{more}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The report, ready for JSON."""
+        """The report as a dictionary for JSON."""
         layers = self.layers
         return {
             "files": [str(file) for file in self.files],
@@ -99,19 +99,20 @@ class BuildReport:
 def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildReport:
     """Build an engine from an ONNX model that eomt-deploy exported.
 
-    Ctrl-C and SIGTERM stop the builder; like any error they leave nothing behind.
+    Ctrl-C and SIGTERM stop the builder. After an interrupt or error, no partial files remain.
 
     Args:
-        config: what to build, and how.
-        progress: gets each phase in words, and the share of the work that is done.
+        config: configuration of the build.
+        progress: called with the name of each phase and the finished fraction (0 to 1).
 
     Raises:
         ArtifactError: the model cannot be read, or was not written by eomt-deploy.
-        UsageError: an option does not fit this model.
+        UsageError: an option does not apply to this model.
         MissingDependencyError: the library is not installed or too old.
         DeviceError: the target needs a GPU, and there is none.
-        BuildError: the library cannot build this model; its reasons are named.
-        VerificationError: the engine computes in another precision than asked; nothing is written.
+        BuildError: the library cannot build this model; the message has its reasons.
+        VerificationError: the engine does not compute in the requested precision; nothing is
+            written.
         OutputError: the output cannot be written.
     """
     config = replace(config, output=through_links(config.output))
@@ -125,10 +126,10 @@ def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildRepo
         progress("parsing the graph", 0)
         network, _parser = graph.parse(module, builder, config.target, config.onnx, lines)
         wanted = config.expect_precision or spec.precision
-        layers = asked = read_network(network)
-        # The types are all in the network: do not build for minutes what will be refused.
+        layers = parsed = read_network(network)
+        # The network already has all types: check them before a build that takes minutes.
         check_network(
-            asked, wanted, kept_high=wanted == spec.precision and bool(KEPT & set(spec.provenance))
+            parsed, wanted, kept_high=wanted == spec.precision and bool(KEPT & set(spec.provenance))
         )
         options = settings.configure(module, builder, network, config, batch)
         warnings, cache = _timing_cache(options, config, version, gpu, lines)
@@ -139,8 +140,8 @@ def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildRepo
             warnings += timing_cache.save(options, cache)
         if config.target == "tensorrt":
             progress("reading the engine back", 1)
-            layers = _read_back(module, plan, config, lines) or asked
-            warnings += check_engine(layers, wanted, asked)
+            layers = _read_back(module, plan, config, lines) or parsed
+            warnings += check_engine(layers, wanted, parsed)
         warnings += library.complaints(lines, kind="warning")
     progress("writing", 1)
     sidecar = _describe(config, spec, version, gpu, batch, wanted, plan)
@@ -151,10 +152,10 @@ def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildRepo
 
 
 def check_ready(config: TensorRtConfig) -> tuple[Any, Gpu | None]:
-    """The library's module and this machine's GPU, once it is clear that a build can start.
+    """Check that a build can start; return the library's module and the GPU of this machine.
 
     Raises:
-        MissingDependencyError, DeviceError, OutputError: it cannot, see :func:`build`.
+        MissingDependencyError, DeviceError, OutputError: see :func:`build`.
     """
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     gpu = current_gpu()
@@ -162,40 +163,47 @@ def check_ready(config: TensorRtConfig) -> tuple[Any, Gpu | None]:
 
 
 def check_network(layers: LayerReport, wanted: str, *, kept_high: bool) -> None:
-    """The model must compute in what it says, or what was asked.
+    """Check that the network computes in the precision of the model, or in the requested one.
 
     Args:
-        layers: of the network, whose types are all known.
-        kept_high: the model says that a part of it stays in FP32 on purpose.
+        layers: layers of the network, which have known types.
+        wanted: the expected precision.
+        kept_high: whether the export kept some layers in FP32 on purpose.
 
     Raises:
-        VerificationError: it does not.
+        VerificationError: it computes in another precision.
     """
     if wanted == layers.precision or (kept_high and wanted in layers.heavy):
         return
     raise _wrong_precision(layers, wanted)
 
 
-def check_engine(layers: LayerReport, wanted: str, asked: LayerReport) -> list[str]:
-    """An engine must compute in what the network asks for.
+def check_engine(layers: LayerReport, wanted: str, parsed: LayerReport) -> list[str]:
+    """Check that an engine computes in the precision of the network.
 
-    Many products are inside fused kernels, whose types do not show, so the engine tells of fewer
-    layers than the network. It may not tell of more in a wider type.
+    Many matrix products are inside fused kernels, whose types are not reported, so the engine
+    reports fewer layers than the network. It must not report more layers in a wider type.
+
+    Args:
+        layers: layers of the engine.
+        wanted: the expected precision.
+        parsed: layers of the network.
 
     Returns:
-        warnings: quantised layers that the library chose to compute in a wider type.
+        warnings: quantised layers that the library computes in a wider type.
 
     Raises:
-        VerificationError: nothing is computed in what was asked, or FP16 or BF16 became wider.
+        VerificationError: no layer computes in the requested precision, or FP16 or BF16 layers
+            became wider.
     """
-    if layers.source == "network":  # the engine does not tell
+    if layers.source == "network":  # the engine does not report its types
         return []
-    grown = _wider(layers, wanted) - _wider(asked, wanted)
+    grown = _wider(layers, wanted) - _wider(parsed, wanted)
     if wanted not in layers.heavy or (grown > 0 and wanted not in QUANTIZED):
         raise _wrong_precision(layers, wanted)
     if grown <= 0:
         return []
-    return [f"the library computes {grown} layers in a wider type than {wanted}: {_counts(layers)}"]
+    return [f"{grown} layers are computed in a wider type than {wanted}: {_counts(layers)}"]
 
 
 def _wider(layers: LayerReport, precision: str) -> int:
@@ -208,25 +216,28 @@ def _counts(layers: LayerReport) -> str:
 
 def _wrong_precision(layers: LayerReport, wanted: str) -> VerificationError:
     return VerificationError(
-        f"{wanted} was asked, and the {layers.source} computes in {layers.precision or 'nothing'}.",
-        why=f"Its matrix products and convolutions: {_counts(layers)}.",
+        f"{wanted} was requested, but the {layers.source} computes in "
+        f"{layers.precision or 'an unknown precision'}.",
+        why=f"Its matrix products and convolutions are: {_counts(layers)}.",
         fix=f"Export the model again: eomt-deploy export CHECKPOINT --precision {wanted}",
     )
 
 
 def _library(config: TensorRtConfig, gpu: Gpu | None) -> Any:
-    """The library's module, once it is clear that it can build here."""
+    """Import the library, after checking that it can build on this machine."""
     if config.target == "tensorrt" and gpu is None:
         raise DeviceError(
-            "TensorRT builds for the GPU of the machine it runs on; the NVIDIA driver reports "
-            "none here.",
-            fix="Build where the engine will run, or build for --target tensorrt-rtx, which needs "
+            "TensorRT needs a GPU to build an engine, and this machine has none.",
+            why="It builds for the GPU of this machine. The NVIDIA driver is missing, or reports "
             "no GPU.",
+            fix="Build on the machine that runs the engine, or use --target tensorrt-rtx, which "
+            "needs no GPU.",
         )
     if config.target == "tensorrt-rtx" and config.strip_weights and gpu is None:
-        # Tried with 1.7: it compiles a kernel for the refit, on the GPU.
+        # Observed with 1.7: it compiles a kernel for the refit on the GPU.
         raise DeviceError(
-            "TensorRT-RTX needs a GPU to build an engine without weights, and there is none here.",
+            "TensorRT-RTX needs a GPU to build an engine without weights, and this machine has "
+            "none.",
             fix="Leave --strip-weights out, or build on a machine with a GPU.",
         )
     return library.load(config.target)
@@ -235,12 +246,16 @@ def _library(config: TensorRtConfig, gpu: Gpu | None) -> Any:
 def _timing_cache(
     options: Any, config: TensorRtConfig, version: str, gpu: Gpu | None, lines: list[library.Line]
 ) -> tuple[list[str], Path | None]:
-    """Attach the cache; TensorRT-RTX measures nothing while it builds, and has none."""
+    """Attach the timing cache; TensorRT-RTX has none.
+
+    Returns:
+        warnings, and the cache file.
+    """
     if config.target != "tensorrt" or gpu is None:
         return [], None
     path = config.timing_cache or timing_cache.default_file(version, gpu)
     if path is None:
-        return ["there is no cache folder to keep the timing cache in"], None
+        return ["the timing cache is not saved because there is no cache folder"], None
     return timing_cache.attach(options, path, lines), path
 
 
@@ -253,7 +268,7 @@ def _compile(
     lines: list[library.Line],
     progress: Progress,
 ) -> Any:
-    """The plan, as the library's buffer."""
+    """Build the engine plan and return it as a buffer of the library."""
     cancelled = threading.Event()
     monitor = make_monitor(module, progress, cancelled)
     options.progress_monitor = monitor
@@ -265,8 +280,8 @@ def _compile(
         memory = any(w in line.text for line in lines for w in ("OutOfMemory", "workspace limit"))
         raise BuildError(
             f"{library.NAMES[config.target]} {module.__version__} could not build {config.onnx}.",
-            why="\n".join(reasons) or "It does not say why.",
-            fix="Give more --workspace, or a smaller largest --batch."
+            why="\n".join(reasons) or "It reported no reason.",
+            fix="Increase --workspace, or reduce the maximum of --batch."
             if memory
             else "Export the model in another precision, or build for other GPUs.",
         )
@@ -276,16 +291,16 @@ def _compile(
 def _read_back(
     module: Any, plan: Any, config: TensorRtConfig, lines: list[library.Line]
 ) -> LayerReport | None:
-    """Open the plan and ask its inspector. Only with a GPU: without one this ends the process."""
+    """Open the engine plan and read its inspector. Without a GPU this would crash the process."""
     runtime = module.Runtime(library.logger(config.target))
-    if config.version_compatible:  # such a plan brings its own run-time, which is code
+    if config.version_compatible:  # the engine plan contains a lean runtime, which is code
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BuildError(
-            "The engine was built, but it does not open.",
+            "The engine was built, but it cannot be opened.",
             why="\n".join(library.complaints(lines)),
-            fix="Look at `nvidia-smi`: another program may hold the GPU's memory.",
+            fix="Check with `nvidia-smi` whether another program uses the GPU's memory.",
         )
     inspector = engine.create_engine_inspector()
     if inspector is None:
@@ -324,10 +339,10 @@ def _describe(
 
 
 def _publish(output: Path, plan: Any, sidecar: Sidecar) -> None:
-    """Put the pair in place.
+    """Write the engine and its sidecar.
 
-    An old plan goes first and the new one comes last: whenever this stops, no plan stands beside
-    the description of another, and a plan that is there is whole.
+    The old engine is removed first and the new one is put in place last. So even after an
+    interruption, an existing engine is complete and its sidecar describes it.
     """
     with staging_folder(output) as folder:
         staged = folder / output.name

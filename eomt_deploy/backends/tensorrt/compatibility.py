@@ -1,7 +1,7 @@
-"""Whether a compiled engine can run on a machine, decided from its sidecar.
+"""Check from its sidecar whether an engine can run on a machine.
 
-TensorRT's own answer to a wrong version or GPU is a line of internals and an empty object, and
-without a GPU it ends the process.
+For a wrong version or GPU, TensorRT itself only logs an internal message and returns None; without
+a GPU it crashes the process.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from eomt_deploy.sidecar import Sidecar, Target, known_target
 PACKAGES: dict[Target, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
 
 NOT_RTX = (9, 10)
-"""Major compute capabilities of GPUs for data centres alone: Hopper and its Blackwell successor."""
+"""Major compute capabilities of data-centre GPUs, which are not RTX GPUs: Hopper and Blackwell."""
 TRUST = "EOMT_DEPLOY_TRUST_ENGINES"
-"""Environment variable that allows engines to bring code along."""
+"""Environment variable that allows engines that contain code for the CPU."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a plan depends on.
+    """The properties of a machine that an engine depends on.
 
     Attributes:
-        library_version: of the target's library; None where it cannot be used.
-        gpu: what the GPU calls itself; None without one.
-        compute_capability: as "8.9"; None without a GPU.
-        driver: version of the NVIDIA driver; None where it is unknown.
-        problem: why the library cannot be used, in words.
+        library_version: version of the target's library; None if it cannot be used.
+        gpu: name of the GPU; None without a GPU.
+        compute_capability: e.g. "8.9"; None without a GPU.
+        driver: version of the NVIDIA driver; None if unknown.
+        problem: reason why the library cannot be used.
     """
 
     library_version: str | None
@@ -44,7 +44,7 @@ class Machine:
 
 
 def this_machine(target: Target) -> Machine:
-    """The machine that we run on; creates no CUDA context and no TensorRT object."""
+    """Describe this machine without creating a CUDA context or TensorRT object."""
     version, problem = None, ""
     try:
         version = str(library.load(target).__version__)
@@ -62,45 +62,48 @@ def check_machine(
     *,
     engine: Path | None = None,
 ) -> tuple[str, ...]:
-    """Refuse what cannot run, in words, before TensorRT is asked.
+    """Check that an engine can run on a machine, before TensorRT loads it.
 
     Args:
-        engine: its file, for the command that mends it.
+        sidecar: description of the engine.
+        machine: the machine.
+        engine: file of the engine, for the rebuild command in the message.
 
     Returns:
-        Remarks on what runs, but not as well as it could.
+        Remarks, e.g. if a rebuilt engine may be faster.
 
     Raises:
-        ArtifactError: the sidecar names a target that we do not know.
-        DeviceError: no GPU, one that the engine was not built for, or another library version.
+        ArtifactError: the target in the sidecar is unknown.
+        DeviceError: there is no GPU, or the engine was built for another GPU or by another version
+            of the library.
         MissingDependencyError: the library is not installed.
     """
     target = known_target(sidecar)
     if machine.gpu is None:
         raise DeviceError(
-            f"There is no NVIDIA GPU here; this engine was built for {_built_for(sidecar)}.",
+            f"This machine has no NVIDIA GPU; the engine was built for {_built_for(sidecar)}.",
             why="The NVIDIA driver is missing, or reports no GPU.",
-            fix=f"Run on a machine with such a GPU, or run {sidecar.onnx} on the CPU.",
+            fix=f"Use a machine with a matching GPU, or run {sidecar.onnx} on the CPU.",
         )
-    rebuild = f"Build it again here: {_build_command(sidecar, target, engine)}"
+    rebuild = f"Rebuild it on this machine: {_build_command(sidecar, target, engine)}"
     _check_library(sidecar, target, machine, rebuild)
     return _check_gpu(sidecar, machine, rebuild)
 
 
 def check_trust(sidecar: Sidecar, environment: Mapping[str, str] = os.environ) -> None:
-    """An engine that brings code along needs the user's word that it is trusted.
+    """Check that the user trusts an engine that contains code for the CPU.
 
-    The sidecar's own word will not do: it comes from whoever made the engine.
+    The sidecar cannot grant this trust, because it comes from the creator of the engine.
 
     Raises:
-        UsageError: it brings code, and ``EOMT_DEPLOY_TRUST_ENGINES`` is not 1.
+        UsageError: the engine contains code, and ``EOMT_DEPLOY_TRUST_ENGINES`` is not 1.
     """
     if sidecar.version_compatible and environment.get(TRUST) != "1":
         raise UsageError(
-            "The engine was built to run with other versions of TensorRT, and brings code along.",
-            why="Whoever made the file decides what that code does, with all your rights.",
-            fix=f"Set {TRUST}=1 if you built it or trust who did, or build it here without "
-            "--version-compatible.",
+            "The engine was built with --version-compatible and contains code for the CPU.",
+            why="This code runs with all your permissions, and whoever built the file chose it.",
+            fix=f"Set {TRUST}=1 if you built the engine or trust its creator, or rebuild it "
+            "without --version-compatible.",
         )
 
 
@@ -108,22 +111,23 @@ def _check_library(sidecar: Sidecar, target: Target, machine: Machine, rebuild: 
     name = library.NAMES[target]
     if machine.library_version is None:
         raise MissingDependencyError(
-            f"This engine needs {name} {sidecar.library_version}, which cannot be used here.",
+            f"This engine needs {name} {sidecar.library_version}, which is not usable on this "
+            "machine.",
             why=machine.problem,
             fix=f"pip install 'eomt-deploy[{target}]'",
         )
     built, found = _numbers(sidecar.library_version), _numbers(machine.library_version)
-    common = min(len(built), len(found))  # "11.4" says nothing of the patch
-    # Built with this choice it brings a run-time along that later libraries can load.
+    common = min(len(built), len(found))  # "11.4" does not specify the patch version
+    # Such an engine contains a lean runtime that later versions of the library can load.
     later = sidecar.version_compatible and target == "tensorrt"
     if built[:common] == found[:common] or (later and found > built):
         return
     raise DeviceError(
-        f"The engine was built by {name} {sidecar.library_version}, here is {name} "
-        f"{machine.library_version}.",
-        why="It runs with the version that built it and later ones."
+        f"The engine was built by {name} {sidecar.library_version}, but {name} "
+        f"{machine.library_version} is installed.",
+        why="It runs only with the version that built it and later ones."
         if later
-        else "It runs only with the very version that built it.",
+        else "It runs only with the version that built it.",
         fix=f"{rebuild}\nOr install that version: "
         f"pip install '{PACKAGES[target]}=={sidecar.library_version}'",
     )
@@ -135,27 +139,27 @@ def _check_gpu(sidecar: Sidecar, machine: Machine, rebuild: str) -> tuple[str, .
         raise DeviceError(
             f"TensorRT-RTX does not run on {machine.gpu} (compute capability "
             f"{machine.compute_capability}).",
-            why="It is for RTX cards; GPUs for data centres alone need TensorRT itself.",
-            fix=f"Build it with TensorRT here: {_build_command(sidecar, 'tensorrt', None)}",
+            why="It supports RTX GPUs only; data-centre GPUs need TensorRT.",
+            fix=f"Rebuild it with TensorRT: {_build_command(sidecar, 'tensorrt', None)}",
         )
     if not sidecar.runs_on((major, minor)):
         raise DeviceError(
-            f"The engine was built for {_built_for(sidecar)}, here is {machine.gpu} "
+            f"The engine was built for {_built_for(sidecar)}, but this GPU is {machine.gpu} "
             f"(compute capability {machine.compute_capability}).",
-            why="GPUs of another compute capability run other machine code.",
+            why="GPUs of another compute capability need other machine code.",
             fix=rebuild,
         )
     tuned = sidecar.target == "tensorrt" and sidecar.hardware_compatibility == "none"
     if tuned and sidecar.gpu is not None and sidecar.gpu != machine.gpu:
         return (
-            f"The engine was tuned on {sidecar.gpu}; on {machine.gpu} one that is built here may "
-            "be faster.",
+            f"The engine was optimized on {sidecar.gpu}. An engine that is built on this "
+            f"{machine.gpu} may be faster.",
         )
     return ()
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """``"10.13.3.9"`` -> (10, 13, 3, 9); ends at the first part that is no number."""
+    """``"10.13.3.9"`` -> (10, 13, 3, 9); stops at the first part that is not a number."""
     numbers = []
     for part in version.split("."):
         if not (part.isascii() and part.isdigit()):

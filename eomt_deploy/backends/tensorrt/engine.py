@@ -26,10 +26,10 @@ from eomt_deploy.sidecar import Target, check_plan, known_target, read_sidecar, 
 
 
 def numpy_type(name: str) -> np.dtype[Any]:
-    """The dtype of a ``DataType`` of the library, by its name.
+    """The numpy dtype for the name of a ``DataType`` of the library.
 
     Raises:
-        ArtifactError: our engines have no tensors of this type.
+        ArtifactError: engines of eomt-deploy have no tensors of this type.
         MissingDependencyError: bfloat16 needs ``ml_dtypes``.
     """
     if name == "BF16":
@@ -37,7 +37,7 @@ def numpy_type(name: str) -> np.dtype[Any]:
             import ml_dtypes
         except ImportError as error:
             raise MissingDependencyError(
-                "This engine returns bfloat16, which numpy does not know.",
+                "This engine returns bfloat16, which numpy supports only with ml_dtypes.",
                 fix="pip install ml_dtypes",
             ) from error
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
@@ -45,8 +45,8 @@ def numpy_type(name: str) -> np.dtype[Any]:
     types: dict[str, npt.DTypeLike] = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}
     if name not in types:
         raise ArtifactError(
-            f"The engine has a tensor of type {name}.",
-            fix="Build it again from a model that this eomt-deploy exported.",
+            f"The engine has a tensor of type {name}, expected {', '.join([*types, 'BF16'])}.",
+            fix="Rebuild it from a model that this version of eomt-deploy exported.",
         )
     return np.dtype(types[name])
 
@@ -55,31 +55,30 @@ class TensorRtEngine(Engine):
     """Runs a ``.engine`` file with the library that built it; arguments as in
     :func:`eomt_deploy.backends.open_engine`.
 
-    Any number of threads may run it at once: each has an execution context, streams and buffers of
-    its own, and all share the weights. ``run`` takes and returns host memory; ``run_device`` keeps
+    Any number of threads may run it in parallel: each has its own execution context, streams and
+    buffers, and all share the weights. ``run`` takes and returns host memory; ``run_device`` keeps
     everything on the GPU.
 
     Attributes:
-        sidecar: what the engine says of itself.
-        gpu: the GPU, for those who want to allocate, copy or launch kernels beside the engine.
+        sidecar: description of the engine.
+        gpu: the GPU, for allocating, copying or launching kernels beside the engine.
     """
 
     splits = True
-    """``_run`` takes a batch of any size."""
 
     def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
         super().__init__()
         if threads is not None:
             raise UsageError(
-                "threads is for engines that run on the CPU; this one runs on the GPU.",
-                fix="Leave threads out.",
+                "`threads` does not apply to this engine, which runs on the GPU.",
+                fix="Leave it out.",
             )
         self.path: Path = path
         self.sidecar = read_sidecar(path)
         self.spec = self.sidecar.spec
         target = known_target(self.sidecar)
         self.backend, self.device = target, "cuda"
-        # All of this comes before the library is asked, which without a GPU ends the process.
+        # Check everything before the library is called: without a GPU it crashes the process.
         self.remarks = check_machine(self.sidecar, this_machine(target), engine=path)
         check_trust(self.sidecar)
         check_plan(path, self.sidecar, whole=True)
@@ -90,7 +89,7 @@ class TensorRtEngine(Engine):
             if self.sidecar.stripped:
                 self._refit(module, target, lines)
             self.remarks += tuple(
-                f"{library.NAMES[target]} warns: {text}"
+                f"Warning of {library.NAMES[target]}: {text}"
                 for text in library.complaints(lines, kind="warning")
             )
         self._images, *self._outputs = self._tensors()
@@ -100,12 +99,12 @@ class TensorRtEngine(Engine):
         self._jit: JitCache | None = None
         if target == "tensorrt-rtx":
             kept = cache_file(self.sidecar.plan_sha256, str(module.__version__), self.gpu.name)
-            with self.gpu.active():  # the cache compares its file with the GPU that is current
+            with self.gpu.active():  # the cache compares its file with the current GPU
                 self._jit = JitCache(module, self._engine, kept, self._lock)
 
     def _open(self, module: Any, target: Target, lines: list[library.Line]) -> Any:
         self._runtime = runtime = module.Runtime(library.logger(target))
-        if self.sidecar.version_compatible:  # it brings code, which check_trust has allowed
+        if self.sidecar.version_compatible:  # check_trust has allowed its code
             runtime.engine_host_code_allowed = True
         with (
             self.path.open("rb") as file,
@@ -115,28 +114,31 @@ class TensorRtEngine(Engine):
         if engine is None:
             raise DeviceError(
                 f"{library.NAMES[target]} {module.__version__} cannot open {self.path}.",
-                why="\n".join(library.complaints(lines)) or "It does not say why.",
-                fix="`nvidia-smi` shows whether the GPU's memory is full and which driver there "
-                f"is. Else build it again here: eomt-deploy build {self.sidecar.onnx}",
+                why="\n".join(library.complaints(lines)) or "It reported no reason.",
+                fix="Check the free GPU memory and the driver version with `nvidia-smi`, or "
+                f"rebuild the engine on this machine: eomt-deploy build {self.sidecar.onnx}",
             )
         return engine
 
     def _refit(self, module: Any, target: Target, lines: list[library.Line]) -> None:
-        """Give a plan without weights those of its ONNX file."""
+        """Load the weights of the ONNX file into an engine that was built without weights."""
         onnx = self.path.with_name(Path(self.sidecar.onnx).name)
         side = onnx.with_name(onnx.name + EXTERNAL_SUFFIX)
         if not onnx.is_file():
             raise ArtifactError(
-                f"{self.path} has no weights inside, and {onnx} is not there.",
-                why="It was built without weights, and takes them from the model it was built of.",
-                fix=f"Put {onnx.name} beside it, or build it with weights.",
+                f"{self.path} contains no weights, and {onnx} does not exist.",
+                why="The engine was built with --strip-weights and loads its weights from the "
+                "model it was built from.",
+                fix=f"Copy {onnx.name} to the folder of the engine, or rebuild it without "
+                "--strip-weights.",
             )
         found = sha256(onnx, *([side] if side.is_file() else []))
         if found != self.sidecar.onnx_sha256:
             raise ArtifactError(
-                f"{onnx} is not the model that {self.path.name} was built of (SHA-256 "
-                f"{found[:12]}…, not {self.sidecar.onnx_sha256[:12]}…).",
-                fix=f"Put the right {onnx.name} beside it, with its .data file where it has one.",
+                f"{onnx} is not the model that {self.path.name} was built from: its SHA-256 is "
+                f"{found[:12]}…, expected {self.sidecar.onnx_sha256[:12]}….",
+                fix=f"Copy the matching {onnx.name} to this folder, with its .onnx.data file if it "
+                "has one.",
             )
         log = library.logger(target)
         refitter = module.Refitter(self._engine, log)
@@ -145,20 +147,21 @@ class TensorRtEngine(Engine):
             reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             missing = refitter.get_missing_weights()
             if missing:
-                reasons.append(f"{len(missing)} weights are missing, as {missing[0]}")
+                reasons.append(f"{len(missing)} weights are missing, e.g. {missing[0]}")
             raise DeviceError(
-                f"{library.NAMES[target]} cannot put the weights of {onnx.name} into "
+                f"{library.NAMES[target]} cannot load the weights of {onnx.name} into "
                 f"{self.path.name}.",
                 why="\n".join(reasons or library.complaints(lines)),
-                fix="Build the engine with its weights inside.",
+                fix="Rebuild the engine without --strip-weights.",
             )
 
     def _tensors(self) -> list[Tensor]:
-        """Input and outputs, which must be those of the contract."""
+        """Input and outputs of the engine, after checking them against the contract."""
         engine = self._engine
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         shapes = {name: tuple(engine.get_tensor_shape(name)) for name in names}
-        # The batch is in the sidecar: an engine of one batch may come from a model of any.
+        # The engine's own batch is not compared: a dynamic-batch model may become an engine with a
+        # fixed batch, and the sidecar has its range.
         check_contract(
             self.spec,
             {name: ("", (self.spec.batch, *shape[1:])) for name, shape in shapes.items()},
@@ -170,7 +173,7 @@ class TensorRtEngine(Engine):
         ]
 
     def _executor(self) -> ThreadExecutor:
-        """The calling thread's own."""
+        """The executor of the calling thread."""
         executor: ThreadExecutor | None = getattr(self._thread, "executor", None)
         if executor is not None:
             return executor
@@ -183,7 +186,7 @@ class TensorRtEngine(Engine):
                 else self._engine.create_execution_context(config)
             )
             if context is None:
-                raise _failure(self.backend, "could not start on the GPU")
+                raise _failure(self.backend, "could not create an execution context on the GPU")
             least, _, largest = self.sidecar.batch
             executor = ThreadExecutor(
                 self.gpu,
@@ -209,22 +212,24 @@ class TensorRtEngine(Engine):
         return class_logits, mask_logits
 
     def run_device(self, images: Any) -> tuple[DeviceArray, DeviceArray]:
-        """As :meth:`run`, from GPU memory to GPU memory, and without waiting for the end.
+        """Like :meth:`run`, but from GPU memory to GPU memory, and asynchronous.
 
         Args:
-            images: uint8 [B, H, W, 3] with ``__cuda_array_interface__``, on this engine's GPU:
-                a :class:`DeviceArray`, or an array of torch, CuPy, Numba, PyCUDA … What writes it
-                on the stream that it names (else the default stream) is waited for; so is the
-                stream that this thread uses in a library with ``__dlpack__``. That stream may
-                write it again once it waits for us: ``torch.from_dlpack(output)`` makes it.
+            images: uint8 [B, H, W, 3] with ``__cuda_array_interface__``, in the memory of this
+                engine's GPU: a :class:`DeviceArray`, or an array of torch, CuPy, Numba, PyCUDA …
+                The engine waits for the stream in its interface (without one, the default stream),
+                and for the current stream of this thread in a library with ``__dlpack__``. Before
+                that stream overwrites ``images``, let it wait for the engine, e.g. by
+                ``torch.from_dlpack(output)``.
 
         Returns:
-            ``class_logits`` [B, Q, C+1] and ``mask_logits`` [B, Q, H/4, W/4] in the engine's own
-            type (float32, float16 or bfloat16), written by :attr:`stream`. They are valid until
-            this thread's next call: be done with them by then, or copy.
+            ``class_logits`` [B, Q, C+1] and ``mask_logits`` [B, Q, H/4, W/4] in the output type of
+            the engine (float32, float16 or bfloat16), written on :attr:`stream`. The next call of
+            this thread overwrites them, so use or copy them before.
 
         Raises:
-            UsageError: wrong type or shape, not in this GPU's memory, or the engine is closed.
+            UsageError: the type or shape is wrong, the array is not in this GPU's memory, or the
+                engine is closed.
             DeviceError: the GPU failed.
         """
         executor = self._executor()
@@ -234,37 +239,38 @@ class TensorRtEngine(Engine):
             raise UsageError(
                 f"The engine takes uint8 [B, {', '.join(map(str, expected))}] on GPU "
                 f"{self.gpu.index}, got {array!r}.",
-                fix="Resize on the GPU first, or pass a numpy array to run().",
+                fix="Resize the images on the GPU first, or pass a numpy array to run().",
             )
         class_logits, mask_logits = executor.run_device(array)
         self._remember(len(array))
         return class_logits, mask_logits
 
     def input(self, batch: int) -> DeviceArray:
-        """The calling thread's own input buffer, uint8 [batch, H, W, 3].
+        """Input buffer of the calling thread, uint8 [batch, H, W, 3].
 
-        What is written there on :attr:`stream` and then given to :meth:`run_device` is not copied.
+        If images are written to it on :attr:`stream`, :meth:`run_device` does not copy them.
 
         Raises:
-            UsageError: the batch is larger than the engine's largest (``sidecar.batch[2]``).
+            UsageError: the batch is larger than the maximum of the engine (``sidecar.batch[2]``).
         """
         return self._executor().input(batch)
 
     @property
     def stream(self) -> int:
-        """CUDA stream of the calling thread: what is given to it runs in order with the engine."""
+        """CUDA stream of the calling thread: work on it runs in order with the engine."""
         return self._executor().stream
 
     @property
     def cuda_graph(self) -> str:
-        """Whether the calling thread's runs are one launch each: "on …" or "off: why"."""
+        """Whether the calling thread runs a CUDA graph: "on …" or "off: reason"."""
         return self._executor().cuda_graph
 
     @property
     def memory_bytes(self) -> int:
-        """GPU memory of this engine, about: weights, and each thread's activations and buffers.
+        """Approximate GPU memory of this engine in bytes: weights, and the activations and buffers
+        of each thread.
 
-        ``gpu.memory()`` tells what is free, of all programs.
+        ``gpu.memory()`` returns the free and total memory of the GPU.
         """
         self._check_open()
         with self._lock:
@@ -279,7 +285,10 @@ class TensorRtEngine(Engine):
             self._jit.remember(split(count, least, largest)[0].batch)
 
     def close(self) -> None:
-        """Free the GPU. No other thread may be running. Outputs that somebody holds stay."""
+        """Free the GPU memory, except outputs that are still referenced.
+
+        No other thread may run the engine at this time.
+        """
         if self._closed:
             return
         super().close()
@@ -295,31 +304,31 @@ class TensorRtEngine(Engine):
 
 
 class _Network:
-    """One execution context, as a executor wants it."""
+    """Adapts an execution context to the executor's protocol."""
 
     def __init__(self, context: Any, needs: object, target: str, shape: Sequence[int]) -> None:
-        self._context, self._needs = context, needs  # dropped in this order
+        self._context, self._needs = context, needs  # released in this order
         self._target, self._shape = target, tuple(shape)
 
     def bind(self, name: str, pointer: int) -> None:
         if not self._context.set_tensor_address(name, pointer):
-            raise _failure(self._target, f"does not take the memory for {name}")
+            raise _failure(self._target, f"rejected the address of the tensor {name}")
 
     def reshape(self, batch: int) -> None:
         if not self._context.set_input_shape(INPUT, (batch, *self._shape)):
-            raise _failure(self._target, f"does not take a batch of {batch}")
+            raise _failure(self._target, f"rejected a batch of {batch}")
 
     def enqueue(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):
-            raise _failure(self._target, "failed to run")
+            raise _failure(self._target, "failed to run the engine")
 
 
 def _failure(target: str, what: str) -> DeviceError:
-    """What the library refused, with its own last words."""
+    """The error for a failed call of the library, with its latest log messages."""
     known: Target = "tensorrt-rtx" if target == "tensorrt-rtx" else "tensorrt"
-    latest = library.logger(known).lines[:-21:-1]  # those before may be of an older run
+    latest = library.logger(known).lines[:-21:-1]  # older lines may belong to another run
     return DeviceError(
         f"{library.NAMES[known]} {what}.",
         why="\n".join(reversed(library.complaints(latest))),
-        fix="`nvidia-smi` shows whether the GPU's memory is full: use smaller batches.",
+        fix="Check with `nvidia-smi` whether the GPU's memory is full; if so, use smaller batches.",
     )

@@ -1,4 +1,4 @@
-"""ONNX -> the library's network, with every node that it cannot take named before the build."""
+"""Conversion of ONNX to the library's network; the error names every unsupported node."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ SHOWN_NODES = 10
 def parse(
     module: Any, builder: Any, target: Target, onnx: Path, lines: list[Line]
 ) -> tuple[Any, Any]:
-    """The strongly typed network of an ONNX file; weights in a side file are read, too.
+    """Parse an ONNX file, with its side file of weights if it has one, to a strongly typed network.
 
     Args:
-        lines: where the library's words are heard.
+        lines: captured log of the library.
 
     Returns:
-        the network, and its parser, which holds the weights and must live as long.
+        the network, and its parser, which owns the weights and must live as long as the network.
 
     Raises:
-        BuildError: the library cannot take some nodes; each is named with the reason.
-        ArtifactError: weights beside the file are missing or cut.
+        BuildError: the library does not support some nodes; the message names each with a reason.
+        ArtifactError: the side file is missing or truncated.
     """
-    # The only kind of network in TensorRT 11, a choice in 10.
+    # TensorRT 11 has only strongly typed networks; in TensorRT 10 they are optional.
     flags = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = module.OnnxParser(network, builder.logger)
@@ -40,32 +40,32 @@ def parse(
         raise ArtifactError(
             f"The weights of {onnx} cannot be read.",
             why=(complaints(lines, most=1) or [errors[0].desc()])[0],
-            fix="Copy the .onnx.data file along with its .onnx, or export it again.",
+            fix="Copy the .onnx file again together with its .onnx.data file, or export it again.",
         )
     name = NAMES[target]
     nodes = list(dict.fromkeys(_describe(error) for error in errors))
     shown, rest = nodes[:SHOWN_NODES], len(nodes) - SHOWN_NODES
     raise BuildError(
-        f"{name} {module.__version__} cannot build {onnx}: it does not take "
-        f"{len(nodes)} of its nodes.",
+        f"{name} {module.__version__} cannot build {onnx}: it does not support {len(nodes)} of its "
+        "nodes.",
         why="\n".join(shown) + (f"\nand {rest} more" if rest > 0 else ""),
         fix=f"Export the checkpoint again with this eomt-deploy, or use a newer version of {name}.",
     )
 
 
 def _describe(error: Any) -> str:
-    """``name (Operator): reason``, in words."""
+    """Format a parser error as ``name (Operator): reason``."""
     name, operator = error.node_name(), error.node_operator()
     where = f"{name} ({operator}): " if name or operator else ""
     return where + _reason(error.desc())
 
 
 def _reason(text: str) -> str:
-    """The parser's assertion as a sentence."""
+    """Convert the parser's assertion to a readable reason."""
     if "Plugin not found" in text:
-        return "no such operator, and no plugin of that name"
+        return "neither the operator nor a plugin with this name exists"
     if text.strip() in ("false", "Assertion failed: false"):
-        return "no layer for this operator"
+        return "there is no layer for this operator"
     quoted = re.search(r'&& "([^"]+)"', text)
     if quoted:
         return quoted[1]

@@ -1,4 +1,4 @@
-"""What an engine says of itself, from its sidecar."""
+"""`inspect` for engines, from their sidecar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eomt_deploy.sidecar import check_plan, known_target, read_sidecar
 
 
 def inspect(path: Path) -> Inspection:
-    """What stands beside an engine, for JSON and as rows; the plan itself is not opened."""
+    """Inspect the sidecar of an engine; the engine itself is only verified, not loaded."""
     if not path.is_file():
         raise ArtifactError(f"There is no engine at {path}.", fix="Check the path.")
     facts = read_sidecar(path)
@@ -25,7 +25,7 @@ def inspect(path: Path) -> Inspection:
         runs, remarks = f"no: {error.what}", ()
     level = facts.hardware_compatibility.replace("_", " ")
     rows = model_rows(facts.spec) | {
-        "batch": "least {}, optimal {}, largest {}".format(*facts.batch),
+        "batch": "minimum {}, optimal {}, maximum {}".format(*facts.batch),
         "precision": facts.precision,
         "engine": f"{facts.target} {facts.library_version}"
         + (" and later" if facts.version_compatible else ""),

@@ -1,4 +1,4 @@
-"""What TensorRT-RTX compiles for a GPU when an engine first runs there, kept for the next start."""
+"""Cache of the code that TensorRT-RTX compiles when an engine first runs on a GPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from eomt_deploy.files import cache_folder
 
 
 def cache_file(plan_sha256: str, version: str, gpu: str) -> Path | None:
-    """One file an engine, library version and GPU: the library takes no other.
+    """Cache file for an engine, library version and GPU: the library rejects files of other ones.
 
     Returns:
-        None for a user without a cache folder.
+        None if there is no cache folder.
     """
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"tensorrt-rtx-{version}-{gpu}-{plan_sha256[:16]}")
     with contextlib.suppress(OutputError):
@@ -26,14 +26,14 @@ def cache_file(plan_sha256: str, version: str, gpu: str) -> Path | None:
 
 
 class JitCache:
-    """The run-time cache that all execution contexts of one engine share.
+    """The runtime cache (``IRuntimeCache``) that all execution contexts of one engine share.
 
     Args:
         module: TensorRT-RTX.
         engine: its ``ICudaEngine``.
-        path: where it is kept; None keeps it nowhere. A file that is damaged, cannot be read, or
-            is of another machine, is replaced.
-        lock: what is held while execution contexts are made.
+        path: cache file; None means that the cache is not saved. A file that is damaged,
+            unreadable or from another machine is replaced.
+        lock: lock that is held while execution contexts are created.
     """
 
     def __init__(self, module: Any, engine: Any, path: Path | None, lock: Lock) -> None:
@@ -42,33 +42,34 @@ class JitCache:
         self._batches: set[int] = set()
         kept = None if path is None else cache.load(path)
         if kept is not None:
-            self._cache.deserialize(bytes(kept))  # False: not of this machine; stays empty
+            # For a file from another machine this returns False, and the cache stays empty.
+            self._cache.deserialize(bytes(kept))
 
     def config(self) -> Any:
-        """An ``IRuntimeConfig`` for one execution context, with the library's own CUDA graphs."""
+        """An ``IRuntimeConfig`` for one execution context; the library manages the CUDA graphs."""
         module = self._module
         config = self._engine.create_runtime_config()
         config.set_runtime_cache(self._cache)
         config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        # We run few different batches: compile for each at once, and be as quick from then on.
-        # Else a slower kernel runs for a while, and times change under the user's eyes.
+        # There are few different batch sizes, so compile for each at once. Otherwise a slower
+        # kernel runs for a while, and the latency changes during use.
         strategy = module.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
         return config
 
     def remember(self, batch: int) -> None:
-        """Write the file after the first run of a batch, which compiled something.
+        """Write the file after the first run of a batch size, which compiles new code.
 
         Args:
-            batch: that the network ran, not the caller's.
+            batch: batch size that the network ran, which may differ from the caller's.
         """
         with self._lock:
             if self._path is None or batch in self._batches:
                 return
             self._batches.add(batch)
             blob = self._cache.serialize()
-        if blob is None:  # nothing to keep
+        if blob is None:
             return
         content = bytes(memoryview(blob))
-        with contextlib.suppress(OutputError):  # it costs seconds at the next start, no more
+        with contextlib.suppress(OutputError):  # without the file the next start is only slower
             cache.store(self._path, lambda file: file.write(content))

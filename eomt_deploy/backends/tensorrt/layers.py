@@ -1,7 +1,7 @@
-"""Which layers there are and what they compute in: of the parsed network, or of the engine.
+"""Layers and their precisions, read from the parsed network or from the engine.
 
-A strongly typed network keeps the types of its tensors, so it tells the precision without a GPU.
-With one, the engine's own inspector is asked.
+The types of the tensors of a strongly typed network are fixed, so the precision is known without a
+GPU. With a GPU it is read from the engine's inspector.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from eomt_deploy.precision import PRECISIONS, QUANTIZED, wider
 
-# DataType of the library -> our word.
+# DataType of the library -> precision.
 TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
 HEAVY_TYPES = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
-"""Layers that take the time; their inputs' type is the engine's precision."""
-# The inspector's words, tried in this order: "bfloat16" holds "float16" holds "float".
+"""Layers that take most of the time; the type of their inputs is the engine's precision."""
+# Type names of the inspector, in this order: "bfloat16" contains "float16" contains "float".
 WORDS = (
     ("int8", ("int8",)),
     ("fp8", ("fp8", "float8", "e4m3")),
@@ -32,12 +32,14 @@ HEAVY_TACTICS = ("gemm", "fprop", "dgrad", "mha")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its type in the library's words, and what it computes in.
+    """One layer.
 
     Attributes:
-        precision: type of the inputs of a heavy layer (through Q/DQ: what it is quantised to),
-            else of the first output.
-        heavy: a matrix product or a convolution.
+        name: name of the layer.
+        type: type of the layer, as named by the library.
+        precision: for a heavy layer the type of its inputs (the quantised type if they come from
+            Q/DQ), otherwise the type of its first output.
+        heavy: whether it is a matrix product or a convolution.
     """
 
     name: str
@@ -55,14 +57,15 @@ class LayerReport:
 
     @property
     def heavy(self) -> Mapping[str, int]:
-        """Heavy layers by precision, most first."""
+        """Number of heavy layers by precision, the most frequent first."""
         return dict(Counter(x.precision for x in self.layers if x.heavy).most_common())
 
     @property
     def precision(self) -> str | None:
-        """What most heavy layers compute in; None when there are no heavy layers.
+        """Precision of most heavy layers; None if there are no heavy layers.
 
-        Quantisation leaves much of a graph high on purpose, so one quantised layer is enough.
+        Quantisation keeps many layers in higher precision on purpose, so one quantised layer is
+        enough.
         """
         quantized = {name: count for name, count in self.heavy.items() if name in QUANTIZED}
         return next(iter(quantized or self.heavy), None)
@@ -77,13 +80,13 @@ class LayerReport:
         )
 
     def table(self) -> list[tuple[str, str, int]]:
-        """(type, precision, how many), most first."""
+        """(type, precision, number of layers), the most frequent first."""
         counts = Counter((x.type, x.precision) for x in self.layers)
         return [(*key, count) for key, count in counts.most_common()]
 
 
 def read_network(network: Any) -> LayerReport:
-    """Layers of a parsed ``INetworkDefinition``."""
+    """Read the layers of a parsed ``INetworkDefinition``."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     producers = {x.get_output(j).name: x for x in layers for j in range(x.num_outputs)}
     return LayerReport("network", tuple(_network_layer(x, producers) for x in layers))
@@ -97,13 +100,13 @@ def _network_layer(layer: Any, producers: Mapping[str, Any]) -> Layer:
         return Layer(layer.name, kind, precision, heavy=False)
     inputs = [layer.get_input(j) for j in range(min(2, layer.num_inputs))]
     stored = [_stored_type(tensor, producers) for tensor in inputs]
-    # Weights alone in 8 bit save memory, but the layer still computes in its other input's type.
+    # If only the weights are quantised, the layer still computes in the type of its other input.
     quantized = len(stored) == 2 and stored[0] == stored[1] and stored[0] in QUANTIZED
     return Layer(layer.name, kind, stored[0] if quantized else _type(inputs[0]), heavy=True)
 
 
 def _stored_type(tensor: Any, producers: Mapping[str, Any]) -> str:
-    """Type before a DequantizeLinear, seen through reshapes; else the tensor's own type."""
+    """Type before a DequantizeLinear, also through reshapes; otherwise the tensor's own type."""
     start = tensor
     while tensor is not None and tensor.name in producers:
         layer = producers[tensor.name]
@@ -121,10 +124,10 @@ def _type(tensor: Any) -> str:
 
 
 def read_inspector(text: str) -> LayerReport | None:
-    """Layers of an engine inspector's JSON (TensorRT 10 and 11).
+    """Read the layers from the JSON of an engine inspector (TensorRT 10 and 11).
 
     Returns:
-        None when it names no heavy layer with its type: the engine does not tell.
+        None if the JSON has no heavy layer with a known type.
     """
     try:
         entries = json.loads(text)["Layers"]
@@ -138,19 +141,19 @@ def read_inspector(text: str) -> LayerReport | None:
 
 def _inspected(entry: Mapping[str, Any]) -> Layer:
     kind, tactic = str(entry.get("LayerType", "")), str(entry.get("TacticName", ""))
-    # Names of generated kernels list what was fused: "__myl_Conv…" may be a mere type conversion.
+    # Names of generated kernels list the fused layers: "__myl_Conv…" may be only a conversion.
     named = not tactic.startswith("__myl") and any(w in tactic.lower() for w in HEAVY_TACTICS)
     heavy = named or any(word in kind.lower() for word in HEAVY_WORDS)
     tensors = entry.get("Inputs" if heavy else "Outputs") or []
     found = [_inspected_type(x) for x in tensors if isinstance(x, dict)]
     known = [x for x in found if x in PRECISIONS]
-    # A fused bias or residual may be wider than what is multiplied.
+    # The type of a fused bias or residual may be wider than the types of the factors.
     precision = max(known, key=tuple(PRECISIONS).index) if heavy and known else (found or [""])[0]
     return Layer(str(entry.get("Name", "")), kind, precision, heavy)
 
 
 def _inspected_type(tensor: Mapping[str, Any]) -> str:
-    """TensorRT 10 says "Format/Datatype": "Half" or a sentence with the type, 11 "DataType"."""
+    """TensorRT 10 has "Format/Datatype": "Half" or a sentence with the type, 11 has "DataType"."""
     keys = ("DataType", "Datatype", "Format/DataType", "Format/Datatype", "Format")
     said = next((str(tensor[key]) for key in keys if key in tensor), "").lower()
     return next((name for name, words in WORDS if any(w in said for w in words)), said)

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: imported on demand, checked, and heard."""
+"""Lazy import, version check and log capture for TensorRT and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from eomt_deploy.sidecar import Target
 MODULES: dict[Target, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 NAMES: dict[Target, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 LEAST: dict[Target, tuple[int, int]] = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 2)}
-"""First versions whose strongly typed networks take our graphs."""
+"""Minimum versions: the first whose strongly typed networks accept our graphs."""
 
 WARNING = 2
-"""Number of that severity; smaller ones are worse."""
+"""Numeric severity of a warning; smaller numbers are more severe."""
 KEPT_LINES = 1000
 
-# Said without a GPU by calls that need none, and when a second builder is made.
+# Logged without a GPU by calls that do not need one, and when a second builder is created.
 NOISE = ("Thread context has not been set", "logger passed into createInfer", "catchCudaError")
 # "IBuilder::x: Error Code 1: Myelin ([f.cpp:3: g] text In h at /_src/f.cpp:2012)" -> the text
 PREFIX = re.compile(r"^(\S+: )?Error Code \d+: |^\[[\w.]+::\w+::\d+\] Error Code \d+: ")
@@ -33,36 +33,36 @@ PLACE = re.compile(r"\[[\w.]+:\d+: \w+\] |[\w.]+:\d+: (?=CHECK)| ?In \S+ at /\S+
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the library: ``severity`` as in its ``ILogger.Severity``, lower case."""
+    """One line of the library's log; ``severity`` is its ``ILogger.Severity`` in lower case."""
 
     severity: str
     text: str
 
 
 def installed(target: Target) -> bool:
-    """Whether the library can be found; it is not imported."""
+    """Whether the library is installed; it is not imported."""
     return find_spec(MODULES[target]) is not None
 
 
 def load(target: Target) -> Any:
-    """The library's module.
+    """Import the library.
 
     Raises:
-        MissingDependencyError: not installed, broken or too old.
+        MissingDependencyError: it is not installed, broken or too old.
     """
     name, fix = NAMES[target], f"pip install 'eomt-deploy[{target}]'"
     try:
         module = import_module(MODULES[target])
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingDependencyError(
-            f"{name} is not installed, or it does not load.", why=str(error), fix=fix
+            f"{name} is not installed or cannot be loaded.", why=str(error), fix=fix
         ) from error
     version = str(module.__version__)
     least = LEAST[target]
     if tuple(int(part) for part in version.split(".")[:2]) < least:
         raise MissingDependencyError(
-            f"{name} {version} is too old, {least[0]}.{least[1]} is needed.",
-            why="Precision is decided in the graph, which needs strongly typed networks.",
+            f"{name} {version} is too old; the minimum is {least[0]}.{least[1]}.",
+            why="The graph defines the precision, which requires strongly typed networks.",
             fix=f"pip install --upgrade 'eomt-deploy[{target}]'",
         )
     return module
@@ -70,7 +70,7 @@ def load(target: Target) -> Any:
 
 @cache
 def logger(target: Target) -> Any:
-    """The one logger of this process: the library keeps to the first that it is given."""
+    """The single logger of this process: the library keeps using the first one it receives."""
     return _make_logger(load(target))
 
 
@@ -93,7 +93,8 @@ def _make_logger(module: Any) -> Any:
 
 @contextmanager
 def heard(target: Target) -> Iterator[list[Line]]:
-    """The warnings and errors that the library says meanwhile, the last :data:`KEPT_LINES`."""
+    """Collect the library's warnings and errors during the block, at most about
+    :data:`KEPT_LINES`."""
     log = logger(target)
     lines: list[Line] = []
     log.lines = lines
@@ -103,9 +104,11 @@ def heard(target: Target) -> Iterator[list[Line]]:
 def complaints(
     lines: list[Line], *, most: int = 3, width: int = 400, kind: str = "error"
 ) -> list[str]:
-    """The first errors, or warnings, in the library's words, without its source files and codes.
+    """The first errors or warnings of a log, without source locations and error codes.
 
     Args:
+        most: maximum number of messages.
+        width: maximum number of characters of a message.
         kind: ``error`` or ``warning``.
     """
     result: list[str] = []

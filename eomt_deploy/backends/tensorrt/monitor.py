@@ -1,4 +1,4 @@
-"""The builder's own phases as one progress, and a build that can be stopped."""
+"""Progress of the builder as one fraction, and a build that can be cancelled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Phase:
 
 
 class Phases:
-    """Nested phases of known length, added up to one fraction."""
+    """Nested phases with a known number of steps, combined to one fraction."""
 
     def __init__(self) -> None:
         self._phases: dict[str, _Phase] = {}
@@ -39,7 +39,8 @@ class Phases:
 
     @property
     def fraction(self) -> float:
-        """Share of the whole that is done; it does not fall when a phase is longer than said."""
+        """Finished fraction, 0 to 1; it never decreases, even if a phase has more steps than
+        announced."""
         roots = [n for n, p in self._phases.items() if p.parent not in self._phases]
         now = max((self._share(name) for name in roots), default=self._fraction)
         self._fraction = max(self._fraction, now)
@@ -52,10 +53,10 @@ class Phases:
 
 
 def make_monitor(module: Any, progress: Progress, cancelled: threading.Event) -> Any:
-    """An ``IProgressMonitor`` of the library ``module``.
+    """Create an ``IProgressMonitor`` of the library ``module``.
 
-    It tells ``progress``, and asks the builder to stop once ``cancelled`` is set. What ``progress``
-    raises cannot pass through the builder: it stands in the monitor's ``error``.
+    It calls ``progress``, and stops the builder after ``cancelled`` is set. Exceptions of
+    ``progress`` cannot pass through the builder: the monitor keeps them in ``error``.
     """
     phases, lock = Phases(), threading.Lock()
 
@@ -67,26 +68,26 @@ def make_monitor(module: Any, progress: Progress, cancelled: threading.Event) ->
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             with lock:
                 phases.start(name, parent, steps)
-            self._tell(name)
+            self._report(name)
 
         def step_complete(self, name: str, step: int) -> bool:
             with lock:
                 phases.step(name)
-            self._tell(name)
+            self._report(name)
             return not cancelled.is_set()
 
         def phase_finish(self, name: str) -> None:
             with lock:
                 phases.finish(name)
 
-        def _tell(self, name: str) -> None:
+        def _report(self, name: str) -> None:
             if self.error is not None:
                 return
             with lock:
                 fraction = phases.fraction
             try:
                 progress(name[:1].lower() + name[1:], fraction)
-            except BaseException as error:  # also an interrupt that lands here
+            except BaseException as error:  # including KeyboardInterrupt
                 self.error = error
                 cancelled.set()
 
@@ -94,9 +95,9 @@ def make_monitor(module: Any, progress: Progress, cancelled: threading.Event) ->
 
 
 def run_cancellable(work: Callable[[], Result], cancelled: threading.Event) -> Result:
-    """Run ``work`` in a thread of its own, so that this one hears Ctrl-C and SIGTERM.
+    """Run ``work`` in a separate thread, so that this thread can handle Ctrl-C and SIGTERM.
 
-    Whatever interrupts the waiting sets ``cancelled``, waits for ``work`` to end, and goes on.
+    An interrupt sets ``cancelled``, waits until ``work`` has ended, and is raised again.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -105,7 +106,7 @@ def run_cancellable(work: Callable[[], Result], cancelled: threading.Event) -> R
     def run() -> None:
         try:
             results.append(work())
-        except BaseException as error:  # handed to the waiting thread below
+        except BaseException as error:  # raised below, in the waiting thread
             errors.append(error)
         finally:
             done.set()

@@ -1,4 +1,4 @@
-"""Whether TensorRT or TensorRT-RTX can build on this machine."""
+"""Check whether TensorRT or TensorRT-RTX can build on this machine."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from eomt_deploy.sidecar import Target
 
 
 def tensorrt_problem() -> Problem | str:
-    """TensorRT builds for the GPU of this machine: the problem, or what it builds for."""
+    """The problem, or the version and the GPU of this machine, which TensorRT builds for."""
     version = _version("tensorrt")
     gpu = current_gpu()
     if isinstance(version, Problem):
         return version
     if gpu is None:
-        fix = "build on the machine that will run the engine, or use --target tensorrt-rtx"
+        fix = "build on the machine that runs the engine, or use --target tensorrt-rtx"
         return Problem(NO_GPU, fix)
     return f"{version}, for {gpu.name}"
 
 
 def rtx_problem() -> Problem | str:
-    """TensorRT-RTX builds without a GPU: the problem, or what it builds for."""
+    """The problem, or the version of TensorRT-RTX, which builds without a GPU."""
     version = _version("tensorrt-rtx")
-    return version if isinstance(version, Problem) else f"{version}, for RTX GPUs, without one"
+    return version if isinstance(version, Problem) else f"{version}, for RTX GPUs (none is needed)"
 
 
 def _version(target: Target) -> Problem | str:

@@ -1,4 +1,4 @@
-"""TensorRtConfig -> the library's own ``IBuilderConfig``."""
+"""Conversion of a TensorRtConfig to the library's ``IBuilderConfig``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from eomt_deploy.spec import ModelSpec
 
 
 def batch_range(config: TensorRtConfig, spec: ModelSpec) -> tuple[int, int, int]:
-    """(least, optimal, largest) batch of the engine.
+    """(minimum, optimal, maximum) batch size of the engine.
 
     Raises:
-        UsageError: a range is asked of a model whose batch is fixed.
+        UsageError: a range was requested, but the batch of the model is fixed.
     """
     if spec.batch is None:
         return config.batch or DEFAULT_BATCH
     if config.batch is not None:
         raise UsageError(
-            f"--batch does not apply: {config.onnx} takes batches of {spec.batch} and no other.",
+            f"--batch does not apply: the batch size of {config.onnx} is fixed to {spec.batch}.",
             fix="Leave --batch out, or export the checkpoint again without --batch.",
         )
     return spec.batch, spec.batch, spec.batch
@@ -31,17 +31,17 @@ def batch_range(config: TensorRtConfig, spec: ModelSpec) -> tuple[int, int, int]
 def configure(
     module: Any, builder: Any, network: Any, config: TensorRtConfig, batch: tuple[int, int, int]
 ) -> Any:
-    """An ``IBuilderConfig`` with everything that was asked.
+    """Create an ``IBuilderConfig`` with the requested settings.
 
     Raises:
-        MissingDependencyError: this version of the library does not know one of the GPUs.
+        MissingDependencyError: this version of the library does not know a compute capability.
     """
     options = builder.create_builder_config()
-    # Without it the inspector tells names only, and no types. It costs nothing at run time.
+    # Needed for the inspector to report types, not only names. It does not slow the engine down.
     options.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     if config.workspace is not None:
         options.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, config.workspace)
-    if not config.tf32:  # on by default in the library; our FP32 means FP32
+    if not config.tf32:  # on by default in the library
         options.clear_flag(module.BuilderFlag.TF32)
     if config.strip_weights:
         options.set_flag(module.BuilderFlag.STRIP_PLAN)
@@ -71,7 +71,7 @@ def _capability(module: Any, capability: str) -> Any:
 
 
 def _add_batches(builder: Any, network: Any, options: Any, batch: tuple[int, int, int]) -> None:
-    """One optimisation profile for inputs whose batch is free; fixed ones take none."""
+    """Add an optimisation profile if the batch is dynamic; a fixed batch needs none."""
     profile = None
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
@@ -84,9 +84,9 @@ def _add_batches(builder: Any, network: Any, options: Any, batch: tuple[int, int
 
 
 def capabilities(config: TensorRtConfig, gpu: Gpu | None, precision: str) -> tuple[str, ...]:
-    """GPUs that the engine is built for, as they stand in the sidecar."""
+    """Compute capabilities that the engine is built for, in the format of the sidecar."""
     if config.target == "tensorrt-rtx":
-        # Told none, it builds for Ampere and everything later; FP8 came with Ada.
+        # By default it builds for Ampere and all later GPUs, for FP8 from Ada on.
         every = PRECISIONS[precision].compute_capability + AND_LATER
         return config.compute_capabilities or (every,)
     if config.hardware_compatibility == "ampere_plus":
@@ -95,10 +95,10 @@ def capabilities(config: TensorRtConfig, gpu: Gpu | None, precision: str) -> tup
 
 
 def describe(config: TensorRtConfig) -> dict[str, str]:
-    """What was asked and stands nowhere else in the sidecar."""
-    told = {"tf32": "yes" if config.tf32 else "no"}
+    """Settings of the build that are not in other fields of the sidecar."""
+    result = {"tf32": "yes" if config.tf32 else "no"}
     if config.workspace is not None:
-        told["workspace_bytes"] = str(config.workspace)
+        result["workspace_bytes"] = str(config.workspace)
     if config.optimization_level is not None:
-        told["optimization_level"] = str(config.optimization_level)
-    return told
+        result["optimization_level"] = str(config.optimization_level)
+    return result

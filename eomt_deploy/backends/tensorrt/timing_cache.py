@@ -1,4 +1,4 @@
-"""The timing cache: what TensorRT measured on this GPU, kept for the next build."""
+"""TensorRT's timing cache: kernel timings on this GPU, which speed up the next build."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from eomt_deploy.files import cache_folder, write_atomically
 
 
 def default_file(version: str, gpu: Gpu) -> Path | None:
-    """One cache a library version and GPU: the library takes no other.
+    """Cache file for a library version and GPU: the library rejects caches of other ones.
 
     Returns:
-        None for a user without a cache folder.
+        None if there is no cache folder.
     """
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"tensorrt-{version}-{gpu.name}")
     try:
@@ -27,19 +27,20 @@ def default_file(version: str, gpu: Gpu) -> Path | None:
 
 
 def attach(settings: Any, path: Path, lines: list[Line]) -> list[str]:
-    """Give an ``IBuilderConfig`` the cache in ``path``, or an empty one.
+    """Set the timing cache of an ``IBuilderConfig`` to the one in ``path``, or to an empty one.
 
     Args:
-        path: a file of the user's own has the library's own format; one in our cache folder has
-            our header, too, see :mod:`eomt_deploy.cache`.
-        lines: where the library's words are heard; its complaint about a cache that it cannot
-            read is taken out, since the build goes on without it.
+        settings: the ``IBuilderConfig``.
+        path: a file that the user chose has the library's format; one in our cache folder also has
+            our header, see :mod:`eomt_deploy.cache`.
+        lines: captured log of the library. Messages about an unusable cache are removed from it,
+            because the build continues without this cache.
 
     Returns:
         warnings: why the file is not used.
 
     Raises:
-        UsageError: a file that the user named is no cache; it would be replaced after the build.
+        UsageError: a file that the user chose is not a timing cache; the build would replace it.
     """
     own = _is_ours(path)
     try:
@@ -48,7 +49,7 @@ def attach(settings: Any, path: Path, lines: list[Line]) -> list[str]:
         content = b""
     except OSError as error:
         settings.set_timing_cache(settings.create_timing_cache(b""), False)
-        return [f"the timing cache {path} cannot be read ({error.strerror}); it is left out"]
+        return [f"the timing cache {path} cannot be read ({error.strerror}) and is not used"]
     before = len(lines)
     cache = settings.create_timing_cache(content)
     refused = bool(content) and (cache is None or len(lines) > before)
@@ -59,16 +60,20 @@ def attach(settings: Any, path: Path, lines: list[Line]) -> list[str]:
     del lines[before:]
     if refused and not own:
         raise UsageError(
-            f"{path} is no timing cache of this machine and version, or it is damaged.",
-            fix="Name a file that does not exist yet, or remove it.",
+            f"{path} is not a timing cache for this GPU and TensorRT version, or it is damaged.",
+            fix="Use a file that does not exist yet, or delete this one.",
         )
     if refused or (own and not content and path.exists()):
-        return [f"the timing cache {path} is damaged or of another machine; a new one replaces it"]
+        return [f"the timing cache {path} is damaged or from another machine and will be replaced"]
     return []
 
 
 def save(settings: Any, path: Path) -> list[str]:
-    """Write the cache after the build; failing to is a warning, since the engine is there."""
+    """Write the cache after the build; a failure is only a warning, since the engine is built.
+
+    Returns:
+        warnings.
+    """
     cache = settings.get_timing_cache()
     if cache is None:
         return []
@@ -79,7 +84,7 @@ def save(settings: Any, path: Path) -> list[str]:
         else:
             write_atomically(path, content)
     except OutputError as error:
-        return [f"the timing cache was not kept: {error.what}"]
+        return [f"the timing cache was not saved: {error.what}"]
     return []
 
 

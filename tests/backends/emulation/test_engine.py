@@ -15,7 +15,7 @@ from eomt_deploy.exporting import graph
 
 
 def small_graph() -> onnx.ModelProto:
-    """x * 300 * 300 / 300 / 300 in FP16: 90,000 is beyond its range."""
+    """x * 300 * 300 / 300 / 300 in FP16, whose range 90,000 exceeds."""
     scale = numpy_helper.from_array(np.full(1, 300, np.float16), "scale")
     operators = [("Mul", "x", "a"), ("Mul", "a", "b"), ("Div", "b", "c"), ("Div", "c", "y")]
     return helper.make_model(

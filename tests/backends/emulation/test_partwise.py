@@ -17,7 +17,7 @@ OUTPUTS = ["mask_logits", "class_logits"]
 def test_parts_give_what_the_whole_gives(traced, part):
     feeds = {"images": tiny.photos(3)}
     options = onnxruntime.SessionOptions()
-    # Fusions across the borders of parts would round differently.
+    # Fusions across part boundaries would round differently.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     wanted = PartwiseSession(traced(), options).run(OUTPUTS, feeds)
     session = PartwiseSession(traced(), options, whole=0, part=part)
@@ -29,7 +29,7 @@ def test_parts_give_what_the_whole_gives(traced, part):
 def test_only_what_is_still_needed_is_kept(traced, monkeypatch):
     session = PartwiseSession(traced(), onnxruntime.SessionOptions(), whole=0, part=1)
     needed = [len(part.inputs) for part in session._parts]
-    assert max(needed) <= 6  # not all that was ever computed
+    assert max(needed) <= 6  # unused tensors are dropped
     assert session._kept is None
     loaded = []
     real = session._load

@@ -30,7 +30,7 @@ LINEARS = 4 * tiny.ARCH.depth
 
 
 def kernels(model, tmp_path):
-    """Operators that ONNX Runtime makes of a graph."""
+    """Count the operators of the graph that ONNX Runtime optimized."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -44,7 +44,7 @@ def test_int8_linears_run_as_integers_and_attention_is_fused(saved, tmp_path):
     assert found["MultiHeadAttention"] == tiny.ARCH.depth
     assert found["Softmax"] == 0
     assert found["Cast"] == 1  # of the image
-    # What made it worth the while: as exported, nothing is an integer.
+    # The reason for the rewrite: in the exported graph no layer runs in integers.
     assert kernels(saved("int8").read_bytes(), tmp_path)["MatMulIntegerToFloat"] == 0
 
 
@@ -112,12 +112,12 @@ def test_rotated_queries_stay_written_out():
 
 def test_opened_as_they_are(saved, lowered, tmp_path, monkeypatch):
     assert not gains_from_reshaping(saved("fp32"))
-    # Weights in a side file: what is gained would have to be written again.
+    # Weights in a side file would have to be written again.
     spec = tiny.spec(precision="fp16")
     graph.save(lowered("fp16"), spec, tmp_path, "side.onnx", limit=0)
     assert reshaped(tmp_path / "side.onnx") is None
     assert OnnxRuntimeEngine(tmp_path / "side.onnx").run(tiny.photos(1))[0].shape == (1, 12, 6)
-    # Larger than a message may be, once it is FP32.
+    # In FP32 it would exceed the maximum size of a protobuf message.
     monkeypatch.setattr("eomt_deploy.backends.onnxruntime.graph.MAX_PROTOBUF_BYTES", 1000)
     assert reshaped(saved("fp16")) is None
 
@@ -126,8 +126,8 @@ def test_fp16_is_left_to_chips_that_may_have_it(saved, monkeypatch):
     assert gains_from_reshaping(saved("fp16")) == is_x86()
     monkeypatch.setattr("eomt_deploy.backends.onnxruntime.engine.is_x86", lambda: False)
     assert not gains_from_reshaping(saved("fp16"))
-    assert gains_from_reshaping(saved("int8"))  # integer kernels want FP32 around them
-    assert gains_from_reshaping(saved("bf16"))  # ONNX Runtime has none
+    assert gains_from_reshaping(saved("int8"))  # integer kernels need FP32 around them
+    assert gains_from_reshaping(saved("bf16"))  # ONNX Runtime has no BF16 kernels
 
 
 @pytest.mark.parametrize("damage", [
@@ -147,7 +147,7 @@ def test_damaged_graphs_are_told_by_onnx_runtime(saved, tmp_path, damage):
 
 
 def test_a_damaged_graph_is_one_error_and_nothing_on_the_terminal(saved, tmp_path, capfd):
-    """ONNX Runtime would log it in its own words, and print that it tries again."""
+    """ONNX Runtime itself would log the error and print that it tries again."""
     data = saved("int8").read_bytes()
     path = tmp_path / "damaged.onnx"
     names = data.replace(b"class_logits", b"class_\xe5\xe5gits")
@@ -169,7 +169,7 @@ def test_no_gpu_is_known_beforehand(saved, monkeypatch):
 
 
 def test_what_cannot_be_opened_is_told(saved, lowered, tmp_path):
-    # What has no BF16 says so, and who has.
+    # Without BF16 kernels, the error names the backends that have them.
     graph.save(lowered("bf16"), tiny.spec(precision="bf16"), tmp_path, "side.onnx", limit=0)
     with pytest.raises(DeviceError, match="bf16"):
         open_engine(tmp_path / "side.onnx", backend="onnxruntime", device="cpu")

@@ -70,7 +70,7 @@ def test_the_trial_is_a_real_one(exported, tmp_path, photo):
         exported("semantic"), tmp_path / "m.xml", arithmetic="bf16", images=photo
     )
     report = build_openvino(config)
-    assert report.arithmetic == "bf16"  # asked for, whatever came out
+    assert report.arithmetic == "bf16"  # requested, whatever the comparison gave
     assert report.trial.images == 1
     assert report.trial.labelled == 1
     assert 0.5 < report.trial.agreement <= 1

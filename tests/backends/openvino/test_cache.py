@@ -1,4 +1,4 @@
-"""Compiled models are kept, and never decide a result."""
+"""Compiled models are cached, and the cache never changes a result."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_a_cache_that_cannot_be_written_costs_only_time(saved, cache):
     cache.write_text("a file, not a folder")
     with open_engine(saved("fp32"), backend="openvino") as engine:
         assert np.isfinite(engine.run(tiny.photos(1))[0]).all()
-        assert "Each start compiles the model again" in engine.remarks[0]
+        assert "The model is compiled again at each start" in engine.remarks[0]
 
 
 def start(path, **options):
-    """Outputs, whether they came from the cache, and remarks of one start."""
+    """Start an engine once: outputs, whether it came from the cache, and remarks."""
     with OpenVinoEngine(path, threads=1, **options) as engine:
         return engine.run(tiny.photos(2)), engine.from_cache, engine.remarks
 
@@ -84,13 +84,13 @@ def test_a_damaged_cache_never_decides_a_result(saved, cache, damage):
     for have, want in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(have, want)
     assert not from_cache
-    assert "was damaged. It was compiled again" in remarks[0]
-    if damage != "a folder":  # which is not ours to remove
+    assert "was damaged, so the model was compiled again" in remarks[0]
+    if damage != "a folder":  # a folder is not removed
         assert start(path)[1:] == (True, ())
 
 
 def test_a_compiled_model_of_another_file_is_not_used(saved, cache):
-    """Its hash is right, its name is not."""
+    """The hash is right, but the name belongs to another model."""
     path, other = saved("fp32"), saved("fp16")
     wanted, *_ = start(path)
     (own,) = cache.iterdir()
@@ -117,7 +117,7 @@ def test_everything_that_decides_a_result_has_a_file_of_its_own(saved, tmp_path,
     names.append(name())
     monkeypatch.setattr("eomt_deploy.devices.cpu_flags", lambda: ["sve"])
     names.append(name())
-    # As long as before and of the same time: only the content differs.
+    # The size and the modification time stay the same: only the content differs.
     facts = path.stat()
     flip(path)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
@@ -168,9 +168,9 @@ def test_a_cache_that_is_too_small_is_a_remark(saved, cache, monkeypatch):
     monkeypatch.setenv("EOMT_DEPLOY_CACHE_LIMIT", "1000")
     _, from_cache, remarks = start(saved("fp32"))
     assert not from_cache
-    assert "Each start compiles the model again" in remarks[0]
+    assert "The model is compiled again at each start" in remarks[0]
     assert not cache.exists() or list(cache.iterdir()) == []
-    monkeypatch.setenv("EOMT_DEPLOY_CACHE_LIMIT", "0")  # the user wants none
+    monkeypatch.setenv("EOMT_DEPLOY_CACHE_LIMIT", "0")  # disabled by the user
     assert start(saved("fp32"))[1:] == (False, ())
     monkeypatch.setenv("EOMT_DEPLOY_CACHE_LIMIT", "much")
     with pytest.raises(UsageError, match="not a size"):
@@ -179,7 +179,7 @@ def test_a_cache_that_is_too_small_is_a_remark(saved, cache, monkeypatch):
 
 def test_a_user_without_a_home_folder(saved, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without one
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as without a home folder
     _, from_cache, remarks = start(saved("fp32"))
     assert not from_cache
     assert "the user has no home folder" in remarks[0]
@@ -198,7 +198,7 @@ def test_a_full_disk_costs_only_time(saved, cache):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", program, str(saved("fp32"))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "Each start compiles the model again" in done.stdout
+    assert "The model is compiled again at each start" in done.stdout
     assert "File too large" in done.stdout
     assert list(cache.iterdir()) == []
 

@@ -11,7 +11,7 @@ from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., TensorRtConfig]:
-    """A TensorRT-RTX build of a hand-made model; keywords of the config, then of the model."""
+    """Make the TensorRT-RTX configuration of a hand-made model."""
 
     def get(*, options: dict | None = None, **model: object) -> TensorRtConfig:
         path = hand_made.write(tmp_path / "made.onnx", **model)  # type: ignore[arg-type]

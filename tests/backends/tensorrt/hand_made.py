@@ -1,4 +1,4 @@
-"""Small self-describing ONNX models in every precision, made without torch in milliseconds."""
+"""Small ONNX models with a description, in every precision, built without torch in milliseconds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPEC = ModelSpec(
 )
 NUMPY = {T.FLOAT: np.float32, T.FLOAT16: np.float16, T.BFLOAT16: ml_dtypes.bfloat16}
 BASE = {"fp32": T.FLOAT, "bf16": T.BFLOAT16}
-"""Type of everything that is not quantised; fp16 where not said."""
+"""Type of everything that is not quantised (default: fp16)."""
 EIGHT_BITS = {"int8": (T.INT8, np.int8), "fp8": (T.FLOAT8E4M3FN, ml_dtypes.float8_e4m3fn)}
 
 
@@ -59,7 +59,7 @@ class _Graph:
         return name
 
     def matmul(self, x: str, weight: str, out: str, shape: tuple[int, int], precision: str) -> str:
-        """A product, between QuantizeLinear and DequantizeLinear where the precision has them."""
+        """Add a matrix product, with QuantizeLinear and DequantizeLinear if it is quantised."""
         if precision not in EIGHT_BITS:
             return self.node("MatMul", x, self.weight(weight, *shape), out=out)
         kind, dtype = EIGHT_BITS[precision]
@@ -148,6 +148,6 @@ def _describe(g: _Graph, precision: str, batch: int | None) -> onnx.ModelProto:
 
 
 def write(path: Path, precision: str = "fp32", batch: int | None = None, **options: object) -> Path:
-    """:func:`model` as a file."""
+    """Write :func:`model` to a file."""
     onnx.save(model(precision, batch, **options), path)  # type: ignore[arg-type]
     return path

@@ -45,7 +45,7 @@ def test_plan_and_sidecar_belong_together(made):
     sidecar = read_sidecar(config.output)
     assert sidecar == report.sidecar
     check_plan(config.output, sidecar, whole=True)
-    assert config.output.read_bytes().startswith(RTX_HEADER)  # a plain plan, as the library wrote
+    assert config.output.read_bytes().startswith(RTX_HEADER)  # the unchanged engine plan
     assert sidecar.spec == hand_made.SPEC
     assert (sidecar.target, sidecar.precision, sidecar.batch) == ("tensorrt-rtx", "fp32", (1, 1, 8))
     assert sidecar.compute_capabilities == ("8.9",)
@@ -91,10 +91,10 @@ def test_weights_beside_the_file(made):
 
 def test_precision_that_was_not_asked_is_refused(made):
     config = made(said="fp16")
-    with pytest.raises(VerificationError, match="fp16 was asked, and the network computes in fp32"):
+    with pytest.raises(VerificationError, match="requested, but the network computes in fp32"):
         build(config)
     config = made(precision="fp16", options={"expect_precision": "int8"})
-    with pytest.raises(VerificationError, match=r"(?s)int8 was asked.*4 in fp16, 3 in fp32"):
+    with pytest.raises(VerificationError, match=r"(?s)int8 was requested.*4 in fp16, 3 in fp32"):
         build(config)
     assert left(config) == []
 
@@ -105,8 +105,8 @@ def test_unsupported_nodes_are_named_before_the_build(made):
         build(config)
     text = str(caught.value)
     assert "2 of its nodes" in text
-    assert "node_foo_out (Foo): no such operator" in text
-    assert "node_bar_out (Bar): no such operator" in text
+    assert "node_foo_out (Foo): neither the operator nor a plugin" in text
+    assert "node_bar_out (Bar): neither the operator nor a plugin" in text
     assert caught.value.exit_code == 3
     assert left(config) == []
 
@@ -136,7 +136,7 @@ def test_wrong_types_name_the_node(made, tmp_path):
 
 
 def test_too_little_workspace_says_so(made):
-    with pytest.raises(BuildError, match=r"(?s)workspace limit.*Give more --workspace"):
+    with pytest.raises(BuildError, match=r"(?s)workspace limit.*Increase --workspace"):
         build(made(options={"workspace": 1}))
 
 
@@ -146,7 +146,7 @@ def test_gpus_that_cannot_compute_in_this_precision(made):
 
 
 def test_batch_range_of_a_fixed_batch(made):
-    with pytest.raises(UsageError, match="batches of 2 and no other"):
+    with pytest.raises(UsageError, match="is fixed to 2"):
         build(made(batch=2, options={"batch": (1, 1, 8)}))
 
 
@@ -188,7 +188,7 @@ def test_library_that_is_missing_or_old(monkeypatch):
 
 
 def test_every_knob_of_tensorrt_reaches_the_librarys_settings(made):
-    """The settings of both libraries are the same class family; this one is here."""
+    """Both libraries have the same settings classes; TensorRT-RTX is installed here."""
     module = library.load("tensorrt-rtx")
     builder = module.Builder(library.logger("tensorrt-rtx"))
     network = builder.create_network(1)
@@ -242,19 +242,19 @@ def report(source: str, *precisions: str) -> LayerReport:
 def test_engine_must_show_the_precision_that_was_asked():
     asked = report("network", "fp16", "fp16", "fp16", "fp32")
     assert check_engine(report("engine", "fp16", "fp32"), "fp16", asked) == []
-    with pytest.raises(VerificationError, match="fp16 was asked, and the engine computes in fp32"):
+    with pytest.raises(VerificationError, match="requested, but the engine computes in fp32"):
         check_engine(report("engine", "fp32"), "fp16", asked)
     with pytest.raises(VerificationError, match=r"(?s)the engine.*3 in fp32, 1 in fp16"):
         check_engine(report("engine", "fp16", "fp32", "fp32", "fp32"), "fp16", asked)
-    assert check_engine(asked, "fp16", asked) == []  # an engine that does not tell
+    assert check_engine(asked, "fp16", asked) == []  # an engine that does not report its types
 
 
 def test_quantised_layers_that_became_wider_are_told():
     asked = report("network", "int8", "int8", "fp16")
     assert check_engine(report("engine", "int8", "fp16"), "int8", asked) == []
     (warning,) = check_engine(report("engine", "int8", "fp16", "fp16"), "int8", asked)
-    assert "1 layers in a wider type than int8: 2 in fp16, 1 in int8" in warning
-    with pytest.raises(VerificationError, match=r"(?s)int8 was asked.*2 in fp16"):
+    assert "1 layers are computed in a wider type than int8: 2 in fp16, 1 in int8" in warning
+    with pytest.raises(VerificationError, match=r"(?s)int8 was requested.*2 in fp16"):
         check_engine(report("engine", "fp16", "fp16"), "int8", asked)
 
 
@@ -263,9 +263,9 @@ def test_network_must_compute_in_what_the_model_says():
     mostly_high = report("network", "fp16", "fp32", "fp32")
     check_network(mostly_high, "fp16", kept_high=True)  # as `export --high backbone` makes it
     for layers in (mostly_high, report("network", "fp32"), report("network")):
-        with pytest.raises(VerificationError, match="fp16 was asked"):
+        with pytest.raises(VerificationError, match="fp16 was requested"):
             check_network(layers, "fp16", kept_high=False)
-    with pytest.raises(VerificationError, match="fp16 was asked"):
+    with pytest.raises(VerificationError, match="fp16 was requested"):
         check_network(report("network", "fp32"), "fp16", kept_high=True)
 
 
@@ -283,7 +283,7 @@ def test_stopped_build_leaves_no_engine(made, name):
         command,
         stderr=subprocess.PIPE,
         text=True,
-        # Shells start background jobs, as this test run may be, with SIGINT ignored.
+        # Shells start background jobs with SIGINT ignored, and this test run may be such a job.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
@@ -301,7 +301,7 @@ def test_stopped_build_leaves_no_engine(made, name):
 
 @pytest.mark.gpu
 def test_tensorrt_on_this_gpu(made, tmp_path):
-    """Built, opened by the library itself, and its inspector asked."""
+    """Build an engine, open it with the library and read its inspector."""
     if cuda_device_count() == 0:
         pytest.skip("no NVIDIA GPU")
     pytest.importorskip("tensorrt", reason="tensorrt is not installed")

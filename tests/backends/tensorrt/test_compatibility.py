@@ -66,7 +66,8 @@ def test_the_machine_that_built_it_runs_it_without_remarks():
     assert check_machine(RTX, RTX_MACHINE) == ()
 
 
-# Each case: what differs, the error, and words that must stand in it: built, found, and the fix.
+# Each case: sidecar, machine, error, and texts that the error must contain: expected and found
+# value, and the fix.
 REFUSED = [
     (
         SIDECAR,
@@ -91,7 +92,7 @@ REFUSED = [
         replace(MACHINE, library_version="10.13.3.9"),
         DeviceError,
         [
-            "TensorRT 11.4.0.106, here is TensorRT 10.13.3.9",
+            "TensorRT 11.4.0.106, but TensorRT 10.13.3.9 is installed",
             "eomt-deploy build street.fp16.onnx -o street.engine",
             "pip install 'tensorrt==11.4.0.106'",
         ],
@@ -100,7 +101,7 @@ REFUSED = [
         SIDECAR,
         replace(MACHINE, library_version="11.4.0.107"),
         DeviceError,
-        ["11.4.0.106", "11.4.0.107", "very version"],
+        ["11.4.0.106", "11.4.0.107", "only with the version that built it."],
     ),
     (
         replace(SIDECAR, version_compatible=True),
@@ -109,7 +110,7 @@ REFUSED = [
         ["11.4.0.106", "11.3.0.10", "later ones"],
     ),
     (
-        replace(RTX, version_compatible=True),  # TensorRT-RTX has no such promise
+        replace(RTX, version_compatible=True),  # TensorRT-RTX does not guarantee this
         replace(RTX_MACHINE, library_version="1.8.0.1"),
         DeviceError,
         [
@@ -141,13 +142,13 @@ REFUSED = [
         replace(RTX, compute_capabilities=("8.0+",)),
         replace(RTX_MACHINE, gpu="NVIDIA H200", compute_capability="9.0"),
         DeviceError,
-        ["NVIDIA H200 (compute capability 9.0)", "RTX cards", "build street.fp16.onnx -o"],
+        ["NVIDIA H200 (compute capability 9.0)", "RTX GPUs only", "build street.fp16.onnx -o"],
     ),
     (
         replace(RTX, compute_capabilities=("8.9+",)),
         replace(RTX_MACHINE, gpu="NVIDIA B200", compute_capability="10.0"),
         DeviceError,
-        ["NVIDIA B200 (compute capability 10.0)", "TensorRT itself"],
+        ["NVIDIA B200 (compute capability 10.0)", "data-centre GPUs need TensorRT"],
     ),
 ]
 
@@ -166,7 +167,7 @@ def test_refusal_names_both_values_and_the_command(sidecar, machine, kind, words
 def test_engines_that_bring_code_need_the_users_word(environment):
     check_trust(SIDECAR, environment)
     portable = replace(SIDECAR, version_compatible=True)
-    with pytest.raises(UsageError, match="brings code along") as error:
+    with pytest.raises(UsageError, match="contains code for the CPU") as error:
         check_trust(portable, environment)
     assert "EOMT_DEPLOY_TRUST_ENGINES=1" in error.value.fix
     check_trust(portable, {"EOMT_DEPLOY_TRUST_ENGINES": "1"})

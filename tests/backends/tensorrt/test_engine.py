@@ -21,16 +21,16 @@ from eomt_deploy.devices import cuda_device_count
 from eomt_deploy.errors import ArtifactError, UsageError
 from eomt_deploy.sidecar import sidecar_path
 
-# --- the real libraries have every name that we use
+# --- the real libraries have all names that we use
 
 SEEDS = {"engine": "ICudaEngine", "self._engine": "ICudaEngine", "context": "IExecutionContext"}
-"""What comes in from outside; all else follows from assignments and the libraries' signatures."""
+"""Names of known types; all others follow from assignments and the libraries' signatures."""
 PARSER_ONLY = {"OnnxParserRefitter"}
-"""In the full library and in TensorRT-RTX; the lean run-time has no ONNX parser."""
+"""Only in the full library and in TensorRT-RTX; the lean runtime has no ONNX parser."""
 
 
 class Uses(ast.NodeVisitor):
-    """Attributes that a source file asks of objects of a TensorRT module."""
+    """Attributes of objects of a TensorRT module that a source file uses."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
@@ -41,7 +41,7 @@ class Uses(ast.NodeVisitor):
 
     def read(self, source: str) -> None:
         tree = ast.parse(source)
-        for _ in range(4):  # until what follows from assignments is all known
+        for _ in range(4):  # until all types that follow from assignments are known
             for node in ast.walk(tree):
                 if isinstance(node, ast.Assign):
                     for target in node.targets:
@@ -113,7 +113,7 @@ def test_tensorrt_rtx_has_every_name_that_we_use():
 
 
 def test_tensorrt_has_every_name_that_we_use():
-    module = pytest.importorskip("tensorrt_lean_bindings", reason="no lean TensorRT run-time here")
+    module = pytest.importorskip("tensorrt_lean_bindings", reason="needs the lean runtime")
     found = uses(module, tensorrt)
     assert {name.split(".")[-1] for name in found.missing} == PARSER_ONLY
     assert found.used >= {
@@ -135,7 +135,7 @@ def test_a_name_that_is_not_there_is_found():
 
 
 def test_our_calls_take_what_the_library_takes():
-    """Names of pybind11 signatures: as many positional arguments as we give."""
+    """pybind11 signatures accept the number of positional arguments that we pass."""
     module = pytest.importorskip("tensorrt_rtx")
     for kind, method, arguments in (
         ("IExecutionContext", "set_tensor_address", ["name: str", "memory: typing.SupportsInt"]),
@@ -184,7 +184,7 @@ def test_failure_holds_the_last_words_of_the_library():
     assert why.splitlines() == ["fault 28", "fault 29", "out of memory"]
 
 
-# --- without a GPU: our error in a process of its own, since TensorRT ends the process
+# --- without a GPU: our error, tested in a separate process because TensorRT may crash it
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,9 @@ def open_alone(path: Path) -> tuple[int, str]:
 def test_no_gpu_is_our_error_never_a_crash(rtx_engine):
     code, text = open_alone(rtx_engine)
     assert code == 3
-    assert "There is no NVIDIA GPU here; this engine was built for compute capability 8.9." in text
+    assert (
+        "This machine has no NVIDIA GPU; the engine was built for compute capability 8.9." in text
+    )
     assert "Traceback" not in text
 
 

@@ -1,4 +1,4 @@
-"""Engines that really run: parity, sharing, threads, memory."""
+"""Engines running on a GPU: parity, sharing, threads, memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from eomt_deploy.sidecar import read_sidecar, sidecar_path
 
 
 def runnable(target: str) -> str:
-    """Why an engine of this target cannot be built and run here, or ''."""
+    """Why an engine of this target cannot be built and run on this machine, or ''."""
     if cuda_device_count() == 0:
         return "needs an NVIDIA GPU"
     if not installed(target):
@@ -49,7 +49,7 @@ def engine(built) -> Iterator[TensorRtEngine]:
 
 @pytest.fixture(scope="module")
 def wanted(exported):
-    """What ONNX Runtime computes on the CPU."""
+    """Outputs of ONNX Runtime on the CPU."""
     with open_engine(exported("panoptic"), device="cpu") as reference:
         yield reference.run
 
@@ -91,7 +91,7 @@ def test_device_arrays_in_and_out(engine, wanted, count):
             array.stream = stream = gpu.stream()
             gpu.to_device(array.pointer, images, stream)
             outputs = engine.run_device(array)
-            gpu.fill_zero(array.pointer, array.nbytes, stream)  # ours to reuse
+            gpu.fill_zero(array.pointer, array.nbytes, stream)  # the caller may reuse its memory
             check([output.copy_to_host() for output in outputs], wanted(images))
             gpu.synchronize(stream)
             gpu.destroy_stream(stream)
@@ -136,7 +136,7 @@ def test_wrong_device_arrays(engine):
     for shape, dtype in (((1, 64, 64, 3), np.float32), ((1, 3, 64, 64), np.uint8)):
         with pytest.raises(UsageError, match="takes uint8"):
             engine.run_device(DeviceArray.empty(engine.gpu, shape, dtype))
-    with pytest.raises(UsageError, match="no array in GPU memory"):
+    with pytest.raises(UsageError, match="not an array in GPU memory"):
         engine.run_device(pictures(1))
 
 
@@ -149,7 +149,7 @@ def test_threads_have_contexts_of_their_own(engine, wanted):
             for number in range(20):
                 images = pictures(1 + (seed + number) % 6, seed * 100 + number)
                 check(engine.run(images), wanted(images))
-        except BaseException as error:  # told by the main thread
+        except BaseException as error:  # raised in the main thread
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
@@ -170,7 +170,7 @@ def test_memory_stays_flat(engine):
         for _ in range(100):
             engine.run(images)
         assert engine.memory_bytes == own
-        assert gpu.memory()[0] >= free - (4 << 20)  # other programs use the GPU, too
+        assert gpu.memory()[0] >= free - (4 << 20)  # other programs may use the GPU, too
 
 
 @pytest.mark.gpu
@@ -183,7 +183,7 @@ def test_close_gives_the_memory_back(built):
         with gpu.active():
             return gpu.memory()[0]
 
-    first = once()  # the library's own start costs memory that stays
+    first = once()  # the first use of the library takes memory that stays allocated
     for _ in range(3):
         last = once()
     assert last >= first - (4 << 20)

@@ -23,7 +23,7 @@ def test_network_tells_its_precision(precision):
     report = network_layers(precision=precision)
     assert report.precision == precision
     assert sum(report.heavy.values()) == 7
-    # Patch embedding and upscaling stand in FP32 in all of them.
+    # Patch embedding and upscaling are in FP32 in all of them.
     high = {"node_patches32", "node_up1", "node_up2"}
     assert high <= set(report.higher) or precision == "fp32"
     assert not any(name in report.higher for name in ("node_fc1", "node_fc2"))
@@ -56,7 +56,7 @@ def test_most_layers_decide_but_one_quantised_is_enough():
     assert report().higher == ()
 
 
-# As TensorRT 10 and 11 write it: 11 splits the type from the layout.
+# Output of TensorRT 10 and 11: TensorRT 11 separates the type from the layout.
 TEN = {
     "Layers": [
         {"Name": "copy", "LayerType": "Reformat",

@@ -1,4 +1,4 @@
-"""Every precision with a free and a fixed batch, and every task, compiled for SM 8.9 and 12.0."""
+"""Every precision with a dynamic and a fixed batch, and every task, built for SM 8.9 and 12.0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAMILIES = {
     "dinov3": replace(SHALLOW, rope_theta=100.0, norm_eps=1e-5),
     "dinov3 gated, patch 32": replace(SHALLOW, rope_theta=100.0, mlp="swiglu", patch_size=32),
 }
-# A task changes the description and not the graph: each is compiled three times or more.
+# The task changes only the description, not the graph: each task is built at least three times.
 CASES = [
     (precision, batch, TASKS[number % len(TASKS)])
     for number, (precision, batch) in enumerate(product(PRECISIONS, (None, 2)))

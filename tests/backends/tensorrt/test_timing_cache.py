@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]iming cache")
 
 @pytest.fixture
 def settings():
-    """TensorRT-RTX still has the calls, without effect; they read and write as TensorRT's do."""
+    """TensorRT-RTX still has these calls; they have no effect, but read and write like TensorRT."""
     module = library.load("tensorrt-rtx")
     builder = module.Builder(library.logger("tensorrt-rtx"))
     yield builder.create_builder_config()
@@ -47,7 +47,7 @@ def test_cache_is_made_kept_and_replaced_when_damaged(settings, tmp_path, monkey
 def test_file_of_the_users_own_is_not_replaced(settings, tmp_path):
     path = tmp_path / "precious.onnx"
     path.write_bytes(b"not a cache")
-    with pytest.raises(UsageError, match="no timing cache"):
+    with pytest.raises(UsageError, match="not a timing cache"):
         attach(settings, path)
     assert path.read_bytes() == b"not a cache"
 
@@ -56,7 +56,7 @@ def test_cache_that_cannot_be_read_or_written_is_a_warning(settings, tmp_path):
     (said,) = attach(settings, tmp_path)  # a folder
     assert "cannot be read" in said
     (said,) = timing_cache.save(settings, tmp_path)
-    assert "not kept" in said
+    assert "not saved" in said
 
 
 def test_default_file_is_in_the_users_cache_and_of_one_machine(monkeypatch, tmp_path):
