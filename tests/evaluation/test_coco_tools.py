@@ -224,7 +224,9 @@ def test_format_decides_when_no_name_does(labels, tmp_path, cli, exported):
         open_dataset([root], segmenter.spec, format="coco-instances")
     dataset = open_dataset([root], segmenter.spec, format="coco-instances", split="more")
     assert len(dataset.samples) == 3
-    with pytest.raises(DatasetError, match=r"No JSON with panoptic labels(.|\n)*segments_info"):
+    with pytest.raises(
+        DatasetError, match=r"No JSON file with panoptic labels(.|\n)*segments_info"
+    ):
         open_dataset([root], segmenter.spec, format="coco-panoptic")
     (root / "more.json").unlink()
     code, out, _ = cli("eval", exported("instance"), "--data", root, "--format", "coco-instances")

@@ -159,7 +159,7 @@ def test_labels_of_another_size(tmp_path, exported):
     segmenter = Segmenter(exported("semantic"))
     with pytest.raises(DatasetError, match=r"1\.jpg is 30x60, its labels are 40x60"):
         evaluate(segmenter, open_dataset([root], segmenter.spec))
-    with pytest.raises(UsageError, match="--limit 0"):
+    with pytest.raises(UsageError, match="--limit must be at least 1, got 0"):
         evaluate(segmenter, open_dataset([root], segmenter.spec), limit=0)
 
 
@@ -222,7 +222,7 @@ def test_command_line(cli, tmp_path, exported, files):
         assert (root / "panoptic.json").read_bytes() == truth
     code, _, err = cli("eval", model, "--data", tmp_path / "none")
     assert code == 2
-    assert "no data at" in err
+    assert "does not exist" in err
 
     picture = tmp_path / "differs.png"
     code, out, _ = cli("compare", model, files.checkpoint, root / "images", "-o", picture,
