@@ -40,7 +40,7 @@ def test_pairing_is_what_tells_them_apart():
     paired, unpaired = speedup(base, row), speedup(base, row, paired=False)
     assert paired.high - paired.low < unpaired.high - unpaired.low
     assert not unpaired.paired
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="equal in number"):
         speedup(base, row[:-1])
 
 
@@ -83,7 +83,7 @@ def test_steady():
     ("samples", "words"),
     [
         ([5.0, -3.25, 5.0], "a time of -3.25 ms was measured: the clock went backwards"),
-        ([0.0, 0.0], "the clock stood still"),
+        ([0.0, 0.0], "the clock did not advance"),
         ([1.0, float("nan")], "a time of nan ms"),
         ([float("inf"), 1.0], "a time of inf ms"),
     ],

@@ -80,13 +80,13 @@ def test_seeds_make_weights_and_leave_the_callers_randomness_alone():
 @pytest.mark.parametrize(
     ("step", "backbone", "options", "message"),
     [
-        (6, "tiny", {}, "no step 6"),
-        (0, "huge", {}, "no backbone 'huge'"),
-        (0, "tiny-dinov3", {}, "no step 0 of tiny-dinov3"),
-        (0, "tiny", {"size": (64, 80)}, "64x80 is no multiple of 32"),
-        (5, "tiny", {"size": (64, 60)}, "64x60 is no multiple of 16"),
-        (0, "tiny", {"attention": "flash"}, "no attention 'flash'"),
-        (0, "tiny", {"sampling": "cuda"}, "no sampling 'cuda'"),
+        (6, "tiny", {}, "between 0 and 5, got 6"),
+        (0, "huge", {}, "Backbone 'huge' is unknown"),
+        (0, "tiny-dinov3", {}, "tiny-dinov3 must be 4 or 5, got 0"),
+        (0, "tiny", {"size": (64, 80)}, "multiples of 32, got 64x80"),
+        (5, "tiny", {"size": (64, 60)}, "multiples of 16, got 64x60"),
+        (0, "tiny", {"attention": "flash"}, "Attention 'flash' is unknown"),
+        (0, "tiny", {"sampling": "cuda"}, "Sampling 'cuda' is unknown"),
         (0, "tiny", {"sampling": "triton"}, "cannot run on 'cpu'"),
     ],
 )

@@ -29,9 +29,9 @@ def test_selecting_brings_the_base_and_changes_sizes():
         ("step 5", (96, 64), "tiny"),
     ]
     assert len(suite.select()) == 6
-    with pytest.raises(UsageError, match="no row 'step 9'"):
+    with pytest.raises(UsageError, match="Row 'step 9' of table1"):
         suite.select(("step 9",))
-    with pytest.raises(UsageError, match=r"Known: .*table1"):
+    with pytest.raises(UsageError, match=r"Use one of: .*table1"):
         find_suite("table9")
 
 
@@ -40,7 +40,7 @@ def test_quoted_rows_are_not_measured():
     quoted = [row.name for row in suite.rows if row.step is None]
     assert quoted
     assert not {row.name for row in suite.select()} & set(quoted)
-    with pytest.raises(UsageError, match="only as the paper's number"):
+    with pytest.raises(UsageError, match="only quotes the paper's numbers"):
         suite.select((quoted[0],))
 
 
