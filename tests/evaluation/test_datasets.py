@@ -53,7 +53,7 @@ def test_panoptic_labels_serve_all_tasks(tmp_path, spec, task):
 
 
 def test_zips_as_coco_ships_them(tmp_path, spec):
-    """val2017.zip, and an annotations zip that holds the PNG files in a zip of its own."""
+    """val2017.zip, and an annotations zip file with the PNG files in an inner zip file."""
     root = made_up.coco_panoptic(tmp_path / "data")
     inner = zipped(root / "panoptic", tmp_path / "inner.zip", "panoptic_val2017/")
     downloads = tmp_path / "downloads"
@@ -157,7 +157,7 @@ def test_real_coco_panoptic(shared, spec):
 
 
 def broken(root: Path, kind: str) -> str:
-    """Break a good data set; returns a word that the error must hold."""
+    """Make a valid data set invalid; returns a pattern that the error must match."""
     path = root / "panoptic.json"
     document = json.loads(path.read_text())
     if kind == "missing png":

@@ -1,4 +1,4 @@
-"""Images and labels of a data set that are broken, too large, too deep or one too many."""
+"""Images and labels that are not valid, too large, deeper than 8 bits or ambiguous."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from eomt_deploy.errors import DeviceError, UsageError
 
 
 class Told:
-    """A timer that tells what it was told to."""
+    """A timer that returns given values."""
 
     def __init__(self, times):
         self.times = iter(times)

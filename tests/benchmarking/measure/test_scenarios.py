@@ -16,10 +16,10 @@ from eomt_deploy.errors import UsageError
 
 
 class Clock:
-    """A second goes by only where work or sleep says so."""
+    """A clock that only advances in `work` and `sleep`."""
 
     def __init__(self, service: float) -> None:
-        self.time = 0.0  # where a sleep ends exactly when it should
+        self.time = 0.0  # a sleep ends exactly on time
         self.service = service
 
     def work(self) -> None:

@@ -19,7 +19,7 @@ from eomt_deploy.benchmarking.measure.statistics import (
 
 
 def noisy(seed: int, count: int = 60, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Two rows of one run: drift and busy moments hit both, each has a little noise of its own."""
+    """Two rows of one run: drift and other load affect both, and each has its own noise."""
     rng = np.random.default_rng(seed)
     drift = 1 + 0.2 * np.sin(np.arange(count) / 9) + np.where(rng.random(count) < 0.1, 0.5, 0)
     rows = [10 * drift * rng.lognormal(0, 0.02, count) for _ in range(2)]

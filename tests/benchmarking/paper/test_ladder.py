@@ -45,7 +45,7 @@ def test_every_step_keeps_the_tensor_contract(step, backbone):
     alone = model(images[1:])
     torch.testing.assert_close(alone[0][0], class_logits[1], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(alone[1][0], mask_logits[1], atol=1e-4, rtol=1e-4)
-    # Another picture gives another answer: nothing cuts the image off.
+    # Another image gives another result, so the output depends on the image.
     assert (mask_logits[0] - mask_logits[1]).abs().max() > 1e-3
 
 
@@ -104,7 +104,7 @@ def test_masks_that_hold_everything_make_step_4_equal_step_5():
     assert isinstance(masked, MaskedEoMT)
     images = photos(1)
     found = masked(images)
-    assert (found[1] - plain(images)[1]).abs().max() > 1e-3  # masks do something
+    assert (found[1] - plain(images)[1]).abs().max() > 1e-3  # masks have an effect
     masked.allowed = lambda logits: MaskedEoMT.allowed(masked, torch.ones_like(logits))
     for a, b in zip(masked(images), plain(images), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

@@ -37,7 +37,7 @@ def short():
 
 @pytest.fixture(scope="module")
 def report(photo) -> SuiteReport:
-    """Three rows in two runtimes and all scopes, one after the other in the same rounds."""
+    """Three rows in two runtimes and all scopes, interleaved in the same rounds."""
     told: list[str] = []
     config = SuiteConfig(
         **(TINY | {"probe": True}), photo=photo,
@@ -60,7 +60,7 @@ def test_every_row_runtime_and_scope_is_measured_beside_the_base(report):
         assert m.prepare_seconds > 0
         ratio = report.ratio(m)
         assert (ratio is None) == (m.row == "step 0")
-        assert ratio is None or (ratio.paired and ratio.value > 1)  # a ViT-Adapter is no match
+        assert ratio is None or (ratio.paired and ratio.value > 1)  # a ViT-Adapter is always slower
         assert (report.tflops(m) is None) == (m.scope == "end-to-end")
         assert (report.runtime_ratio(m) is None) == (m.runtime == "torch-eager")
     assert set(report.peaks) == {"fp32"}
@@ -156,7 +156,7 @@ def test_tables_say_what_was_measured_where(report):
 
 
 def test_pictures(report):
-    assert plots.drawable([report]) == ["waterfall", "latency"]  # of these sizes there is no score
+    assert plots.drawable([report]) == ["waterfall", "latency"]  # no score at these sizes
     for name in ("waterfall", "table1-latency"):
         assert plots.draw(name, [report]).startswith(PNG)
     with pytest.raises(UsageError, match="no row with a score"):
@@ -228,7 +228,7 @@ def test_a_failure_while_measuring_is_a_skipped_row(monkeypatch):
 
 
 def test_every_runtime_computes_the_same(tmp_path):
-    """Half precision and compilation on the CPU; what they compute is held against eager."""
+    """Half precision and compilation on the CPU, compared with eager mode."""
     row = SUITE.select(("step 5",), (64, 64), "tiny")[1]
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
 
