@@ -188,7 +188,8 @@ class _Runner:
         bases = {row.name: report.suite.base_of(row) for row in report.rows}
         groups, too_large = grouping.pack([r.name for r in report.rows], needs, bases, free)
         for name in too_large:
-            reason = f"needs about {needs[name].total / 2**30:.1f} GiB, got {free / 2**30:.1f} GiB"
+            needed, left = needs[name].total / 2**30, free / 2**30
+            reason = f"needs about {needed:.1f} GiB, but {left:.1f} GiB are free"
             report.skipped.append(Skipped(name, "all", reason))
         if len(groups) > 1:
             report.notes.append(

@@ -81,9 +81,7 @@ def prepare(case: Case) -> tuple[nn.Module, str | None]:
     """The network in its precision on its device, and the autocast precision, if any."""
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    torch.backends.cudnn.benchmark = (
-        True  # shapes are fixed, so the fastest algorithm is searched once
-    )
+    torch.backends.cudnn.benchmark = True  # shapes are fixed: search the fastest algorithm once
     network = case.build("sdpa", case.device)
     if case.precision.startswith("amp-"):
         return network, case.precision.removeprefix("amp-")
