@@ -1,4 +1,4 @@
-"""What :mod:`cpu_end_to_end` measures with: made-up outputs, transformers' processing, timing."""
+"""Helpers of :mod:`cpu_end_to_end`: synthetic outputs, transformers' processing, timing."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ MODELS = {
 }
 BASE, OURS = "transformers", "eomt-deploy"
 PHOTO_SIZES = {"1920x1080": (1080, 1920), "640x480": (480, 640), "3840x2160": (2160, 3840)}
-"""transformers cuts a scaled size off where the official code, and ours, rounds: 640x480 becomes
-682x512 or 683x512 for semantic windows, which shows in the agreement."""
+"""transformers truncates a scaled size, whereas the official code and ours round it. For semantic
+windows, 640x480 becomes 682x512 or 683x512, which reduces the agreement."""
 ALONE = "3840x2160"
-"""Only ours is measured: theirs takes more memory than small machines have."""
+"""Size at which only ours is measured, because transformers needs too much memory."""
 SHAPES = {"s": (384, 12, 6), "b": (768, 12, 12)}
-"""Width, blocks and heads."""
+"""Width, number of blocks and number of heads."""
 COMPUTED_IN = {
     BASE: ("fp32", "fp32"),
     "onnxruntime fp32": ("fp32", "fp32"),
@@ -51,11 +51,11 @@ COMPUTED_IN = {
     "openvino int8": ("int8", "fp32"),
     "openvino int8 + bf16": ("int8", "bf16"),
 }
-"""Of each way to run a network, what the linear layers and what all the rest is computed in."""
+"""Precision of the linear layers and of all other layers, for each row."""
 STREAMED = 200
 UNSTABLE_CV = 0.5
-"""transformers' calls vary by a third with the memory that they ask for: what a ratio is worth is
-told by its interval, and this only leaves out what means nothing."""
+"""Times of transformers vary by a third because of memory allocation. The interval of a ratio shows
+its uncertainty; this limit only removes unusable rows."""
 GOALS = {
     "post: panoptic 1920x1080": (OURS, 30),
     "post: instance 1920x1080": (OURS, 75),
@@ -64,24 +64,24 @@ GOALS = {
     "network: B 640": ("openvino int8 + bf16", 6),
     "photo: S 1920x1080 JPEG": ("openvino int8 + bf16", 8),
 }
-"""Of each case the row that matters, and how many times as fast as transformers it should be."""
+"""Main row of each case, and its required speedup over transformers."""
 
 console = Console()
 
 
 def made_up_outputs(spec: ModelSpec, geometry: Geometry, seed: int = 0) -> tuple[Any, Any]:
-    """Outputs of a trained model for one photo: sure and unsure queries, with rough edges.
+    """Synthetic outputs as from a trained model: certain and uncertain queries, rough edges.
 
     Returns:
-        class logits [N, 200, C+1] and mask logits [N, 200, h, w]: 20 queries share the photo out,
-        each the pixels nearest to a point of its own; the others are "no object".
+        class logits [N, 200, C+1] and mask logits [N, 200, h, w]. 20 queries divide the image among
+        them: each has the pixels nearest to a random point. The others are "no object".
     """
     rng = np.random.default_rng(seed)
     stride = geometry.input_size[0] // spec.mask_size[0]
     merged = geometry.scaled_size if geometry.windows else geometry.input_size
     height, width = (side // stride + 1 for side in merged)
     rows, columns = np.mgrid[:height, :width]
-    seen = [side / stride for side in geometry.scaled_size]  # not the padding
+    seen = [side / stride for side in geometry.scaled_size]  # without padding
     points = rng.uniform(0, 1, (KEPT, 2, 1, 1)) * np.array(seen)[:, None, None]
     distance = np.hypot(rows - points[:, 0], columns - points[:, 1])
     nearest, second = np.sort(distance, axis=0)[:2]
@@ -103,7 +103,7 @@ def made_up_outputs(spec: ModelSpec, geometry: Geometry, seed: int = 0) -> tuple
 
 
 class Theirs:
-    """transformers' own pre- and post-processing for a model of ours."""
+    """transformers' pre- and post-processing for one of our models."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.task = spec.task
@@ -133,13 +133,13 @@ def spec_of(task: str) -> ModelSpec:
 
 
 def agreement(task: str, mine: Segmentation, his: Any) -> float:
-    """Share of the pixels on which two results agree."""
+    """Share of pixels on which two results agree, 0 to 1."""
     if task == "semantic":
         return float((mine.class_map == his.numpy()).mean())
     theirs = his["segmentation"].numpy()
     if task == "panoptic":
         return float((mine.segment_map == theirs).mean())
-    # Theirs paints instances over each other by query, ours ranks them: paint ours in their order.
+    # transformers draws instances in the order of the queries, so draw ours in that order, too.
     painted = np.full(mine.size, -1)
     left = list(mine.segments)
     for info in his["segments_info"]:
@@ -153,15 +153,15 @@ def agreement(task: str, mine: Segmentation, his: Any) -> float:
 
 
 def kilobytes(name: str) -> int:
-    """An entry of this process's status."""
+    """Value of an entry of this process's status in KiB, e.g. ``VmRSS``."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def extra_memory(work: Callable[[], Any]) -> int:
-    """Bytes that a call needs beyond what is there already, its result included; Linux only."""
+    """Additional memory of a call in bytes, including its result; Linux only."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was used before goes back
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = kilobytes("VmRSS")
     result = work()
@@ -171,11 +171,11 @@ def extra_memory(work: Callable[[], Any]) -> int:
 
 
 def time_jobs(jobs: dict[str, Callable[[], Any]], rounds: int, seed: int) -> dict[str, Any]:
-    """Each row in milliseconds, how many times as fast as the first, and whether to believe it."""
+    """Time all jobs; each row has milliseconds, the speedup over the first row, and a verdict."""
     names = list(jobs)
     with Watch("cpu") as watch:
-        plan = Rounds(rounds, warmup=1)
-        measured = measure({n: Job(w) for n, w in jobs.items()}, plan, watch=watch, seed=seed)
+        settings = Rounds(rounds, warmup=1)
+        measured = measure({n: Job(w) for n, w in jobs.items()}, settings, watch=watch, seed=seed)
         others = watch.others
     rows = {}
     for name in names:
@@ -198,11 +198,12 @@ def time_jobs(jobs: dict[str, Callable[[], Any]], rounds: int, seed: int) -> dic
 def add_shares_of_peak(
     rows: dict[str, Any], flops: tuple[int, int], peaks: dict[str, float]
 ) -> None:
-    """How near each row comes to the chip's limit, and how fast it would be there.
+    """Add to each row its share of the processor's peak, and its speedup at the peak.
 
     Args:
-        flops: of the linear layers and of all the rest.
-        peaks: FLOP/s by precision.
+        rows: rows of one case; they are updated.
+        flops: FLOP of the linear layers and of all other layers.
+        peaks: measured peak in FLOP/s, by precision.
     """
     for name, computed_in in COMPUTED_IN.items():
         seconds = sum(n / peaks[precision] for n, precision in zip(flops, computed_in, strict=True))
@@ -211,7 +212,7 @@ def add_shares_of_peak(
 
 
 def judge_goal(row: dict[str, Any], times: float) -> str:
-    """Reached or missed when the whole interval says so."""
+    """ "reached" or "missed" if the complete interval is on one side of the goal."""
     ratio = row["times_as_fast"]
     if not Verdict.from_dict(row["verdict"]).valid or ratio["low"] < times <= ratio["high"]:
         return "no conclusion"
@@ -240,4 +241,4 @@ def show(case: dict[str, Any]) -> None:
         case["goal"] = {"row": goal[0], "times": goal[1], "finding": judge_goal(row, goal[1])}
         console.print(f"goal {goal[1]} times: {case['goal']['finding']}")
     if "agreement" in case:
-        console.print(f"the same on {case['agreement']:.5%} of the pixels")
+        console.print(f"equal on {case['agreement']:.5%} of the pixels")

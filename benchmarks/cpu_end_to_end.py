@@ -1,12 +1,12 @@
-"""A whole prediction on the CPU against transformers: post-processing, network, photo to result.
+"""Complete predictions on the CPU compared with transformers, and their parts.
 
     python benchmarks/cpu_end_to_end.py [--sections post network photo stream] [--models s b]
         [--runs 3] [--rounds 7] [--work build/cpu_end_to_end] [--json FILE] [--plot FILE.png]
 
-Needs the `dev` extra. All rows of a case run in turn, so that a ratio does not feel what else the
-machine does; what is too noisy is INVALID and concludes nothing. Weights are random, which times
-alike; so the post-processing gets made-up outputs, in which every pixel has one sure query. Models
-are made on the first run and kept in the work folder.
+Needs the `dev` extra. The rows of a case run in interleaved rounds, so that other load affects all
+rows equally; a row with too much noise is INVALID and gives no conclusion. Weights are random; this
+does not change the speed of the network. Post-processing gets synthetic outputs with one certain
+query for each pixel. Models are created in the first run and kept in the work folder.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from eomt_deploy.sources import built_in_photos
 
 
 def post_jobs(task: str, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
-    """Post-processing of both, from the same outputs."""
+    """Post-processing of transformers and ours, with the same outputs."""
     spec = spec_of(task)
     ours, theirs = Processor(spec), Theirs(spec)
     photo = np.zeros((*size, 3), np.uint8)
@@ -86,15 +86,15 @@ def post_jobs(task: str, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
 
 
 def fresh_memory(task: str, size_name: str, row: str) -> int:
-    """:func:`extra_memory` in a process of its own, which has nothing to reuse."""
+    """:func:`extra_memory` in a new process, which has no memory to reuse."""
     command = [sys.executable, __file__, "--memory", task, size_name, row]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # all that is freed goes back
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # returns freed memory
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return int(run.stdout.splitlines()[-1])
 
 
 def section_post(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """Post-processing alone, from the same outputs."""
+    """Time post-processing alone, with the same outputs."""
     found = []
     for size_name, size in PHOTO_SIZES.items():
         for task in MODELS:
@@ -114,11 +114,11 @@ def section_post(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]
 
 
 PEAKS: dict[str, float] = {}
-"""Measured FLOP/s by precision, the best of all runs."""
+"""Measured peak in FLOP/s by precision, the maximum of all runs."""
 
 
 class Models:
-    """One network with random weights, as transformers has it and as we run it."""
+    """One network with random weights, for transformers and for our backends."""
 
     def __init__(self, name: str, work: Path) -> None:
         self.name = name
@@ -132,7 +132,7 @@ class Models:
                 num_register_tokens=4, id2label={i: str(i) for i in range(133)},
             )  # fmt: skip
             model = transformers.EomtForUniversalSegmentation(config)
-            model.attn_mask_probs.zero_()  # or masked attention would run, at half the speed
+            model.attn_mask_probs.zero_()  # disables masked attention, which takes twice as long
             model.save_pretrained(self.folder)
         self.fp32 = self._export(work, "fp32")
         self.int8 = self._export(work, "int8")
@@ -159,7 +159,7 @@ class Models:
         return path
 
     def rows(self) -> dict[str, Segmenter]:
-        """Every way that we run it."""
+        """Our segmenters for this network, by row."""
         return {
             "onnxruntime fp32": Segmenter(self.fp32, backend="onnxruntime"),
             "onnxruntime int8": Segmenter(self.int8, backend="onnxruntime"),
@@ -175,7 +175,7 @@ class Models:
 
 
 def section_network(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """The network alone, batch 1, and the share of the chip's measured peak that it reaches."""
+    """Time the network alone, batch size 1, with its share of the processor's measured peak."""
     found = []
     for precision, peak in roofline.probe("cpu", ("fp32", "bf16", "int8"))[0].items():
         PEAKS[precision] = max(PEAKS.get(precision, 0.0), peak.tflops * 1e12)
@@ -207,8 +207,10 @@ def section_network(options: argparse.Namespace, seed: int) -> list[dict[str, An
 
 
 def count_flops(folder: Path, pixels: torch.Tensor) -> tuple[int, int]:
-    """Of linear layers and of all the rest, two for each multiply-add; attention is written out,
-    since torch counts no fused one here."""
+    """FLOP of linear layers and of all other layers, two per multiply-add.
+
+    Attention runs in eager mode, because PyTorch does not count fused attention here.
+    """
     load = transformers.EomtForUniversalSegmentation.from_pretrained
     model = load(folder, attn_implementation="eager").eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -219,7 +221,7 @@ def count_flops(folder: Path, pixels: torch.Tensor) -> tuple[int, int]:
 
 
 class MadeUp(Engine):
-    """Runs the real engine, and gives outputs of a trained one."""
+    """Engine that runs another engine and returns synthetic outputs."""
 
     def __init__(self, engine: Engine, outputs: Any) -> None:
         super().__init__()
@@ -232,7 +234,7 @@ class MadeUp(Engine):
 
 
 def section_photo(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """From a JPEG file to the panoptic result."""
+    """Time predictions from a JPEG file to the panoptic result."""
     found = []
     for name in options.models:
         models = Models(name, options.work)
@@ -260,7 +262,7 @@ def section_photo(options: argparse.Namespace, seed: int) -> list[dict[str, Any]
 
 
 def predict_theirs(model: Any, theirs: Theirs, outputs: Any, path: Path) -> Any:
-    """A photo with transformers; the outputs are made up once the network has run."""
+    """Predict an image with transformers; after the network, use synthetic outputs."""
     photo = Image.open(path).convert("RGB")
     inputs = theirs.processor(images=photo, return_tensors="pt")
     with torch.inference_mode():
@@ -269,7 +271,7 @@ def predict_theirs(model: Any, theirs: Theirs, outputs: Any, path: Path) -> Any:
 
 
 def photo_file(work: Path) -> Path:
-    """A photo of the package, enlarged to 1920x1080."""
+    """An image of the package, enlarged to 1920x1080."""
     path = work / "photo.jpg"
     if not path.is_file():
         photo = Image.open(built_in_photos()[0]).convert("RGB")
@@ -283,7 +285,10 @@ def outputs_for(segmenter: Segmenter, path: Path) -> Any:
 
 
 def section_stream(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """200 photos in a row: the rest must hide behind the network, and memory must stay flat."""
+    """Predict 200 images as a stream: other work must overlap with the network.
+
+    Memory must not grow.
+    """
     models = Models(options.models[0], options.work)
     path = photo_file(options.work)
     real = Segmenter(models.int8_bf16)
@@ -311,7 +316,7 @@ def section_stream(options: argparse.Namespace, seed: int) -> list[dict[str, Any
     }  # fmt: skip
     show(case)
     console.print(
-        f"{per_image:.1f} ms an image: {slower / per_image:.2f} of the slower part's rate (goal "
+        f"{per_image:.1f} ms per image: {slower / per_image:.2f} of the slower part's rate (goal "
         f"0.9); {memory[0]:.0f} MB after a quarter, {memory[1]:.0f} MB at the end"
     )
     segmenter.close()
@@ -327,7 +332,7 @@ SECTIONS = {
 
 
 def plot(runs: list[list[dict[str, Any]]]) -> bytes:
-    """Of every case how many times as fast as transformers our rows are; a dot for each run."""
+    """Plot the speedup of our rows over transformers for each case, one dot per run."""
     from eomt_deploy.benchmarking.paper.plots import new_axes, png
 
     labels: list[str] = []
@@ -357,7 +362,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--work", type=Path, default=Path("build/cpu_end_to_end"))
-    parser.add_argument("--plot", type=Path, help="a .png of all ratios")
+    parser.add_argument("--plot", type=Path, help="write a plot of all ratios to this .png file")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
@@ -369,7 +374,7 @@ def main() -> None:
     for run in range(options.runs):
         console.print(f"run {run + 1} of {options.runs}")
         runs.append([c for name in options.sections for c in SECTIONS[name](options, run)])
-        if options.json:  # after each run: the next one may be stopped
+        if options.json:  # after each run, in case the next one is interrupted
             data = {"kind": "cpu-end-to-end", "environment": environment(), "runs": runs}
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps({"schema": 1, **data}, indent=1) + "\n")

@@ -1,9 +1,10 @@
-"""What each change of the graph brings on the CPU, and that the numbers stay.
+"""Speedup of the graph changes on the CPU, and the largest difference of the outputs.
 
     python benchmarks/cpu_graph.py MODEL.onnx... [--rounds 15] [--json FILE]
 
-Every model runs as exported and as :mod:`eomt_deploy.backends.openvino.graph` and
-:mod:`eomt_deploy.backends.onnxruntime.graph` reshape it, in turn; the latter does not touch FP32.
+Each model runs as exported, and as changed by :mod:`eomt_deploy.backends.openvino.graph` or
+:mod:`eomt_deploy.backends.onnxruntime.graph`, in interleaved rounds. The latter leaves FP32 models
+unchanged.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
             "rows": time_jobs(jobs, options.rounds, 0),
         }
         show(case)
-        console.print(f"largest difference of a logit: {max(errors):.1e} of the largest logit")
+        console.print(f"largest logit difference: {max(errors):.1e} of the largest logit")
         cases.append(case)
         for engine in engines.values():
             engine.close()

@@ -1,16 +1,16 @@
-"""How faithful every artifact is: its score, and the difference from the checkpoint in PyTorch.
+"""Fidelity of model files: score, and difference from the checkpoint in PyTorch.
 
-Rows are made from what exists: every precision that can be exported, on every run-time that is
-installed here. A new precision or run-time shows up by itself.
+The rows are all precisions that can be exported, on all installed backends. New precisions and
+backends are included automatically.
 
     python benchmarks/fidelity.py                          # the embedded model on held-out scenes
     python benchmarks/fidelity.py --name camvid --checkpoint camvid.bin --task semantic \\
-        --classes classes.json --data camvid/val           # a model and labelled data of yours
-    python benchmarks/fidelity.py --images photos/ …       # agreement only, no labels needed
-    … --calibrate photos/ --budget 0.2                     # int8 and fp8, too
+        --classes classes.json --data camvid/val           # your own model and labelled data
+    python benchmarks/fidelity.py --images images/ …       # only agreement, without labels
+    … --calibrate images/ --budget 0.2                     # also int8 and fp8
 
-FP32 is run by every run-time; lower precisions are what a GPU would compute (`--backend emulation`)
-and what a CPU computes.
+FP32 runs on every backend. Lower precisions run on the CPU, and as a GPU would compute them
+(`--backend emulation`).
 
 Writes benchmarks/results/fidelity-NAME.json and .md.
 """
@@ -49,7 +49,7 @@ from eomt_deploy.sources import find_images
 HERE = Path(__file__).parent
 CALIBRATION_SCENES = 64
 IN_BF16 = ("fp32", "int8")
-"""Precisions whose unquantised part `eomt-deploy build` may have computed in BF16."""
+"""Precisions whose unquantized part can use BF16 after `eomt-deploy build`."""
 SCENES = HERE.parent / "examples" / "tiny_checkpoint" / "scenes.py"
 
 
@@ -62,16 +62,18 @@ class Row:
 
 
 def main() -> None:
-    plan = tomllib.loads((HERE / "fidelity.toml").read_text())
-    parser = argparse.ArgumentParser(description="Score and fidelity of every artifact.")
+    defaults = tomllib.loads((HERE / "fidelity.toml").read_text())
+    parser = argparse.ArgumentParser(description="Score and fidelity of model files.")
     parser.add_argument("--name", default="scenes", help="name of the result files")
-    parser.add_argument("--checkpoint", default=plan["checkpoint"])
-    parser.add_argument("--data", nargs="+", help="labelled data; default: made-up scenes")
-    parser.add_argument("--images", nargs="+", help="photos without labels: agreement only")
+    parser.add_argument("--checkpoint", default=defaults["checkpoint"])
+    parser.add_argument("--data", nargs="+", help="labelled data (default: synthetic scenes)")
+    parser.add_argument("--images", nargs="+", help="images without labels: only agreement")
     parser.add_argument("--task")
     parser.add_argument("--classes", type=Path)
-    parser.add_argument("--calibrate", type=Path, help="photos for int8 and fp8")
-    parser.add_argument("--budget", type=float, help="points that one more int8 row may lose")
+    parser.add_argument("--calibrate", type=Path, help="calibration images for int8 and fp8")
+    parser.add_argument(
+        "--budget", type=float, help="maximum loss of an additional int8 row, in points"
+    )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--output", type=Path, default=HERE / "results")
@@ -80,13 +82,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         given = options.images or options.data
-        if not given:  # made-up data have made-up calibration photos, of other scenes
-            scenes = make_scenes(work / "calibration", CALIBRATION_SCENES, plan["seed"] + 1)
+        if not given:  # calibrate on other synthetic scenes
+            scenes = make_scenes(work / "calibration", CALIBRATION_SCENES, defaults["seed"] + 1)
             options.calibrate = options.calibrate or scenes / "images"
-        data = given or [make_scenes(work / "scenes", plan["count"], plan["seed"])]
-        # The last two parts of a path name the data, not the machine that they lie on.
+        data = given or [make_scenes(work / "scenes", defaults["count"], defaults["seed"])]
+        # Only the last two parts of a path, so that results do not contain paths of this machine.
         named = [str(Path(*Path(d).parts[-2:])) for d in given or []]
-        origin = " ".join(named) or f"{plan['count']} {plan['data']}, seed {plan['seed']}"
+        origin = (
+            " ".join(named) or f"{defaults['count']} {defaults['data']}, seed {defaults['seed']}"
+        )
         rows = list(measure(options, work, data, console))
     write(options, origin, rows)
 
@@ -130,7 +134,7 @@ def measure(
         for name, backend in BACKENDS.items():
             if not backend.installed or ".onnx" not in backend.suffixes:
                 continue
-            if (precision, name) == ("fp32", "emulation"):  # needs none
+            if (precision, name) == ("fp32", "emulation"):  # FP32 needs no emulation
                 continue
             files = [(path, report.files)]
             if name == "openvino" and precision in IN_BF16 and computes_in_bf16():
@@ -148,7 +152,7 @@ def measure(
 
 
 def computes_in_bf16() -> bool:
-    """Whether OpenVINO does on this chip."""
+    """Whether OpenVINO computes in BF16 on this processor."""
     from eomt_deploy.backends.openvino.engine import able
     from eomt_deploy.privacy import import_openvino
 
@@ -156,7 +160,7 @@ def computes_in_bf16() -> bool:
 
 
 def wanted(options: argparse.Namespace) -> list[tuple[str, float | None]]:
-    """Precisions with their budgets: those that need no calibration, or have it."""
+    """Precisions and budgets of the rows; quantized ones only with calibration images."""
     able = [p for p in options.precisions if p not in QUANTIZED or options.calibrate]
     rows: list[tuple[str, float | None]] = [(precision, None) for precision in able]
     if options.budget is not None and "int8" in able:
@@ -168,7 +172,7 @@ def write(options: argparse.Namespace, origin: str, rows: list[Row]) -> None:
     machine = environment()
     first = rows[0].comparison
     header = (
-        f"| artifact | precision | MB | {first.metric} | difference | 95% interval | same labels "
+        f"| backend | precision | MB | {first.metric} | difference | 95% interval | same labels "
         "| logit error |\n|---|---|---|---|---|---|---|---|\n"
     )
     reference = first.labelled

@@ -1,10 +1,10 @@
-"""How much memory an export takes, shown on a synthetic checkpoint of a few GB.
+"""Memory use of exports, measured with a synthetic checkpoint of a few GB.
 
     python benchmarks/large_export.py [--blocks 24] [--width 2048] [--json FILE]
 
 The checkpoint has random weights, SwiGLU blocks and Hugging Face's keys, in shards. Each export is
-a command of its own, as a user types it; its largest resident memory, mapped files included, must
-stay below 1.3 times the weights' size.
+a separate command. Its peak resident memory, including mapped files, must stay below 1.3 times
+the size of the weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PATCH, GRID = 16, 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How much memory an export takes.")
+    parser = argparse.ArgumentParser(description="Memory use of exports.")
     parser.add_argument("--blocks", type=int, default=24)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--json", type=Path)
@@ -55,13 +55,13 @@ def main() -> None:
     if options.json:
         found = {"kind": "large-export", "environment": environment(), "limit": LIMIT, "rows": rows}
         options.json.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    # A 16-bit checkpoint is computed in 32 bits, a block at a time: the limit is on the first.
+    # A 16-bit checkpoint is computed in FP32, block by block, so the limit is for FP32 checkpoints.
     over = [row for row in rows if row["checkpoint"] == "float32" and row["ratio"] > LIMIT]
-    sys.exit(f"{len(over)} exports take more than {LIMIT} times the weights' size" if over else 0)
+    sys.exit(f"{len(over)} exports need more than {LIMIT} times the weights' size" if over else 0)
 
 
 def write_checkpoint(folder: Path, width: int, blocks: int, dtype: torch.dtype) -> int:
-    """Random weights, a shard for each block; returns their size in bytes."""
+    """Write random weights, one shard per block; returns their size in bytes."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     places, total = {}, 0
@@ -90,7 +90,7 @@ def write_checkpoint(folder: Path, width: int, blocks: int, dtype: torch.dtype) 
 
 
 def shards(width: int, blocks: int) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Names and shapes of transformers' EoMT with SwiGLU: first the rest, then block by block."""
+    """Names and shapes of transformers' EoMT with SwiGLU; blocks come last, one per shard."""
     hidden = (int(width * 4 * 2 / 3) + 7) // 8 * 8
     rest: dict[str, tuple[int, ...]] = {
         "embeddings.cls_token": (1, 1, width),
@@ -136,7 +136,7 @@ def shards(width: int, blocks: int) -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 def export(folder: Path, precision: str) -> dict[str, float | str]:
-    """Run `eomt-deploy export`; its time and its largest resident memory."""
+    """Run `eomt-deploy export`; returns its time and its peak resident memory."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         command = [
             sys.executable, "-m", "eomt_deploy", "export", str(folder), "--task", "panoptic",
@@ -145,7 +145,7 @@ def export(folder: Path, precision: str) -> dict[str, float | str]:
         ]  # fmt: skip
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert process.stdout is not None  # a pipe was asked for
+        assert process.stdout is not None  # because stdout is a pipe
         output = process.stdout.read().decode()
         _, status, usage = os.wait4(process.pid, 0)
         if status:

@@ -2,9 +2,9 @@
 
     python benchmarks/predict_folder.py --baseline ../before --images 1000 --rounds 6
 
-Both run the same model file on the same images, in turn, as complete processes. What is measured is
-mostly what surrounds the network: reading, checking and writing files. The baseline needs its
-compiled kernels (`pip install -e .` there, or copy them).
+Both run the same model file on the same images, in random order, as complete processes. The time is
+mostly spent outside the network: reading, checking and writing files. The baseline needs its
+compiled kernels (run `pip install -e .` there, or copy them).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIZE = (48, 64)
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Small images with structure, the same ones in every run."""
+    """Write small images with structure, the same in every run."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for index in range(count):
@@ -40,7 +40,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def predict(checkout: Path, model: Path, images: Path, output: Path, backend: str) -> float:
-    """Milliseconds of one complete command."""
+    """Run one complete command; returns milliseconds."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, "-m", "eomt_deploy", "predict", model, images, "-o", output]
     start = time.perf_counter()
@@ -70,7 +70,7 @@ def main() -> None:
             sys.executable, "-m", "eomt_deploy", "export", "eomt-tiny-scenes", "--size", "64",
             "-o", model,
         ]  # fmt: skip
-        # By the older code, so that both can read the model.
+        # Export with the older code, so that both can read the model.
         subprocess.run(
             list(map(str, export)), cwd=options.baseline, check=True, capture_output=True,
             env={**os.environ, "PYTHONPATH": str(checkouts["before"])},
@@ -81,12 +81,12 @@ def main() -> None:
                 output = work / "out"
                 took = predict(checkouts[row], model, images, output, options.backend)
                 times[row].append(took)
-                print(f"{row}: {took / options.images:.2f} ms an image", flush=True)
+                print(f"{row}: {took / options.images:.2f} ms per image", flush=True)
     ratio = speedup(times["before"], times["after"])
     print(
         f"{options.images} images, {options.rounds} rounds: after is {ratio.value:.3f} "
         f"({ratio.low:.3f}-{ratio.high:.3f}) times as fast as before: {ratio.finding}; "
-        f"{percentile(times['after'], 50) / options.images:.2f} ms an image"
+        f"{percentile(times['after'], 50) / options.images:.2f} ms per image"
     )
     if options.json:
         write_json(

@@ -1,4 +1,4 @@
-"""A network with random weights: as fast or slow as a trained one."""
+"""A network with random weights, which has the speed of a trained one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ SIZE = (640, 640)
 
 
 def with_precision(spec: Any, precision: str) -> Any:
-    """The same model, described in another precision."""
+    """Description of the same model in another precision."""
     return replace(spec, precision=precision)
 
 
 def random_small() -> tuple[Any, Any]:
-    """EoMT-S with random weights: fast or slow as a trained one."""
+    """EoMT-S with random weights, in evaluation mode, and its description."""
     import torch
 
     from eomt_deploy import __version__

@@ -1,9 +1,10 @@
-"""How small a difference `bench` can tell on this machine, by its own clock and statistics.
+"""Smallest difference that `bench` detects on this machine, with its own clock and statistics.
 
     python benchmarks/resolution.py MODEL.onnx [--percent 5] [--runs 10] [--json FILE]
 
-Three jobs run in turn: an engine, the same file opened again, and the same with a wait of so many
-percent after each call. The first two must not be told apart, the third must.
+Three jobs run in interleaved rounds: an engine, the same file opened again, and that second engine
+with a wait after each call (in percent of its time). `bench` must find no difference between the
+first two, and must detect the third.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from eomt_deploy.benchmarking.measure.statistics import LEVEL, percentile, speed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How small a difference the bench can tell.")
+    parser = argparse.ArgumentParser(description="Smallest difference that bench detects.")
     parser.add_argument("model", type=Path)
     parser.add_argument(
-        "--percent", type=float, default=5.0, help="that the third one is slowed by"
+        "--percent", type=float, default=5.0, help="slowdown of the third job, in percent"
     )
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    # One thread each: idle threads of one session spin for a while, and would slow the other.
+    # One thread each, because idle threads of one session spin for a while and slow down the other.
     engines = [open_engine(options.model, threads=1) for _ in range(2)]
     with engines[0] as first, engines[1] as second:
         shape = (first.spec.batch or 1, *first.spec.image_size, 3)

@@ -1,7 +1,7 @@
-"""Honest measuring: what ran where, raw samples, and whether to believe them.
+"""Benchmarks: raw samples, the machine they come from, and a verdict on their validity.
 
-Names are resolved on first use: the clock, the suites and their reports need neither OpenCV nor a
-run-time, so that they also work on a bare machine with PyTorch.
+Names are imported on first use: timing, suites and their reports need neither OpenCV nor a
+backend, so they also work on a machine that has only PyTorch.
 """
 
 from __future__ import annotations

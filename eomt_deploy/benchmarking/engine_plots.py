@@ -1,4 +1,4 @@
-"""Pictures of a benchmark of engines."""
+"""Plots of an engine benchmark."""
 
 from __future__ import annotations
 
@@ -21,32 +21,36 @@ NAMES = ("pareto", "latency", "batches")
 
 
 def check_engine_plots(paths: Sequence[Path], scenario: Scenario) -> None:
-    """Fail before the work if a picture could not be drawn after it.
+    """Check before the benchmark that its plots can be drawn.
 
     Raises:
-        UsageError: a file name that says no picture, or one that this scenario has not.
+        UsageError: a file name does not name a plot, or the scenario does not have that plot.
         MissingDependencyError: matplotlib is missing.
     """
     for path in paths:
         if path.suffix.lower() != ".png" or _kind(path.stem) is None:
             raise UsageError(
-                f"{path} does not say which plot is wanted.",
+                f"{path} is not the file name of a plot.",
                 fix=f"Name it {', '.join(f'{name}.png' for name in NAMES)}.",
             )
         if _kind(path.stem) == "batches" and scenario != "offline":
-            raise UsageError("A plot of batches needs --scenario offline.")
+            raise UsageError(
+                f"{path} needs --scenario offline, got {scenario}.",
+                why="Only that scenario measures several batch sizes.",
+                fix="Add --scenario offline, or leave this plot out.",
+            )
     check_matplotlib()
 
 
 def draw_engines(stem: str, report: Report) -> bytes:
-    """The picture that a file of this name holds; rows whose clock cannot be believed are left out.
+    """The plot for a file name without suffix, as PNG; rows with invalid times are left out.
 
     Raises:
-        UsageError: there is no other row.
+        UsageError: no row has valid times.
     """
     report = replace(report, rows=tuple(row for row in report.rows if row.timed))
     if not report.rows:
-        raise UsageError("No row has times that can be believed, so there is nothing to draw.")
+        raise UsageError("There is nothing to draw: no row has valid times.")
     draw = {"pareto": _pareto, "latency": _latency, "batches": _batches}[_kind(stem) or "pareto"]
     return draw(report)
 
@@ -56,7 +60,7 @@ def _kind(stem: str) -> str | None:
 
 
 def _pareto(report: Report) -> bytes:
-    """Images a second against the score; engines whose score is unknown are upright lines."""
+    """Images per second against the score; an engine without a score is a vertical line."""
     figure, axes = new_axes(6.8, 4.4)
     rows = [row for row in report.rows if row.batch == 1 and row.stage in _scopes(report)]
     markers = dict(zip(_scopes(report), "os^Dv", strict=False))
@@ -71,7 +75,7 @@ def _pareto(report: Report) -> bytes:
             axes.plot(
                 row.fps, row.score, markers[row.stage], color=colours[row.engine], label=label
             )
-    axes.set_xlabel("images a second")
+    axes.set_xlabel("images per second")
     axes.set_ylabel(
         "score, percent" if any(r.score is not None for r in rows) else "no scores given"
     )
@@ -83,7 +87,7 @@ def _pareto(report: Report) -> bytes:
 
 
 def _scopes(report: Report) -> list[str]:
-    """Stages that take a picture to its result, or the network alone."""
+    """The scopes among the measured stages; without any, the first five stages."""
     wanted = ("network", "network+copies", "end-to-end")
     found = [s for s in wanted if any(row.stage == s for row in report.rows)]
     return found or list(dict.fromkeys(row.stage for row in report.rows))[:5]
@@ -114,8 +118,8 @@ def _batches(report: Report) -> bytes:
     sizes = sorted({size for rows in swept.values() for size in rows})
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_xlabel("images of one call")
-    axes.set_ylabel("images a second")
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("images per second")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

@@ -1,4 +1,4 @@
-"""What a benchmark of engines found: rows of raw samples, and what they say."""
+"""Report of an engine benchmark: raw samples and the values computed from them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Row:
     """Samples of one stage of one engine, in milliseconds.
 
     Attributes:
-        batch: images of one call.
-        score: of the engine in percent, where the user knows it.
+        batch: batch size of a call.
+        score: score of the engine in percent, if the user gave it.
     """
 
     engine: str
@@ -51,12 +51,12 @@ class Row:
 
     @property
     def timed(self) -> bool:
-        """Whether the samples can be times at all."""
+        """Whether all samples are valid times."""
         return clock_problem(self.samples) is None
 
     @property
     def fps(self) -> float:
-        """Images a second at the median; NaN if that is not a valid time."""
+        """Images per second at the median time; NaN if that is not a valid time."""
         return rate(self.batch, self.percentile(50))
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,10 +82,10 @@ class Report:
 
     Attributes:
         environment: see :func:`eomt_deploy.benchmarking.machine.environment.environment`.
-        image: picture that was used, and its size in words.
-        rows: one per engine, stage and batch, measured in the same rounds.
-        unstable_cv: coefficient of variation from which a row is not to be believed.
-        served: what became of requests, in the server scenario.
+        image: name and size of the image, e.g. ``street.jpg (480x640)``.
+        rows: one per engine, stage and batch size, measured in the same rounds.
+        unstable_cv: maximum coefficient of variation of a stable row.
+        served: results of the server scenario.
     """
 
     environment: dict[str, Any]
@@ -95,8 +95,10 @@ class Report:
     served: tuple[Served, ...] = ()
 
     def ratio(self, row: Row) -> Ratio | None:
-        """How many times as fast as the first engine at the same stage; None for itself, and where
-        a clock cannot be believed."""
+        """Speedup over the first engine at the same stage and batch size.
+
+        None for the first engine itself, or if one of the two has invalid times.
+        """
         base = next(r for r in self.rows if (r.stage, r.batch) == (row.stage, row.batch))
         if base.engine == row.engine or not (base.timed and row.timed):
             return None

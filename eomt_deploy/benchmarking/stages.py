@@ -1,4 +1,4 @@
-"""Every stage of a prediction apart, then the whole call."""
+"""Benchmark of engines: each stage of a prediction, and the complete call."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ WHOLE = "end-to-end"
 
 
 def stage_jobs(segmenter: Segmenter, image: Path) -> dict[str, Job]:
-    """One job per stage; each gets what the stage before it made, made once.
+    """One job per stage, by name; the inputs of all stages are computed once.
 
-    ``network`` takes inputs that are on the engine's device and leaves the outputs there; on a
-    CPU it is the same as ``network+copies``.
+    ``network`` has its inputs and outputs on the engine's device; on a CPU it is the same as
+    ``network+copies``.
 
     Raises:
-        VerificationError: the model gives NaN or infinite logits: its times would be published for
-            a model that cannot be used.
+        VerificationError: the model returns NaN or infinite logits. It cannot be used, so it is
+            not timed.
     """
     processor, engine = segmenter.processor, segmenter.engine
     limit = segmenter.max_pixels
@@ -69,7 +69,7 @@ def stage_jobs(segmenter: Segmenter, image: Path) -> dict[str, Job]:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What `bench --engine` measures by default: ``benchmarks/stages.toml``."""
+    """Defaults of `bench --engine`, from ``benchmarks/stages.toml``."""
 
     name: str
     summary: str
@@ -104,30 +104,32 @@ def bench_stages(
     busy: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
-    """Measure stages of every engine, interleaved.
+    """Measure stages of every engine in interleaved rounds.
 
     Args:
         segmenters: names and open segmenters.
-        image: the picture that all of them get.
-        settings: stages, rounds and the limit of stability.
-        rounds: instead of those in the settings.
-        stages: instead of those in the settings; scopes are stages, too.
-        scenario: ``offline`` also runs the engines on ``batches``; ``server`` also answers
-            requests that come at ``rate``, end to end.
-        rate: requests a second; None tries shares of what one stream does.
-        serve_seconds: of each rate.
-        scores: of the engines, in percent, in their order; none where they are not known.
-        threads: requested CPU threads, for the record.
+        image: image that all engines get.
+        settings: default stages and rounds, and the stability limit.
+        rounds: rounds that replace those of the settings.
+        stages: stages or scopes that replace the stages of the settings.
+        scenario: ``offline`` also measures the batch sizes ``batches``; ``server`` also answers
+            requests end to end, which arrive at ``rate``.
+        batches: batch sizes of the offline scenario.
+        rate: requests per second of the server scenario; None tries the shares ``LOADS`` of the
+            measured throughput.
+        serve_seconds: duration of each rate.
+        scores: scores of the engines in percent, in the order of ``segmenters``, or none.
+        threads: requested number of CPU threads; it is only recorded in the report.
         busy: load of the GPU before the engines were opened, see
             :func:`eomt_deploy.benchmarking.machine.watch.gpu_load`.
-        progress: called with each finished round.
+        progress: called with the number of finished rounds.
 
     Raises:
-        UsageError: fewer than two rounds, or a stage that does not exist.
-        VerificationError: a model gives NaN or infinite logits.
+        UsageError: fewer than two rounds, or an unknown stage.
+        VerificationError: a model returns NaN or infinite logits.
     """
     rounds = rounds or Rounds(settings.iterations, settings.warmup)
-    machine = environment(threads)  # before the load that we make ourselves
+    machine = environment(threads)  # before our own load
     on_gpu = any(s.engine.device.startswith("cuda") for _, s in segmenters)
     known = dict(zip([name for name, _ in segmenters], scores, strict=False))
     jobs: dict[str, Job] = {}
@@ -199,7 +201,7 @@ def _batch(segmenter: Segmenter, image: Path, batch: int) -> Job:
 def _serve(
     name: str, segmenter: Segmenter, image: Path, rate: float | None, seconds: float
 ) -> list[Served]:
-    """End to end, one rate after the other; the first call tells what one stream can do."""
+    """Answer requests end to end, one rate after the other; first measure the capacity."""
     pixels = load_image(image, max_pixels=segmenter.max_pixels)
     job = Job(lambda: segmenter.predict(pixels))
     times = measure({"one": job}, Rounds(10, 2)).samples["one"]

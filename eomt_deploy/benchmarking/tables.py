@@ -1,4 +1,4 @@
-"""What a report says, as tables of words: for the terminal and for Markdown."""
+"""Reports as text tables, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from eomt_deploy.benchmarking.report import Report
 
 NONE = "–"
 SHOWN = 3
-"""Reasons of one kind that are written out."""
+"""Maximum number of reasons of one kind that are written out."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: the first ``words`` columns hold words, the others numbers."""
+    """A table: the first ``words`` columns hold text, the others numbers."""
 
     title: str
     headers: tuple[str, ...]
@@ -29,7 +29,7 @@ class Sheet:
     words: int = 1
 
     def markdown(self) -> str:
-        """The table as GitHub writes it."""
+        """The table in GitHub's Markdown."""
         rule = [":--" if i < self.words else "--:" for i in range(len(self.headers))]
         lines = [self.headers, tuple(rule), *self.rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -37,7 +37,7 @@ class Sheet:
 
 
 def machine_line(report: SuiteReport) -> str:
-    """The machine in one line: no number stands without it."""
+    """Description of the machine in one line."""
     machine = report.environment
     gpus = ", ".join(machine.get("gpus", ())) or "no GPU"
     torch = machine.get("versions", {}).get("torch", "?")
@@ -45,8 +45,8 @@ def machine_line(report: SuiteReport) -> str:
 
 
 def sheets(report: SuiteReport) -> list[Sheet]:
-    """All tables of a report: what the rows are, their times in each runtime, scope and batch,
-    then the others."""
+    """All tables of a report: sizes of the networks, times of each runtime, scope and batch size,
+    then the comparison of runtimes and the server scenario."""
     sizes = report.sizes
     counted = [
         (row, sizes[row.name].params, sizes[row.name].macs)
@@ -63,13 +63,13 @@ def sheets(report: SuiteReport) -> list[Sheet]:
 
 
 def _ordered(report: SuiteReport) -> list[Measurement]:
-    """Each row once in each runtime, scope and batch, in the suite's order."""
+    """Each row once for each runtime, scope and batch size, in the suite's order."""
     order = {row.name: index for index, row in enumerate(report.rows)}
     runtimes: dict[str, int] = {}
     for name in report.settings["runtimes"]:
         runtimes.setdefault(name, len(runtimes))
     once: dict[tuple[object, ...], Measurement] = {}
-    for m in report.measurements:  # a base is measured in every group: the first one is shown
+    for m in report.measurements:  # a base is measured in several groups; the first one is shown
         once.setdefault((m.row, *m.key), m)
     return sorted(
         once.values(),
@@ -78,7 +78,7 @@ def _ordered(report: SuiteReport) -> list[Measurement]:
 
 
 def sheet(report: SuiteReport, found: list[Measurement]) -> Sheet:
-    """Ours beside the paper's, for rows that differ in nothing else."""
+    """Our numbers beside the paper's, for rows of one runtime, precision, scope and batch size."""
     first = found[0]
     headers = (
         "row", "p50 ms", "p95", "FPS", f"ratio ({LEVEL:.0%})", "TFLOP/s",
@@ -117,7 +117,7 @@ def validity(verdict: Verdict) -> str:
 
 
 def ratio_words(ratio: Ratio | None) -> str:
-    """``4.31 (4.22–4.40)``; one that is no difference is marked by ``=``."""
+    """Ratio and interval, e.g. ``4.31 (4.22–4.40)``; ``=`` marks a ratio without a difference."""
     if ratio is None:
         return NONE
     same = " =" if ratio.finding == "no difference" else ""
@@ -126,7 +126,7 @@ def ratio_words(ratio: Ratio | None) -> str:
 
 
 def _runtime_sheet(report: SuiteReport) -> Sheet:
-    """Runtimes side by side: FPS, and how many times as fast as the first one."""
+    """Runtimes side by side: FPS, and the speedup over the first one."""
     rows = []
     for m in _ordered(report):
         words = ratio_words(report.runtime_ratio(m))
@@ -139,7 +139,7 @@ def _runtime_sheet(report: SuiteReport) -> Sheet:
 
 
 def served_sheet(served: Sequence[Served]) -> Sheet:
-    """What became of requests."""
+    """Results of the server scenario."""
     headers = (
         "row", "runtime", "rate /s", "answered /s", "p50 ms", "p90", "p99", "lost", "verdict",
     )  # fmt: skip
@@ -157,7 +157,7 @@ def count_sheet(suite: Suite, found: Sequence[tuple[SuiteRow, int, int]]) -> She
     """Parameters and multiply-adds beside the paper's.
 
     Args:
-        found: rows with parameters, and MACs of one image.
+        found: each row with its parameters and the MACs of one image.
     """
     headers = ("row", "size", "params M", "paper", "GMACs", "paper", "difference")
     rows = []
@@ -180,7 +180,7 @@ def count_sheet(suite: Suite, found: Sequence[tuple[SuiteRow, int, int]]) -> She
 
 
 def engine_sheet(report: Report) -> Sheet:
-    """Every stage of every engine, and how it compares with the first one."""
+    """Times of every stage of every engine, and the speedup over the first engine."""
     headers = [
         "engine", "on", "stage", "p50 ms", "p90", "p95", "p99", "variation", "FPS",
     ]  # fmt: skip
@@ -204,7 +204,7 @@ def engine_sheet(report: Report) -> Sheet:
 
 
 def remarks(report: SuiteReport) -> list[str]:
-    """Everything that a reader of the numbers must know."""
+    """Notes, reasons for doubt and settings that affect how to read the numbers."""
     lines = list(report.notes)
     lines += [f"skipped {s.row} in {s.runtime}: {s.reason}" for s in report.skipped]
     lines += doubts([(f"{m.row}, {m.runtime}, {m.scope}", m.verdict) for m in report.measurements])
@@ -213,19 +213,19 @@ def remarks(report: SuiteReport) -> list[str]:
         f"{m.row}, {m.runtime}: {m.remark}" for m in report.measurements if m.remark
     )
     if report.settings.get("sampling", "grid_sample") != "grid_sample":
-        lines.append("the baseline's deformable attention is one fused Triton kernel")
+        lines.append("the baseline's deformable attention runs as one fused Triton kernel")
     if any(m.scope == "end-to-end" for m in report.measurements):
-        lines.append("end to end with random weights: hardly any segments are found and drawn")
+        lines.append("end-to-end with random weights: almost no segments are predicted and drawn")
     if changed := report.settings.get("changed"):
-        lines.append(f"not the paper's {changed}: its numbers stand there for orientation only")
+        lines.append(f"not the paper's {changed}: its numbers are shown for orientation only")
     peaks = ", ".join(f"{p.precision} {p.tflops:.3g}" for p in report.peaks.values())
     if peaks:
-        lines.append(f"measured peak of matrix products, TFLOP/s: {peaks}")
+        lines.append(f"measured peak of matrix multiplications, TFLOP/s: {peaks}")
     return lines
 
 
 def doubts(found: Sequence[tuple[str, Verdict]]) -> list[str]:
-    """The reasons of many verdicts, a line for each kind of reason; the JSON has them all."""
+    """Summary of verdicts: one line for each kind of reason. The JSON file has all reasons."""
     by_kind: dict[str, dict[str, list[str]]] = {}
     for name, verdict in found:
         for reason in verdict.reasons:
@@ -233,16 +233,16 @@ def doubts(found: Sequence[tuple[str, Verdict]]) -> list[str]:
     lines = []
     for kind, texts in by_kind.items():
         count = len({name for names in texts.values() for name in names})
-        told = [f"{text} ({names[0]})" for text, names in list(texts.items())[:SHOWN]]
+        shown = [f"{text} ({names[0]})" for text, names in list(texts.items())[:SHOWN]]
         if len(texts) == 1 and count == len(found):
-            told = list(texts)
+            shown = list(texts)
         more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-        lines.append(f"{kind}, {count} of {len(found)}: {'; '.join(told)}{more}")
+        lines.append(f"{kind}, {count} of {len(found)}: {'; '.join(shown)}{more}")
     return lines
 
 
 def markdown(report: SuiteReport) -> str:
-    """The whole report as one Markdown text."""
+    """The complete report as Markdown."""
     parts = [
         f"# {report.suite.name}: {report.suite.summary}",
         f"Machine: {machine_line(report)}",

@@ -1,4 +1,4 @@
-"""How good an exported model is: labelled data, metrics of a kept library, and reports."""
+"""Evaluation of exported models: labelled data, metrics and reports."""
 
 from eomt_deploy.evaluation.datasets import open_dataset
 from eomt_deploy.evaluation.evaluate import EvalReport, evaluate

@@ -1,4 +1,4 @@
-"""Two models side by side: how far apart their logits, labels, masks and scores are."""
+"""Comparison of two models: differences of logits, labels, masks and scores."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.spec import ClassInfo
 
 RESAMPLES = {"semantic": 500, "panoptic": 500, "instance": 100}
-"""Bootstrap resamples; an AP over all images costs far more than the other sums."""
+"""Number of bootstrap resamples; AP takes much longer to compute than the other metrics."""
 LEAST_RESAMPLES = 100
 BOOTSTRAP_SECONDS = 60.0
-"""Large data sets get fewer resamples, not minutes of silence."""
+"""Time limit of the bootstrap; after it, at least ``LEAST_RESAMPLES`` are used."""
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of B minus score of A on labelled images, in percent points, with its interval."""
+    """Scores of A and B on labelled images in percent, and B minus A in percentage points.
+
+    Attributes:
+        low, high: confidence interval of the difference; None with a single image.
+    """
 
     metric: str
     a: float
@@ -41,20 +45,20 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """B held against A.
+    """Result of the comparison of model B with model A.
 
     Attributes:
-        images: compared.
-        logit_max, logit_mean: absolute logit error over A's largest logit; None where the two
-            have different shapes.
-        label_agreement: share of pixels with the same class (or the same void).
-        mask_iou: mean IoU of each mask with the other's best mask of its class, both ways; None
-            where both saw nothing.
-        score: what B scores with A as the truth, percent; None where A saw nothing.
+        images: number of compared images.
+        logit_max, logit_mean: maximum and mean absolute logit error over A's largest logit; None
+            if the logits have different shapes.
+        label_agreement: share of pixels with the same class or both void, 0 to 1.
+        mask_iou: mean IoU of each mask with the other model's best mask of the same class, in both
+            directions, 0 to 1; None if both predict no mask.
+        score: score of B with A's results as ground truth, in percent; None if A predicts nothing.
         metric: name of that score.
-        labelled: scores of both against labels, where there are some.
-        per_image: label agreement of each image.
-        left_out: positions among the samples of images that could not be read, and why.
+        labelled: scores of both models against labels; None without labels.
+        per_image: name and label agreement of each image.
+        left_out: images that could not be read: index among the samples, and the reason.
     """
 
     images: int
@@ -83,28 +87,29 @@ def compare(
     """Run both models on the same images.
 
     Args:
-        a: taken as the truth.
-        b: held against it.
-        samples: images; their labels are read only where ``labelled`` is set. Without labels, an
-            image that cannot be read is left out.
-        labelled: also score both against the labels, with a paired bootstrap over images.
-        progress: told the images done.
+        a: reference model.
+        b: model that is compared with it.
+        samples: images; labels are only read if ``labelled`` is set.
+        labelled: whether to also score both models against the labels, with a paired bootstrap
+            over images. If it is not set, images that cannot be read are left out.
+        progress: called with the number of finished images.
 
     Raises:
         UsageError: the models have different tasks or classes, or there are no images.
         ImageError: no image can be read.
-        DatasetError: a label or labelled image is broken.
-        VerificationError: a model gives NaN or infinite logits.
+        DatasetError: a label or labelled image is not valid.
+        VerificationError: a model returns NaN or infinite logits.
     """
     names = [[info.name for info in model.spec.classes] for model in (a, b)]
     if a.spec.task != b.spec.task or names[0] != names[1]:
         raise UsageError(
             f"{a.spec.name} ({a.spec.task}, {len(names[0])} classes) and {b.spec.name} "
-            f"({b.spec.task}, {len(names[1])} classes) cannot be compared: task and class names "
-            "must be the same."
+            f"({b.spec.task}, {len(names[1])} classes) cannot be compared.",
+            why="Their tasks or class names differ.",
+            fix="Compare two models with the same task and the same class names.",
         )
     if not samples:
-        raise UsageError("There are no images to compare on.")
+        raise UsageError("At least 1 image is needed to compare models, got no images.")
     scorer = scorer_for(a.spec)
     errors = _LogitErrors()
     agreement: list[tuple[str, float]] = []
@@ -117,7 +122,7 @@ def compare(
             image, truth = read_sample(sample) if labelled else (sample.image(), None)
             logits_a, logits_b = a.logits(image), b.logits(image)
         except ImageError as error:
-            if labelled:  # scores of fewer images are those of another data set
+            if labelled:  # a score without this image would not be comparable
                 raise
             unreadable.append((index, error))
             progress(index + 1)
@@ -156,9 +161,15 @@ def _naming(sample: Sample, error: ImageError) -> str:
 def paired_difference(
     scorer: Scorer, a: Sequence[Evidence], b: Sequence[Evidence], resamples: int
 ) -> Difference | None:
-    """Difference of two scores with its bootstrap interval, both on the same drawn images.
+    """Difference of two scores, with the interval of a paired bootstrap over images.
 
-    None where there is nothing to score; without an interval where there is one image.
+    Args:
+        scorer: scorer of the task.
+        a, b: evidence of each image, in the same order.
+        resamples: number of bootstrap resamples.
+
+    Returns:
+        the difference, without an interval if there is one image; None if nothing can be scored.
     """
     first, second = scorer.scores(a).value, scorer.scores(b).value
     if first is None or second is None:
@@ -173,7 +184,7 @@ def paired_difference(
             break
         chosen = rng.integers(0, len(a), len(a))
         one, other = (scorer.scores([items[i] for i in chosen]).value for items in (a, b))
-        if one is not None and other is not None:  # a draw without any labelled object
+        if one is not None and other is not None:  # None if no drawn image has a labelled object
             drawn.append(other - one)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
@@ -181,7 +192,7 @@ def paired_difference(
 
 
 def difference_picture(a: Segmenter, b: Segmenter, sample: Sample) -> list[Segmentation]:
-    """Results of both on one image, and a third that marks where they differ."""
+    """Results of both models on one image, and a third result that marks their difference."""
     image = sample.image()
     first, second = a.predict(image), b.predict(image)
     differs = label_map(first) != label_map(second)
@@ -192,7 +203,7 @@ def difference_picture(a: Segmenter, b: Segmenter, sample: Sample) -> list[Segme
 
 
 class _LogitErrors:
-    """Running errors relative to the largest logit of A, class and mask logits apart."""
+    """Accumulated errors relative to A's largest logit, separate for class and mask logits."""
 
     def __init__(self) -> None:
         self._largest = [0.0, 0.0]
@@ -232,7 +243,7 @@ def _as_truth(result: Segmentation) -> Truth:
 
 
 def _best_overlaps(first: Segmentation, second: Segmentation) -> list[float]:
-    """For each mask of the first, the IoU of the second's best mask of that class."""
+    """IoU of each mask of the first result with the second's best mask of the same class."""
     found = _visible(second)
     overlaps = []
     for region in _visible(first):

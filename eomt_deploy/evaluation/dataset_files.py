@@ -1,4 +1,4 @@
-"""Files of a data set, from folders and from the official zip files as they are downloaded."""
+"""Files of a data set, from folders and from the official zip files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from eomt_deploy.image_search import is_junk
 from eomt_deploy.sources import RgbImage, decode_labelled
 
 NAMED = 5
-"""Files that a remark names; of the others, it gives the number."""
+"""Maximum number of files that a remark lists by name."""
 DATA_SUFFIXES = IMAGE_SUFFIXES | {".json"}
 
 
@@ -40,24 +40,24 @@ class _Entry(NamedTuple):
 
 
 class FileIndex:
-    """Every file below some folders and zip files, by its relative POSIX name.
+    """Index of all files in folders and zip files, by their relative POSIX name.
 
-    Zip files that lie at the top of a folder are opened, too; hidden files, and what systems and
-    tools leave behind, are not seen.
+    Zip files directly in a folder are opened, too. Hidden files and files that systems and tools
+    leave behind are ignored.
 
     Args:
         paths: folders and zip files.
-        max_pixels: limit of each image and label, see :func:`eomt_deploy.load_image`.
+        max_pixels: limit for each image and label, see :func:`eomt_deploy.load_image`.
 
     Raises:
-        DatasetError: a path that is not there, is no folder or zip, or is a damaged zip; or two
-            paths that hold different files of one name.
+        DatasetError: a path does not exist or is neither a folder nor a valid zip file, or two
+            paths contain files with the same name.
     """
 
     def __init__(self, paths: Iterable[str | Path], *, max_pixels: int | None = None) -> None:
         self.max_pixels = check_max_pixels(max_pixels)
         self._files: dict[str, _Entry] = {}
-        # Images with an EXIF orientation, by what was done with it; in order, each once.
+        # Images whose EXIF orientation was ignored or applied; a dict keeps their order.
         self._stored: dict[str, None] = {}
         self._turned: dict[str, None] = {}
         self.paths = [Path(path) for path in paths]
@@ -67,7 +67,10 @@ class FileIndex:
             elif path.is_file():
                 self._add_zip(path, str(path), str(path))
             else:
-                raise DatasetError(f"There are no data at {path}.")
+                raise DatasetError(
+                    f"The data set {path} does not exist.",
+                    fix="Check the path; it must be a folder or a zip file.",
+                )
 
     @property
     def origin(self) -> str:
@@ -79,7 +82,7 @@ class FileIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all names, sizes and times or checksums: other data, other fingerprint."""
+        """SHA-256 of all names and sizes, with checksums (zip files) or modification times."""
         digest = hashlib.sha256()
         for name in self.names:
             source, member, _ = self._files[name]
@@ -96,12 +99,12 @@ class FileIndex:
         return name in self._files
 
     def matching(self, pattern: str) -> list[str]:
-        """Names in which the regular expression is found, sorted."""
+        """Sorted names that contain a match of the regular expression."""
         search = re.compile(pattern).search
         return [name for name in self.names if search(name)]
 
     def read(self, name: str) -> bytes:
-        """Content of a file.
+        """Read a file.
 
         Raises:
             DatasetError: it cannot be read.
@@ -111,20 +114,20 @@ class FileIndex:
             if isinstance(source, zipfile.ZipFile):
                 return read_member(source, member)
             return (source / member).read_bytes()
-        except Exception as error:  # a damaged, encrypted or oddly packed zip raises everything
+        except Exception as error:  # damaged or encrypted zip files raise many types
             raise DatasetError(
                 f"{self.describe(name)} cannot be read: {str(error) or type(error).__name__}.",
-                fix="If it lies in a zip, unpack that yourself and pass the folder.",
+                fix="If it is in a zip file, unpack the zip file and pass the folder.",
             ) from error
 
     def image(self, name: str, size: tuple[int, int]) -> RgbImage:
-        """Pixels of an image as its labels see them, uint8 RGB.
+        """Decode an image in the orientation of its labels, uint8 [H, W, 3], RGB.
 
-        The EXIF orientation is ignored, as the official data set reader does, unless only the
-        upright image has the size of the labels: see :func:`decode_labelled`.
+        The EXIF orientation is ignored, as in the official data set readers, unless only the
+        upright image has the size of the labels; see :func:`decode_labelled`.
 
         Args:
-            name: of the image.
+            name: name of the image.
             size: (H, W) of its labels.
 
         Raises:
@@ -141,13 +144,13 @@ class FileIndex:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Image.Image]:
-        """A label image, not decoded yet; whatever its decoder raises is a DatasetError."""
+        """Open a label image without decoding it; errors of its decoder become DatasetError."""
         data = self._encoded_image(name)
         with self._named_errors(), opened(data, self.describe(name), self.max_pixels) as image:
             yield image
 
     def label_image(self, name: str) -> RgbImage:
-        """Pixels of a label image as they are stored, uint8 RGB.
+        """Decode a label image without EXIF rotation, uint8 [H, W, 3], RGB.
 
         Raises:
             DatasetError: it cannot be read, is too large, or is deeper than 8 bits.
@@ -158,22 +161,22 @@ class FileIndex:
             return to_rgb(image)
 
     def remarks(self) -> list[str]:
-        """What the user should know of the EXIF orientations of the images read so far."""
+        """Remarks on the EXIF orientations of the images that were read so far."""
         remarks = []
         if self._stored:
             remarks.append(
-                f"{len(self._stored)} images have an EXIF orientation, which was ignored: labels "
-                f"belong to the stored pixels ({_some(self._stored)})."
+                f"{len(self._stored)} images have an EXIF orientation, which was ignored because "
+                f"labels refer to the stored pixels ({_some(self._stored)})."
             )
         if self._turned:
             remarks.append(
-                f"{len(self._turned)} images were turned by their EXIF orientation, because only "
-                f"then they have the size of their labels ({_some(self._turned)})."
+                f"{len(self._turned)} images were rotated by their EXIF orientation, because "
+                f"otherwise their size differs from the labels ({_some(self._turned)})."
             )
         return remarks
 
     def _encoded_image(self, name: str) -> bytes:
-        """Content of an image, which is read, or inflated, only if its size is that of one."""
+        """Read an image file after a check of its size."""
         source, member, _ = self._files[name]
         if isinstance(source, zipfile.ZipFile):
             size = source.getinfo(member).file_size
@@ -191,7 +194,7 @@ class FileIndex:
             raise DatasetError(error.what, why=error.why, fix=error.fix) from error
 
     def describe(self, name: str) -> str:
-        """The file's full place, for messages."""
+        """Full path of a file, for messages."""
         if name not in self._files:
             return name
         source, member, owner = self._files[name]
@@ -200,7 +203,7 @@ class FileIndex:
         return str(source / member)
 
     def open_inner_zip(self, name: str) -> None:
-        """Add the members of a zip that lies inside, as COCO's panoptic PNGs do."""
+        """Add the members of a zip file inside a zip file, as with COCO's panoptic PNG files."""
         content = io.BytesIO(self.read(name))
         self._add_zip(content, self.describe(name), self._files[name].owner)
         for cached in ("names", "fingerprint", "by_file_name"):
@@ -208,7 +211,7 @@ class FileIndex:
 
     @cached_property
     def by_file_name(self) -> dict[str, list[str]]:
-        """Image files by the last part of their name."""
+        """Names of image files, grouped by the last part of the name."""
         found: dict[str, list[str]] = {}
         for name in self.names:
             path = PurePosixPath(name)
@@ -222,24 +225,24 @@ class FileIndex:
             return
         name = str(path)
         known = self._files.setdefault(name, entry)
-        # A zip beside its own unpacked copy is fine; two data sets on top of each other are not.
+        # A zip file next to its unpacked folder is allowed; two data sets with equal names are not.
         if known.owner != entry.owner and path.suffix.lower() in DATA_SUFFIXES:
             raise DatasetError(
-                f"{known.owner} and {entry.owner} both hold {name}.",
-                fix="Evaluate them one after the other, or pass a folder that holds both.",
+                f"{known.owner} and {entry.owner} both contain {name}.",
+                fix="Evaluate them one after the other, or pass one folder that contains both.",
             )
 
     def _add_folder(self, root: Path) -> None:
         def unreadable(error: OSError) -> None:
             raise DatasetError(
                 f"The folder {error.filename} cannot be read: {error.strerror}.",
-                fix="Allow reading it, or pass the folders that hold the data.",
+                fix="Change its permissions, or pass only the folders of the data.",
             ) from error
 
         seen = set()
         for folder, subfolders, names in os.walk(root, followlinks=True, onerror=unreadable):
             real = os.path.realpath(folder)
-            if real in seen:  # a link that leads back up
+            if real in seen:  # a symbolic link to a parent folder
                 subfolders.clear()
                 continue
             seen.add(real)
@@ -256,8 +259,8 @@ class FileIndex:
             archive = zipfile.ZipFile(file)
         except Exception as error:
             raise DatasetError(
-                f"{origin} is not a folder and not a whole zip file.",
-                fix="Download it again, or pass the folder that it unpacks to.",
+                f"{origin} is not a folder and not a complete zip file.",
+                fix="Download it again, or unpack it and pass the folder.",
             ) from error
         for member in archive.namelist():
             if not member.endswith(("/", "\\")):
@@ -265,19 +268,24 @@ class FileIndex:
 
 
 def choose(names: Sequence[str], split: str | None, what: str) -> str:
-    """The one name, or the one of the split: a folder of that name, or ``…_<split>.json``.
+    """Select the only name, or the only name of a split.
+
+    Args:
+        names: names of files.
+        split: a folder or a part of the stem between underscores, e.g. ``…_val2017.json``.
+        what: content of the files, for messages.
 
     Raises:
-        DatasetError: none is of the split, or several remain.
+        DatasetError: no name or several names remain.
     """
     chosen = [name for name in names if split is None or split in words(name)]
     if len(chosen) == 1:
         return chosen[0]
     if not chosen:
-        raise DatasetError(f"No {what} of the split {split!r}; there are {', '.join(names)}.")
+        raise DatasetError(f"No {what} of the split {split!r}, found {', '.join(names)}.")
     raise DatasetError(
         f"There are {len(chosen)} files with {what}: {', '.join(chosen)}.",
-        fix="Say which: --split val2017.",
+        fix="Select one with --split, e.g. --split val2017.",
     )
 
 
@@ -288,7 +296,7 @@ def words(name: str) -> set[str]:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first ``NAMED`` names, and the number of further names."""
     names = list(names)
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

@@ -1,4 +1,4 @@
-"""Run a model over labelled data: resumable, with a running score and the worst images."""
+"""Evaluation of a model on labelled data, with a running score; it can be resumed."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from eomt_deploy.spec import Thresholds
 
 SCHEMA = 1
 RUNNING_SCORE_SHARE = 20
-"""The running score is computed again once this many times its own cost has passed."""
+"""The running score is updated after this many times its own computing time."""
 
 Progress = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """Scores of one artifact on one data set.
+    """Scores of one model on one data set.
 
     Attributes:
-        scores: overall and per class, percent.
-        per_image: main score of each image alone, in the order of the data.
-        facts: artifact, data, counts, thresholds, evaluator.
+        scores: overall scores and scores per class, in percent.
+        per_image: name and main score of each image, in the order of the data.
+        facts: model file, data, number of images, thresholds and evaluator.
     """
 
     scores: Scores
@@ -41,12 +41,12 @@ class EvalReport:
     facts: dict[str, Any]
 
     def worst(self, count: int) -> list[int]:
-        """Positions of the images with the lowest scores, worst first."""
+        """Indices of the images with the lowest scores, from the lowest."""
         scored = [(s, i) for i, (_, s) in enumerate(self.per_image) if s is not None]
         return [index for _, index in sorted(scored)[:count]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON: the overall numbers at the top, then everything behind them."""
+        """The report as JSON, starting with the overall scores."""
         return {
             "schema": SCHEMA,
             **self.scores.summary,
@@ -68,21 +68,22 @@ def evaluate(
     """Score a model.
 
     Args:
-        segmenter: the model.
-        dataset: labelled data of its task.
-        limit: only the first so many images.
-        thresholds: run-time thresholds; None takes the model's defaults.
-        resume: JSON-lines file that keeps what each image contributed; an unfinished one of the
-            same evaluation is continued.
-        progress: told the images done and the running score in words.
+        segmenter: model to evaluate.
+        dataset: labelled data for the task of the model.
+        limit: maximum number of images; None takes all.
+        thresholds: post-processing thresholds; None takes the model's defaults.
+        resume: JSON Lines file for the evidence of each image. If it exists, it must belong to
+            the same evaluation, which is then continued.
+        progress: called with the number of finished images and the running score as text.
 
     Raises:
-        DatasetError: a label or image is broken or does not fit; the file is named.
-        UsageError: ``resume`` belongs to another evaluation.
-        VerificationError: the model gives NaN or infinite logits.
+        DatasetError: a label or image is not valid, or they do not match; the file is named.
+        UsageError: ``limit`` is below 1, or ``resume`` belongs to another evaluation.
+        OutputError: ``resume`` cannot be written.
+        VerificationError: the model returns NaN or infinite logits.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} leaves nothing to evaluate.")
+        raise UsageError(f"--limit must be at least 1, got {limit}.")
     samples = dataset.samples[:limit]
     scorer = scorer_for(segmenter.spec)
     used = thresholds or segmenter.spec.thresholds
@@ -115,8 +116,10 @@ def evaluate(
     scores = scorer.scores(items)
     if scores.value is None:
         raise DatasetError(
-            f"Nothing in {dataset.origin} could be scored: no image has a label that counts.",
-            fix="Some data sets keep the labels of their test split to themselves; use val.",
+            f"Nothing in {dataset.origin} could be scored.",
+            why="No image has a label that counts. Some data sets do not publish the labels of "
+            "their test split.",
+            fix="Evaluate on a split with labels, e.g. val.",
         )
     per_image = ((s.name, scorer.scores([i]).value) for s, i in zip(samples, items, strict=True))
     return EvalReport(scores, tuple(per_image), facts)
@@ -126,14 +129,15 @@ def read_sample(sample: Sample) -> tuple[RgbImage, Truth]:
     """Image and labels of a sample.
 
     Raises:
-        DatasetError: one is broken, or they have different sizes.
+        DatasetError: one of them is not valid, or they have different sizes.
     """
     truth, image = sample.truth(), sample.image()
     if image.shape[:2] != truth.size:
         raise DatasetError(
             f"The image {sample.name} is {image.shape[0]}x{image.shape[1]}, its labels are "
             f"{truth.size[0]}x{truth.size[1]}.",
-            fix="Labels must have the size of their image; check that the two belong together.",
+            why="Labels must have the size of their image.",
+            fix="Check that the image and the labels belong together.",
         )
     return image, truth
 
@@ -167,7 +171,7 @@ def _facts(
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a model's bytes, those of its side file with weights included."""
+    """SHA-256 of a model file, including its external file with weights."""
     digest = hashlib.sha256()
     for part in (path, path.with_name(path.name + EXTERNAL_SUFFIX)):
         if part.is_file():
@@ -180,23 +184,24 @@ def file_sha256(path: Path) -> str:
 def _open_log(
     path: Path, facts: dict[str, Any], samples: Sequence[Sample], scorer: Scorer
 ) -> tuple[list[Evidence], TextIO]:
-    """What an earlier run left, and the file opened to go on behind it."""
+    """Read the evidence of an earlier run, and open the file to append to it."""
     header = json.dumps({"schema": SCHEMA, **facts})
     items: list[Evidence] = []
     try:
         content = path.read_text("utf-8") if path.exists() else ""
-        # The line that was being written when the last run was stopped has no end.
+        # If the last run was interrupted, its last line may be incomplete.
         lines = content[: content.rfind("\n") + 1].splitlines()
         if content and (not lines or lines[0] != header):
             raise UsageError(
-                f"{path} belongs to another evaluation (model, data, limit or thresholds), or it "
-                "was not written by --resume.",
+                f"{path} cannot be resumed.",
+                why="It belongs to another evaluation (another model, data, limit or thresholds), "
+                "or --resume did not write it.",
                 fix="Choose another file for --resume, or delete this one.",
             )
         for number, (line, sample) in enumerate(zip(lines[1:], samples, strict=False), 2):
             items.append(_read_item(line, sample.name, scorer, f"line {number} of {path}"))
         kept = [header, *lines[1 : len(items) + 1]]
-        # Replaced as a whole, then appended to: no moment at which progress could be lost.
+        # Replace the file atomically, then append, so that no interruption loses progress.
         write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         return items, path.open("a", encoding="utf-8")
     except OSError as error:
@@ -211,10 +216,10 @@ def _read_item(line: str, name: str, scorer: Scorer, place: str) -> Evidence:
     try:
         item: Evidence = json.loads(line)
         if item.pop("image") != name:
-            raise ValueError("it is of another image")
+            raise ValueError(f"another image is expected: {name}")
         scorer.scores([item])
-    except Exception as error:  # whatever stands there
+    except Exception as error:  # the line may contain anything
         raise UsageError(
-            f"The {place} is damaged ({error}).", fix="Delete the file and start again."
+            f"The {place} is not valid ({error}).", fix="Delete the file and start again."
         ) from error
     return item

@@ -1,5 +1,8 @@
-"""From results and labels to numbers. The metrics are hotcoco's; what is kept per image adds up,
-so that evaluation can be resumed, watched, and bootstrapped over images."""
+"""Scores from results and labels, with the metrics of hotcoco.
+
+Evidence is stored per image and can be summed, so that an evaluation can be resumed, show a running
+score and use a bootstrap over images.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ from eomt_deploy.result import VOID, Rle, Segmentation
 from eomt_deploy.spec import ModelSpec, Task
 
 Evidence = dict[str, Any]
-"""What one image contributes, ready for JSON."""
+"""Contribution of one image to the scores, ready for JSON."""
 
 EVALUATOR = f"hotcoco {hotcoco.__version__}"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Numbers in percent.
+    """Scores in percent.
 
     Attributes:
-        main: name of the one that counts.
-        summary: every overall number; empty groups are left out.
-        per_class: for each class with labels or predictions, its name and numbers.
+        main: name of the main score.
+        summary: all overall scores by name; groups without labels or predictions are left out.
+        per_class: name and scores of each class with labels or predictions.
     """
 
     main: str
@@ -38,12 +41,12 @@ class Scores:
 
     @property
     def value(self) -> float | None:
-        """The main number; None where nothing could be scored."""
+        """The main score; None if nothing could be scored."""
         return self.summary.get(self.main)
 
 
 class Scorer(Protocol):
-    """Scores one task."""
+    """Scorer of one task."""
 
     main: str
 
@@ -64,7 +67,7 @@ def scorer_for(spec: ModelSpec) -> Scorer:
 
 
 class SemanticScorer:
-    """mIoU over the summed confusion matrix; void pixels do not count."""
+    """mIoU of the summed confusion matrix; void pixels are ignored."""
 
     main = "mIoU"
 
@@ -98,7 +101,7 @@ class SemanticScorer:
 
 
 class PanopticScorer:
-    """PQ, SQ and RQ as panopticapi computes them, crowd and void included."""
+    """PQ, SQ and RQ, with the same handling of crowd and void as panopticapi."""
 
     main = "PQ"
 
@@ -173,7 +176,7 @@ class PanopticScorer:
 
 
 class InstanceScorer:
-    """COCO mask AP: 100 detections an image, IoU 0.50 to 0.95, crowd ignored."""
+    """COCO mask AP: 100 detections per image, IoU 0.50 to 0.95, crowd ignored."""
 
     main = "AP"
 
@@ -212,7 +215,7 @@ class InstanceScorer:
         evaluation = hotcoco.COCOeval(truth, truth.load_res(found), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summary_lines()  # summarize() without its printing
+        evaluation.summary_lines()  # the same as summarize(), but prints nothing
         results = evaluation.get_results(per_class=True)
         names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
         summary = {name: results[name] for name in names if name in results}
@@ -232,7 +235,7 @@ class InstanceScorer:
             "image_id": image_id,
             "category_id": item["c"] + 1,
             "segmentation": rle,
-            # No box: with one, its area would count as the mask's.
+            # Without a box, because its area would be used as the area of the mask.
             "area": hotcoco.mask.area(rle) if item.get("area") is None else item["area"],
         }
 

@@ -1,4 +1,4 @@
-"""What every data set reader gives: samples with an image and its ground truth."""
+"""Result of a data set reader: samples, each with an image and its ground truth."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from eomt_deploy.spec import ClassInfo, Task
 
 @dataclass(frozen=True)
 class TruthSegment:
-    """One labelled segment; a crowd is a region of many instances, not told apart.
+    """One labelled segment.
 
-    ``area`` is what the data say, where they do: COCO sorts by it into small, medium and large.
+    Attributes:
+        class_id: class id of the model.
+        rle: mask.
+        crowd: whether the segment is a region of several instances that are not separated.
+        area: area in pixels as given by the data, which COCO uses for the groups small, medium and
+            large; None if it is not given.
     """
 
     class_id: int
@@ -33,9 +38,9 @@ class Truth:
     """Labels of one image, in the classes of the model.
 
     Attributes:
-        size: (H, W).
-        class_map: semantic: class ids, int32 [H, W], -1 void.
-        segments: panoptic and instance.
+        size: (H, W) in pixels.
+        class_map: class ids of semantic labels, int32 [H, W], -1 for void; else None.
+        segments: segments of panoptic and instance labels.
     """
 
     size: tuple[int, int]
@@ -45,7 +50,7 @@ class Truth:
     def as_result(
         self, task: Task, classes: tuple[ClassInfo, ...], image: RgbImage
     ) -> Segmentation:
-        """The labels as if a model had seen them, for pictures."""
+        """The labels as a result of a model, for overlays."""
         segments = tuple(
             Segment.from_rle(index, classes[s.class_id], 1.0, s.rle)
             for index, s in enumerate(self.segments)
@@ -55,15 +60,15 @@ class Truth:
             segments = tuple(
                 Segment.from_mask(i, classes[i], 1.0, self.class_map == i) for i in present
             )
-        # Void has no place in a semantic result; as instances the labels need no map.
+        # A semantic result cannot contain void, so the labels become instances.
         return Segmentation("instance", self.size, classes, segments=segments, image=image)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image; both parts are read when they are called for.
+    """One labelled image; image and labels are read on each call.
 
-    The image is in the pixels that its labels were made for: see :meth:`FileIndex.image`.
+    The image has the orientation of its labels, see :meth:`FileIndex.image`.
     """
 
     name: str
@@ -72,11 +77,11 @@ class Sample:
 
 
 def unlabelled(paths: Iterable[Path], *, max_pixels: int | None = None) -> tuple[Sample, ...]:
-    """Images without labels, upright, to compare models on; ``max_pixels`` limits each."""
+    """Upright images without labels, to compare models; ``max_pixels`` limits each image."""
 
     def sample(path: Path) -> Sample:
         def truth() -> Truth:
-            raise UsageError(f"{path} has no labels.")
+            raise UsageError(f"{path} has no labels.", fix="Pass a labelled data set.")
 
         return Sample(path.name, lambda: load_image(path, max_pixels=max_pixels), truth)
 
@@ -88,12 +93,12 @@ class Dataset:
     """Labelled images for one task.
 
     Attributes:
-        format: which reader made it.
-        origin: where it came from, for people.
-        samples: in a fixed order.
-        notes: what was left out, for people.
-        fingerprint: changes when a file does.
-        remarks: what is only known once images are read, for people: call it at the end.
+        format: name of its reader in :data:`eomt_deploy.evaluation.datasets.FORMATS`.
+        origin: its folders and zip files, for messages.
+        samples: samples in a fixed order.
+        notes: notes for the user on data that were left out.
+        fingerprint: digest that changes if a file changes.
+        remarks: function for remarks on the images read so far, to be called at the end.
     """
 
     format: str

@@ -1,4 +1,4 @@
-"""The CPU benchmark: both sides get the same work and give the same result."""
+"""The CPU benchmark: both sides do the same work and return the same result."""
 
 from __future__ import annotations
 

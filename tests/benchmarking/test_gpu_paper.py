@@ -1,4 +1,4 @@
-"""The program that runs on a bare machine: PyTorch, NumPy and the repository."""
+"""The program for a machine with only PyTorch, NumPy and the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO instance labels that a model partly agrees with, and data sets made of them."""
+"""COCO instance labels that partly match the predictions of a model, and data sets from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = {"a": (61, 80), "b": (96, 75), "c": (64, 64)}
 
 
 def labelled_images(model: Path, folder: Path) -> tuple[Segmenter, dict[str, Any], Path]:
-    """A model, labels that it partly agrees with, and the images, as `a.jpg`.
+    """A model, labels that partly match its predictions, and the images by name, e.g. `a.jpg`.
 
     The labels are what the model itself finds, as polygons, some of them shifted or of another
     class: a random network would agree with no others.
@@ -57,7 +57,7 @@ def labelled_images(model: Path, folder: Path) -> tuple[Segmenter, dict[str, Any
 
 
 def write(root: Path, document: Any, name: str, images: Path, folder: str) -> Path:
-    """A data set: the JSON under a name, and the images in a folder."""
+    """Write a data set: a JSON file with this name, and the images in a folder."""
     (root / folder).mkdir(parents=True, exist_ok=True)
     for path in images.iterdir():
         (root / folder / path.name).write_bytes(path.read_bytes())
@@ -72,6 +72,6 @@ def renamed(document: dict[str, Any], rename: Callable[[str], str]) -> dict[str,
 
 
 def with_root(document: dict[str, Any]) -> dict[str, Any]:
-    """As Roboflow: a root category 0, with the name of the project."""
+    """As from Roboflow, with a root category 0 that has the name of the project."""
     root = {"id": 0, "name": "my-project", "supercategory": "none"}
     return document | {"categories": [root, *document["categories"]]}

@@ -11,5 +11,5 @@ from eomt_deploy import Segmenter
 
 @pytest.fixture(scope="session")
 def labels(exported, tmp_path_factory) -> tuple[Segmenter, dict[str, Any], Path]:
-    """A model, labels that it partly agrees with, and the images, as `a.jpg`."""
+    """A model, labels that partly match its predictions, and the images by name, e.g. `a.jpg`."""
     return labelled_images(exported("instance"), tmp_path_factory.mktemp("images"))

@@ -1,4 +1,4 @@
-"""Small labelled data sets in every layout, written to disk."""
+"""Small synthetic data sets in every layout, written to disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def photo(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def segment_ids(seed: int, size: tuple[int, int]) -> np.ndarray:
-    """Ids 0 (void) to 4 in blocks, int [H, W]."""
+    """Blocks of the ids 0 (void) to 4, int [H, W]."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 5, (3, 4), np.uint8))
     return np.asarray(coarse.resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(int)
@@ -33,7 +33,7 @@ def id_picture(ids: np.ndarray) -> Image.Image:
 
 
 def coco_panoptic(root: Path, count: int = 3) -> Path:
-    """images/, panoptic/ and panoptic.json; segment ids beyond 255; one crowd."""
+    """Write images/, panoptic/ and panoptic.json, with segment ids above 255 and one crowd."""
     (root / "images").mkdir(parents=True)
     (root / "panoptic").mkdir()
     document: dict[str, list] = {"images": [], "annotations": [], "categories": CATEGORIES}
@@ -58,7 +58,7 @@ def coco_panoptic(root: Path, count: int = 3) -> Path:
 
 
 def label_folder(root: Path, count: int = 3) -> Path:
-    """images/*.jpg and labels/*.png with ids 0 to 4, and 255."""
+    """Write images/*.jpg and labels/*.png with the ids 0 to 4 and 255."""
     (root / "images").mkdir(parents=True)
     (root / "labels").mkdir()
     for index in range(count):

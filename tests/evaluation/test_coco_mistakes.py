@@ -1,4 +1,4 @@
-"""COCO data sets with anything wrong in them: one error that names the file."""
+"""Invalid COCO data sets raise one error that names the file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PIECES: list[Any] = [None, True, -1, 0, 2, 1e400, 10**30, 0.5, "", "x", "\ud800"
 
 @pytest.mark.parametrize("task", ["instance", "panoptic"])
 def test_any_wrong_value_is_one_error(labels, tmp_path, exported, task):
-    """Seeded mutations: each gives samples, or one DatasetError that names a file."""
+    """Each seeded mutation gives samples, or one DatasetError that names a file."""
     if task == "instance":
         segmenter, document, images = labels
         spec = segmenter.spec

@@ -1,4 +1,4 @@
-"""COCO instance data sets as tools write them, scored as pycocotools scores them."""
+"""COCO instance data sets from different tools get the scores of pycocotools."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ap_of_pycocotools(segmenter: Segmenter, document: dict[str, Any], images: Pa
 
 
 def from_zero(document: dict[str, Any]) -> dict[str, Any]:
-    """As Label Studio: categories count from 0."""
+    """As from Label Studio, with category ids from 0."""
     return document | {
         "categories": [c | {"id": c["id"] - 1} for c in document["categories"]],
         "annotations": [
@@ -62,7 +62,7 @@ def from_zero(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_boxes(document: dict[str, Any]) -> dict[str, Any]:
-    """Annotations without a mask in between."""
+    """Insert annotations without a mask."""
     boxes = [
         document["annotations"][0] | {"id": 900 + i, "segmentation": empty}
         for i, empty in enumerate(([], [[]], None, {}))
@@ -70,7 +70,7 @@ def with_boxes(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"annotations": [*boxes, *document["annotations"]]}
 
 
-# How a tool writes it: the document, the name of the JSON, the folder of the images.
+# Layout of each tool: the document, the name of the JSON file, the folder of the images.
 STYLES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str, str]] = {
     "plain": (lambda d: d, "annotations/instances_val.json", "val"),
     "roboflow": (with_root, "valid/_annotations.coco.json", "valid"),
@@ -224,7 +224,9 @@ def test_format_decides_when_no_name_does(labels, tmp_path, cli, exported):
         open_dataset([root], segmenter.spec, format="coco-instances")
     dataset = open_dataset([root], segmenter.spec, format="coco-instances", split="more")
     assert len(dataset.samples) == 3
-    with pytest.raises(DatasetError, match=r"No JSON with panoptic labels(.|\n)*segments_info"):
+    with pytest.raises(
+        DatasetError, match=r"No JSON file with panoptic labels(.|\n)*segments_info"
+    ):
         open_dataset([root], segmenter.spec, format="coco-panoptic")
     (root / "more.json").unlink()
     code, out, _ = cli("eval", exported("instance"), "--data", root, "--format", "coco-instances")

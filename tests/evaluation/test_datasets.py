@@ -53,7 +53,7 @@ def test_panoptic_labels_serve_all_tasks(tmp_path, spec, task):
 
 
 def test_zips_as_coco_ships_them(tmp_path, spec):
-    """val2017.zip, and an annotations zip that holds the PNG files in a zip of its own."""
+    """val2017.zip, and an annotations zip file with the PNG files in an inner zip file."""
     root = made_up.coco_panoptic(tmp_path / "data")
     inner = zipped(root / "panoptic", tmp_path / "inner.zip", "panoptic_val2017/")
     downloads = tmp_path / "downloads"
@@ -157,7 +157,7 @@ def test_real_coco_panoptic(shared, spec):
 
 
 def broken(root: Path, kind: str) -> str:
-    """Break a good data set; returns a word that the error must hold."""
+    """Make a valid data set invalid; returns a pattern that the error must match."""
     path = root / "panoptic.json"
     document = json.loads(path.read_text())
     if kind == "missing png":
@@ -195,16 +195,16 @@ def broken(root: Path, kind: str) -> str:
     path.write_text("{" if kind == "not json" else json.dumps(document))
     return {
         "unknown id": "1.png has segment ids",
-        "lost id": "1.png lacks segment ids that its JSON lists: 9999",
+        "lost id": "1.png lacks segment ids that its JSON file lists: 9999",
         "no category name": "has no name",
         "category": "category 77",
-        "twice": "labels twice",
+        "twice": "one annotation for each image",
         "stray": "image 55",
-        "size": "1.png is 44x57",
+        "size": "1.png must be .*, got 44x57",
         "no keys": "has no categories",
         "no annotation key": "segments_info",
         "other classes": "submarine",
-        "empty": "no labelled image",
+        "empty": "does not contain a labelled image",
         "not json": "panoptic.json is not JSON",
     }[kind]
 
@@ -232,13 +232,13 @@ def test_broken_folders(tmp_path, spec):
     root = made_up.label_folder(tmp_path / "data")
     Image.fromarray(np.full((40, 60), 37, np.uint8)).save(root / "labels/1.png")
     sample = open_dataset([root], spec("semantic")).samples[1]
-    with pytest.raises(DatasetError, match=r"1\.png has values that are no class: 37"):
+    with pytest.raises(DatasetError, match=r"1\.png has values that are not class ids: 37"):
         sample.truth()
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(root / "labels/1.png")
-    with pytest.raises(DatasetError, match=r"1\.png is a RGB picture"):
+    with pytest.raises(DatasetError, match=r"1\.png must have one 8-bit channel, got mode RGB"):
         sample.truth()
     (root / "images/1.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"1\.png has no image that belongs to it"):
+    with pytest.raises(DatasetError, match=r"1\.png has no image"):
         open_dataset([root], spec("semantic"))
     shutil.copy(root / "images/0.jpg", root / "images/1.jpg")
     (root / "classes.json").write_text(json.dumps([{"name": "x", "thing": False}]))
@@ -247,7 +247,7 @@ def test_broken_folders(tmp_path, spec):
 
 
 def test_nothing_there(tmp_path, spec):
-    with pytest.raises(DatasetError, match="no data at"):
+    with pytest.raises(DatasetError, match="does not exist"):
         open_dataset([tmp_path / "none"], spec("semantic"))
     with pytest.raises(DatasetError, match=r"No semantic labels were recognised(.|\n)*labels/"):
         open_dataset([tmp_path], spec("semantic"))
@@ -263,7 +263,7 @@ def test_nothing_there(tmp_path, spec):
 def test_two_data_sets_on_top_of_each_other_are_refused(tmp_path, spec):
     first = made_up.coco_panoptic(tmp_path / "a")
     second = made_up.coco_panoptic(tmp_path / "b")
-    with pytest.raises(DatasetError, match="both hold"):
+    with pytest.raises(DatasetError, match="both contain"):
         open_dataset([first, second], spec("panoptic"))
 
 
@@ -332,7 +332,7 @@ def test_images_without_labels_are_told(tmp_path, spec):
     assert len(dataset.samples) == 2
     assert dataset.notes == ("1 images have no label",)
     made_up.photo(0, (40, 60)).save(root / "labels/1.jpg")
-    with pytest.raises(DatasetError, match=r"1\.jpg is no PNG"):
+    with pytest.raises(DatasetError, match=r"1\.jpg is not a PNG file"):
         open_dataset([root], spec("semantic"))
 
 

@@ -52,7 +52,7 @@ def test_report(opened, task):
 
 
 def test_a_model_scores_full_marks_on_its_own_results(tmp_path, exported):
-    """Labels made by the model itself: whatever it predicts is right."""
+    """Labels from the model's own predictions, so that all predictions are right."""
     root = made_up.label_folder(tmp_path / "data")
     with Segmenter(exported("semantic")) as segmenter:
         for path in (root / "images").iterdir():
@@ -83,10 +83,10 @@ def test_stopped_evaluation_goes_on(opened, tmp_path, monkeypatch):
         evaluate(segmenter, dataset, resume=log)
     assert len(log.read_text().splitlines()) == 3
     with log.open("a") as file:
-        file.write('{"half a li')  # killed while writing
+        file.write('{"half a li')  # interrupted while writing
     monkeypatch.setattr(segmenter.engine, "run", lambda i: runs.append(1) or real(i))
     resumed = evaluate(segmenter, dataset, resume=log)
-    assert len(runs) == 3  # two before the stop, one after
+    assert len(runs) == 3  # two before the interruption, one after
     assert resumed.to_dict() == whole.to_dict()
     assert evaluate(segmenter, dataset, resume=log).to_dict() == whole.to_dict()
     assert len(runs) == 3
@@ -105,7 +105,7 @@ def test_log_of_another_evaluation(opened, tmp_path):
         with pytest.raises(UsageError, match=r"--resume|damaged"):
             evaluate(segmenter, dataset, limit=1, resume=log)
         assert log.read_text() == content
-    log.write_text(before + "null\n")  # more lines than images: not ours to judge
+    log.write_text(before + "null\n")  # additional lines are ignored
     evaluate(segmenter, dataset, limit=1, resume=log)
     log.write_text("")
     evaluate(segmenter, dataset, limit=1, resume=log)
@@ -159,7 +159,7 @@ def test_labels_of_another_size(tmp_path, exported):
     segmenter = Segmenter(exported("semantic"))
     with pytest.raises(DatasetError, match=r"1\.jpg is 30x60, its labels are 40x60"):
         evaluate(segmenter, open_dataset([root], segmenter.spec))
-    with pytest.raises(UsageError, match="--limit 0"):
+    with pytest.raises(UsageError, match="--limit must be at least 1, got 0"):
         evaluate(segmenter, open_dataset([root], segmenter.spec), limit=0)
 
 
@@ -173,7 +173,7 @@ def test_artifact_against_its_checkpoint(opened, files, task):
     assert result.mask_iou is None if task == "panoptic" else result.mask_iou > 0.99
     assert result.labelled.low <= result.labelled.difference <= result.labelled.high
     assert abs(result.labelled.difference) < 0.5
-    # The random panoptic model keeps no segment: there is nothing to score then.
+    # The random panoptic model predicts no segment, so there is no score.
     assert result.score is None if task == "panoptic" else result.score >= 99.5
 
 
@@ -215,14 +215,14 @@ def test_command_line(cli, tmp_path, exported, files):
     assert json.loads(target.read_text())["task"] == "panoptic"
     assert len(list(worst.glob("*.jpg"))) == 3
     (worst / "mine.jpg").write_bytes(b"mine")
-    assert cli("eval", model, "--data", root, "--worst", worst)[0] == 2  # a file of somebody else
+    assert cli("eval", model, "--data", root, "--worst", worst)[0] == 2  # not our file
     for option in ("--json", "--resume"):
         truth = (root / "panoptic.json").read_bytes()
         assert cli("eval", model, "--data", root, option, root / "panoptic.json")[0] == 2
         assert (root / "panoptic.json").read_bytes() == truth
     code, _, err = cli("eval", model, "--data", tmp_path / "none")
     assert code == 2
-    assert "no data at" in err
+    assert "does not exist" in err
 
     picture = tmp_path / "differs.png"
     code, out, _ = cli("compare", model, files.checkpoint, root / "images", "-o", picture,
@@ -279,7 +279,7 @@ def test_compare_beyond_the_tolerance_exits_with_4(cli, tmp_path, exported, file
 
 
 def test_objects_that_melt_into_one_are_a_difference():
-    """No pixel changes its class then, but the masks do."""
+    """Merged objects change masks, but not the class of any pixel."""
     from eomt_deploy.cli.compare import _check
     from eomt_deploy.evaluation.compare import Comparison
 

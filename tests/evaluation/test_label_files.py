@@ -1,4 +1,4 @@
-"""Images and labels of a data set that are broken, too large, too deep or one too many."""
+"""Images and labels that are not valid, too large, deeper than 8 bits or ambiguous."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def spec(exported):
 def test_two_images_for_one_label(tmp_path, spec):
     root = made_up.label_folder(tmp_path / "data")
     made_up.photo(5, (40, 60)).save(root / "images/1.png")
-    with pytest.raises(DatasetError, match=r"1\.png has 2 images(.|\n)*1\.jpg, images/1\.png"):
+    with pytest.raises(
+        DatasetError, match=r"1\.png must have 1 image, got 2: (.|\n)*1\.jpg, images/1\.png"
+    ):
         open_dataset([root], spec("semantic"))
 
 
@@ -49,7 +51,7 @@ def test_labels_of_16_bits(tmp_path, spec):
         open_dataset([root], spec("panoptic")).samples[0].truth()
     folder = made_up.label_folder(tmp_path / "folder")
     cv2.imwrite(str(folder / "labels/0.png"), np.zeros((40, 60), np.uint16))
-    with pytest.raises(DatasetError, match=r"0\.png is a I;16 picture"):
+    with pytest.raises(DatasetError, match=r"0\.png must have one 8-bit channel, got mode I;16"):
         open_dataset([folder], spec("semantic")).samples[0].truth()
 
 

@@ -1,4 +1,4 @@
-"""Labels belong to the pixels as they are stored, whatever the camera wrote into the EXIF tag."""
+"""Labels refer to the stored pixels, regardless of the EXIF orientation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def as_stored(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def labelled(tmp_path, exported):
-    """A model, and data whose labels are what it finds in stored or upright pixels."""
+    """A model, and data labelled with its predictions on stored or upright pixels."""
     segmenter = Segmenter(exported("semantic"))
 
     def make(orientation: int, size: tuple[int, int] = SIZE, upright: bool = False) -> Path:
@@ -66,7 +66,7 @@ def test_labels_that_only_fit_the_upright_image(labelled, orientation):
     dataset = open_dataset([make(orientation, upright=True)], segmenter.spec)
     assert evaluate(segmenter, dataset).scores.value == 100
     assert len(dataset.remarks()) == 1
-    assert "2 images were turned by their EXIF orientation" in dataset.remarks()[0]
+    assert "2 images were rotated by their EXIF orientation" in dataset.remarks()[0]
     assert compare(segmenter, segmenter, dataset.samples, labelled=True).labelled.a == 100
 
 
@@ -76,7 +76,7 @@ def test_coco_reads_stored_pixels_too(tmp_path, exported):
     before = [s.image() for s in open_dataset([root], plain.spec).samples]
     for path in (root / "images").iterdir():
         made_up.photo(int(path.stem), before[int(path.stem)].shape[:2]).save(path, exif=exif(6))
-    for path in (root / "panoptic").iterdir():  # a label is never turned
+    for path in (root / "panoptic").iterdir():  # a label is never rotated
         with Image.open(path) as image:
             image.load()
         image.save(path, exif=exif(3))
@@ -100,4 +100,4 @@ def test_predict_shows_the_image_upright_and_eval_says_what_it_took(labelled, cl
     target = tmp_path / "one.png"
     assert cli("predict", model, root / "images/0.png", "-o", target)[0] == 0
     with Image.open(target) as image:
-        assert image.height > image.width  # turned by a quarter
+        assert image.height > image.width  # rotated by 90 degrees

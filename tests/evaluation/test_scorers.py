@@ -1,4 +1,4 @@
-"""hotcoco, as we feed it, against pycocotools and against the definitions written out."""
+"""Our scores with hotcoco compared with pycocotools and with the definitions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASSES = make_classes(
     + [{"name": n, "thing": True} for n in ("cat", "dog", "car")],
     "test",
 )
-# Blocks of 24 x 24 pixels: masks of one or two are small by COCO's measure, more are medium.
+# Blocks of 24 x 24 pixels: COCO's small masks have one or two blocks with holes, medium ones more.
 SIZE = (96, 120)
 BLOCK = np.ones((24, 24), int)
 
@@ -33,18 +33,18 @@ class Spec:
 
 
 def shaped(rng: np.random.Generator, ids: np.ndarray) -> np.ndarray:
-    """The same with holes, so that no mask fills its box."""
+    """The same masks with holes, so that no mask fills its box."""
     return np.where(rng.random(SIZE) < 0.3, VOID, ids)
 
 
 def blocks(rng: np.random.Generator, values: int) -> np.ndarray:
-    """Ids from -1 to values - 1 in blocks, int [H, W]."""
+    """Blocks of ids from -1 to values - 1, int [H, W]."""
     coarse = rng.integers(-1, values, (4, 5))
     return np.kron(coarse, BLOCK)
 
 
 def disturbed(rng: np.random.Generator, ids: np.ndarray, values: int) -> np.ndarray:
-    """Mostly the same, shifted a little, with some blocks of another id."""
+    """The same ids, slightly shifted, with some blocks of another id."""
     moved = np.roll(ids, rng.integers(-8, 9), axis=1)
     other = blocks(rng, values)
     where = np.kron(rng.random((4, 5)) < 0.25, BLOCK).astype(bool)
@@ -63,7 +63,7 @@ def as_truth(ids, class_of, crowd=()) -> Truth:
 
 
 def as_result(ids, class_of, task="panoptic", scores=None) -> Segmentation:
-    # Segment ids must count: renumber the ones that occur.
+    # Renumber the ids, because segment ids must be consecutive.
     present = [int(i) for i in np.unique(ids) if i != VOID]
     segment_map = np.full(SIZE, VOID, np.int32)
     segments = []
@@ -79,7 +79,7 @@ def as_result(ids, class_of, task="panoptic", scores=None) -> Segmentation:
 
 
 def merge_stuff(ids, class_of):
-    """Stuff has at most one segment a class, in labels as in results."""
+    """Stuff has at most one segment per class, in labels and in results."""
     ids = ids.copy()
     first: dict[int, int] = {}
     for i in np.unique(ids):
@@ -89,7 +89,7 @@ def merge_stuff(ids, class_of):
 
 
 def literal_pq(pairs):
-    """Kirillov et al. 2019 with panopticapi's treatment of void and crowd, in percent."""
+    """PQ of Kirillov et al. 2019 with panopticapi's handling of void and crowd, in percent."""
     counts = np.zeros((len(CLASSES), 4))
     for (truth, truth_class, crowd), (found, found_class) in pairs:
         void = truth == VOID

@@ -1,4 +1,4 @@
-"""Where a benchmark ran: without it a number means nothing."""
+"""Description of the machine and software that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from eomt_deploy import __version__, devices
 from eomt_deploy.backends.registry import distributions
 
 PACKAGES = ("numpy", "opencv-python-headless", "pillow", "onnx", "cuda-python")
-"""Beside those of the backends."""
+"""Recorded packages, in addition to those of the backends."""
 
 
 def environment(threads: int | None = None) -> dict[str, Any]:
-    """Facts of this machine and process, ready for JSON.
+    """Properties of this machine and process, ready for JSON.
 
     Args:
-        threads: requested CPU threads; None means the backend's own choice.
+        threads: requested number of CPU threads; None leaves the choice to the backend.
     """
     versions = {name: devices.package_version(name) for name in (*PACKAGES, *distributions())}
     return {

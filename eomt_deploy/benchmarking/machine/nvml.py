@@ -1,6 +1,6 @@
-"""The state of an NVIDIA GPU, read with nvidia-ml-py. Calls only.
+"""State of an NVIDIA GPU, read with nvidia-ml-py.
 
-What the numbers mean is decided in :mod:`eomt_deploy.benchmarking.machine.state`.
+This module only makes the calls; :mod:`eomt_deploy.benchmarking.machine.state` interprets them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _WINDOWS = os.name == "nt"
 
 
 class Nvml(Closing):
-    """The first GPU that this process may use; a value is None if the driver does not give it."""
+    """The first GPU that this process may use; a value that the driver lacks is None."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
@@ -41,7 +41,7 @@ class Nvml(Closing):
         return self._nvml is not None
 
     def sample(self) -> GpuSample | None:
-        """Clocks, power, temperature and what holds the clocks down, at this moment."""
+        """Current clocks, power, temperature and throttle reasons."""
         nvml = self._nvml
         if nvml is None:
             return None
@@ -54,7 +54,7 @@ class Nvml(Closing):
         )
 
     def facts(self) -> dict[str, float | None]:
-        """What does not change: the highest clocks and the power limit."""
+        """Constant properties: maximum clocks in MHz and power limit in watts."""
         nvml = self._nvml
         if nvml is None:
             return {}
@@ -65,7 +65,7 @@ class Nvml(Closing):
         }
 
     def utilization(self) -> float | None:
-        """Share of the last moments in which the GPU was busy, 0 to 1."""
+        """Share of NVML's last sample period in which the GPU was busy, 0 to 1."""
         rates = None if self._nvml is None else self._ask("nvmlDeviceGetUtilizationRates")
         return None if rates is None else float(rates.gpu) / 100
 
@@ -75,7 +75,7 @@ class Nvml(Closing):
             self._nvml = None
 
     def _ask(self, function: str, *arguments: int) -> Any:
-        """What a function says of the GPU; None if the driver lacks or refuses it."""
+        """Result of an NVML function; None if the driver lacks or refuses it."""
         try:
             return getattr(self._nvml, function)(self._device, *arguments)
         except self._nvml.NVMLError:
@@ -87,18 +87,18 @@ def _watts(milliwatts: int | None) -> float | None:
 
 
 def _first_device(nvml: Any) -> Any:
-    """By its own number: CUDA_VISIBLE_DEVICES hides GPUs from CUDA, not from NVML."""
+    """The device by its UUID, because CUDA_VISIBLE_DEVICES does not hide GPUs from NVML."""
     name = _visible_uuid()
     if name is not None:
         try:
             return nvml.nvmlDeviceGetHandleByUUID(name)
-        except nvml.NVMLError:  # part of a GPU (MIG), for example
+        except nvml.NVMLError:  # e.g. a part of a GPU (MIG)
             pass
     return nvml.nvmlDeviceGetHandleByIndex(0)
 
 
 def _visible_uuid() -> bytes | None:
-    """``GPU-…`` of CUDA's device 0, which is not always NVML's."""
+    """UUID ``GPU-…`` of CUDA's device 0, which is not always NVML's device 0."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if _WINDOWS else "libcuda.so.1")
     except OSError:

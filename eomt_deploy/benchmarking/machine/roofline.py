@@ -1,6 +1,6 @@
-"""What the device reaches at best: large matrix products at each precision.
+"""Measured peak of a device: large matrix multiplications in each precision.
 
-MACs count one multiply and one add: a network of G GMACs does 2 G GFLOP an image.
+One MAC is one multiplication and one addition: a network of G GMACs takes 2 G GFLOP per image.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from eomt_deploy.benchmarking.measure.statistics import clock_problem
 GPU_SIDES = (4096, 8192)
 CPU_SIDES = (512, 1024, 2048)
 SECONDS = 1.0
-"""Of each precision and size; the best call counts, as it is a peak that we look for."""
+"""Measuring time of each precision and size; the fastest call counts."""
 GPU_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 CPU_PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Highest measured rate of one precision; ``side`` is that of the square matrices."""
+    """Highest measured rate of one precision; ``side`` is the side of the square matrices."""
 
     precision: str
     tflops: float
@@ -36,12 +36,12 @@ class Peak:
 
 
 def tflops(macs: float, milliseconds: float) -> float:
-    """Rate of ``macs`` multiply-adds done in ``milliseconds``, in TFLOP/s."""
+    """Rate of ``macs`` multiply-adds in ``milliseconds``, in TFLOP/s."""
     return 2 * macs / milliseconds / 1e9
 
 
 def arithmetic(precision: str) -> str:
-    """The precision of the matrix products: automatic mixed precision computes in its half."""
+    """Precision of the matrix multiplications, e.g. ``fp16`` for ``amp-fp16``."""
     return precision.removeprefix("amp-")
 
 
@@ -56,9 +56,9 @@ def probe(
 
     Args:
         device: ``cpu`` or ``cuda``.
-        precisions: of :data:`GPU_PRECISIONS`; None measures what the device is made for.
-        sides: of the square matrices.
-        seconds: for each precision and size.
+        precisions: names from :data:`GPU_PRECISIONS`; None takes the defaults of the device.
+        sides: sides of the square matrices; None takes the defaults of the device.
+        seconds: measuring time of each precision and size.
     """
     if precisions is None:
         precisions = GPU_PRECISIONS if device == "cuda" else CPU_PRECISIONS
@@ -68,7 +68,7 @@ def probe(
     for precision in dict.fromkeys(map(arithmetic, precisions)):
         try:
             rates = _rates(device, precision, sides, seconds)
-        except Exception as error:  # a type that this device or build cannot multiply
+        except Exception as error:  # this device or build cannot multiply the type
             missing[precision] = (str(error).strip().splitlines() or [type(error).__name__])[0]
             continue
         best = max(rates, key=rates.__getitem__)
@@ -77,9 +77,9 @@ def probe(
 
 
 def _rates(device: str, precision: str, sides: Sequence[int], seconds: float) -> dict[int, float]:
-    """Highest TFLOP/s of products of two square matrices, by their side.
+    """Highest TFLOP/s of the product of two square matrices, by their side.
 
-    Sizes that would take far longer than ``seconds`` are left out: a processor without
+    A size is left out if it would take far longer than ``seconds``: a processor without
     instructions for a precision is slow at every size.
     """
     rates: dict[int, float] = {}
@@ -89,12 +89,12 @@ def _rates(device: str, precision: str, sides: Sequence[int], seconds: float) ->
             break
         work, timer = _product(device, precision, side)
         times: list[float] = []
-        spent = 0.0  # by the clock that measures: another one may stand still
+        spent = 0.0  # by the measuring clock, because another clock may not advance
         while len(times) < 2 or spent < 1000 * seconds:
             times.append(timer.measure(work)[0])
             if problem := clock_problem(times[-1:]):
                 raise ValueError(problem)
-            if len(times) > 1:  # the first one prepares kernels and memory
+            if len(times) > 1:  # the first call prepares kernels and memory
                 spent += times[-1]
         rates[side] = tflops(side**3, min(times))
         expected = 8 * min(times) / 1000
@@ -114,10 +114,10 @@ def _product(device: str, precision: str, side: int) -> tuple[Callable[[], objec
     timer: Timer = TorchEventTimer() if device == "cuda" else CPU_TIMER
     if precision == "int8":
         numbers = torch.randint(-128, 127, (side, side), dtype=torch.int8, device=device)
-        columns = numbers.t()  # the layout that the GPU's INT8 kernels want
+        columns = numbers.t()  # column-major, as the GPU's INT8 kernels require
         return lambda: torch._int_mm(numbers, columns), timer
     types = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    # Noise, not ones: multiplying equal numbers takes less power, and so clocks higher.
+    # Random values: multiplying equal numbers takes less power, which permits higher clocks.
     left, right = (
         torch.randn(side, side, device=device).to(types.get(precision, torch.float32))
         for _ in range(2)

@@ -1,4 +1,4 @@
-"""What else the machine did while we measured: pure decisions, and the CPU's own counters."""
+"""State of the machine during a measurement: throttling of the GPU, load of the CPU."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ THROTTLE_REASONS = {
     0x040: "heat (hardware)",
     0x080: "power brake",
 }
-"""NVML's bits that mean: slower than it could be. Idle (0x1), a clock that the user set (0x2),
-synchronised boost (0x10) and display clocks (0x100) are not among them."""
+"""NVML's bits for lowered clocks. Idle (0x1), clocks set by the user (0x2), synchronised boost
+(0x10) and display clocks (0x100) do not count as throttling."""
 
 
 @dataclass(frozen=True)
 class GpuSample:
-    """One look at a GPU: MHz, watts, degrees Celsius, and NVML's bits for held-down clocks."""
+    """State of a GPU at one moment: MHz, watts, degrees Celsius, and NVML's throttle bits."""
 
     sm_mhz: int | None
     memory_mhz: int | None
@@ -33,10 +33,12 @@ class GpuSample:
 
 @dataclass(frozen=True)
 class GpuState:
-    """What many looks add up to; None or empty where the driver tells nothing.
+    """Summary of GPU samples; None or empty if the driver does not provide a value.
 
     Attributes:
-        throttled: share of the looks at which each reason held the clocks down.
+        looks: number of samples.
+        sm_mhz, power_w, temperature_c: minimum and maximum.
+        throttled: each throttle reason, with the share of samples that have it, 0 to 1.
     """
 
     looks: int = 0
@@ -56,12 +58,12 @@ class GpuState:
 
 
 def summarize(samples: Sequence[GpuSample]) -> GpuState:
-    """Least and largest of each, and how often each reason was there."""
-    told = [s.reasons for s in samples if s.reasons is not None]
+    """Minimum and maximum of each value, and the share of each throttle reason."""
+    known = [s.reasons for s in samples if s.reasons is not None]
     shares = {
-        name: sum(bool(bits & mask) for bits in told) / len(told)
+        name: sum(bool(bits & mask) for bits in known) / len(known)
         for mask, name in THROTTLE_REASONS.items()
-        if told
+        if known
     }
     return GpuState(
         looks=len(samples),
@@ -79,7 +81,7 @@ def _range(values: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Seconds: on the clock, busy on our cores by anybody, busy by this process."""
+    """Seconds: elapsed, busy on our cores (all programs), busy (this process)."""
 
     wall: float
     busy: float
@@ -87,7 +89,7 @@ class CpuTimes:
 
 
 def others_share(start: CpuTimes, end: CpuTimes, cores: int) -> float:
-    """Share of the cores, 0 to 1, that other programs used between two looks."""
+    """Share of the cores, 0 to 1, that other programs used between two samples."""
     wall = end.wall - start.wall
     if wall <= 0:
         return 0.0
@@ -96,7 +98,7 @@ def others_share(start: CpuTimes, end: CpuTimes, cores: int) -> float:
 
 
 def cpu_times() -> CpuTimes | None:
-    """A look at the counters of the system; None where it has none (not Linux)."""
+    """Current counters of the system; None if they are not available (not Linux)."""
     try:
         lines = Path("/proc/stat").read_text("ascii").splitlines()
         cores = {f"cpu{index}" for index in os.sched_getaffinity(0)}

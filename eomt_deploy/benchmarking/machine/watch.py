@@ -1,4 +1,4 @@
-"""Looks at the machine while it is measured: other programs, clocks, temperatures."""
+"""Sampling of the machine during a measurement: other programs, clocks, temperatures."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from eomt_deploy.closing import Closing
 from eomt_deploy.devices import usable_cores
 
 LOOK_SECONDS = 0.05
-"""Between two looks at the GPU: asking takes time."""
+"""Minimum interval between two samples of the GPU, because each one takes time."""
 
 
 def gpu_load() -> float | None:
-    """Share of the last moments in which somebody used the GPU, 0 to 1; None where unknown."""
+    """Share of the last sample period in which the GPU was busy, 0 to 1; None if unknown."""
     with Nvml() as nvml:
         return nvml.utilization()
 
 
 class Watch(Closing):
-    """Call it between rounds; it looks, but not each time.
+    """Sampler of the machine's state, to be called between rounds.
 
     Args:
-        device: ``cpu`` or ``cuda``: whose state and other users matter.
-        busy: load of the GPU before ours began, see :func:`gpu_load`.
+        device: device to watch, ``cpu`` or ``cuda``.
+        busy: load of the GPU before the measurement, see :func:`gpu_load`.
     """
 
     def __init__(self, device: str, busy: float | None = None) -> None:
@@ -51,7 +51,10 @@ class Watch(Closing):
 
     @property
     def others(self) -> float | None:
-        """Share of the machine that other programs used since the start; None where unknown."""
+        """Share of the machine that other programs use, 0 to 1; None if unknown.
+
+        On a CPU: since the start; on a GPU: ``busy``.
+        """
         if self._gpu:
             return self._busy
         end = cpu_times()
@@ -59,11 +62,11 @@ class Watch(Closing):
 
     @property
     def gpu(self) -> GpuState | None:
-        """What the GPU did since the start."""
+        """State of the GPU since the start; None without samples."""
         return summarize(self._samples) if self._samples else None
 
     def limits(self) -> dict[str, float | None]:
-        """The GPU's highest clocks and its power limit."""
+        """Maximum clocks of the GPU in MHz and its power limit in watts."""
         return self._nvml.facts() if self._nvml else {}
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""Timing in turn, after a warm-up that ends when the times are steady.
+"""Interleaved timing, after a warm-up that ends when the times are steady.
 
-A CPU function is timed by ``perf_counter``; work on a GPU by events on its own stream
+CPU functions are timed with ``perf_counter``, GPU work with events on its own stream
 (:mod:`eomt_deploy.benchmarking.measure.gpu_clock`). Raw samples are kept.
 """
 
@@ -21,14 +21,18 @@ Work = Callable[[], object]
 
 
 class Timer(Protocol):
-    """How one call is timed."""
+    """Clock that times one call."""
 
     def measure(self, work: Work) -> tuple[float, float]:
-        """Milliseconds until the work was done, and until the call returned to the host."""
+        """Time one call.
+
+        Returns:
+            milliseconds until the work was done, and until the call returned to the host.
+        """
 
 
 class CpuTimer:
-    """For functions that return when they are done."""
+    """Timer for functions that return when their work is done."""
 
     def measure(self, work: Work) -> tuple[float, float]:
         start = time.perf_counter_ns()
@@ -38,13 +42,13 @@ class CpuTimer:
 
 
 class SynchronizingTimer:
-    """For work on a device that can be waited for, but records no events of ours."""
+    """Timer for a device that can be synchronized, but on which we cannot record events."""
 
     def __init__(self, synchronize: Callable[[], object]) -> None:
         self._synchronize = synchronize
 
     def measure(self, work: Work) -> tuple[float, float]:
-        self._synchronize()  # what came before is not ours
+        self._synchronize()  # earlier work does not count
         start = time.perf_counter_ns()
         work()
         host = time.perf_counter_ns() - start
@@ -57,7 +61,7 @@ CPU_TIMER = CpuTimer()
 
 @dataclass(frozen=True)
 class Job:
-    """Something to be timed, and by which clock."""
+    """Work to be timed, and its timer."""
 
     work: Work
     timer: Timer = CPU_TIMER
@@ -65,15 +69,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often everything runs.
+    """Number of rounds; each round runs every job once.
 
     Attributes:
-        iterations: measured rounds.
-        warmup: rounds before them, at least.
-        max_warmup: rounds after which the warm-up ends though the times are not steady; None
-            makes it exactly ``warmup`` rounds.
-        seconds: the measured rounds end after this time, but not before :data:`LEAST`.
-        pause: seconds of rest before each round, against heat.
+        iterations: number of measured rounds.
+        warmup: minimum number of warm-up rounds.
+        max_warmup: maximum number of warm-up rounds if the times do not become steady; None runs
+            exactly ``warmup`` rounds.
+        seconds: time limit of the measured rounds; at least :data:`LEAST` rounds are measured.
+        pause: seconds of rest before each round, to let the device cool down.
     """
 
     iterations: int
@@ -85,12 +89,15 @@ class Rounds:
     def __post_init__(self) -> None:
         if self.iterations < LEAST or self.warmup < 0:
             raise UsageError(
-                f"{self.warmup} warm-up and {self.iterations} measured rounds say nothing.",
-                fix=f"Measure at least {LEAST} rounds, better 20.",
+                f"Too few iterations: {self.warmup} warm-up, {self.iterations} measured.",
+                fix=f"Measure at least {LEAST} rounds, e.g. 20, after 0 or more warm-up rounds.",
             )
         limit = self.seconds
         if not 0 <= self.pause < math.inf or (limit is not None and not 0 < limit < math.inf):
-            raise UsageError("Pauses and time limits are positive numbers of seconds.")
+            raise UsageError(
+                "`pause` must be 0 seconds or more and `seconds` more than 0, got "
+                f"pause {self.pause:g} and seconds {'unlimited' if limit is None else limit}."
+            )
         for name, value, most, unit in (
             ("iterations", self.iterations, MOST_ROUNDS, ""),
             ("warmup", self.warmup, MOST_ROUNDS, ""),
@@ -103,9 +110,9 @@ class Rounds:
 
 
 LEAST = 2
-"""Rounds that say something."""
+"""Minimum number of measured rounds."""
 MOST_ROUNDS, MOST_PAUSE, MOST_SECONDS = 1_000_000, 3600, 7 * 86_400
-"""An hour before each round, and a week for all of them: more is a mistake."""
+"""Upper limits in rounds and seconds; a larger value is a mistake."""
 
 
 @dataclass
@@ -113,10 +120,10 @@ class Measured:
     """Milliseconds of every measured call, by job, in the order of the rounds.
 
     Attributes:
-        samples: until the work was done.
-        host: until the call returned; equals ``samples`` on a CPU.
-        warmup: rounds that were not counted.
-        steady: whether the job's times no longer changed, at the end of the warm-up or over the
+        samples: times until the work was done.
+        host: times until the call returned; equal to ``samples`` on a CPU.
+        warmup: number of warm-up rounds.
+        steady: whether the times of each job were steady, at the end of the warm-up or over the
             measured rounds.
     """
 
@@ -134,11 +141,14 @@ def measure(
     watch: Callable[[], object] = lambda: None,
     seed: int = 0,
 ) -> Measured:
-    """Time every job once a round, in an order drawn anew, so that drift hits all alike.
+    """Time every job once per round, in random order, so that drift affects all jobs equally.
 
     Args:
-        progress: told each finished round, warm-up included.
-        watch: called after each measured round, to look at clocks and temperatures.
+        jobs: work and timers, by name.
+        rounds: number of rounds.
+        progress: called with the number of finished rounds, including the warm-up.
+        watch: called after each measured round, to sample clocks and temperatures.
+        seed: seed of the random order.
     """
     rng = np.random.default_rng(seed)
     names = list(jobs)
@@ -148,7 +158,7 @@ def measure(
         nonlocal done
         if rounds.pause:
             time.sleep(rounds.pause)
-            jobs[names[0]].timer.measure(jobs[names[0]].work)  # wakes up what fell asleep
+            jobs[names[0]].timer.measure(jobs[names[0]].work)  # ends the idle state of the device
         for index in rng.permutation(len(names)):
             name = names[index]
             elapsed, until_return = jobs[name].timer.measure(jobs[name].work)
@@ -172,7 +182,7 @@ def measure(
         one_round(result.samples, result.host)
         watch()
     for name, times in result.samples.items():
-        # Rare and long rounds may be measured before a warm-up could be seen to end.
+        # With few, long rounds the warm-up may be too short for the steady-state check.
         steady[name] = steady[name] or is_steady(times, max(1, len(times) // 2))
     return result
 
@@ -184,17 +194,19 @@ def interleave(
     iterations: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """:func:`measure` for functions that return when they are done.
+    """Run :func:`measure` for functions that return when their work is done.
 
     Returns:
         milliseconds of every call, by name, in the order of the rounds.
 
     Raises:
-        DeviceError: the clock gave a value that is not a time.
+        DeviceError: the clock returned an invalid time.
     """
     jobs = {name: Job(work) for name, work in works.items()}
     samples = measure(jobs, Rounds(iterations, warmup), progress=progress).samples
     for times in samples.values():
         if problem := clock_problem(times):
-            raise DeviceError(f"Nothing can be timed here: {problem}.", fix="Try it again.")
+            raise DeviceError(
+                f"The clock of this machine is not usable: {problem}.", fix="Try again."
+            )
     return samples

@@ -1,4 +1,4 @@
-"""CUDA events, on the stream that the work runs on. Calls only; no decisions."""
+"""Timers with CUDA events on the stream that the work runs on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from eomt_deploy.benchmarking.measure.clock import Job, Work
 
 
 class TorchEventTimer:
-    """Times PyTorch work on the current stream of one GPU.
+    """Timer for PyTorch work on the current stream of one GPU.
 
-    The device is idle before the start event, so that launches which the GPU waits for are part
-    of the time, as they are for a user who sends one image at a time.
+    The device is idle before the start event. The time therefore includes launches that the GPU
+    waits for, as for a user who sends one image at a time.
     """
 
     def __init__(self, device: Any = None) -> None:
@@ -23,7 +23,7 @@ class TorchEventTimer:
 
         self._cuda = torch.cuda
         self._device = device
-        event: Any = torch.cuda.Event  # PyTorch gives it no types
+        event: Any = torch.cuda.Event  # PyTorch does not annotate it
         self._start, self._end = event(enable_timing=True), event(enable_timing=True)
 
     def measure(self, work: Work) -> tuple[float, float]:
@@ -39,10 +39,10 @@ class TorchEventTimer:
 
 
 class DeviceEventTimer:
-    """Times work that a GPU engine of ours gives to its own stream.
+    """Timer for work of an engine of ours on its own stream.
 
     Args:
-        engine: see :class:`eomt_deploy.backends.engine.DeviceEngine`.
+        engine: a GPU engine, see :class:`eomt_deploy.backends.engine.DeviceEngine`.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -66,9 +66,12 @@ class DeviceEventTimer:
 
 
 def network_job(engine: Any, images: npt.NDArray[np.uint8]) -> Job:
-    """One run of an engine on inputs that are on its device; the outputs stay there, too.
+    """Job that runs an engine on inputs that are on its device; the outputs also stay there.
 
-    An engine that takes and returns host memory only is timed with its copies.
+    An engine that only takes and returns host memory is timed with its copies.
+
+    Args:
+        images: uint8 [B, H, W, 3], RGB.
     """
     if not hasattr(engine, "run_device"):
         return Job(lambda: engine.run(images))

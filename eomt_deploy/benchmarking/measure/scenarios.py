@@ -1,4 +1,4 @@
-"""Load as a server sees it: requests that come when they like, and a queue that is finite."""
+"""Load scenarios, and a server simulation with random arrivals and a finite queue."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from eomt_deploy.benchmarking.measure.verdict import Reason, Verdict
 from eomt_deploy.errors import UsageError
 
 Scenario = Literal["single", "offline", "server"]
-"""``single``: one image after the other; ``offline``: growing batches, for throughput;
+"""``single``: one image after the other; ``offline``: several batch sizes, for throughput;
 ``server``: Poisson arrivals at a rate."""
 SCENARIOS: tuple[Scenario, ...] = ("single", "offline", "server")
 
 LOADS = (0.5, 0.8, 1.1)
-"""Shares of what one stream can do, where the user names no rate; the last one is too much."""
+"""Default rates, as shares of the measured throughput; the last one is an overload."""
 QUEUE = 16
+"""Maximum number of waiting requests."""
 MOST_BATCH, MOST_RATE, MOST_SECONDS, MOST_REQUESTS = 4096, 100_000, 86_400, 10_000_000
-"""Images of one call, requests a second, seconds of one rate, and requests of one rate."""
+"""Upper limits: batch size, requests per second, seconds per rate and requests per rate."""
 STUCK = 3
-"""Sleeps after which the clock had not moved on: it never will."""
+"""Number of sleeps without progress of the clock after which we stop."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What became of the requests of one run.
+    """Result of one run of the server scenario.
 
     Attributes:
-        row, runtime: what served them.
-        rate: requests a second that were sent, on average.
+        row, runtime: row (or engine) and runtime that answered the requests.
+        rate: mean number of requests per second.
         latencies: milliseconds from arrival to answer, in the order of the answers.
-        lost: requests that found the queue full.
-        seconds: until the last answer.
-        queue: requests that may wait.
-        problem: why nothing could be sent; empty where it could.
+        lost: number of requests that were dropped because the queue was full.
+        seconds: time until the last answer.
+        queue: maximum number of waiting requests.
+        problem: reason why no request could be sent; empty if there is none.
     """
 
     row: str
@@ -59,7 +60,7 @@ class Served:
 
     @property
     def doubt(self) -> str | None:
-        """Why its times cannot be believed; None if they can."""
+        """Reason why the times are invalid; None if they are valid."""
         return self.problem or clock_problem([*self.latencies, 1000 * self.seconds])
 
     @property
@@ -74,7 +75,7 @@ class Served:
 
     @property
     def throughput(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return len(self.latencies) / self.seconds if self.seconds > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,13 +104,13 @@ class Served:
         names = ("row", "runtime", "rate", "lost", "seconds", "queue")
         return cls(
             latencies=tuple(data["latencies"]),
-            problem=data.get("problem", ""),  # older reports have none
+            problem=data.get("problem", ""),  # missing in older reports
             **{name: data[name] for name in names},
         )
 
 
 def poisson_arrivals(rate: float, seconds: float, seed: int = 0) -> list[float]:
-    """Seconds at which requests come, with exponential gaps of mean ``1 / rate``."""
+    """Arrival times of requests in seconds, with exponential gaps of mean ``1 / rate``."""
     rng = np.random.default_rng(seed)
     times: list[float] = []
     now = float(rng.exponential(1 / rate))
@@ -127,17 +128,17 @@ def serve(
     now: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
 ) -> tuple[list[float], int, float]:
-    """Answer requests one at a time, first come first served.
+    """Answer requests one at a time, in the order of their arrival.
 
     Args:
-        work: answers one request, and returns when it is answered.
-        arrivals: seconds from the start, in order.
-        queue: requests that may wait; one more is lost.
-        now, sleep: the clock.
+        work: function that answers one request and returns afterwards.
+        arrivals: arrival times in seconds from the start, in ascending order.
+        queue: maximum number of waiting requests; further ones are lost.
+        now, sleep: the clock, in seconds.
 
     Returns:
-        milliseconds from arrival to answer, the number lost, and seconds in all. It ends early
-        where the clock stands still or goes backwards; the seconds are not above 0 then.
+        milliseconds from arrival to answer, number of lost requests, and total seconds. If the
+        clock stops or runs backwards, the run ends early and the total is 0 or negative.
     """
     start = now()
     waiting: deque[float] = deque()
@@ -145,7 +146,7 @@ def serve(
     lost = coming = stuck = 0
     while coming < len(arrivals) or waiting:
         elapsed = now() - start
-        # While one is served nobody leaves the queue: looking afterwards loses the same ones.
+        # Nothing leaves the queue during `work`, so filling it afterwards loses the same requests.
         while coming < len(arrivals) and arrivals[coming] <= elapsed:
             if len(waiting) < queue:
                 waiting.append(arrivals[coming])
@@ -166,7 +167,7 @@ def serve(
 
 
 def absurd(batches: Sequence[int], rate: float | None, seconds: float | None) -> list[str]:
-    """What is larger than anything that can be measured, with the maximum; empty if nothing is."""
+    """The first value that is too large, as a message with the maximum; empty if all are valid."""
     given = (
         ("batch", max(batches, default=0), MOST_BATCH),
         ("rate", rate or 0, MOST_RATE),
@@ -181,7 +182,7 @@ def absurd(batches: Sequence[int], rate: float | None, seconds: float | None) ->
 
 
 def no_clock(row: str, runtime: str, times: Sequence[float]) -> list[Served]:
-    """What stands in a report where no rate could be chosen; empty if ``times`` can be believed."""
+    """The report entry for a server run without a usable clock; empty if ``times`` are valid."""
     problem = clock_problem(times)
     return [Served(row, runtime, 0.0, (), 0, 0.0, problem=problem)] if problem else []
 
@@ -189,22 +190,31 @@ def no_clock(row: str, runtime: str, times: Sequence[float]) -> list[Served]:
 def check_scenario(
     name: str, batches: Sequence[int] | None, rate: float | None, seconds: float | None
 ) -> Scenario:
-    """The scenario of that name, if the options go with it.
+    """The scenario of that name, after a check of its options.
 
     Raises:
-        UsageError: it does not exist, or an option belongs to another.
+        UsageError: it does not exist, or an option is invalid or belongs to another scenario.
     """
     found: Scenario | None = next((known for known in SCENARIOS if known == name), None)
     if found is None:
-        raise UsageError(f"There is no scenario {name!r}.", fix=f"Known: {', '.join(SCENARIOS)}.")
+        raise UsageError(
+            f"Scenario {name!r} is unknown.", fix=f"Use one of: {', '.join(SCENARIOS)}."
+        )
     if batches and found != "offline":
-        raise UsageError("--batch goes with --scenario offline.")
+        raise UsageError(
+            f"--batch needs --scenario offline, got {name}.",
+            fix="Add --scenario offline, or leave --batch out.",
+        )
     if batches and min(batches) < 1:
-        raise UsageError("A batch has 1 image or more.")
+        raise UsageError(f"--batch must be at least 1, got {min(batches)}.")
     if problems := absurd(batches or (), rate, seconds):
-        raise UsageError(f"This cannot be measured: {'; '.join(problems)}.")
+        raise UsageError(f"{'; '.join(problems)}.")
     if (rate is not None or seconds is not None) and found != "server":
-        raise UsageError("--rate and --serve-seconds go with --scenario server.")
-    if any(number is not None and not 0 < number < math.inf for number in (rate, seconds)):
-        raise UsageError("Rates and seconds are positive numbers.")
+        raise UsageError(
+            f"--rate and --serve-seconds need --scenario server, got {name}.",
+            fix="Add --scenario server, or leave them out.",
+        )
+    for option, number in (("--rate", rate), ("--serve-seconds", seconds)):
+        if number is not None and not 0 < number < math.inf:
+            raise UsageError(f"{option} must be a positive number, got {number:g}.")
     return found

@@ -1,4 +1,4 @@
-"""What samples say: percentiles, variation, and whether two of them differ at all."""
+"""Statistics of samples: percentiles, variation, and whether two sets of samples differ."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Finding = Literal["no difference", "faster", "slower"]
 
 PERCENTILES = (50, 90, 95, 99)
 LEVEL = 0.99
-"""Of the intervals: two equal things are called different once in a hundred times."""
+"""Confidence level of the intervals: 1% of the comparisons of equal engines find a difference."""
 NEGLIGIBLE = 0.015
-"""Two copies of one engine differ by up to so much, by where their memory lies, run after run
-(benchmarks/resolution.py): less than that is no property of an engine."""
+"""Smaller differences are ignored: two copies of one engine differ by up to this share because of
+their memory addresses (benchmarks/resolution.py)."""
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as the base, with the interval that the samples allow.
+    """Speedup over a base, with its confidence interval.
 
     Attributes:
-        value: median over the rounds of base over this row; unpaired, of the two medians.
-        low, high: bootstrap interval of :data:`LEVEL`.
-        paired: both were measured in the same rounds, so that drift cancels.
+        value: median over the rounds of base time / row time; if unpaired, ratio of the medians.
+        low, high: bootstrap interval at :data:`LEVEL`.
+        paired: whether both were measured in the same rounds, so that drift cancels.
     """
 
     value: float
@@ -39,7 +39,7 @@ class Ratio:
 
     @property
     def finding(self) -> Finding:
-        """Told apart only when the whole interval is further from 1 than :data:`NEGLIGIBLE`."""
+        """A difference needs an interval entirely further from 1 than :data:`NEGLIGIBLE`."""
         if self.low <= 1 + NEGLIGIBLE and self.high >= 1 - NEGLIGIBLE:
             return "no difference"
         return "faster" if self.low > 1 else "slower"
@@ -56,36 +56,36 @@ class Ratio:
 
 
 def clock_problem(milliseconds: Samples) -> str | None:
-    """Why these cannot be the times of anything; None if they can."""
+    """Reason why the values are not valid times; None if they are."""
     for time in milliseconds:
         if not math.isfinite(time):
             return f"a time of {time} ms was measured"
         if time < 0:
             return f"a time of {time:.4g} ms was measured: the clock went backwards"
         if time == 0:
-            return "a time of 0 ms was measured: the clock stood still"
+            return "a time of 0 ms was measured: the clock did not advance"
     return None
 
 
 def rate(count: float, milliseconds: float) -> float:
-    """How many a second, if ``count`` take that time; NaN if that is not a valid time."""
+    """Rate per second, if ``count`` items take that time; NaN if the time is invalid."""
     return 1000 * count / milliseconds if 0 < milliseconds < math.inf else math.nan
 
 
 def rounded(value: float | None, digits: int) -> float | None:
-    """For JSON, which has neither infinity nor NaN: they become None."""
+    """The rounded value; None for infinity and NaN, which JSON does not have."""
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
 def share_of(part: Samples, whole: Samples) -> float | None:
-    """Median of a part over the median of the whole; None if one is not a valid time."""
+    """Median of a part over the median of the total; None if a time is invalid."""
     if clock_problem(part) or clock_problem(whole):
         return None
     return percentile(part, 50) / percentile(whole, 50)
 
 
 def percentile(samples: Samples, percent: float) -> float:
-    """What ``percent`` of the samples do not exceed."""
+    """Value that ``percent`` of the samples do not exceed."""
     return float(np.percentile(samples, percent))
 
 
@@ -98,18 +98,21 @@ def variation(samples: Samples) -> float:
 def speedup(
     base: Samples, row: Samples, *, paired: bool = True, resamples: int = RESAMPLES, seed: int = 0
 ) -> Ratio:
-    """How many times as fast as ``base`` a row is, with the bootstrap interval.
+    """Speedup of a row over ``base``, with its bootstrap interval.
 
-    Paired samples are divided round by round: what slows a whole round down cancels. Whole blocks
-    of neighbouring rounds are drawn, because a busy moment of the machine lasts longer than one.
+    Paired samples are divided round by round, so that a slowdown of a complete round cancels. The
+    bootstrap draws blocks of neighbouring rounds, because other load lasts longer than one round.
 
     Args:
-        base, row: milliseconds, in the order of the rounds; see :func:`clock_problem`.
-        paired: both come from the same rounds.
+        base, row: valid times in milliseconds, in the order of the rounds.
+        paired: whether both come from the same rounds.
+
+    Raises:
+        ValueError: paired samples differ in number.
     """
     a, b = np.asarray(base, float), np.asarray(row, float)
     if paired and len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} samples are no pairs")
+        raise ValueError(f"paired samples must be equal in number, got {len(a)} and {len(b)}")
     rng = np.random.default_rng(seed)
     first = _blocks(rng, len(a), resamples)
     if paired:
@@ -125,7 +128,7 @@ def speedup(
 
 
 def _blocks(rng: np.random.Generator, count: int, resamples: int) -> npt.NDArray[np.int64]:
-    """Indices [resamples, count]: runs of neighbours, wrapping round at the end."""
+    """Indices [resamples, count]: blocks of neighbours that wrap around at the end."""
     length = max(1, round(count ** (1 / 3)))
     starts = rng.integers(count, size=(resamples, -(-count // length), 1))
     indices = (starts + np.arange(length)) % count
@@ -137,7 +140,7 @@ STEADY_TOLERANCE = 0.05
 
 
 def is_steady(samples: Samples, window: int = STEADY_WINDOW) -> bool:
-    """Whether the last calls took as long as those before them: the warm-up is over."""
+    """Whether the last calls took as long as those before them, which ends the warm-up."""
     if len(samples) < 2 * window:
         return False
     last = float(np.median(samples[-window:]))

@@ -1,4 +1,4 @@
-"""VALID or INVALID, with the reasons: whether a number means what its label says. Pure."""
+"""Verdict on a measurement: VALID or INVALID, with reasons."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ Kind = Literal[
 INVALIDATING: frozenset[Kind] = frozenset(
     ("clock", "few rounds", "unstable", "throttled", "other load")
 )
-"""The number would be another one if it were measured again. What remains, copies and launches,
-is a true time of this runtime on this machine, but says little of the network on its device."""
+"""Reasons that make a number invalid: a repeated measurement could differ. The other two, copies
+and launches, limit this runtime on this machine; such a time is valid, but it is not the time of
+the network on the device."""
 
 LEAST_ROUNDS = 6
-"""Fewer samples have no interval worth the name."""
+"""Minimum number of samples for a useful interval."""
 UNSTABLE_CV = 0.10
 THROTTLED_SHARE = 0.10
 OTHER_LOAD = 0.10
@@ -34,7 +35,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to think of one row."""
+    """Verdict on one row."""
 
     reasons: tuple[Reason, ...] = ()
 
@@ -60,19 +61,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one row.
+    """Input of the verdict on one row.
 
     Attributes:
         cv: coefficient of variation of its samples.
-        rounds: number of its samples; None where it does not matter.
-        steady: the warm-up ended by itself.
-        others: share of the machine that other programs used, 0 to 1; None where unknown.
-        gpu: what the GPU did meanwhile; None for a row on the CPU.
-        host_share: time until the call returned over the time until the work was done; None
-            where they are the same by nature (CPU, or a call that waits for copies).
-        copy_share: share of the time that is no network; None where it is not measured.
-        clock: why its samples cannot be times, see
-            :func:`eomt_deploy.benchmarking.measure.statistics.clock_problem`; None if they can.
+        rounds: number of its samples; None skips this check.
+        steady: whether the times became steady.
+        others: share of the machine that other programs used, 0 to 1; None if unknown.
+        gpu: state of the GPU during the measurement; None for a row on the CPU.
+        host_share: time until the call returned over the time until the work was done; None if
+            they are always equal (CPU, or a call that waits for copies).
+        copy_share: share of the time outside the network; None if it is not measured.
+        clock: reason why its samples are not valid times, see
+            :func:`eomt_deploy.benchmarking.measure.statistics.clock_problem`; None if they are.
     """
 
     cv: float
@@ -86,22 +87,22 @@ class Evidence:
 
 
 def judge(evidence: Evidence, *, unstable_cv: float = UNSTABLE_CV) -> Verdict:
-    """Every reason that the evidence gives."""
+    """The verdict, with all reasons that apply."""
     reasons: list[Reason] = []
     if evidence.clock is not None:
         reasons.append(Reason("clock", evidence.clock))
     if evidence.rounds is not None and evidence.rounds < LEAST_ROUNDS:
-        text = f"{evidence.rounds} rounds were measured, {LEAST_ROUNDS} are needed"
+        text = f"at least {LEAST_ROUNDS} rounds are needed, got {evidence.rounds}"
         reasons.append(Reason("few rounds", text))
-    if evidence.clock is None and not evidence.cv <= unstable_cv:  # nor if it is not a number
-        text = f"the times vary by {evidence.cv:.0%}, {unstable_cv:.0%} is allowed"
+    if evidence.clock is None and not evidence.cv <= unstable_cv:  # NaN is unstable, too
+        text = f"the times vary by {evidence.cv:.0%}, the limit is {unstable_cv:.0%}"
         reasons.append(Reason("unstable", text))
     if not evidence.steady:
-        text = "the times still changed when the warm-up was cut off"
+        text = "the times were not steady when the warm-up reached its maximum"
         reasons.append(Reason("unstable", text))
     for name, share in evidence.gpu.throttled if evidence.gpu else ():
         if share > THROTTLED_SHARE:
-            text = f"{name} held the clocks down in {share:.0%} of the looks"
+            text = f"the GPU was throttled ({name}) in {share:.0%} of the samples"
             reasons.append(Reason("throttled", text))
     if evidence.others is not None and evidence.others > OTHER_LOAD:
         text = f"other programs used {evidence.others:.0%} of the machine"
@@ -111,8 +112,8 @@ def judge(evidence: Evidence, *, unstable_cv: float = UNSTABLE_CV) -> Verdict:
         reasons.append(Reason("copy-bound", text))
     if evidence.host_share is not None and evidence.host_share > LAUNCH_SHARE:
         text = (
-            f"the host needs {evidence.host_share:.0%} of the time to launch the work: "
-            "the GPU waits"
+            f"the host takes {evidence.host_share:.0%} of the time to launch the work, so the GPU "
+            "waits for it"
         )
         reasons.append(Reason("launch-bound", text))
     return Verdict(tuple(reasons))

@@ -1,1 +1,1 @@
-"""The paper's tables: its baseline, the steps to EoMT, and suites that time them."""
+"""Tables of the paper: the baseline, the steps to EoMT, and suites that time them."""

@@ -1,4 +1,4 @@
-"""One row of a suite, opened in one runtime, and what each scope of it does."""
+"""One row of a suite, opened in one runtime, and the work of each scope."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ NOT_FINITE = "its random weights give NaN or infinite logits in this precision"
 
 @dataclass
 class Opened:
-    """A case that can be measured.
+    """A case that is ready to be measured.
 
     Attributes:
-        seconds: that building, exporting and compiling it took.
-        predict: the whole way of an image; None where no image was named.
+        seconds: time to build, export and compile it.
+        predict: the complete prediction of an image; None if no image was given.
     """
 
     row: SuiteRow
@@ -47,12 +47,12 @@ class Opened:
     predict: Work | None = None
 
     def job(self, scope: str) -> Job:
-        """What a scope does, and its clock."""
+        """The work of a scope, and its timer."""
         if scope == "network":
             return Job(self.running.network, self.running.timer)
         if scope == "network+copies":
             return Job(self.running.copies)
-        assert self.predict is not None  # SuiteConfig wants an image for it
+        assert self.predict is not None  # SuiteConfig requires an image
         return Job(self.predict)
 
     def close(self) -> None:
@@ -74,9 +74,16 @@ def open_case(
     """Build a row's network and open it in a runtime.
 
     Args:
-        batch: images of one call; the network gets ``batch * row.inputs`` inputs.
-        folder: for files, which runtimes share.
-        shared: the row's networks that other runtimes have built, by device.
+        row: row of the suite, with a step of the ladder.
+        runtime: name from :func:`eomt_deploy.benchmarking.paper.runtimes.runtimes`.
+        device: ``cpu`` or ``cuda``.
+        precision: one of :data:`eomt_deploy.benchmarking.paper.runtimes.PRECISIONS`.
+        batch: batch size in images; the network gets ``batch * row.inputs`` inputs.
+        folder: folder for files, shared by the runtimes.
+        shared: networks of the row that other runtimes have built, by device; it is updated.
+        threads: number of CPU threads; None leaves the choice to the runtime.
+        photo: image of the end-to-end scope; None opens the case without it.
+        sampling: kernel of the baseline's deformable attention, ``grid_sample`` or ``triton``.
     """
     start = time.perf_counter()
     inputs = batch * row.inputs
@@ -93,7 +100,7 @@ def open_case(
     )
     running = find_runtime(runtime).open(case)
     seconds = time.perf_counter() - start
-    # By numpy: a bare machine with a GPU has no OpenCV, which our own quick check comes with.
+    # With NumPy, because our faster check needs OpenCV, which a machine for suites may lack.
     if not all(np.isfinite(np.asarray(logits)).all() for logits in running.run(images)):
         running.remark = "; ".join(filter(None, (running.remark, NOT_FINITE)))
     predict = None
@@ -121,7 +128,7 @@ def _builder(
             sampling=cast("Sampling", sampling),
             device=device,
         )
-        if attention == "sdpa":  # one that is exported is not needed again
+        if attention == "sdpa":  # the one for export is used only once
             shared[device] = network
         return network
 
@@ -129,7 +136,7 @@ def _builder(
 
 
 def describe(row: SuiteRow, precision: str, batch: int) -> ModelSpec:
-    """The description that an export of the row would have; its classes have no names."""
+    """The description that an export of the row would have, with placeholder class names."""
     from eomt_deploy.benchmarking.paper.ladder import BACKBONES
 
     dims = BACKBONES[row.backbone]
@@ -158,7 +165,7 @@ def describe(row: SuiteRow, precision: str, batch: int) -> ModelSpec:
 
 
 class RunningEngine(Engine):
-    """A network in a suite's runtime as an engine, so that the usual processing goes around it."""
+    """Engine around a network in a suite's runtime, for the usual pre- and postprocessing."""
 
     backend = "suite"
 

@@ -1,9 +1,10 @@
-"""Parameters and multiply-adds, counted as the paper counts them.
+"""Parameters and multiply-adds, counted as in the paper.
 
-The paper's "GFLOPs" come from fvcore, which counts one multiply-add as one FLOP, norms and
-bilinear sampling by their elements, and nothing else: activations, softmax and additions are
-free. PyTorch's own counter does the products and convolutions, as two FLOPs each; we add fvcore's
-rules for the rest and halve the sum. On the meta device nothing is computed or allocated.
+The paper's "GFLOPs" come from fvcore. It counts one multiply-add as one FLOP and adds norms and
+bilinear sampling by their number of elements; activations, softmax and additions do not count.
+PyTorch's own counter covers matrix multiplications and convolutions, with two FLOPs for each
+multiply-add. We add fvcore's rules for the rest and halve the sum. On the meta device nothing is
+computed or allocated.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ Shape = tuple[int, ...]
 Formula = Callable[..., int]
 
 NORM = 5
-"""fvcore's FLOPs for an element of a layer or group norm with weight and bias."""
+"""fvcore's FLOPs per element of a layer or group norm with weight and bias."""
 BATCH_NORM = 2
-"""The same of a batch norm that uses its stored statistics."""
+"""fvcore's FLOPs per element of a batch norm that uses its stored statistics."""
 BILINEAR = 4
-"""The same for an element that is made by bilinear resizing or sampling."""
+"""fvcore's FLOPs per output element of bilinear resizing or sampling."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a network is and does.
+    """Size of a network.
 
     Attributes:
-        params: weights and biases; buffers do not count.
-        macs: multiply-adds of the whole batch, in fvcore's convention.
-        operators: the same by operator (``addmm``, ``convolution``, …), largest first.
+        params: number of weights and biases; buffers do not count.
+        macs: multiply-adds of the complete batch, in fvcore's convention.
+        operators: multiply-adds by operator (``addmm``, ``convolution``, …), largest first.
     """
 
     params: int
@@ -44,16 +45,16 @@ class Counts:
 
 
 def count(module: nn.Module, example: Tensor) -> Counts:
-    """Count what ``module(example)`` takes.
+    """Count the parameters of a module and the multiply-adds of ``module(example)``.
 
     Args:
-        module: on any device; ``meta`` costs neither time nor memory.
+        module: network on any device; ``meta`` takes neither time nor memory.
         example: images uint8 [B, H, W, 3] on the same device.
     """
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         module(example)
-    # Halves are exact: every formula gives an even number.
-    flops = counter.get_flop_counts().get("Global", {})  # nothing countable, no entry
+    # The division is exact, because every formula returns an even number.
+    flops = counter.get_flop_counts().get("Global", {})  # no entry if nothing was counted
     found = {str(op): total // 2 for op, total in flops.items()}
     operators = {
         name.removeprefix("aten."): macs
@@ -66,11 +67,13 @@ def count(module: nn.Module, example: Tensor) -> Counts:
 def count_step(
     step: int, backbone: str, *, size: tuple[int, int], queries: int, classes: int
 ) -> Counts:
-    """Count one network input of a step of the ladder, see
-    :func:`eomt_deploy.benchmarking.paper.ladder.build_step`."""
+    """Count a step of the ladder for one network input.
+
+    The arguments are those of :func:`eomt_deploy.benchmarking.paper.ladder.build_step`.
+    """
     from eomt_deploy.benchmarking.paper.ladder import build_step
 
-    # Written-out attention: on the meta device the fused one has no operator of its own.
+    # Written-out attention, because fused attention has no operator on the meta device.
     model = build_step(
         step,
         backbone,

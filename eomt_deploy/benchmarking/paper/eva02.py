@@ -1,10 +1,11 @@
-"""What makes EVA-02 (arXiv 2303.11331) of a plain ViT: for the speed of the paper's table 2.
+"""EVA-02 (arXiv 2303.11331) from a plain ViT, for the speed of the paper's table 2.
 
-Positions are learned, and patches are turned by theirs as well; the MLP is a SwiGLU with a
-LayerNorm inside; there is no LayerScale, and keys have no bias. Published weights are not read, but
-would compute the same in our layout: they turn neighbouring channels, we the halves of a head (the
-rows of query and key in another order); their projections are apart, ours packed; and the position
-that they give the class token is part of ours.
+EVA-02 has learned position embeddings and rotary ones for the patches, a SwiGLU MLP with a
+LayerNorm inside, no LayerScale and no bias of the keys. Published weights are not loaded. Converted
+to our layout they would compute the same: their rotation pairs neighbouring channels, ours channel
+i of a head with channel i + half (another order of the rows of query and key); their query, key and
+value projections are separate, ours packed; and the position embedding of their class token is part
+of our class token.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from eomt_deploy.network.position import axial_table
 
 THETA = 10_000.0
 TRAINED_GRID = 16
-"""Patches on a side in pre-training: a larger grid is squeezed into the same range of angles."""
+"""Patches per side in pre-training; a larger grid is scaled to the same range of angles."""
 
 
 class NormedSwiglu(SwigluMlp):
@@ -26,7 +27,7 @@ class NormedSwiglu(SwigluMlp):
 
     def __init__(self, packed: SwigluMlp, norm_eps: float) -> None:
         width, hidden = packed.fc2.out_features, packed.fc2.in_features
-        with torch.device("meta"):  # its own weights are thrown away
+        with torch.device("meta"):  # its own weights are replaced below
             super().__init__(width, hidden)
         self.fc1, self.fc2 = packed.fc1, packed.fc2
         self.norm = nn.LayerNorm(hidden, eps=norm_eps)
@@ -39,12 +40,12 @@ class NormedSwiglu(SwigluMlp):
 
 @torch.no_grad()
 def make_eva02(backbone: Backbone, grid: tuple[int, int], *, plain: int) -> None:
-    """Turn a ViT with learned positions and SwiGLU into an EVA-02, in place.
+    """Convert a ViT with learned positions and SwiGLU to EVA-02, in place.
 
     Args:
-        backbone: keeps its linear layers, attention of any kind.
+        backbone: ViT with any kind of attention; its linear layers are kept.
         grid: (rows, columns) of patches.
-        plain: tokens before the patches in its last blocks, which are not turned.
+        plain: number of tokens before the patches in its last blocks; they get no rotation.
     """
     rows, columns = (torch.arange(size) * (TRAINED_GRID / size) for size in grid)
     head_width = backbone.layers[0].attn.head_width
@@ -53,7 +54,7 @@ def make_eva02(backbone: Backbone, grid: tuple[int, int], *, plain: int) -> None
     backbone.register_buffer("rope_sin", sin, persistent=False)
     for block in backbone.layers:
         block.ls1, block.ls2 = nn.Identity(), nn.Identity()
-        assert isinstance(block.mlp, SwigluMlp)  # what the ladder's entry says
+        assert isinstance(block.mlp, SwigluMlp)  # as the ladder's entry requires
         block.mlp = NormedSwiglu(block.mlp, block.norm2.eps)
         _, key_bias, _ = block.attn.qkv.bias.chunk(3)
         key_bias.zero_()

@@ -1,4 +1,4 @@
-"""A network of a suite as an exported file, in the engine of a backend."""
+"""A network of a suite as an exported model file, in the engine of a backend."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from eomt_deploy.files import temporary_cache
 from eomt_deploy.spec import METADATA_KEY
 
 OPSET = 20
-"""GridSample by its present name, LayerNormalization and Gelu as operators."""
+"""First opset with Gelu, and with the mode names of GridSample that current backends expect."""
 
 
 def export(case: Case) -> Path:
-    """The network as ONNX file with its description inside, made once."""
+    """Export the network, with its description as metadata, to ONNX; an existing file is reused."""
     path = case.folder / f"{case.row.name.replace(' ', '-')}.{len(case.images)}.onnx"
     if path.exists():
         return path
@@ -31,9 +31,9 @@ def export(case: Case) -> Path:
 
     network = case.build("written", "cpu").to(torch_type(case.precision))
     logger = logging.getLogger("torch.onnx")
-    logger.setLevel(logging.ERROR)  # it reports every optional package that is missing
+    logger.setLevel(logging.ERROR)  # it warns about every missing optional package
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside torch
         program = torch.onnx.export(
             network,
             (torch.from_numpy(case.images),),
@@ -51,7 +51,7 @@ def export(case: Case) -> Path:
 
 
 def open_exported(case: Case, *, backend: str) -> Running:
-    """The network as an exported file in the engine that users run, built first if it must be."""
+    """Export the network, build an engine if the backend needs one, and open it."""
     return _Exported(case, backend)
 
 
@@ -59,7 +59,7 @@ class _Exported(Running):
     def __init__(self, case: Case, name: str) -> None:
         backend = BACKENDS[name]
         path = export(case)
-        # What the engine compiles is of no use to anybody later.
+        # Files that the engine compiles are not needed after the measurement.
         with temporary_cache(case.folder / "cache"):
             if backend.build is not None and ".onnx" not in backend.suffixes:
                 path = self._built(path, name, backend.build)

@@ -1,4 +1,4 @@
-"""Which rows fit into the memory together. Estimates on the large side; the packing is pure."""
+"""Groups of rows that fit into memory together, from conservative estimates."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from eomt_deploy.benchmarking.paper.suite_file import SuiteRow
 from eomt_deploy.devices import memory_bytes
 
 USABLE = 0.8
-"""Share of the free memory that is planned with."""
+"""Share of the free memory that may be used."""
 PATCH = 16
 WIDTHS = {"tiny": 64, "small": 384, "base": 768, "large": 1024, "giant": 1536}
 LIVE_TOKENS, LIVE_MAPS = 24, 6
-"""Activations that live at once: times the width, for each token and for each cell of the map at
-a quarter of the image, beside one map for each query."""
+"""Activations that are in memory at once, as multiples of the width: per token, and per cell of
+the map at a quarter of the image size. Each query adds one map."""
 EXPORTED = 2
-"""Times the weights that an exported network takes: as file in memory, and in its runtime."""
+"""Copies of the weights of an exported network: the file in memory, and the runtime's own."""
 GRAPHS = ("torch-graph", "torch-max-autotune", "aotinductor-graph")
 SHARED_WEIGHTS = ("torch-eager", "torch-compile", "torch-max-autotune", "torch-graph")
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes: of the weights, which stay, and of activations, which one row at a time has."""
+    """Memory in bytes: weights, which stay allocated, and activations of the running row."""
 
     weights: float
     activations: float
@@ -37,25 +37,25 @@ class Need:
 def need(
     row: SuiteRow, params: int, precision: str, runtimes: Sequence[str], batch: int = 1
 ) -> Need:
-    """Memory that a row takes in all runtimes together, about."""
+    """Estimate the memory that a row takes in all runtimes together."""
     size = 2 if precision in ("fp16", "bf16") else 4
     exported = sum(name not in SHARED_WEIGHTS for name in runtimes)
-    # Weights are made in FP32 before they become half as large.
+    # Weights are created in FP32 before they are converted.
     weights = params * (4 + size * EXPORTED * exported)
     cells = row.size[0] // 4 * (row.size[1] // 4)
     tokens = row.size[0] // PATCH * (row.size[1] // PATCH) + row.queries
     width = WIDTHS.get(row.backbone.split("-")[0], max(WIDTHS.values()))
     values = tokens * width * LIVE_TOKENS + cells * (LIVE_MAPS * width + row.queries)
     if row.step == 4:
-        values += tokens * tokens * 4  # its attention mask, and copies of it
+        values += tokens * tokens * 4  # the attention mask and its copies
     activations = values * size * batch * row.inputs
-    # A CUDA graph keeps the memory that it was captured with.
+    # A CUDA graph keeps the memory of its capture.
     weights += activations * sum(name in GRAPHS for name in runtimes)
     return Need(weights, activations)
 
 
 def free_bytes(device: str) -> float:
-    """Memory that can be planned with, in bytes."""
+    """Usable free memory of a device, in bytes."""
     if device == "cuda":
         import torch
 
@@ -72,9 +72,16 @@ def free_bytes(device: str) -> float:
 def pack(
     names: Sequence[str], needs: Mapping[str, Need], bases: Mapping[str, str], free: float
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Rows in groups that fit, in their order; the base of every row is in its group, too.
+    """Pack rows, in their order, into groups that fit into memory.
 
-    A row that fits alone, but not beside its base, stands in a group without it.
+    The base of every row is also in its group. A row that fits alone but not together with its
+    base gets a group without the base.
+
+    Args:
+        names: names of the rows.
+        needs: memory of each row.
+        bases: base row of each row.
+        free: free memory in bytes.
 
     Returns:
         the groups, and the rows that do not fit at all.

@@ -1,4 +1,4 @@
-"""The paper's ladder from ViT-Adapter + Mask2Former to EoMT, with random weights: for speed."""
+"""The paper's steps from ViT-Adapter + Mask2Former to EoMT, with random weights, for timing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STEPS = (
     "without Transformer decoder (EoMT with masked attention)",
     "without masking (EoMT)",
 )
-"""What each step of the ladder is; step N is the N-th."""
+"""Names of the steps of the ladder, from step 0."""
 REGISTERS = 4
 PATCH = 16
 TOKEN_STD = 0.02
@@ -36,14 +36,15 @@ LAYER_SCALE = 0.1
 
 @dataclass(frozen=True)
 class LadderBackbone:
-    """A plain ViT and what belongs to its size.
+    """A plain ViT, and the settings that depend on its size.
 
     Attributes:
-        blocks: last blocks that see EoMT's queries.
+        blocks: number of last blocks that process EoMT's queries.
         adapter_heads, adapter_ratio: deformable attention of its ViT-Adapter.
         family: ``dinov2``, ``dinov3``, ``deit3`` or ``eva02``.
-        registers: register tokens beside the class token.
-        rope_theta: rotary position embedding of DINOv3; those have steps 4 and 5 only.
+        registers: number of register tokens.
+        rope_theta: base of DINOv3's rotary position embedding; None without it. With it, only
+            steps 4 and 5 exist.
     """
 
     width: int
@@ -60,7 +61,7 @@ class LadderBackbone:
 
 
 BACKBONES = {
-    "tiny": LadderBackbone(64, 4, 2, "gelu", 128, 2, 4, 0.5),  # no model of the paper: for tests
+    "tiny": LadderBackbone(64, 4, 2, "gelu", 128, 2, 4, 0.5),  # not in the paper; for tests
     "small": LadderBackbone(384, 12, 6, "gelu", 1536, 3, 6, 0.5),
     "base": LadderBackbone(768, 12, 12, "gelu", 3072, 3, 12, 0.5),
     "large": LadderBackbone(1024, 24, 16, "gelu", 4096, 4, 16, 0.5),
@@ -75,7 +76,7 @@ BACKBONES |= {
     f"{name}-deit3": replace(BACKBONES[name], family="deit3", registers=0)
     for name in ("tiny", "large")
 }
-# EVA-02's hidden width: with gate and value, as many weights as a plain MLP of 4 times the width.
+# With gate and value, this hidden width has as many weights as a plain MLP of 4 times the width.
 BACKBONES |= {
     f"{name}-eva02": replace(
         BACKBONES[name],
@@ -100,24 +101,24 @@ def build_step(
     sampling: Sampling = "grid_sample",
     device: str = "cpu",
 ) -> nn.Module:
-    """One network of the ladder, float32, in evaluation mode.
+    """Build one network of the ladder, float32, in evaluation mode.
 
-    Its ``forward`` takes images uint8 [B, H, W, 3] and gives class logits [B, Q, C+1] and mask
-    logits [B, Q, H/4, W/4], at every step.
+    At every step, its ``forward`` takes images uint8 [B, H, W, 3] and returns class logits
+    [B, Q, C+1] and mask logits [B, Q, H/4, W/4].
 
     Args:
         step: 0 to 5, see :data:`STEPS`.
-        backbone: a name of :data:`BACKBONES`.
+        backbone: name from :data:`BACKBONES`.
         size: (H, W) in pixels.
         queries, classes: Q and C.
-        seed: of the random weights.
-        attention: ``sdpa`` to time in PyTorch, ``written`` to export.
+        seed: seed of the random weights.
+        attention: ``sdpa`` for timing in PyTorch, ``written`` for export.
         sampling: kernel of the deformable attention of steps 0 and 1.
-        device: where the weights are made; ``meta`` makes none, to count.
+        device: device of the weights; ``meta`` allocates none, which is enough for counting.
 
     Raises:
-        MissingDependencyError: Triton is wanted and not installed.
-        UsageError: no such step, backbone or kernel, or a size that does not divide.
+        MissingDependencyError: sampling is ``triton``, which is not installed.
+        UsageError: an unknown step, backbone or kernel, or a size that is not divisible.
     """
     dims = _checked(step, backbone, size, attention, sampling, device)
     arch = Architecture(
@@ -160,13 +161,13 @@ def _make_eva02(model: EoMT | Mask2Former, arch: Architecture, size: tuple[int, 
     grid = (size[0] // PATCH, size[1] // PATCH)
     if isinstance(model, EoMT):
         make_eva02(model.backbone, grid, plain=arch.num_queries + arch.num_prefix)
-    else:  # the queries of Mask2Former never meet the backbone
+    else:  # Mask2Former's backbone does not process queries
         make_eva02(model.encoder.backbone, grid, plain=arch.num_prefix)
 
 
 @torch.no_grad()
 def _fill(model: EoMT | Mask2Former) -> None:
-    """Values where a fresh network has zeros or ones that a trained one has not."""
+    """Fill parameters that are 0 or 1 in a new network with values as in a trained one."""
     model.pixel_mean.copy_(torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1))
     model.pixel_std.copy_(torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1))
     for module in model.modules():
@@ -181,28 +182,28 @@ def _checked(
     step: int, backbone: str, size: tuple[int, int], attention: str, sampling: str, device: str
 ) -> LadderBackbone:
     if not 0 <= step < len(STEPS):
-        raise UsageError(f"The ladder has no step {step}.", fix="Its steps are 0 to 5.")
+        raise UsageError(f"Step must be between 0 and 5, got {step}.")
     if backbone not in BACKBONES:
         raise UsageError(
-            f"The ladder has no backbone {backbone!r}.", fix=f"Known: {', '.join(BACKBONES)}."
+            f"Backbone {backbone!r} is unknown.", fix=f"Use one of: {', '.join(BACKBONES)}."
         )
     if step < 4 and BACKBONES[backbone].rope_theta is not None:
         raise UsageError(
-            f"The ladder has no step {step} of {backbone}.",
-            why="The baseline was measured on DINOv2.",
-            fix="Its steps are 4 and 5.",
+            f"Step of {backbone} must be 4 or 5, got {step}.",
+            why="The paper has no baseline with DINOv3.",
+            fix="Choose step 4 or 5, or a backbone without -dinov3.",
         )
     cell = 32 if step < 3 else PATCH
     if min(size) < cell or size[0] % cell or size[1] % cell:
         raise UsageError(
-            f"Size {size[0]}x{size[1]} is no multiple of {cell}.",
-            why="The network's coarsest map has a cell for each square of so many pixels.",
+            f"Height and width must be multiples of {cell}, got {size[0]}x{size[1]}.",
+            why=f"A cell of the network's coarsest map covers {cell} x {cell} pixels.",
             fix=f"Choose multiples of {cell}.",
         )
     if attention not in ("sdpa", "written"):
-        raise UsageError(f"There is no attention {attention!r}.", fix="Known: sdpa, written.")
+        raise UsageError(f"Attention {attention!r} is unknown.", fix="Use sdpa or written.")
     if sampling not in ("grid_sample", "triton"):
-        raise UsageError(f"There is no sampling {sampling!r}.", fix="Known: grid_sample, triton.")
+        raise UsageError(f"Sampling {sampling!r} is unknown.", fix="Use grid_sample or triton.")
     if sampling == "triton" and torch.device(device).type != "cuda":
         raise UsageError(
             f"The fused deformable attention cannot run on {device!r}.",

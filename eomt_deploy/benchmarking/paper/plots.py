@@ -1,4 +1,4 @@
-"""Pictures of a report. Each is a PNG; matplotlib is imported on first use."""
+"""Plots of suite reports, as PNG. matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DPI = 150
 
 
 def check_matplotlib() -> None:
-    """Fail before the work if its pictures could not be drawn.
+    """Check that plots can be drawn.
 
     Raises:
         MissingDependencyError: matplotlib is missing.
@@ -28,16 +28,16 @@ def check_matplotlib() -> None:
         import_matplotlib()
     except ImportError as error:
         raise MissingDependencyError(
-            "Plots are drawn with matplotlib, which is not installed.",
+            "Plots need matplotlib, which is not installed.",
             fix="pip install 'eomt-deploy[export]'",
         ) from error
 
 
 def waterfall(report: SuiteReport) -> bytes:
-    """From the base to the last row, step by step: FPS, ours and the paper's ratio beside it.
+    """FPS from the base to the last row, step by step, with our ratio and the paper's.
 
     Raises:
-        UsageError: nothing was measured one image at a time.
+        UsageError: nothing was measured.
     """
     found = _main(report)
     figure, axes = new_axes(max(5.0, 1.25 * len(found) + 1.5), 4.2)
@@ -58,7 +58,7 @@ def waterfall(report: SuiteReport) -> bytes:
         )  # fmt: skip
         previous = m.fps
     axes.set_xticks(range(len(found)), [_wrap(report.row(m.row).label) for m in found], fontsize=7)
-    axes.set_ylabel("images a second")
+    axes.set_ylabel("images per second")
     axes.set_ylim(0, 1.25 * max(m.fps for m in found))
     changed = report.settings.get("changed")
     title = f"{report.suite.name}: {_words(found[0])}\n{_machine(report)}"
@@ -67,12 +67,12 @@ def waterfall(report: SuiteReport) -> bytes:
 
 
 def pareto(reports: Sequence[SuiteReport]) -> bytes:
-    """Images a second against the paper's scores: its own points, and ours.
+    """Images per second against the score: the paper's points and ours.
 
-    Our networks have random weights: their score is the one that the paper printed of that row.
+    Our networks have random weights, so each gets the score that the paper reports for its row.
 
     Raises:
-        UsageError: nothing was measured.
+        UsageError: no row with a score was measured.
     """
     figure, axes = new_axes(6.8, 4.6)
     drawn: set[str] = set()
@@ -100,11 +100,11 @@ def pareto(reports: Sequence[SuiteReport]) -> bytes:
     if not drawn:
         raise UsageError("There is nothing to draw: no row with a score was measured.")
     metrics = sorted({r.paper.metric for report in reports for r in report.suite.rows})
-    axes.plot([], [], "s", color=PAPER, label=f"the paper's own, {reports[0].suite.device}")
+    axes.plot([], [], "s", color=PAPER, label=f"paper, {reports[0].suite.device}")
     axes.plot([], [], "x", color=GREY, label="ours, INVALID")
     axes.set_xscale("log")
-    axes.set_xlabel("images a second (two machines: compare ratios, not points)")
-    axes.set_ylabel(f"score that the paper printed, {' / '.join(metrics)}")
+    axes.set_xlabel("images per second (two machines: compare ratios, not points)")
+    axes.set_ylabel(f"score reported in the paper, {' / '.join(metrics)}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     axes.set_title(_machine(reports[0]), fontsize=9)
@@ -112,7 +112,7 @@ def pareto(reports: Sequence[SuiteReport]) -> bytes:
 
 
 def latency(report: SuiteReport) -> bytes:
-    """How often each latency was seen, one panel for each row.
+    """Histogram of the latencies, one panel for each row.
 
     Raises:
         UsageError: nothing was measured.
@@ -135,7 +135,7 @@ def latency(report: SuiteReport) -> bytes:
 
 
 def batches(report: SuiteReport) -> bytes:
-    """Throughput and latency over the batch size.
+    """Throughput and latency against the batch size.
 
     Raises:
         UsageError: only one batch size was measured.
@@ -153,10 +153,10 @@ def batches(report: SuiteReport) -> bytes:
         label = f"{report.row(row).label}, {runtime}"
         left.plot(order, [own[b].fps for b in order], "o-", color=colour, label=label)
         right.plot(order, [own[b].percentile(50) for b in order], "o-", color=colour)
-    for axes, name in ((left, "images a second"), (right, "ms a call (p50)")):
+    for axes, name in ((left, "images per second"), (right, "ms per call (p50)")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.set_xlabel("images of one call")
+        axes.set_xlabel("batch size")
         axes.set_ylabel(name)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
@@ -170,26 +170,26 @@ PLOTS: dict[str, Callable[[SuiteReport], bytes]] = {
     "latency": latency,
     "batches": batches,
 }
-"""Pictures of one report, by the name that their file has; ``pareto`` takes several."""
+"""Plots of one report, by the name of their file; ``pareto`` takes several reports."""
 NAMES = (*PLOTS, "pareto")
 
 
 def check_names(paths: Sequence[Path]) -> None:
-    """A picture's file name says which one it is: ``pareto.png``, ``table1-pareto.png``.
+    """Check that each file name ends with the name of a plot, e.g. ``table1-pareto.png``.
 
     Raises:
-        UsageError: it says nothing, or is no PNG.
+        UsageError: it does not, or it is not a PNG file.
     """
     for path in paths:
         if path.suffix.lower() != ".png" or not any(path.stem.endswith(n) for n in NAMES):
             raise UsageError(
-                f"{path} does not say which plot is wanted.",
+                f"{path} is not the file name of a plot.",
                 fix=f"Name it {', '.join(f'{name}.png' for name in NAMES)}, or …-pareto.png.",
             )
 
 
 def draw(stem: str, reports: Sequence[SuiteReport]) -> bytes:
-    """The picture that a file of this name holds; of several reports the first that has it.
+    """The plot for a file name without suffix, of the first report that has it.
 
     Raises:
         UsageError: there is nothing to draw.
@@ -203,7 +203,7 @@ def draw(stem: str, reports: Sequence[SuiteReport]) -> bytes:
 
 
 def drawable(reports: Sequence[SuiteReport]) -> list[str]:
-    """Names of the pictures that these reports have something for."""
+    """Names of the plots that these reports have data for."""
     reports = _timed(reports)
     measured = [m for report in reports for m in report.measurements]
     found = ["waterfall", "latency"] if measured else []
@@ -213,7 +213,7 @@ def drawable(reports: Sequence[SuiteReport]) -> list[str]:
 
 
 def _timed(reports: Sequence[SuiteReport]) -> list[SuiteReport]:
-    """Without the rows whose clock cannot be believed: they have no place on an axis."""
+    """The reports without rows that have invalid times, which cannot be drawn."""
     return [
         replace(report, measurements=[m for m in report.measurements if m.timed])
         for report in reports
@@ -221,7 +221,7 @@ def _timed(reports: Sequence[SuiteReport]) -> list[SuiteReport]:
 
 
 def _scored(report: SuiteReport) -> list[Measurement]:
-    """What the paper has a score for; at another size or width it would be another one."""
+    """Measurements with a score in the paper; with another size or backbone it does not apply."""
     if report.settings.get("changed"):
         return []
     return [
@@ -232,9 +232,9 @@ def _scored(report: SuiteReport) -> list[Measurement]:
 
 
 def _main(report: SuiteReport) -> list[Measurement]:
-    """Each row once: first runtime, first scope, smallest batch; the base of the first group."""
+    """Each row once, with the runtime, scope and batch size of the first measurement."""
     if not report.measurements:
-        raise UsageError("Nothing was measured, so there is nothing to draw.")
+        raise UsageError("There is nothing to draw: no row was measured.")
     first = report.measurements[0]
     alike = [m for m in report.measurements if m.key == first.key]
     once: dict[str, Measurement] = {}
@@ -263,13 +263,13 @@ def _wrap(text: str) -> str:
 
 
 def new_axes(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of so many inches, and its axes."""
+    """A figure of this size in inches, and its axes."""
     figure = _figure(width, height)
     return figure, figure.add_subplot()
 
 
 def new_panels(count: int) -> tuple[Any, list[Any]]:
-    """A figure, and so many axes one below the other."""
+    """A figure, and ``count`` axes one below the other."""
     figure = _figure(6.4, 1.2 + 1.15 * count)
     return figure, list(figure.subplots(count, 1, squeeze=False)[:, 0])
 
@@ -285,7 +285,7 @@ def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # no window, whatever the user's settings say
+    FigureCanvasAgg(figure)  # draws without a window, whatever the user's settings are
     return figure
 
 

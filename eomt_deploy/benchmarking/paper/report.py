@@ -1,4 +1,4 @@
-"""What a suite found: raw samples and what follows from them, as JSON and back."""
+"""Report of a suite: raw samples and the values computed from them, to and from JSON."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ from eomt_deploy.errors import UsageError
 SCHEMA = 1
 KIND = "suite"
 LONGEST = 1e9
-"""Milliseconds, 11 days: more is not a time of one call."""
+"""Maximum valid time of one call in milliseconds, 11 days."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of the suite in one runtime, scope and batch.
+    """One row of the suite in one runtime, scope and batch size.
 
     Attributes:
         row: name of the row.
         scope: ``network``, ``network+copies`` or ``end-to-end``.
-        batch: images of one call.
-        group: rows of one group were measured in the same rounds.
+        batch: batch size in images.
+        group: index of the group; the rows of a group were measured in the same rounds.
         samples: milliseconds of each call.
-        host: milliseconds until each call returned; empty where it is the same.
-        prepare_seconds: to build, export and compile it.
-        state: what the GPU did meanwhile, see
+        host: milliseconds until each call returned; empty if they equal ``samples``.
+        prepare_seconds: time to build, export and compile the network.
+        remark: note for readers of the numbers.
+        state: state of the GPU during the measurement, see
             :class:`eomt_deploy.benchmarking.machine.state.GpuState`.
     """
 
@@ -65,23 +66,23 @@ class Measurement:
 
     @property
     def timed(self) -> bool:
-        """Whether the samples can be times at all."""
+        """Whether all samples are valid times."""
         return clock_problem(self.samples) is None
 
     @property
     def fps(self) -> float:
-        """Images a second at the median; NaN if that is not a valid time."""
+        """Images per second at the median time; NaN if that is not a valid time."""
         return rate(self.batch, self.percentile(50))
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
-        """What must be equal for two rows to be compared: all but the row."""
+        """Properties that must be equal to compare two rows."""
         return self.runtime, self.device, self.precision, self.scope, self.batch
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not measured, and why."""
+    """A row that was not measured in a runtime, and the reason."""
 
     row: str
     runtime: str
@@ -90,7 +91,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Size:
-    """Parameters, and multiply-adds of one image, of a row as it was measured."""
+    """Number of parameters of a row as measured, and multiply-adds per image."""
 
     params: int
     macs: int
@@ -98,16 +99,16 @@ class Size:
 
 @dataclass
 class SuiteReport:
-    """All that one run of a suite found on one machine.
+    """Results of one run of a suite on one machine.
 
     Attributes:
-        suite: with the paper's numbers.
-        rows: those selected, at the size that was measured.
+        suite: the suite, with the paper's numbers.
+        rows: selected rows, with the size and backbone that were measured.
         environment: see :func:`eomt_deploy.benchmarking.machine.environment.environment`.
-        settings: what was asked for.
-        sizes: by row.
-        peaks: measured by :func:`eomt_deploy.benchmarking.machine.roofline.probe`, by precision.
-        notes: lines that a reader must know.
+        settings: requested settings.
+        sizes: parameters and multiply-adds, by row.
+        peaks: results of :func:`eomt_deploy.benchmarking.machine.roofline.probe`, by precision.
+        notes: notes for readers of the numbers, one per line.
     """
 
     suite: Suite
@@ -122,24 +123,24 @@ class SuiteReport:
     notes: list[str] = field(default_factory=list)
 
     def row(self, name: str) -> SuiteRow:
-        """The row of that name, at the size that was measured."""
+        """The row of that name, with the size and backbone that were measured."""
         return next(row for row in self.rows if row.name == name)
 
     def base_of(self, found: Measurement) -> Measurement | None:
-        """The base row in the same runtime, scope and batch; of the same rounds, if it can be."""
+        """The base row in the same runtime, scope and batch size; preferably of the same rounds."""
         name = self.suite.base_of(self.row(found.row))
         alike = [m for m in self.measurements if m.row == name and m.key == found.key]
         return next((m for m in alike if m.group == found.group), alike[0] if alike else None)
 
     def ratio(self, found: Measurement) -> Ratio | None:
-        """How many times as fast as the base row; None for that row itself, or without it."""
+        """Speedup over the base row; None for the base row itself, or if it was not measured."""
         base = self.base_of(found)
         if base is None or base.row == found.row:
             return None
         return _ratio(base, found)
 
     def runtime_ratio(self, found: Measurement) -> Ratio | None:
-        """How many times as fast as the same row in the first runtime."""
+        """Speedup over the same row in the first runtime; None if there is nothing to compare."""
         first = self.settings["runtimes"][0]
         alike = [
             m
@@ -151,18 +152,18 @@ class SuiteReport:
         return None if base is None or found.runtime == first else _ratio(base, found)
 
     def tflops(self, found: Measurement) -> float | None:
-        """TFLOP/s of the network; None where it was not counted, or more than it was timed."""
+        """TFLOP/s of the network; None if it was not counted, or not timed alone."""
         network = found.scope != "end-to-end" and found.timed
         size = self.sizes.get(found.row) if network else None
         return tflops(size.macs * found.batch, found.percentile(50)) if size else None
 
     def peak_share(self, found: Measurement) -> float | None:
-        """Share of the device's measured peak at this precision, 0 to 1."""
+        """Share of the device's measured peak in this precision, 0 to 1; None if unknown."""
         rate, peak = self.tflops(found), self.peaks.get(arithmetic(found.precision))
         return rate / peak.tflops if rate is not None and peak else None
 
     def paper_ratio(self, name: str) -> float | None:
-        """The paper's own ratio of a row to its base."""
+        """The paper's speedup of a row over its base; None if it reports none."""
         row = self.row(name)
         base = next(r for r in self.suite.rows if r.name == self.suite.base_of(row))
         if row.paper.fps is None or base.paper.fps is None or base.name == name:
@@ -170,15 +171,19 @@ class SuiteReport:
         return row.paper.fps / base.paper.fps
 
     def check(self) -> None:
-        """Raise one of many errors where something that a table or picture needs is missing."""
+        """Check that all values for tables and plots are present and valid.
+
+        Raises:
+            Exception: a value is missing or invalid; the type depends on the value.
+        """
         for name in ("cpu", "cores", "date"):
             self.environment[name]
         for name in ("runtimes", "scopes"):
             self.settings[name][0]
         for found in self.measurements:
             if not all(0 < sample < LONGEST for sample in found.samples):
-                raise ValueError(f"a sample of {found.row} is no time")
-        from eomt_deploy.benchmarking import tables  # it imports this file
+                raise ValueError(f"a sample of {found.row} is not a valid time")
+        from eomt_deploy.benchmarking import tables  # imported here, because it imports this file
 
         json.dumps(self.to_dict())
         tables.markdown(self)
@@ -236,7 +241,7 @@ class SuiteReport:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SuiteReport:
-        """A report that :meth:`to_dict` wrote; what follows from samples is computed again."""
+        """A report from :meth:`to_dict`; values that depend on samples are computed again."""
         suite = Suite.from_dict(data["suite"])
         sized = {entry["name"]: entry for entry in data["rows"]}
         rows = suite.select()
@@ -276,10 +281,10 @@ class SuiteReport:
 
 
 def read_reports(path: Path) -> list[SuiteReport]:
-    """The suites of a JSON file: one, or the sections of ``benchmarks/gpu_paper.py``.
+    """Read the suite reports of a JSON file: one, or the sections of ``benchmarks/gpu_paper.py``.
 
     Raises:
-        UsageError: it cannot be read, or holds no suite.
+        UsageError: the file cannot be read, or contains no suite report.
     """
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -287,7 +292,9 @@ def read_reports(path: Path) -> list[SuiteReport]:
         wanted = [e for e in entries if isinstance(e, dict) and e.get("kind") == KIND]
         if wanted and any(entry["schema"] != SCHEMA for entry in wanted):
             raise UsageError(
-                f"{path} has another schema; this eomt-deploy reads schema {SCHEMA}.",
+                f"{path} must have schema {SCHEMA}, got "
+                f"{', '.join(sorted({str(entry['schema']) for entry in wanted}))}.",
+                why="Another version of eomt-deploy wrote it.",
                 fix="Read it with the version that wrote it, or measure again.",
             )
         reports = [SuiteReport.from_dict(entry) for entry in wanted]
@@ -295,7 +302,7 @@ def read_reports(path: Path) -> list[SuiteReport]:
             report.check()
         facts = [e for e in entries if isinstance(e, dict) and e.get("kind") == "facts"]
         for entry in facts if reports else ():
-            left = [f"not measured, for want of time: {what}" for what in entry.get("left_out", ())]
+            left = [f"not measured for lack of time: {what}" for what in entry.get("left_out", ())]
             failed = [f"a section failed: {t.splitlines()[-1]}" for t in entry.get("failed", ())]
             reports[0].notes += [*left, *failed]
     except OSError as error:
@@ -305,13 +312,13 @@ def read_reports(path: Path) -> list[SuiteReport]:
         RecursionError,
     ) as error:  # fmt: skip
         raise UsageError(
-            f"{path} is no report of a suite ({type(error).__name__}: {str(error)[:200]}).",
-            fix="Make one with `eomt-deploy bench --suite NAME --json FILE`.",
+            f"{path} is not a valid suite report ({type(error).__name__}: {str(error)[:200]}).",
+            fix="Create one with `eomt-deploy bench --suite NAME --json FILE`.",
         ) from error
     if not reports:
         raise UsageError(
-            f"{path} holds no suite.",
-            fix="Make one with `eomt-deploy bench --suite NAME --json FILE`.",
+            f"{path} does not contain a suite report.",
+            fix="Create one with `eomt-deploy bench --suite NAME --json FILE`.",
         )
     return reports
 

@@ -1,4 +1,4 @@
-"""Which runtimes a suite can compare, one entry each, and how a network runs in one."""
+"""Registry of the runtimes that a suite can compare: PyTorch variants and backends."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Attention = Literal["sdpa", "written"]
 Images = npt.NDArray[np.uint8]
 PRECISIONS = (*UNQUANTIZED, *AUTOCAST)
-"""``fp16``: weights and arithmetic; ``amp-fp16``: FP32 weights under autocast, as in training
-code and, by all we know, in the paper."""
+"""``fp16`` applies to weights and arithmetic. ``amp-fp16`` keeps FP32 weights and computes under
+autocast, as in training code and, as far as we know, in the paper."""
 
 SAMPLINGS = ("grid_sample", "triton")
 
@@ -37,9 +37,9 @@ class Running(ABC):
     """A network that is open in one runtime, for one batch size.
 
     Attributes:
-        timer: what times :meth:`network`.
-        device: where it really runs, in words.
-        remark: what a reader of its numbers should know.
+        timer: timer of :meth:`network`.
+        device: name of the device that it actually runs on.
+        remark: note for readers of its numbers.
     """
 
     timer: Timer = CPU_TIMER
@@ -48,33 +48,33 @@ class Running(ABC):
 
     @abstractmethod
     def network(self) -> None:
-        """One call on inputs that are on the device; may return before the device is done."""
+        """Run once on inputs that are on the device; may return before the device is done."""
 
     def copies(self) -> None:
-        """One call from host memory to host memory; on a CPU there is nothing to copy."""
+        """Run once from host memory to host memory; on a CPU the same as :meth:`network`."""
         self.network()
 
     @abstractmethod
     def run(self, images: Images) -> Outputs:
-        """One call on other images of the same shape: float32 outputs of the tensor contract."""
+        """Run other images of the same shape; returns float32 outputs of the tensor contract."""
 
-    def close(self) -> None:  # noqa: B027  most have nothing to free
-        """Free what is not freed with the object."""
+    def close(self) -> None:  # noqa: B027  optional to override
+        """Free resources that are not freed with the object."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a runtime is to open.
+    """A network for a runtime to open.
 
     Attributes:
-        row: of the suite.
-        build: makes the network, float32, on a device ("cpu", "cuda") with an attention.
-        images: what it gets, uint8 [B, H, W, 3].
+        row: row of the suite.
+        build: builds the float32 network with an attention kind on a device ("cpu" or "cuda").
+        images: input images, uint8 [B, H, W, 3].
         device: ``cpu`` or ``cuda``.
         precision: one of :data:`PRECISIONS`.
-        spec: description of the network, as an exported file has it.
-        folder: for files that the runtime needs.
-        threads: of the CPU; None leaves it to the runtime.
+        spec: description of the network, as in an exported file.
+        folder: folder for files of the runtime.
+        threads: number of CPU threads; None leaves the choice to the runtime.
     """
 
     row: SuiteRow
@@ -93,16 +93,16 @@ class OpenRuntime(Protocol):
 
 @dataclass(frozen=True)
 class Runtime:
-    """One way to run a network.
+    """One runtime of a suite.
 
     Attributes:
         target: ``module:function`` that opens a :class:`Case`.
-        packages: import names that must be installed.
-        devices: devices that it can run on.
-        precisions: that it can run, of :data:`PRECISIONS`.
-        summary: what it is.
-        install: command that adds it.
-        options: for the function.
+        packages: import names of the required packages.
+        devices: supported devices.
+        precisions: supported precisions, from :data:`PRECISIONS`.
+        summary: short description.
+        install: command that installs it.
+        options: keyword arguments of the function.
     """
 
     target: str
@@ -114,7 +114,7 @@ class Runtime:
     options: Mapping[str, Any]
 
     def open(self, case: Case) -> Running:
-        """Import the runtime, and only now, and open the network in it."""
+        """Open the network in the runtime, which is imported only now."""
         module, name = self.target.split(":")
         function: OpenRuntime = getattr(import_module(module), name)
         return function(case, **self.options)
@@ -132,7 +132,7 @@ def _torch(
 
 TORCH: Mapping[str, Runtime] = {
     "torch-eager": _torch("eager", "PyTorch, operator by operator"),
-    "torch-compile": _torch("compiled", "torch.compile, default mode: the paper's"),
+    "torch-compile": _torch("compiled", "torch.compile, default mode, as in the paper"),
     "torch-max-autotune": _torch(
         "compiled", "torch.compile, mode max-autotune", mode="max-autotune"
     ),
@@ -145,7 +145,7 @@ TORCH: Mapping[str, Runtime] = {
 
 
 def runtimes() -> dict[str, Runtime]:
-    """All of them, by name: PyTorch's, and each backend that can get an ONNX file."""
+    """All runtimes by name: each backend that takes an ONNX file, and PyTorch's."""
     exported = {
         name: Runtime(
             "eomt_deploy.benchmarking.paper.exported:open_exported",
@@ -166,16 +166,16 @@ def find_runtime(name: str) -> Runtime:
     """The runtime called ``name``.
 
     Raises:
-        UsageError: there is none; the message has them all.
+        UsageError: it is unknown; the message lists all runtimes.
     """
     known = runtimes()
     if name not in known:
-        raise UsageError(f"There is no runtime {name!r}.", fix=f"Known: {', '.join(known)}.")
+        raise UsageError(f"Runtime {name!r} is unknown.", fix=f"Use one of: {', '.join(known)}.")
     return known[name]
 
 
 def why_unavailable(runtime: Runtime, device: str, precision: str) -> str | None:
-    """The reason why a runtime cannot be measured here; None if it can be tried."""
+    """Reason why a runtime cannot be measured on this machine; None if it may work."""
     missing = [package for package in runtime.packages if find_spec(package) is None]
     if missing:
         return f"{', '.join(missing)} is not installed: {runtime.install}"

@@ -1,4 +1,4 @@
-"""Run a suite: open what this machine can hold, measure it in turn, judge it, report it."""
+"""Run of a suite: open the rows that fit into memory, measure them interleaved, report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from eomt_deploy.benchmarking.paper.suite_file import SuiteRow
 from eomt_deploy.errors import DeviceError, MissingDependencyError, UsageError
 
 OPENING_SHARE = 0.6
-"""Of a time budget: what is not open by then is skipped, so that the rest can be measured."""
+"""Share of the time budget for opening: rows that are not open by then are skipped."""
 
 Tell = Callable[[str], None]
 
@@ -56,18 +56,19 @@ def run_suite(
     """Measure a suite on this machine.
 
     Args:
-        tell: told each step in words.
-        progress: told each finished round of a group.
-        save: given the report after each group, so that a kill loses little.
+        config: what to measure.
+        tell: called with a description of each step.
+        progress: called with the number of finished rounds of a group.
+        save: called with the report after each group, so that an interrupted run loses little.
 
     Raises:
         MissingDependencyError: PyTorch is missing.
-        DeviceError: no GPU where one was asked for.
-        UsageError: rows that do not exist.
+        DeviceError: a GPU is requested, and PyTorch finds none.
+        UsageError: an unknown row or device.
     """
     started = time.perf_counter()
     device = choose_device(config.device)
-    busy = config.busy  # before the load that we make ourselves
+    busy = config.busy  # before our own load
     if busy is None and device == "cuda":
         busy = gpu_load()
     precision = config.precision or (config.suite.precision if device == "cuda" else "fp32")
@@ -102,8 +103,11 @@ def run_suite(
 
 
 def opening_order(config: SuiteConfig, rows: Sequence[SuiteRow]) -> list[SuiteRow]:
-    """What matters most comes first, in case a time budget ends: rows that the user named; else
-    the base, the last row (the claim of every table), and so backwards."""
+    """Rows in order of importance, in case a time budget ends.
+
+    Rows that the user named come first, in that order. Without names, the bases come first, then
+    the other rows from the last one backwards, because the last row is the result of every table.
+    """
     named = {name: index for index, name in enumerate(config.rows)}
     if named:
         return sorted(rows, key=lambda row: named.get(row.name, len(named)))
@@ -112,32 +116,32 @@ def opening_order(config: SuiteConfig, rows: Sequence[SuiteRow]) -> list[SuiteRo
 
 
 def choose_device(wanted: str | None) -> str:
-    """``cuda`` or ``cpu``.
+    """The device to measure on, ``cuda`` or ``cpu``; None takes the GPU if PyTorch has one.
 
     Raises:
         MissingDependencyError: PyTorch is missing.
-        DeviceError: no GPU where one was asked for.
-        UsageError: another name.
+        DeviceError: ``cuda`` is requested, and PyTorch finds no GPU.
+        UsageError: an unknown device.
     """
     if find_spec("torch") is None:
         raise MissingDependencyError(
-            "Suites build their networks with PyTorch, which is not installed.",
+            "Suites need PyTorch, which is not installed.",
             fix="pip install 'eomt-deploy[export]'",
         )
     if wanted not in (None, "cpu", "cuda"):
-        raise UsageError(f"There is no device {wanted!r}.", fix="Use cpu or cuda.")
+        raise UsageError(f"Device {wanted!r} is unknown.", fix="Use cpu or cuda.")
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
             f"PyTorch {torch.__version__} finds no GPU.",
-            fix="`eomt-deploy doctor` shows what is missing; or use --device cpu.",
+            fix="Run `eomt-deploy doctor` to see what is missing, or use --device cpu.",
         )
     return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def count_rows(report: SuiteReport, tell: Tell) -> None:
-    """Parameters and multiply-adds of every row, without making its weights."""
+    """Count parameters and multiply-adds of every row, without creating its weights."""
     from eomt_deploy.benchmarking.paper.counting import count_step
 
     for row in report.rows:
@@ -150,7 +154,7 @@ def count_rows(report: SuiteReport, tell: Tell) -> None:
 
 
 class _Runner:
-    """One run: what its steps share."""
+    """State of one run of a suite."""
 
     def __init__(
         self,
@@ -170,7 +174,7 @@ class _Runner:
         self._started, self._tell, self._progress = started, tell, progress
 
     def groups(self, runtimes: Sequence[str]) -> list[tuple[SuiteRow, ...]]:
-        """Rows that fit into the memory together; each group has the bases of its rows."""
+        """Groups of rows that fit into memory together, with the bases of their rows."""
         report = self._report
         needs = {
             row.name: grouping.need(
@@ -179,24 +183,25 @@ class _Runner:
             )
             for row in report.rows
         }  # fmt: skip
-        _free_memory(self._device)  # what the probe left cached is free
+        _free_memory(self._device)  # the probe leaves cached memory
         free = grouping.free_bytes(self._device)
         bases = {row.name: report.suite.base_of(row) for row in report.rows}
         groups, too_large = grouping.pack([r.name for r in report.rows], needs, bases, free)
         for name in too_large:
-            reason = f"needs about {needs[name].total / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
+            needed, left = needs[name].total / 2**30, free / 2**30
+            reason = f"needs about {needed:.1f} GiB, but {left:.1f} GiB are free"
             report.skipped.append(Skipped(name, "all", reason))
         if len(groups) > 1:
             report.notes.append(
-                f"not all rows fit into {free / 2**30:.1f} GiB together: measured in "
-                f"{len(groups)} groups, interleaved within each, the base row in all"
+                f"not all rows fit into {free / 2**30:.1f} GiB together: they were measured in "
+                f"{len(groups)} groups, interleaved within each group"
             )
         return [tuple(report.row(name) for name in group) for group in groups]
 
     def run(
         self, index: int, rows: tuple[SuiteRow, ...], runtimes: Sequence[str], folder: Path
     ) -> None:
-        """Open a group's cases, measure them in turn, and close them."""
+        """Open the cases of a group, measure them interleaved, and close them."""
         opened: list[Opened] = []
         try:
             for row in opening_order(self._config, rows):
@@ -207,9 +212,11 @@ class _Runner:
                 self._measure(index, opened)
                 if self._config.scenario == "server":
                     self._serve(opened)
-        except Exception as error:  # as memory that runs out: the other groups can be measured
+        except Exception as error:  # e.g. out of memory; other groups can be measured
             for one in opened:
-                self._skip(one.row, one.runtime, f"failed while measured: {_first_line(error)}")
+                self._skip(
+                    one.row, one.runtime, f"failed during the measurement: {_first_line(error)}"
+                )
         finally:
             for one in opened:
                 one.close()
@@ -222,7 +229,9 @@ class _Runner:
         for runtime in runtimes:
             for batch in self._config.batches:
                 if self._late():
-                    self._skip(row, runtime, "the time budget was used up before it was opened")
+                    self._skip(
+                        row, runtime, "the time budget was used up before this row was opened"
+                    )
                     continue
                 self._tell(f"opening {row.label} in {runtime}")
                 try:
@@ -231,7 +240,7 @@ class _Runner:
                         folder, shared, self._config.threads, self._config.photo,
                         self._config.sampling,
                     )  # fmt: skip
-                except Exception as error:  # whatever it is, the other rows can be measured
+                except Exception as error:  # the other rows can still be measured
                     self._skip(row, runtime, _first_line(error))
                     _free_memory(self._device)
                     continue
@@ -258,7 +267,7 @@ class _Runner:
         if self._config.budget is not None:
             left = self._config.budget - (time.perf_counter() - self._started)
             rounds = replace(rounds, seconds=max(1.0, min(rounds.seconds or left, 0.8 * left)))
-        self._tell(f"measuring {len(jobs)} in turn")
+        self._tell(f"measuring {len(jobs)} jobs, interleaved")
         with Watch(self._device, self._busy) as watch:
             measured = measure(jobs, rounds, progress=self._progress, watch=watch)
             others, state = watch.others, watch.gpu
@@ -303,7 +312,7 @@ class _Runner:
                 )
 
     def _serve(self, opened: Sequence[Opened]) -> None:
-        """Poisson arrivals, one row after the other: a server has the machine for itself."""
+        """Run the server scenario, one row after the other: a server has the machine to itself."""
         config = self._config
         scope = "end-to-end" if "end-to-end" in config.scopes else "network+copies"
         for one in opened:
@@ -316,7 +325,7 @@ class _Runner:
             rates = [share * capacity for share in LOADS] if config.rate is None else [config.rate]
             work = job.work
             for rate in rates:
-                self._tell(f"serving {rate:.2f} requests a second with {one.row.label}")
+                self._tell(f"serving {rate:.2f} requests per second with {one.row.label}")
                 arrivals = poisson_arrivals(rate, config.serve_seconds)
                 latencies, lost, seconds = serve(work, arrivals)
                 self._report.served.append(

@@ -1,4 +1,4 @@
-"""What a suite is asked to measure."""
+"""Configuration of a suite run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eomt_deploy.errors import UsageError
 
 SCOPES = ("network", "network+copies", "end-to-end")
 """``network``: inputs and outputs stay on the device; ``network+copies``: from host memory to host
-memory; ``end-to-end``: from an image's pixels to its segments."""
+memory; ``end-to-end``: from the pixels of an image to its segments."""
 GPU_ROUNDS = Rounds(iterations=100, warmup=10, max_warmup=100, seconds=60)
 CPU_ROUNDS = Rounds(iterations=20, warmup=1, max_warmup=10, seconds=300)
 
@@ -24,27 +24,28 @@ class SuiteConfig:
     """What to measure.
 
     Attributes:
-        suite: one table.
-        rows: names; none takes all that we can build.
-        size: (H, W) in pixels instead of each row's own.
-        backbone: instead of each row's own.
-        runtimes: names of :data:`eomt_deploy.benchmarking.paper.runtimes.runtimes`.
-        scopes: of :data:`SCOPES`.
+        suite: table of the paper.
+        rows: names of rows; none takes all rows that we can build.
+        size: (H, W) in pixels, instead of the size of each row.
+        backbone: name of a backbone, instead of the backbone of each row.
+        runtimes: names from :func:`eomt_deploy.benchmarking.paper.runtimes.runtimes`.
+        scopes: names from :data:`SCOPES`.
         scenario: see :data:`eomt_deploy.benchmarking.measure.scenarios.Scenario`.
-        batches: images of one call; more than one number only offline.
-        rate: requests a second of the server scenario; None tries shares of what one stream does.
-        serve_seconds: of each rate.
+        batches: batch sizes; more than one only in the offline scenario.
+        rate: requests per second of the server scenario; None tries the shares
+            :data:`eomt_deploy.benchmarking.measure.scenarios.LOADS` of the measured throughput.
+        serve_seconds: duration of each rate.
         device: ``cpu`` or ``cuda``; None takes the GPU if PyTorch has one.
-        precision: None takes the suite's on a GPU and fp32 on a CPU.
+        precision: None takes the suite's precision on a GPU and fp32 on a CPU.
         rounds: None takes :data:`GPU_ROUNDS` or :data:`CPU_ROUNDS`.
-        threads: of the CPU; None leaves it to the runtime.
-        sampling: kernel of the baseline's deformable attention: ``grid_sample``, or ``triton``,
-            fused, for PyTorch on a GPU.
+        threads: number of CPU threads; None leaves the choice to the runtime.
+        sampling: kernel of the baseline's deformable attention: ``grid_sample``, or the fused
+            ``triton`` for PyTorch on a GPU.
         photo: image for the end-to-end scope.
-        budget: seconds for all; what does not fit is skipped, with words.
-        probe: measure the device's peak.
+        budget: time limit in seconds; rows that do not fit are skipped with a reason.
+        probe: whether to measure the device's peak.
         busy: load of the GPU before this program used it, see
-            :func:`eomt_deploy.benchmarking.machine.watch.gpu_load`; None looks now.
+            :func:`eomt_deploy.benchmarking.machine.watch.gpu_load`; None measures it now.
     """
 
     suite: Suite
@@ -77,21 +78,24 @@ class SuiteConfig:
         if self.precision is not None and self.precision not in PRECISIONS:
             problems.append(f"precision {self.precision!r} is unknown")
         if len(self.batches) > 1 and self.scenario != "offline":
-            problems.append("several batches are the offline scenario")
+            problems.append("several batch sizes need the offline scenario")
         if self.sampling not in SAMPLINGS:
             problems.append(f"sampling {self.sampling!r} is unknown")
         if any(batch < 1 for batch in self.batches):
-            problems.append("a batch has 1 image or more")
+            problems.append(f"batch must be at least 1, got {min(self.batches)}")
         if max(self.batches, default=1) > 1 and "end-to-end" in self.scopes:
-            problems.append("end-to-end takes one image at a time, and no batches")
+            problems.append(f"end-to-end needs batch size 1, got {max(self.batches)}")
         if self.rate is not None and (self.scenario != "server" or not 0 < self.rate < math.inf):
-            problems.append("a rate is a positive number, for the server scenario")
+            problems.append(
+                "rate must be a positive number and needs the server scenario, got "
+                f"{self.rate:g} and {self.scenario!r}"
+            )
         problems += absurd(self.batches, self.rate, self.serve_seconds)
         if "end-to-end" in self.scopes and self.photo is None:
-            problems.append("end-to-end needs an image")
+            problems.append("end-to-end needs an image, got none")
         if problems:
             raise UsageError(
-                "This cannot be measured: " + "; ".join(problems) + ".",
+                "The configuration is not valid: " + "; ".join(problems) + ".",
                 fix=f"Scopes: {', '.join(SCOPES)}. Scenarios: {', '.join(SCENARIOS)}. "
                 f"Precisions: {', '.join(PRECISIONS)}.",
             )

@@ -1,4 +1,4 @@
-"""What a suite measures: one table of the paper, as a file of ``benchmarks/`` says it."""
+"""Definition of a suite: one table of the paper, from a file in ``benchmarks/``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASK_OF_METRIC: dict[str, Task] = {"PQ": "panoptic", "mIoU": "semantic", "AP": "
 
 @dataclass(frozen=True)
 class Paper:
-    """What the paper printed of a row: millions of parameters, GMACs an image, images a second,
+    """Numbers of the paper for a row: millions of parameters, GMACs per image, images per second,
     and the score of ``metric`` in percent."""
 
     params_m: float | None = None
@@ -31,15 +31,15 @@ class SuiteRow:
     """One network of a suite.
 
     Attributes:
-        name: what ``--rows`` takes.
-        label: what tables show.
-        step: of the ladder, 0 to 5; None for a network that we only quote.
+        name: name for ``--rows``.
+        label: name in tables.
+        step: step of the ladder, 0 to 5; None for a row that is only quoted from the paper.
         backbone: see :data:`eomt_deploy.benchmarking.paper.ladder.BACKBONES`.
-        size: (H, W) of the network's input, pixels.
-        queries, classes: Q and C.
-        inputs: network inputs of one image: the windows of a semantic model.
-        base: row that its ratio refers to, where it is not the suite's.
-        paper: what the paper printed.
+        size: (H, W) of the network's input, in pixels.
+        queries, classes: numbers of queries and classes.
+        inputs: network inputs per image: the windows of a semantic model.
+        base: row that its ratio refers to, if it is not the base of the suite.
+        paper: numbers of the paper.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Suite:
     """One file of ``benchmarks/`` with ``kind = "suite"``.
 
     Attributes:
-        source: where the paper's numbers stand.
-        device: what they were measured on.
+        source: source of the paper's numbers.
+        device: device that they were measured on.
         base: row that ratios refer to.
-        precision: on a GPU; a CPU computes in fp32 unless it is told otherwise.
+        precision: default precision on a GPU; on a CPU the default is fp32.
     """
 
     name: str
@@ -81,7 +81,9 @@ class Suite:
         names = [row.name for row in self.rows]
         unknown = {self.base, *(row.base for row in self.rows if row.base)} - set(names)
         if len(set(names)) < len(names) or unknown:
-            raise ValueError(f"rows must have different names, and bases be among them: {names}")
+            raise ValueError(
+                f"rows must have different names, and each base must be a row, got {names}"
+            )
 
     def base_of(self, row: SuiteRow) -> str:
         """Name of the row that the ratio of ``row`` refers to."""
@@ -93,25 +95,29 @@ class Suite:
         size: tuple[int, int] | None = None,
         backbone: str | None = None,
     ) -> tuple[SuiteRow, ...]:
-        """The rows that we can build, or those named and their bases.
+        """The rows that we can build, or the named rows and their bases.
 
         Args:
-            names: of rows; none takes all.
-            size, backbone: instead of each row's own.
+            names: names of rows; none takes all that we can build.
+            size, backbone: values that replace those of each row.
 
         Raises:
-            UsageError: a name that is no row, or that is only quoted.
+            UsageError: a row is unknown, or only quoted from the paper.
         """
         known = {row.name: row for row in self.rows}
         for name in names:
             if name not in known:
                 raise UsageError(
-                    f"{self.name} has no row {name!r}.", fix=f"Its rows: {', '.join(known)}."
+                    f"Row {name!r} of {self.name} is unknown.",
+                    fix=f"Use rows of: {', '.join(known)}.",
                 )
             if known[name].step is None:
                 raise UsageError(
-                    f"{name} stands in {self.name} only as the paper's number.",
-                    fix="Name a row of the ladder.",
+                    f"Row {name!r} of {self.name} cannot be measured.",
+                    why="It only quotes the paper's numbers.",
+                    fix="Use rows of: "
+                    + ", ".join(row.name for row in self.rows if row.step is not None)
+                    + ".",
                 )
         wanted = set(names) | {self.base_of(known[name]) for name in names}
         rows = [r for r in self.rows if r.step is not None and (not names or r.name in wanted)]
@@ -121,7 +127,7 @@ class Suite:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; :meth:`from_dict` reads it again."""
+        """The suite as JSON, which :meth:`from_dict` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -129,7 +135,7 @@ class Suite:
         """A suite from the tables of its TOML file, or from :meth:`to_dict`.
 
         Raises:
-            TypeError, ValueError: keys or values that do not fit.
+            KeyError, TypeError, ValueError: a key or value is not valid.
         """
         rows = []
         for entry in data["rows"]:
@@ -142,7 +148,7 @@ class Suite:
 
 @cache
 def suites() -> dict[str, Suite]:
-    """The entries of ``benchmarks/`` that `bench --suite` runs, by name: tables of the paper."""
+    """The suites in ``benchmarks/``, by name."""
     found = {}
     for path in entries("benchmarks"):
         data = read_toml(path)
@@ -152,7 +158,8 @@ def suites() -> dict[str, Suite]:
             found[path.stem] = Suite.from_dict({"name": path.stem, **data})
         except (KeyError, TypeError, ValueError) as error:
             raise EomtDeployError(
-                f"{path} is not a suite: {error}.", fix="Compare it with its neighbours."
+                f"{path} is not a suite: {error}.",
+                fix="Compare it with the other suites in the same folder.",
             ) from error
     return found
 
@@ -161,9 +168,9 @@ def find_suite(name: str) -> Suite:
     """The suite called ``name``.
 
     Raises:
-        UsageError: there is none; the message has them all.
+        UsageError: it is unknown; the message lists all suites.
     """
     known = suites()
     if name not in known:
-        raise UsageError(f"There is no suite {name!r}.", fix=f"Known: {', '.join(known)}.")
+        raise UsageError(f"Suite {name!r} is unknown.", fix=f"Use one of: {', '.join(known)}.")
     return known[name]

@@ -1,4 +1,4 @@
-"""A network in PyTorch: eager, compiled, in a CUDA graph, and as AOTInductor package."""
+"""A network in PyTorch: eager, compiled, in a CUDA graph, and as an AOTInductor package."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ keep_files_of_torch()
 
 Call = Callable[[Tensor], tuple[Tensor, Tensor]]
 GRAPH_WARMUP = 3
-"""Calls before a capture: libraries allocate their workspaces in the first ones."""
+"""Calls before a capture, because libraries allocate their workspaces in the first calls."""
 MANY_NETWORKS = 64
-"""torch.compile takes the rows of a suite for recompilations of one function, and gives up
-after 8."""
+"""torch.compile counts the rows of a suite as recompilations of one function, with a default limit
+of 8."""
 
 
 class TorchRunning(Running):
@@ -31,8 +31,8 @@ class TorchRunning(Running):
 
     Args:
         call: images uint8 [B, H, W, 3] -> (class logits, mask logits), on the device.
-        case: what was opened.
-        cuda_graph: capture the call, and launch it at once.
+        case: the case of the network.
+        cuda_graph: capture the call in one CUDA graph.
     """
 
     def __init__(self, call: Call, case: Case, *, cuda_graph: bool = False) -> None:
@@ -45,7 +45,7 @@ class TorchRunning(Running):
         self.device = case.device
         self.timer = TorchEventTimer() if self._gpu else CPU_TIMER
         with torch.inference_mode():
-            outputs = self._call(self._input)  # compiles, where that is still to be done
+            outputs = self._call(self._input)  # compiles, if needed
             if self._gpu:
                 self._host = [torch.empty_like(o, device="cpu").pin_memory() for o in outputs]
                 torch.cuda.synchronize()
@@ -68,7 +68,7 @@ class TorchRunning(Running):
         with torch.inference_mode():
             self._input.copy_(torch.from_numpy(images))
             class_logits, mask_logits = (o.float().cpu() for o in self._call(self._input))
-        # Copies: the next call may write where these stand.
+        # Copies, because the next call may overwrite these tensors.
         return np.array(class_logits), np.array(mask_logits)
 
 
@@ -78,10 +78,10 @@ def torch_type(precision: str) -> torch.dtype:
 
 
 def prepare(case: Case) -> tuple[nn.Module, str | None]:
-    """The network in its precision on its device, and the precision of autocast, if any."""
+    """The network in its precision on its device, and the autocast precision, if any."""
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    torch.backends.cudnn.benchmark = True  # fixed shapes: both sides get their best convolutions
+    torch.backends.cudnn.benchmark = True  # shapes are fixed: search the fastest algorithm once
     network = case.build("sdpa", case.device)
     if case.precision.startswith("amp-"):
         return network, case.precision.removeprefix("amp-")
@@ -89,7 +89,7 @@ def prepare(case: Case) -> tuple[nn.Module, str | None]:
 
 
 def _mixed(network: Callable[..., Any], amp: str | None, device: str) -> Call:
-    """The network under autocast, where it is wanted."""
+    """The network under autocast in precision ``amp``; unchanged for None."""
     if amp is None:
         return network
     kind = torch_type(amp)
@@ -103,13 +103,13 @@ def _mixed(network: Callable[..., Any], amp: str | None, device: str) -> Call:
 
 
 def eager(case: Case) -> Running:
-    """Operator by operator."""
+    """Open the network in eager mode."""
     network, amp = prepare(case)
     return TorchRunning(_mixed(network, amp, case.device), case)
 
 
 def compiled(case: Case, mode: str = "default") -> Running:
-    """``torch.compile`` of the whole network; a graph break is an error, not a slower row."""
+    """Open the network with ``torch.compile``; a graph break is an error, not a slower row."""
     import torch._dynamo as dynamo
 
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MANY_NETWORKS)
@@ -118,23 +118,23 @@ def compiled(case: Case, mode: str = "default") -> Running:
     call = _mixed(inner, amp, case.device)
     if mode == "default":
         return TorchRunning(call, case)
-    compiler: Any = torch.compiler  # its functions have no types
+    compiler: Any = torch.compiler  # its functions have no annotations
 
     def step(images: Tensor) -> tuple[Tensor, Tensor]:
-        compiler.cudagraph_mark_step_begin()  # outputs of the call before may go
+        compiler.cudagraph_mark_step_begin()  # outputs of the previous call may be freed
         return call(images)
 
     return TorchRunning(step, case)
 
 
 def graph(case: Case) -> Running:
-    """Eager PyTorch, launched at once."""
+    """Open the network in eager mode, captured in one CUDA graph."""
     network, amp = prepare(case)
     return TorchRunning(_mixed(network, amp, case.device), case, cuda_graph=True)
 
 
 def aotinductor(case: Case, *, cuda_graph: bool = False) -> Running:
-    """``torch.export``, compiled ahead of time to a ``.pt2`` file, and loaded from it."""
+    """Export the network, compile it ahead of time to a ``.pt2`` file, and open that file."""
     from eomt_deploy.backends.aotinductor.engine import load_package, save_package
 
     network, amp = prepare(case)
@@ -142,13 +142,13 @@ def aotinductor(case: Case, *, cuda_graph: bool = False) -> Running:
         network = _Autocast(network, amp, case.device)
     path = case.folder / f"{case.row.name.replace(' ', '-')}.{len(case.images)}.pt2"
     save_package(network, case.spec, path, batch=len(case.images), device=case.device)
-    # Several threads may not share what a graph has captured.
+    # Only a package without locks between threads can be captured.
     call: Call = load_package(path, single_threaded=cuda_graph)
     return TorchRunning(call, case, cuda_graph=cuda_graph)
 
 
 class _Autocast(nn.Module):
-    """Autocast inside the network, so that an exported program has it, too."""
+    """Network with autocast inside, so that an exported program also has it."""
 
     def __init__(self, network: nn.Module, amp: str, device: str) -> None:
         super().__init__()
@@ -160,8 +160,8 @@ class _Autocast(nn.Module):
 
 
 def _captured(call: Call, buffer: Tensor) -> Call:
-    """One CUDA graph of a call on ``buffer``, which later calls must fill and pass, too."""
-    cuda: Any = torch.cuda  # its classes have no types
+    """Capture a call in one CUDA graph; later calls must fill and pass the same ``buffer``."""
+    cuda: Any = torch.cuda  # its classes have no annotations
     with torch.inference_mode():
         side = cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -174,7 +174,7 @@ def _captured(call: Call, buffer: Tensor) -> Call:
             outputs = call(buffer)
 
     def replay(images: Tensor) -> tuple[Tensor, Tensor]:
-        assert images is buffer  # a graph reads the memory that it was captured with
+        assert images is buffer  # the graph reads the memory of its capture
         captured.replay()
         return outputs
 

@@ -1,4 +1,4 @@
-"""Data set readers. A reader is a function and one entry of FORMATS."""
+"""Data set readers. A reader is a function with an entry in ``FORMATS``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Reader = Callable[[FileIndex, ModelSpec, str | None], tuple[list[Sample], list[s
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of labelled data.
+    """A format of labelled data.
 
     Attributes:
-        marker: regular expression of file names by which it is recognised.
+        marker: regular expression of file names that identify the format.
         tasks: tasks that it has labels for.
-        read: makes the samples of a split, and notes on what it left out.
-        json: for COCO, what decides where no file name does.
+        read: function that returns the samples of a split, and notes on data that it left out.
+        json: for COCO, kind of labels, which identifies JSON files with other names.
     """
 
     marker: str
@@ -33,7 +33,7 @@ class Format:
     json: Kind | None = None
 
 
-# In the order in which they are tried: instances before panoptic labels, which hold them, too.
+# In the order of detection: instance labels come first, as panoptic labels also contain instances.
 FORMATS: dict[str, Format] = {
     "coco-instances": Format(INSTANCES.marker, ("instance",), coco.read_instances, INSTANCES),
     "coco-panoptic": Format(PANOPTIC.marker, TASKS, coco.read_panoptic, PANOPTIC),
@@ -51,48 +51,49 @@ def open_dataset(
     split: str | None = None,
     max_pixels: int | None = None,
 ) -> Dataset:
-    """Labelled data for a model.
+    """Open labelled data for a model.
 
     Args:
-        paths: folders or official zip files that together hold images and labels.
-        spec: the model: its task and classes must fit the data.
-        format: one of :data:`FORMATS`; None recognises it. For COCO, files of the usual names are
-            taken, or else the JSON whose content fits.
-        split: such as ``val`` or ``val2017``, where there are several.
-        max_pixels: limit of each image and label, see :func:`eomt_deploy.load_image`.
+        paths: folders or official zip files that together contain images and labels.
+        spec: description of the model; its task and classes must match the data.
+        format: name from :data:`FORMATS`; None detects it. COCO files are detected by their usual
+            names, or else by the content of the JSON file.
+        split: name of the split, e.g. ``val`` or ``val2017``, if there are several.
+        max_pixels: limit for each image and label, see :func:`eomt_deploy.load_image`.
 
     Raises:
-        DatasetError: nothing recognised, incomplete, contradictory, empty, or other classes.
-        UsageError: an unknown format.
+        DatasetError: the data are not recognised, incomplete, contradictory or empty, or have
+            other classes than the model.
+        UsageError: an unknown format, or a format without labels for the task.
     """
     index = FileIndex(paths, max_pixels=max_pixels)
     if format is None:
         format = _recognise(index, spec.task)
     elif format not in FORMATS:
-        raise UsageError(f"Format {format!r} is unknown.", fix=f"Known: {', '.join(FORMATS)}.")
+        raise UsageError(f"Format {format!r} is unknown.", fix=f"Use one of: {', '.join(FORMATS)}.")
     elif spec.task not in FORMATS[format].tasks:
         raise UsageError(
             f"{format} has no {spec.task} labels.",
-            fix=f"It is for {', '.join(FORMATS[format].tasks)} models.",
+            fix=f"Use it for a model with one of these tasks: {', '.join(FORMATS[format].tasks)}.",
         )
     if format is None:
         raise DatasetError(
             f"No {spec.task} labels were recognised in {index.origin}.",
-            why=f"{len(index.names)} files are there, none in the layout of "
+            why=f"None of {len(index.names)} files has the layout of "
             + ", ".join(n for n, f in FORMATS.items() if spec.task in f.tasks) + ".",
-            fix="Pass folders or zips with images and labels: --data A --data B. A folder of your "
-            "own needs images/*.jpg and labels/*.png with class ids (255 = void).",
+            fix="Pass folders or zip files with images and labels: --data A --data B. Your own "
+            "semantic labels need images/*.jpg and labels/*.png with class ids (255 = void).",
         )  # fmt: skip
     samples, notes = FORMATS[format].read(index, spec, split)
     if not samples:
-        raise DatasetError(f"{index.origin} holds no labelled image ({format}).")
+        raise DatasetError(f"{index.origin} does not contain a labelled image ({format}).")
     return Dataset(
         format, index.origin, tuple(samples), tuple(notes), index.fingerprint, index.remarks
     )
 
 
 def _recognise(index: FileIndex, task: Task) -> str | None:
-    """The format by the names of the files, or else by the content of a JSON."""
+    """Detect the format by file names, or else by the content of a JSON file."""
     fitting = {name: entry for name, entry in FORMATS.items() if task in entry.tasks}
     for name, entry in fitting.items():
         if index.matching(entry.marker):

@@ -1,4 +1,4 @@
-"""COCO's panoptic (JSON + PNG) and instance (JSON) formats; ADE20K panoptic comes in the first."""
+"""COCO's panoptic (JSON + PNG) and instance (JSON) formats. ADE20K panoptic uses the first."""
 
 from __future__ import annotations
 
@@ -35,14 +35,13 @@ from eomt_deploy.result import VOID, Rle, encode_mask
 from eomt_deploy.spec import ModelSpec
 
 Found = tuple[list[Sample], list[str]]
-"""Samples, and what the user should know of the data."""
+"""Samples, and notes on the data for the user."""
 
 
 def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
-    """Samples of a panoptic JSON and its folder (or zip) of PNG files.
+    """Read samples of a panoptic JSON file and its folder or zip file of PNG files.
 
-    Panoptic labels hold the other two as well: things are instances, and every segment has
-    a class.
+    Panoptic labels serve all tasks: things are instances, and every segment has a class.
     """
     document = read_document(index, PANOPTIC, split)
     name = document.name
@@ -51,7 +50,8 @@ def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> Found
         image_id = document.image_of(annotation).id
         if image_id in labels:
             raise DatasetError(
-                f"{name} has an annotation for image {image_id}, which it labels twice."
+                f"{name} must have one annotation for each image, got several for {image_id}.",
+                fix="Keep one annotation for each image.",
             )
         png = field(annotation, "file_name", name, is_text)
         labels[image_id] = png, field(annotation, "segments_info", name, is_list)
@@ -62,7 +62,7 @@ def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> Found
     folder = name.removesuffix(".json")
     if f"{folder}.zip" in index:
         index.open_inner_zip(f"{folder}.zip")
-        folder = PurePosixPath(folder).name  # COCO's inner zip holds the folder by its bare name
+        folder = PurePosixPath(folder).name  # the inner zip file has the folder at its top
     finder = ImageFinder(index, name, document.others, split, _label_folders(document.others))
     samples = []
     for image_id, (png, infos) in labels.items():
@@ -77,7 +77,7 @@ def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> Found
 
 
 def _label_folders(documents: tuple[str, ...]) -> set[str]:
-    """Folders of PNG files, which lie beside their JSON, or in an inner zip."""
+    """Folders of PNG files, which are next to their JSON file or in an inner zip file."""
     stems = {name.removesuffix(".json") for name in documents}
     return stems | {PurePosixPath(stem).name for stem in stems}
 
@@ -96,7 +96,10 @@ def _segments(
         category_of(info, class_of, spec, document)
         field(info, "iscrowd", document.name, is_flag, default=0)
         if segment_id in segments:
-            raise DatasetError(f"{document.name} lists the segment id {segment_id} twice.")
+            raise DatasetError(
+                f"{document.name} lists the segment id {segment_id} twice in an image.",
+                fix="Give each segment of an image a different id.",
+            )
         segments[segment_id] = info
     return segments
 
@@ -113,18 +116,18 @@ def _panoptic_truth(
         if png not in index:
             raise DatasetError(
                 f"The panoptic PNG {png} is missing in {index.origin}.",
-                fix="Pass the folder or zip with the PNG files, too: --data A --data B.",
+                fix="Also pass the folder or zip file with the PNG files: --data A --data B.",
             )
         ids = index.label_image(png).astype(np.int32) @ np.array([1, 256, 65536], np.int32)
         if ids.shape != image.size:
             raise DatasetError(
-                f"{index.describe(png)} is {ids.shape[0]}x{ids.shape[1]}, the JSON says "
-                f"{image.size[0]}x{image.size[1]} for {image.file_name}."
+                f"{index.describe(png)} must be {image.size[0]}x{image.size[1]}, as its JSON file "
+                f"lists for {image.file_name}, got {ids.shape[0]}x{ids.shape[1]}."
             )
         drawn = set(np.unique(ids).tolist()) - {0}
         for wrong, what in (
-            (drawn - segments.keys(), "has segment ids that its JSON does not list"),
-            (segments.keys() - drawn, "lacks segment ids that its JSON lists"),
+            (drawn - segments.keys(), "has segment ids that its JSON file does not list"),
+            (segments.keys() - drawn, "lacks segment ids that its JSON file lists"),
         ):
             if wrong:
                 shown = ", ".join(map(str, sorted(wrong, key=str)[:5]))
@@ -149,7 +152,7 @@ def _as_truth(
     found = []
     for segment_id, info in segments.items():
         class_id = class_of.get(info["category_id"])
-        if class_id is None:  # stuff that an instance model does not know
+        if class_id is None:  # a stuff class, which an instance model does not have
             continue
         if spec.task == "panoptic" or spec.classes[class_id].thing:
             mask = encode_mask(ids == segment_id)
@@ -158,13 +161,13 @@ def _as_truth(
 
 
 def read_instances(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
-    """Samples of an instances JSON (polygons or RLE).
+    """Read samples of an instances JSON file (polygons or RLE).
 
-    An annotation without a mask (``"segmentation": []``, as tools write for a box) is left out:
-    there is nothing to compare a predicted mask with, and pycocotools cannot read it.
+    An annotation without a mask (``"segmentation": []``, which tools write for boxes) is left out,
+    because it cannot be compared with a predicted mask; pycocotools cannot read it either.
 
     Raises:
-        DatasetError: no annotation has a mask, or anything is broken.
+        DatasetError: no annotation has a mask, or the data are not valid.
     """
     document = read_document(index, INSTANCES, split)
     name = document.name
@@ -186,7 +189,7 @@ def read_instances(index: FileIndex, spec: ModelSpec, split: str | None) -> Foun
         if empty == len(document.annotations):
             raise DatasetError(
                 f"No annotation of {name} has a mask: `segmentation` is empty in all of them.",
-                why="These are labels of boxes; an instance model is scored on masks.",
+                why="The labels are boxes, but an instance model is scored on masks.",
                 fix="Export the labels again with polygons or masks.",
             )
         notes.append(
@@ -203,12 +206,12 @@ def read_instances(index: FileIndex, spec: ModelSpec, split: str | None) -> Foun
 
 
 def _rle(annotation: Entry, size: tuple[int, int], origin: str) -> Rle | None:
-    """The mask of an annotation; None where it has none."""
+    """The mask of an annotation; None if it has no mask."""
     segmentation = annotation.get("segmentation")
     try:
         if isinstance(segmentation, dict) and segmentation:
             if list(segmentation["size"]) != list(size):
-                raise ValueError(f"its size is {segmentation['size']}, the image's {list(size)}")
+                raise ValueError(f"its size must be {list(size)}, got {segmentation['size']}")
             if isinstance(segmentation["counts"], list):
                 segmentation = coco_mask.fr_py_objects(segmentation, *size)
             rle: Rle = encode_mask(coco_mask.decode(segmentation).astype(bool))
@@ -221,11 +224,11 @@ def _rle(annotation: Entry, size: tuple[int, int], origin: str) -> Rle | None:
         if any(len(ring) < 6 or len(ring) % 2 for ring in rings):
             raise ValueError("a polygon needs at least three points")
         if not all(np.isfinite(np.asarray(ring, np.float64)).all() for ring in rings):
-            raise ValueError("a polygon has a point that is not finite")
+            raise ValueError("a polygon has a coordinate that is not finite")
         merged: Rle = coco_mask.merge(coco_mask.fr_py_objects(rings, *size))
         return merged
-    except Exception as error:  # whatever a tool may write there
+    except Exception as error:  # tools may write anything here
         raise DatasetError(
-            f"Annotation {annotation.get('id', '(without id)')} of {origin} has a broken "
+            f"Annotation {annotation.get('id', '(without id)')} of {origin} has an invalid "
             f"segmentation: {str(error) or type(error).__name__}."
         ) from error

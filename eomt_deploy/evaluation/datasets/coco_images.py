@@ -1,4 +1,4 @@
-"""The image that a COCO JSON means by a file name, whatever tool wrote the name."""
+"""Search for the image of a file name in a COCO JSON file, as written by different tools."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from eomt_deploy.evaluation.dataset_files import FileIndex, words
 
 
 def spellings(file_name: str) -> Iterator[str]:
-    """A file name as it stands, and what it may mean.
+    """A file name and its possible other spellings.
 
     Windows tools write ``val\\a.jpg`` and ``C:\\data\\a.jpg``; Label Studio writes
-    ``/data/local-files/?d=images/a%20b.jpg`` or an address, each of them quoted.
+    ``/data/local-files/?d=images/a%20b.jpg`` or a URL, both percent-encoded.
     """
     yield file_name
     slashes = file_name.replace("\\", "/")
@@ -22,21 +22,21 @@ def spellings(file_name: str) -> Iterator[str]:
     yield unquote(slashes)
     try:
         address = urlsplit(slashes)
-    except ValueError:  # brackets that are not those of an address
+    except ValueError:  # brackets that are not valid in a URL
         return
     yield from parse_qs(address.query).get("d", [])
     yield unquote(address.path)
 
 
 class ImageFinder:
-    """Finds the images that a label document names.
+    """Search for the images that a JSON file lists.
 
     Args:
-        index: all files.
-        document: name of the JSON.
-        documents: all JSON files of its kind.
-        split: that was asked for.
-        label_folders: folders of label images, which hold no images.
+        index: index of all files.
+        document: name of the JSON file.
+        documents: names of all JSON files of its kind.
+        split: requested split, if any.
+        label_folders: folders of label images, which are not searched.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ImageFinder:
         self._index = index
         self._home = PurePosixPath(document).parent
         others = {PurePosixPath(other).parent for other in documents}
-        # A folder with labels of its own holds images of its own.
+        # A folder with its own JSON file has its own images.
         self._foreign = [o for o in others if o != self._home and o not in self._home.parents]
         self._labels = label_folders
         self._splits = {split} if split else words(document) - set(self._home.parts)
@@ -60,7 +60,8 @@ class ImageFinder:
         """Name of the image in the index.
 
         Raises:
-            DatasetError: there is none, several fit equally well, or it is another one's, too.
+            DatasetError: no image matches, several match equally well, or the image already
+                belongs to another file name.
         """
         best: list[str] = []
         for spelling in spellings(file_name):
@@ -70,14 +71,14 @@ class ImageFinder:
             what = "is missing" if not best else f"is ambiguous: {', '.join(best)}"
             raise DatasetError(
                 f"The image {file_name} {what} in {self._index.origin}.",
-                fix="Pass the folder or zip with the images, too: --data A --data B.",
+                fix="Also pass the folder or zip file with the images: --data A --data B.",
             )
         other = self._meant.setdefault(best[0], file_name)
         if other != file_name:
             raise DatasetError(
                 f"The images {other} and {file_name} would both be {best[0]} in "
                 f"{self._index.origin}.",
-                fix="Pass the folder or zip with all images, too: --data A --data B.",
+                fix="Also pass the folder or zip file with all images: --data A --data B.",
             )
         return best[0]
 
@@ -92,13 +93,13 @@ class ImageFinder:
         return [name for name in found if ranks[name] == max(ranks.values())]
 
     def _rank(self, path: PurePosixPath, wanted: PurePosixPath) -> tuple[int, bool, int, bool]:
-        """The more of the end is the same, the better; then the split, and how near it lies."""
+        """Rank by the number of equal parts at the end, then by the split and by the distance."""
         end = _shared(path.parts[::-1], wanted.parts[::-1])
         of_split = bool(self._splits & set(path.parent.parts))
         return end, of_split, _shared(path.parts, self._home.parts), "images" in path.parts
 
 
 def _shared(first: tuple[str, ...], second: tuple[str, ...]) -> int:
-    """How many parts are the same from the start."""
+    """Number of equal parts at the start."""
     same = [a == b for a, b in zip(first, second, strict=False)]
     return same.index(False) if False in same else len(same)

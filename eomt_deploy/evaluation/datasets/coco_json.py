@@ -1,4 +1,4 @@
-"""A COCO JSON: found under the names that tools give it, read, and checked field by field."""
+"""Search, reading and validation of COCO JSON files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from eomt_deploy.evaluation.dataset_files import FileIndex, choose
 from eomt_deploy.spec import ModelSpec
 
 Id = int | str
-"""COCO's are numbers; some tools write texts."""
+"""COCO uses numbers; some tools write strings."""
 Entry = dict[str, Any]
 LISTS = ("images", "annotations", "categories")
 SHOWN = 200
+"""Maximum length of a value in messages."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of COCO labels, and how its files are recognised.
+    """A kind of COCO labels, and how its files are detected.
 
     Attributes:
-        what: for messages.
-        marker: regular expression of the usual names.
-        key: what only the annotations of this kind have: decides for JSON of any other name.
+        what: name in messages.
+        marker: regular expression of the usual file names.
+        key: key that only annotations of this kind have; it identifies files with other names.
     """
 
     what: str
@@ -34,7 +35,7 @@ class Kind:
     key: str
 
 
-# The second is Roboflow's name.
+# The second name is Roboflow's.
 INSTANCES = Kind(
     "instance labels", r"(^|/)(instances[\w-]*|_annotations\.coco)\.json$", "segmentation"
 )
@@ -43,7 +44,7 @@ PANOPTIC = Kind("panoptic labels", r"(^|/)[\w-]*panoptic[\w-]*\.json$", "segment
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """An image of the JSON; ``size`` is (H, W)."""
+    """An image of the JSON file; ``size`` is (H, W) in pixels."""
 
     id: Id
     file_name: str
@@ -52,7 +53,7 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class Category:
-    """A category of the JSON; ``thing`` is True where it does not say."""
+    """A category of the JSON file; ``thing`` is True if the file does not specify it."""
 
     id: Id
     name: str
@@ -61,12 +62,13 @@ class Category:
 
 @dataclass(frozen=True)
 class Document:
-    """A COCO JSON whose images and categories are checked.
+    """A COCO JSON file with validated images and categories.
 
     Attributes:
-        name: in the index.
-        others: all documents of this kind in the index.
-        annotations: as they stand; :func:`field` checks what is taken from them.
+        name: name in the index.
+        others: names of all JSON files of this kind in the index.
+        images, categories: entries by their id.
+        annotations: annotations without validation; :func:`field` validates each value on access.
     """
 
     name: str
@@ -79,18 +81,19 @@ class Document:
         """The image that an annotation belongs to.
 
         Raises:
-            DatasetError: the document does not list it.
+            DatasetError: the file does not list the image.
         """
         image_id = field(annotation, "image_id", self.name, is_id)
         if image_id not in self.images:
             raise DatasetError(
-                f"{self.name} has an annotation for image {image_id}, which it does not list."
+                f"{self.name} has an annotation for image {image_id}, which it does not list.",
+                fix="Add the image to its list images, or remove the annotation.",
             )
         return self.images[image_id]
 
 
 def find_documents(index: FileIndex, kind: Kind) -> list[str]:
-    """Names of the JSON files of a kind: those with the usual names, or else by their content."""
+    """Names of the JSON files of a kind, detected by their usual names, or else by content."""
     named = index.matching(kind.marker)
     if named:
         return named
@@ -104,19 +107,19 @@ def find_documents(index: FileIndex, kind: Kind) -> list[str]:
 
 
 def read_document(index: FileIndex, kind: Kind, split: str | None) -> Document:
-    """The JSON of a kind; of a split, where there are several.
+    """Read the JSON file of a kind, and of a split if there are several.
 
     Raises:
-        DatasetError: there is none, or several; it is not JSON, or a list or field is missing or
-            has another type.
+        DatasetError: no file or several files match, the file is not valid JSON, or a list or
+            field is missing or has another type.
     """
     found = find_documents(index, kind)
     if not found:
         raise DatasetError(
-            f"No JSON with {kind.what} is in {index.origin}.",
-            why=f"It needs the lists images, annotations and categories, and {kind.key} in its "
-            "annotations.",
-            fix="Pass the folder that holds it, too: --data A --data B.",
+            f"No JSON file with {kind.what} was found in {index.origin}.",
+            why=f"Such a file has the lists images, annotations and categories, and {kind.key} in "
+            "its annotations.",
+            fix="Also pass the folder of the JSON file: --data A --data B.",
         )
     name = choose(found, split, kind.what)
     lists = _read_json(index, name)
@@ -150,7 +153,8 @@ def _read_json(index: FileIndex, name: str) -> dict[str, list[Any]]:
     if lacking:
         raise DatasetError(
             f"{index.describe(name)} has no {', '.join(lacking)}.",
-            why="A COCO JSON has the lists images, annotations and categories.",
+            why="A COCO JSON file needs the lists images, annotations and categories.",
+            fix="Export the labels again in COCO format.",
         )
     return dict(document)
 
@@ -162,32 +166,33 @@ def _image(entry: Any, origin: str, max_pixels: int) -> ImageEntry:
         field(entry, "file_name", origin, is_text),
         (int(height), int(width)),
     )
-    if height * width > max_pixels:  # masks of this size will be made
+    if height * width > max_pixels:  # masks of this size are allocated later
         raise DatasetError(
             f"{image.file_name} in {origin} is {image.size[0]}x{image.size[1]}, more than the "
             f"limit of {max_pixels:,} pixels.",
-            fix="Raise it with --max-pixels, in Python max_pixels=, if that is its real size.",
+            fix="If the size is correct, increase the limit with --max-pixels (in Python "
+            "max_pixels=).",
         )
     return image
 
 
 Check = Callable[[Any], str]
-"""What a value must be, in words, if it is not; "" if it is."""
+"""Function that returns "" for a valid value, or else a description of a valid value."""
 
 
 def is_id(value: Any) -> str:
     right = isinstance(value, int | str) and not isinstance(value, bool)
-    return "" if right else "a number or text"
+    return "" if right else "a number or string"
 
 
 def is_text(value: Any) -> str:
-    return "" if isinstance(value, str) and value else "a text"
+    return "" if isinstance(value, str) and value else "a non-empty string"
 
 
 def is_side(value: Any) -> str:
-    """Of an image; some tools write 640.0."""
+    """Check a height or width of an image; some tools write 640.0."""
     right = isinstance(value, int | float) and not isinstance(value, bool)
-    return "" if right and 1 <= value < math.inf and value == int(value) else "a number of pixels"
+    return "" if right and 1 <= value < math.inf and value == int(value) else "a positive integer"
 
 
 def is_flag(value: Any) -> str:
@@ -204,27 +209,28 @@ def is_list(value: Any) -> str:
 
 
 def field(entry: Any, key: str, origin: str, check: Check, **default: Any) -> Any:
-    """A field of an entry of the JSON.
+    """Validated field of an entry of a JSON file.
 
     Args:
-        entry: of the JSON.
-        key: of the field.
-        origin: names the JSON in errors.
-        check: what it must be.
-        default: ``default=…`` is taken where the field is missing.
+        entry: entry of the file.
+        key: name of the field.
+        origin: name of the file in messages.
+        check: check of the value.
+        default: ``default=…`` is the value of a missing field.
 
     Raises:
-        DatasetError: the entry is not an object, or the field is missing or has another type.
+        DatasetError: the entry is not an object, or the field is missing or not valid.
     """
     if not isinstance(entry, dict) or (key not in entry and not default):
         raise DatasetError(
-            f"An entry of {origin} is broken: it has no {key}.", why=f"It is {_shown(entry)}."
+            f"An entry of {origin} is not valid: it has no {key}.",
+            why=f"The entry is {_shown(entry)}.",
         )
     value = entry.get(key, default.get("default"))
     wanted = check(value)
     if wanted:
         raise DatasetError(
-            f"An entry of {origin} is broken: {key} must be {wanted}, got {_shown(value)}.",
+            f"An entry of {origin} is not valid: {key} must be {wanted}, got {_shown(value)}.",
             why=f"The entry is {_shown(entry)}.",
         )
     return value
@@ -241,13 +247,17 @@ def _shown(value: Any) -> str:
 def map_categories(
     spec: ModelSpec, document: Document, used: set[Id]
 ) -> tuple[dict[Id, int], list[str]]:
-    """Category id of the data -> class id of the model, by name; and what was ignored.
+    """Map category ids of the data to class ids of the model, by name.
 
-    A category that no annotation uses, and that the model does not know, does not matter: Roboflow
-    writes such a root category, with id 0.
+    A category that is neither used by an annotation nor known to the model is ignored: Roboflow
+    writes a root category with id 0.
+
+    Returns:
+        class ids by category id, and notes on ignored categories.
 
     Raises:
-        DatasetError: the two do not have the same names; for an instance model, of things.
+        DatasetError: data and model do not have the same class names; for an instance model, only
+            the names of things are compared.
     """
     things_only = spec.task == "instance"
     own = {c.name: c.id for c in spec.classes}
@@ -263,35 +273,36 @@ def map_categories(
             + ("things." if things_only else "classes."),
             why=f"only in the model: {', '.join(missing[:8]) or 'none'}; "
             f"only in the data: {', '.join(foreign[:8]) or 'none'}.",
-            fix="Evaluate on the data set that the model was trained for; the names in --classes "
-            "at export must be the data set's.",
+            fix="Evaluate on the data set that the model was trained for. If the names are wrong, "
+            "export the model again with the names of the data set in --classes.",
         )
     names = [c.name for c in counted if c.id in used]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DatasetError(
             f"{document.name} uses several categories of the same name: {', '.join(twice[:8])}.",
-            fix="Give each category a name of its own, or merge them.",
+            fix="Give each category a different name, or merge them.",
         )
     notes = []
     if unused:
         notes.append(
             f"{document.name} has categories that no annotation uses and the model does not know: "
-            f"{', '.join(unused[:8])}; they are ignored"
+            f"{', '.join(unused[:8])}. They are ignored"
         )
     return {c.id: own[c.name] for c in counted if c.name in own}, notes
 
 
 def category_of(entry: Any, class_of: dict[Id, int], spec: ModelSpec, document: Document) -> Id:
-    """The category of an annotation, which the model need not know.
+    """Category id of an annotation; the model may lack the class.
 
     Raises:
-        DatasetError: the document does not list it.
+        DatasetError: the file does not list the category.
     """
     category: Id = field(entry, "category_id", document.name, is_id)
     listed = spec.task == "instance" and category in document.categories
     if category not in class_of and not listed:
         raise DatasetError(
-            f"{document.name} has the category {category}, which it does not list, at annotation "
-            f"{entry.get('id', '(without id)')}."
+            f"Annotation {entry.get('id', '(without id)')} of {document.name} has the category "
+            f"{category}, which the file does not list.",
+            fix="Add the category to its list categories, or correct the annotation.",
         )
     return category

@@ -1,4 +1,4 @@
-"""Semantic data sets whose labels are one picture of class ids per image."""
+"""Semantic data sets with one label image of class ids per image."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 
 ADE20K_CLASSES = 150
 
 Found = tuple[list[Sample], list[str]]
-"""Samples, and what the user should know of the data."""
+"""Samples, and notes on the data for the user."""
 Lookup = npt.NDArray[np.int32]
-"""Class id by value in the file; -1 void; -2 no such value."""
+"""Class id for each value in the file; -1 for void, -2 for an invalid value."""
 UNKNOWN = -2
 
 
 def read_cityscapes(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
-    """``gtFine/<split>/<city>/*_gtFine_labelIds.png`` and ``leftImg8bit``; val by default."""
+    """Read ``gtFine/<split>/<city>/*_gtFine_labelIds.png`` and ``leftImg8bit`` (default: val)."""
     _check_count(spec, len(CITYSCAPES_IDS), "Cityscapes")
     lookup = np.full(256, VOID, np.int32)
     lookup[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
@@ -47,7 +47,7 @@ def read_cityscapes(index: FileIndex, spec: ModelSpec, split: str | None) -> Fou
 
 
 def read_ade20k(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
-    """``annotations/<split>/*.png`` beside ``images``; 0 is void; validation by default."""
+    """Read ``annotations/<split>/*.png`` (0 is void) and ``images`` (default: validation)."""
     _check_count(spec, ADE20K_CLASSES, "ADE20K")
     lookup = np.full(256, UNKNOWN, np.int32)
     lookup[: ADE20K_CLASSES + 1] = np.arange(-1, ADE20K_CLASSES)
@@ -55,7 +55,7 @@ def read_ade20k(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
 
 
 def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
-    """``labels/*.png`` with class ids (255 void) beside ``images/*``; CamVid-style."""
+    """Read ``labels/*.png`` with class ids (255 is void) and ``images/*``, as for CamVid."""
     _check_class_file(index, spec)
     lookup = np.full(256, UNKNOWN, np.int32)
     lookup[: len(spec.classes)] = np.arange(len(spec.classes))
@@ -64,7 +64,8 @@ def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
     foreign = sorted(set(index.matching(FOLDER_OTHER)) - set(labels))
     if foreign:
         raise DatasetError(
-            f"{index.describe(foreign[0])} is no PNG; labels must be stored without loss.",
+            f"{index.describe(foreign[0])} is not a PNG file.",
+            why="Other image formats may change class ids, e.g. by lossy compression.",
             fix="Save labels as 8-bit PNG with class ids.",
         )
     folders = sorted(
@@ -73,13 +74,14 @@ def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
     if split is None and len(folders) > 1:
         raise DatasetError(
             f"There are labels in several folders: {', '.join(f or '.' for f in folders)}.",
-            fix=f"Say which: --split {PurePosixPath(folders[-1]).name}.",
+            fix=f"Select one with --split, e.g. --split {PurePosixPath(folders[-1]).name}.",
         )
     chosen = [f for f in folders if split is None or split in PurePosixPath(f).parts]
     if len(chosen) != 1:
         raise DatasetError(
-            f"{len(chosen)} folders with labels are of the split {split!r}.",
-            why=f"There are {', '.join(f or '.' for f in folders)}.",
+            f"One folder with labels must match the split {split!r}, got {len(chosen)}.",
+            why=f"The folders with labels are {', '.join(f or '.' for f in folders)}.",
+            fix="Pass a --split that matches one of these folders.",
         )
     return _pair(index, FOLDER_LABEL, FOLDER_PHOTO, chosen[0] or None, lookup)
 
@@ -87,10 +89,10 @@ def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
 def _pair(
     index: FileIndex, label_pattern: str, photo_pattern: str, split: str | None, lookup: Lookup
 ) -> Found:
-    """Labels and images whose names agree in every group; the first group is the split.
+    """Pair labels and images by the groups of their patterns; the first group is the split.
 
     Raises:
-        DatasetError: no label of the split, or one without its image.
+        DatasetError: the split has no labels, or a label has no image or several.
     """
     labels = {m.groups(): n for n in index.names if (m := re.search(label_pattern, n))}
     photos: dict[tuple[str | None, ...], list[str]] = {}
@@ -100,19 +102,21 @@ def _pair(
     wanted = [key for key in labels if key[0] == split]
     if not wanted:
         known = ", ".join(sorted({str(key[0]) for key in labels}))
-        raise DatasetError(f"There are no labels of the split {split!r}, only of {known}.")
+        raise DatasetError(
+            f"There are no labels of the split {split!r}.", fix=f"Use a split of: {known}."
+        )
     for key in wanted:
         if key not in photos:
             raise DatasetError(
-                f"{index.describe(labels[key])} has no image that belongs to it.",
-                why=f"None of the {len(photos)} images has the same split and name.",
-                fix="Pass the folder or zip with the images, too: --data A --data B.",
+                f"The label {index.describe(labels[key])} has no image.",
+                why=f"None of {len(photos)} images has the same split and name.",
+                fix="Also pass the folder or zip file with the images: --data A --data B.",
             )
         if len(photos[key]) > 1:
             raise DatasetError(
-                f"{index.describe(labels[key])} has {len(photos[key])} images that may belong to "
-                f"it: {', '.join(photos[key])}.",
-                fix="Keep the one that was labelled.",
+                f"The label {index.describe(labels[key])} must have 1 image, got "
+                f"{len(photos[key])}: {', '.join(photos[key])}.",
+                fix="Keep only the image that was labelled.",
             )
     bare = sum(key[0] == split and key not in labels for key in photos)
     samples = [_sample(index, labels[key], photos[key][0], lookup) for key in wanted]
@@ -126,14 +130,14 @@ def _sample(index: FileIndex, label: str, photo: str, lookup: Lookup) -> Sample:
         if (class_map == UNKNOWN).any():
             wrong = np.unique(values[class_map == UNKNOWN]).tolist()[:5]
             raise DatasetError(
-                f"{index.describe(label)} has values that are no class: "
+                f"{index.describe(label)} has values that are not class ids: "
                 f"{', '.join(map(str, wrong))}.",
                 fix=f"Write class ids, and {FILE_VOID} for void.",
             )
         return Truth((values.shape[0], values.shape[1]), class_map=class_map)
 
     def image() -> RgbImage:
-        with index.opened(label) as picture:  # its header says the size
+        with index.opened(label) as picture:  # reads only the header
             size = picture.height, picture.width
         return index.image(photo, size)
 
@@ -141,12 +145,12 @@ def _sample(index: FileIndex, label: str, photo: str, lookup: Lookup) -> Sample:
 
 
 def _read_labels(index: FileIndex, name: str) -> npt.NDArray[np.uint8]:
-    """Values of an 8-bit greyscale or palette picture: uint8 [H, W], as they are stored."""
+    """Stored values of an 8-bit greyscale or palette image, uint8 [H, W]."""
     with index.opened(name) as picture:
         if picture.mode not in ("L", "P"):
             raise DatasetError(
-                f"{index.describe(name)} is a {picture.mode} picture, labels need one 8-bit "
-                "channel with class ids."
+                f"{index.describe(name)} must have one 8-bit channel, got mode {picture.mode}.",
+                fix="Save labels as 8-bit PNG with class ids.",
             )
         return np.asarray(picture, dtype=np.uint8)
 
@@ -160,16 +164,17 @@ def _check_count(spec: ModelSpec, count: int, data: str) -> None:
 
 
 def _check_class_file(index: FileIndex, spec: ModelSpec) -> None:
-    """A class list beside the data must be the model's; data without one is trusted."""
+    """Check that a class list next to the data, if there is one, matches the model."""
     for path in index.paths:
         for candidate in (path / "classes.json", path.parent / "classes.json"):
             if candidate.is_file():
-                # Only the names count here, so that a list may leave out what is a thing.
+                # Only names are compared, so the list may be without things.
                 names = [info.name for info in read_classes(candidate, "semantic")]
                 own = [info.name for info in spec.classes]
                 if names != own:
                     raise DatasetError(
                         f"The classes of {candidate} are not those of the model {spec.name}.",
                         why=f"data: {', '.join(names[:6])}, …; model: {', '.join(own[:6])}, ….",
+                        fix="Evaluate on the data set that the model was trained for.",
                     )
                 return

@@ -15,7 +15,7 @@ from eomt_deploy.errors import DeviceError, UsageError
 
 
 class Told:
-    """A timer that tells what it was told to."""
+    """A timer that returns given values."""
 
     def __init__(self, times):
         self.times = iter(times)
@@ -97,7 +97,7 @@ def test_rounds_that_say_nothing(rounds):
         ({"iterations": 5, "max_warmup": 10**7}, "max_warmup must be at most 1,000,000"),
         ({"iterations": 5, "pause": 1e30}, "pause must be at most 3,600 seconds"),
         ({"iterations": 5, "seconds": 1e9}, "seconds must be at most 604,800 seconds"),
-        ({"iterations": 5, "pause": float("nan")}, "positive numbers"),
+        ({"iterations": 5, "pause": float("nan")}, "must be 0 seconds or more"),
         ({"iterations": 5, "seconds": float("inf")}, "seconds"),
     ],
 )
@@ -108,7 +108,7 @@ def test_rounds_that_would_never_end(rounds, words):
 
 @pytest.mark.parametrize(
     ("times", "words"),
-    [(itertools.count(5000, -7), "backwards"), (itertools.repeat(5), "stood still")],
+    [(itertools.count(5000, -7), "backwards"), (itertools.repeat(5), "did not advance")],
 )
 def test_nothing_is_compared_by_a_clock_that_is_wrong(monkeypatch, times, words):
     monkeypatch.setattr("time.perf_counter_ns", lambda: next(times))

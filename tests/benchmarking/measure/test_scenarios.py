@@ -16,10 +16,10 @@ from eomt_deploy.errors import UsageError
 
 
 class Clock:
-    """A second goes by only where work or sleep says so."""
+    """A clock that only advances in `work` and `sleep`."""
 
     def __init__(self, service: float) -> None:
-        self.time = 0.0  # where a sleep ends exactly when it should
+        self.time = 0.0  # a sleep ends exactly on time
         self.service = service
 
     def work(self) -> None:
@@ -80,9 +80,9 @@ def test_round_trip():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("lunch", None, None, None), "no scenario 'lunch'"),
-        (("single", [2], None, None), "--batch goes with"),
-        (("offline", [0], None, None), "1 image or more"),
+        (("lunch", None, None, None), "Scenario 'lunch' is unknown"),
+        (("single", [2], None, None), "--batch needs --scenario offline, got single"),
+        (("offline", [0], None, None), "--batch must be at least 1, got 0"),
         (("offline", None, 2.0, None), "--rate and --serve-seconds"),
         (("server", None, -1.0, None), "positive"),
         (("server", None, float("nan"), None), "positive"),
@@ -115,5 +115,5 @@ def test_times_of_a_server_that_cannot_be():
     assert Served("r", "t", 2.0, (float("nan"),), 0, 3.0).to_dict()["latencies"] == [None]
     assert no_clock("r", "t", [1.0, 2.0]) == []
     (nothing,) = no_clock("r", "t", [0.0, 0.0])
-    assert "stood still" in nothing.doubt
+    assert "did not advance" in nothing.doubt
     assert Served.from_dict(nothing.to_dict()) == nothing

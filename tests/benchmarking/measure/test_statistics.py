@@ -19,7 +19,7 @@ from eomt_deploy.benchmarking.measure.statistics import (
 
 
 def noisy(seed: int, count: int = 60, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Two rows of one run: drift and busy moments hit both, each has a little noise of its own."""
+    """Two rows of one run: drift and other load affect both, and each has its own noise."""
     rng = np.random.default_rng(seed)
     drift = 1 + 0.2 * np.sin(np.arange(count) / 9) + np.where(rng.random(count) < 0.1, 0.5, 0)
     rows = [10 * drift * rng.lognormal(0, 0.02, count) for _ in range(2)]
@@ -40,7 +40,7 @@ def test_pairing_is_what_tells_them_apart():
     paired, unpaired = speedup(base, row), speedup(base, row, paired=False)
     assert paired.high - paired.low < unpaired.high - unpaired.low
     assert not unpaired.paired
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="equal in number"):
         speedup(base, row[:-1])
 
 
@@ -83,7 +83,7 @@ def test_steady():
     ("samples", "words"),
     [
         ([5.0, -3.25, 5.0], "a time of -3.25 ms was measured: the clock went backwards"),
-        ([0.0, 0.0], "the clock stood still"),
+        ([0.0, 0.0], "the clock did not advance"),
         ([1.0, float("nan")], "a time of nan ms"),
         ([float("inf"), 1.0], "a time of inf ms"),
     ],

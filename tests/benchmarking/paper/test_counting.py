@@ -1,4 +1,4 @@
-"""Our networks' parameters and MACs against every figure that the paper prints of them."""
+"""Parameters and MACs of our networks compared with all numbers in the paper."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from eomt_deploy.benchmarking.paper.suite_file import SuiteRow, suites
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6")
 EOMT, BASELINE = 0.01, 0.02
 MEAN_INPUTS = {"ade20k 0": 1.828, "ade20k 5": 1.828}
-"""Windows of a mean photo, which the paper's GMACs are of. Not printed: it is what makes EoMT's
-figure ours; that the same number makes the baseline's is the test."""
+"""Mean number of windows per image in the paper's GMACs. It is not in the paper: it is chosen to
+match EoMT's number, and the test checks that it also matches the baseline's."""
 UNEXPLAINED = {("table1", "step 1"): 741}
-"""GMACs by our count where the paper's own rows contradict each other; see table1.toml."""
+"""GMACs by our count, for rows on which the paper contradicts itself; see table1.toml."""
 
 
 @cache
@@ -52,7 +52,7 @@ def test_figures_of_the_paper(table: str, row: SuiteRow):
 
 
 def test_every_number_of_the_tables_has_a_row():
-    """A suite that loses a row would pass unseen."""
+    """A missing row of a suite must not go unnoticed."""
     assert len(rows()) == 6 + 3 + 12 + 3 + 4
     assert sum(len(suites()[name].rows) for name in TABLES) == 6 + 9 + 12 + 7 + 4 + 4
 
@@ -79,13 +79,13 @@ def test_neither_device_nor_attention_changes_the_count(step):
 
 
 class Sampling(nn.Module):
-    """Bilinear reading of a 5x5 grid of places."""
+    """Bilinear sampling at a 5x5 grid of locations."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.grid_sample(x, torch.zeros(x.shape[0], 5, 5, 2), align_corners=False)
 
 
-# fvcore's figures for single layers, by its rules: what it counts per multiply-add or element.
+# fvcore's counts for single layers.
 @pytest.mark.parametrize(
     ("layer", "shape", "macs"),
     [

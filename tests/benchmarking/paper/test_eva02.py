@@ -1,4 +1,4 @@
-"""EVA-02's blocks against its formulas, written out token by token."""
+"""EVA-02's blocks compared with its formulas, computed token by token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAIN = QUERIES + PREFIX
 # Parameters of timm 1.0.31's models at 640x640 with patches of 16 and no classifier.
 TIMM = {"large": 304_791_552, "large-deit3": 304_787_456, "large-eva02": 304_829_376}
 DIFFERENT_LAYOUT = {"large-eva02": 24 * 1024 - 1024}
-"""Zeros that stand for the keys' missing biases, and the class token's position."""
+"""Zeros in place of the keys' missing biases, and the position embedding of the class token."""
 
 
 def tiny(step: int = 5) -> nn.Module:
@@ -34,7 +34,7 @@ def photos(count: int = 1) -> Tensor:
 
 
 def published_order() -> Tensor:
-    """Place, in our heads' halves, of the neighbouring channels that published weights turn."""
+    """Position in our layout of the neighbouring channels that published weights rotate."""
     order = torch.empty(HEAD_WIDTH, dtype=torch.int64)
     order[0::2] = torch.arange(HEAD_WIDTH // 2)
     order[1::2] = torch.arange(HEAD_WIDTH // 2) + HEAD_WIDTH // 2
@@ -42,8 +42,8 @@ def published_order() -> Tensor:
 
 
 def turned(x: Tensor) -> Tensor:
-    """Neighbouring channels of ``x`` [tokens, head width] as complex numbers, turned by the row
-    (first half) and the column of the token's patch in a grid of 16 x 16 over the image."""
+    """Neighbouring channels of ``x`` [tokens, head width] as complex numbers, rotated by the row
+    (first half) and the column of the token's patch, scaled to a grid of 16 x 16."""
     frequencies = [10_000 ** (-i / (HEAD_WIDTH // 4)) for i in range(HEAD_WIDTH // 4)]
     out = x.clone()
     for token in range(PLAIN, len(x)):
@@ -57,7 +57,7 @@ def turned(x: Tensor) -> Tensor:
 
 
 def reference(block: Block, x: Tensor) -> Tensor:
-    """The block of one image [tokens, D], with separate projections and no bias of the keys."""
+    """One block for an image [tokens, D], with separate projections and no bias of the keys."""
     norm = F.layer_norm(x, x.shape[1:], block.norm1.weight, block.norm1.bias, 1e-6)
     (wq, wk, wv), (bq, _, bv) = block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)
     order = published_order()
@@ -117,7 +117,7 @@ def test_masks_that_hold_everything_change_nothing():
     assert isinstance(masked, MaskedEoMT)
     images = photos()
     want = plain(images)
-    assert (masked(images)[1] - want[1]).abs().max() > 1e-4  # masks do something
+    assert (masked(images)[1] - want[1]).abs().max() > 1e-4  # masks have an effect
     masked.allowed = lambda logits: MaskedEoMT.allowed(masked, torch.ones_like(logits))
     for a, b in zip(masked(images), want, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

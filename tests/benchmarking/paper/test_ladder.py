@@ -45,7 +45,7 @@ def test_every_step_keeps_the_tensor_contract(step, backbone):
     alone = model(images[1:])
     torch.testing.assert_close(alone[0][0], class_logits[1], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(alone[1][0], mask_logits[1], atol=1e-4, rtol=1e-4)
-    # Another picture gives another answer: nothing cuts the image off.
+    # Another image gives another result, so the output depends on the image.
     assert (mask_logits[0] - mask_logits[1]).abs().max() > 1e-3
 
 
@@ -80,13 +80,13 @@ def test_seeds_make_weights_and_leave_the_callers_randomness_alone():
 @pytest.mark.parametrize(
     ("step", "backbone", "options", "message"),
     [
-        (6, "tiny", {}, "no step 6"),
-        (0, "huge", {}, "no backbone 'huge'"),
-        (0, "tiny-dinov3", {}, "no step 0 of tiny-dinov3"),
-        (0, "tiny", {"size": (64, 80)}, "64x80 is no multiple of 32"),
-        (5, "tiny", {"size": (64, 60)}, "64x60 is no multiple of 16"),
-        (0, "tiny", {"attention": "flash"}, "no attention 'flash'"),
-        (0, "tiny", {"sampling": "cuda"}, "no sampling 'cuda'"),
+        (6, "tiny", {}, "between 0 and 5, got 6"),
+        (0, "huge", {}, "Backbone 'huge' is unknown"),
+        (0, "tiny-dinov3", {}, "tiny-dinov3 must be 4 or 5, got 0"),
+        (0, "tiny", {"size": (64, 80)}, "multiples of 32, got 64x80"),
+        (5, "tiny", {"size": (64, 60)}, "multiples of 16, got 64x60"),
+        (0, "tiny", {"attention": "flash"}, "Attention 'flash' is unknown"),
+        (0, "tiny", {"sampling": "cuda"}, "Sampling 'cuda' is unknown"),
         (0, "tiny", {"sampling": "triton"}, "cannot run on 'cpu'"),
     ],
 )
@@ -104,7 +104,7 @@ def test_masks_that_hold_everything_make_step_4_equal_step_5():
     assert isinstance(masked, MaskedEoMT)
     images = photos(1)
     found = masked(images)
-    assert (found[1] - plain(images)[1]).abs().max() > 1e-3  # masks do something
+    assert (found[1] - plain(images)[1]).abs().max() > 1e-3  # masks have an effect
     masked.allowed = lambda logits: MaskedEoMT.allowed(masked, torch.ones_like(logits))
     for a, b in zip(masked(images), plain(images), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

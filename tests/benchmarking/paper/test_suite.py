@@ -37,7 +37,7 @@ def short():
 
 @pytest.fixture(scope="module")
 def report(photo) -> SuiteReport:
-    """Three rows in two runtimes and all scopes, one after the other in the same rounds."""
+    """Three rows in two runtimes and all scopes, interleaved in the same rounds."""
     told: list[str] = []
     config = SuiteConfig(
         **(TINY | {"probe": True}), photo=photo,
@@ -60,7 +60,7 @@ def test_every_row_runtime_and_scope_is_measured_beside_the_base(report):
         assert m.prepare_seconds > 0
         ratio = report.ratio(m)
         assert (ratio is None) == (m.row == "step 0")
-        assert ratio is None or (ratio.paired and ratio.value > 1)  # a ViT-Adapter is no match
+        assert ratio is None or (ratio.paired and ratio.value > 1)  # a ViT-Adapter is always slower
         assert (report.tflops(m) is None) == (m.scope == "end-to-end")
         assert (report.runtime_ratio(m) is None) == (m.runtime == "torch-eager")
     assert set(report.peaks) == {"fp32"}
@@ -90,11 +90,11 @@ def test_round_trip_by_file(report, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("no json", "is no report"),
-        ("[1]", "is no report"),
-        ("{}", "holds no suite"),
-        ('{"kind": "suite", "schema": 99}', "another schema"),
-        ('{"kind": "suite", "schema": 1}', "is no report"),
+        ("no json", "is not a valid suite report"),
+        ("[1]", "is not a valid suite report"),
+        ("{}", "does not contain a suite"),
+        ('{"kind": "suite", "schema": 99}', "must have schema 1, got 99"),
+        ('{"kind": "suite", "schema": 1}', "is not a valid suite report"),
     ],
 )
 def test_what_is_no_report(text, words, tmp_path):
@@ -127,7 +127,7 @@ def test_damaged_reports_are_told(report, damage, tmp_path):
     damage(data)
     path = tmp_path / "x.json"
     path.write_text(json.dumps(data))
-    with pytest.raises(UsageError, match="is no report") as error:
+    with pytest.raises(UsageError, match="is not a valid suite report") as error:
         read_reports(path)
     assert len(str(error.value)) < 1000
 
@@ -137,7 +137,7 @@ def test_what_was_left_out_elsewhere_is_told(report, tmp_path):
     facts = {"kind": "facts", "left_out": ["table3"], "failed": ["Traceback\nMemoryError: all"]}
     path.write_text(json.dumps({"kind": "sections", "sections": [facts, report.to_dict()]}))
     text = tables.markdown(read_reports(path)[0])
-    assert "for want of time: table3" in text
+    assert "for lack of time: table3" in text
     assert "a section failed: MemoryError: all" in text
 
 
@@ -156,7 +156,7 @@ def test_tables_say_what_was_measured_where(report):
 
 
 def test_pictures(report):
-    assert plots.drawable([report]) == ["waterfall", "latency"]  # of these sizes there is no score
+    assert plots.drawable([report]) == ["waterfall", "latency"]  # no score at these sizes
     for name in ("waterfall", "table1-latency"):
         assert plots.draw(name, [report]).startswith(PNG)
     with pytest.raises(UsageError, match="no row with a score"):
@@ -222,11 +222,13 @@ def test_a_failure_while_measuring_is_a_skipped_row(monkeypatch):
     monkeypatch.setattr(suite, "measure", broken)
     found = run_suite(SuiteConfig(**TINY))
     assert found.measurements == []
-    assert {s.reason for s in found.skipped} == {"failed while measured: MemoryError: no memory"}
+    assert {s.reason for s in found.skipped} == {
+        "failed during the measurement: MemoryError: no memory"
+    }
 
 
 def test_every_runtime_computes_the_same(tmp_path):
-    """Half precision and compilation on the CPU; what they compute is held against eager."""
+    """Half precision and compilation on the CPU, compared with eager mode."""
     row = SUITE.select(("step 5",), (64, 64), "tiny")[1]
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
 
@@ -258,7 +260,7 @@ def test_runtimes_say_why_they_cannot_run():
     assert why_unavailable(find_runtime("torch-eager"), "cpu", "fp32") is None
     assert "only on cuda" in why_unavailable(find_runtime("torch-graph"), "cpu", "fp32")
     assert "only fp32" in why_unavailable(find_runtime("onnxruntime"), "cpu", "amp-fp16")
-    with pytest.raises(UsageError, match="no runtime 'caffe'"):
+    with pytest.raises(UsageError, match="Runtime 'caffe' is unknown"):
         find_runtime("caffe")
 
 
@@ -268,15 +270,15 @@ def test_runtimes_say_why_they_cannot_run():
         ({"scopes": ("lunch",)}, "scope 'lunch'"),
         ({"precision": "fp64"}, "precision 'fp64'"),
         ({"batches": (1, 2)}, "offline scenario"),
-        ({"batches": (0,)}, "1 image or more"),
+        ({"batches": (0,)}, "at least 1, got 0"),
         (
             {"batches": (1, 2), "scenario": "offline", "scopes": ("end-to-end",), "photo": "x"},
-            "one image at a time",
+            "end-to-end needs batch size 1, got 2",
         ),
         ({"rate": float("inf"), "scenario": "server"}, "positive number"),
         ({"scopes": ("end-to-end",)}, "needs an image"),
         ({"rate": 2.0}, "server scenario"),
-        ({"runtimes": ("caffe",)}, "no runtime"),
+        ({"runtimes": ("caffe",)}, "Runtime 'caffe'"),
     ],
 )
 def test_configurations_that_make_no_sense(options, words):
@@ -311,7 +313,7 @@ def test_what_matters_most_is_opened_first():
 
 @pytest.mark.parametrize(
     ("ticks", "words"),
-    [(itertools.count(10**15, -7_000_000), "backwards"), (itertools.repeat(5), "stood still")],
+    [(itertools.count(10**15, -7_000_000), "backwards"), (itertools.repeat(5), "did not advance")],
 )
 def test_a_clock_that_is_wrong_makes_no_number_valid(monkeypatch, ticks, words, tmp_path):
     monkeypatch.setattr("time.perf_counter_ns", lambda: next(ticks))

@@ -29,9 +29,9 @@ def test_selecting_brings_the_base_and_changes_sizes():
         ("step 5", (96, 64), "tiny"),
     ]
     assert len(suite.select()) == 6
-    with pytest.raises(UsageError, match="no row 'step 9'"):
+    with pytest.raises(UsageError, match="Row 'step 9' of table1"):
         suite.select(("step 9",))
-    with pytest.raises(UsageError, match=r"Known: .*table1"):
+    with pytest.raises(UsageError, match=r"Use one of: .*table1"):
         find_suite("table9")
 
 
@@ -40,7 +40,7 @@ def test_quoted_rows_are_not_measured():
     quoted = [row.name for row in suite.rows if row.step is None]
     assert quoted
     assert not {row.name for row in suite.select()} & set(quoted)
-    with pytest.raises(UsageError, match="only as the paper's number"):
+    with pytest.raises(UsageError, match="only quotes the paper's numbers"):
         suite.select((quoted[0],))
 
 
@@ -54,7 +54,7 @@ def test_table_2_compares_each_backbone_with_its_own_baseline():
         assert {suite.base_of(row) for row in rows} == {f"{family} 0"}
         backbone = describe(rows[0], "fp16", 1).backbone
         assert (backbone.family, backbone.registers) == (family, 4 if family == "dinov2" else 0)
-    # What DINOv2 gives is table 1.
+    # The rows with DINOv2 are in table 1.
     ladder = {row.step: row.paper for row in find_suite("table1").rows}
     assert all(row.paper == ladder[row.step] for row in suite.rows[:3])
 
@@ -91,7 +91,7 @@ def test_what_fits_is_measured_together_beside_its_base():
     assert pack([*"abcd"], needs, bases, 100) == ([("a", "b", "c", "d")], [])
     assert pack([*"abcd"], needs, bases, 36) == ([("a", "b", "c"), ("a", "d")], [])
     assert pack([*"abcd"], needs, bases, 25) == ([("a", "b"), ("a", "c"), ("a", "d")], [])
-    # Alone, where not even the base fits beside it; and not at all.
+    # A row that only fits without its base, and a row that does not fit at all.
     assert pack(["a", "b", "huge"], needs, bases, 16) == ([("a",), ("b",)], ["huge"])
 
 

@@ -1,4 +1,4 @@
-"""ViT-Adapter: a convolutional branch that trades features with a plain ViT (step 0)."""
+"""ViT-Adapter: a convolutional branch that exchanges features with a plain ViT (step 0)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from eomt_deploy.benchmarking.paper.baseline.encoders import as_map
 from eomt_deploy.network.eomt import Backbone
 
 STAGES = 4
-"""Exchanges between the branches, evenly spread over the ViT."""
+"""Number of exchanges between the branches, evenly distributed over the ViT."""
 EXTRA_EXTRACTORS = 2
-"""Further extractors after the last stage."""
+"""Number of additional extractors after the last stage."""
 STEM = 64
 """Channels of the convolutional stem."""
 FFN_RATIO = 0.25
@@ -35,7 +35,7 @@ def _conv(inner: int, outer: int, stride: int) -> nn.Sequential:
 
 
 class SpatialPrior(nn.Module):
-    """Convolutions that make maps of width D at 1/4, 1/8, 1/16 and 1/32 from the image."""
+    """Convolutions that compute maps of width D at 1/4, 1/8, 1/16 and 1/32 from the image."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class SpatialPrior(nn.Module):
 
 
 class Injector(nn.Module):
-    """Patch tokens take from the pyramid."""
+    """Attention of the patch tokens to the pyramid."""
 
     def __init__(self, width: int, attention: DeformableAttention) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Injector(nn.Module):
 
 
 class Extractor(nn.Module):
-    """The pyramid takes from the patch tokens, then passes a convolutional FFN."""
+    """Attention of the pyramid to the patch tokens, followed by a convolutional FFN."""
 
     def __init__(self, width: int, attention: DeformableAttention, grids: list[Grid]) -> None:
         super().__init__()
@@ -100,9 +100,10 @@ class AdapterEncoder(nn.Module):
     """ViT with ViT-Adapter.
 
     Args:
-        arch: the ViT; its depth is a multiple of 4.
+        arch: architecture of the ViT; its depth must be a multiple of 4.
         image: (H, W) in pixels, multiples of 32.
-        heads, ratio: of the deformable attention.
+        heads, ratio: settings of the deformable attention.
+        sampling: kernel of the deformable attention.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class AdapterEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in self.grids)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """``pixels`` [B, 3, H, W], normalised, give maps [B, D, h, w], the finest first."""
+        """Normalised ``pixels`` [B, 3, H, W] -> maps [B, D, h, w], from the finest."""
         backbone, layers = self.backbone, self.backbone.layers
         finest, *maps = self.prior(pixels)
         pyramid = torch.cat(

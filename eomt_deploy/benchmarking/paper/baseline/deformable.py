@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: each query looks at a few learned places of each map."""
+"""Multi-scale deformable attention: each query samples a few learned locations of each map."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 Grid = tuple[int, int]
 """Height and width of a feature map."""
 Sampling = Literal["grid_sample", "triton"]
-"""``grid_sample``: plain PyTorch, runs and exports everywhere. ``triton``: one fused kernel,
+"""``grid_sample``: plain PyTorch, runs and exports everywhere; ``triton``: one fused kernel, for
 NVIDIA GPUs only."""
 
 
 def count_cells(grids: list[Grid]) -> list[int]:
-    """Cells of each map."""
+    """Number of cells of each map."""
     return [height * width for height, width in grids]
 
 
 def cell_centres(grids: list[Grid]) -> Tensor:
-    """Centres of all cells of all maps, float [cells, 2] as (x, y) in 0-1."""
+    """Centres of all cells of all maps, float [cells, 2] as (x, y) from 0 to 1."""
     maps = []
     for height, width in grids:
         y = (torch.arange(height) + 0.5) / height
@@ -33,26 +33,26 @@ def cell_centres(grids: list[Grid]) -> Tensor:
 
 
 def describe_grids(grids: list[Grid]) -> Tensor:
-    """Height, width and first cell of each map, int32 [L, 3]."""
+    """Height, width and index of the first cell of each map, int32 [L, 3]."""
     starts = accumulate(count_cells(grids), initial=0)
     rows = [(*grid, start) for grid, start in zip(grids, starts, strict=False)]
     return torch.tensor(rows, dtype=torch.int32)
 
 
 def sample(value: Tensor, grids: list[Grid], places: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of the values at ``places``, read bilinearly, zero outside the maps.
+    """Weighted sum of bilinear samples at ``places``; values outside the maps are zero.
 
     Args:
-        value: [B, cells, heads, d], the cells of all maps one after the other.
-        grids: the L maps.
-        places: [B, n, heads, L, points, 2] as (x, y) in 0-1.
+        value: [B, cells, heads, d], the concatenated cells of all maps.
+        grids: sizes of the L maps.
+        places: [B, n, heads, L, points, 2] as (x, y) from 0 to 1.
         weights: [B, n, heads, L, points].
 
     Returns:
         [B, n, heads * d].
     """
     heads, width = value.shape[2:]
-    places = 2 * places - 1  # what grid_sample takes
+    places = 2 * places - 1  # grid_sample takes -1 to 1
     parts = []
     for level, cells in enumerate(torch.split(value, count_cells(grids), dim=1)):
         picture = cells.permute(0, 2, 3, 1).reshape(-1, width, *grids[level])
@@ -65,14 +65,16 @@ def sample(value: Tensor, grids: list[Grid], places: Tensor, weights: Tensor) ->
 
 
 class DeformableAttention(nn.Module):
-    """Queries on the cells of some maps look at ``points`` places of each of other maps.
+    """Deformable attention from the cells of some maps to ``points`` locations of other maps.
 
     Args:
         width: channels D of queries and maps.
-        heads: attention heads.
-        queries: maps whose cells are the queries.
-        values: maps that are looked at.
-        ratio: channels of the values, as a part of ``width``.
+        heads: number of attention heads.
+        queries: sizes of the maps whose cells are the queries.
+        values: sizes of the maps that are sampled.
+        ratio: channels of the values as a share of ``width``.
+        points: number of locations per head and map.
+        sampling: kernel, see :data:`Sampling`.
     """
 
     reference: Tensor
@@ -99,7 +101,7 @@ class DeformableAttention(nn.Module):
         self.out = nn.Linear(inner, width)
         centres = cell_centres(queries)[:, None, None, None]  # [n, 1, 1, 1, 2]
         self.register_buffer("reference", centres, persistent=False)
-        # Offsets count cells of the map that is looked at.
+        # Offsets are in cells of the sampled map.
         sizes = torch.tensor([[1 / width, 1 / height] for height, width in values])[:, None]
         self.register_buffer("cell", sizes, persistent=False)  # [L, 1, 2]
         self.register_buffer("geometry", describe_grids(values), persistent=False)
@@ -107,8 +109,10 @@ class DeformableAttention(nn.Module):
 
     @torch.no_grad()
     def _spread(self) -> None:
-        """Let the heads look in different directions, the points ever further out, as a trained
-        network does: memory is then read as there."""
+        """Initialize the offsets so that memory is accessed as in a trained network.
+
+        Each head samples in its own direction, and each further point at a greater distance.
+        """
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None, None]
         reach = torch.arange(1, self.points + 1)[:, None]
@@ -116,7 +120,7 @@ class DeformableAttention(nn.Module):
         self.offset.bias.copy_(spread.reshape(-1))
 
     def forward(self, queries: Tensor, values: Tensor) -> Tensor:
-        """``queries`` [B, n, D] and ``values`` [B, cells, D] give [B, n, D]."""
+        """``queries`` [B, n, D] and ``values`` [B, cells, D] -> [B, n, D]."""
         levels = len(self.grids)
         value = self.value(values).unflatten(-1, (self.heads, -1))
         offset = self.offset(queries).unflatten(-1, (self.heads, levels, self.points, 2))

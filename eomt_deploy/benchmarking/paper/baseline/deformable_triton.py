@@ -1,4 +1,4 @@
-"""Deformable sampling as one fused kernel, for NVIDIA GPUs. Imports Triton: import it late."""
+"""Deformable sampling as one fused kernel for NVIDIA GPUs. Importing it requires Triton."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 32
-"""Queries of one program."""
+"""Number of queries per program."""
 
 
 def _sample(
@@ -20,13 +20,13 @@ def _sample(
     queries: tl.tensor,
     cells: tl.tensor,
     heads: tl.tensor,
-    LEVELS: tl.constexpr,  # noqa: N803  # Triton's custom for what is known when it compiles
+    LEVELS: tl.constexpr,  # noqa: N803  # Triton's style for constants
     POINTS: tl.constexpr,  # noqa: N803
     WIDTH: tl.constexpr,  # noqa: N803
     PADDED: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ) -> None:
-    """A block of queries of one head of one image; sums in FP32."""
+    """Sample for a block of queries of one head of one image; sums are FP32."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
@@ -70,13 +70,16 @@ _kernel = triton.jit(_sample)
 
 
 def sample_fused(value: Tensor, geometry: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """As :func:`eomt_deploy.benchmarking.paper.baseline.deformable.sample`.
+    """Compute :func:`eomt_deploy.benchmarking.paper.baseline.deformable.sample` in one kernel.
 
     Args:
         value: [B, cells, heads, d].
-        geometry: int32 [L, 3], height, width and first cell of each map.
-        places: [B, n, heads, L, points, 2] as (x, y) in 0-1.
+        geometry: int32 [L, 3], height, width and index of the first cell of each map.
+        places: [B, n, heads, L, points, 2] as (x, y) from 0 to 1.
         weights: [B, n, heads, L, points].
+
+    Returns:
+        [B, n, heads * d].
     """
     images, cells, heads, width = value.shape
     queries, levels, points = weights.shape[1], weights.shape[3], weights.shape[4]

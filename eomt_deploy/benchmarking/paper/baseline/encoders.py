@@ -1,4 +1,4 @@
-"""A plain ViT and what makes a feature pyramid of it, without an adapter (steps 1 to 3)."""
+"""A plain ViT and scale blocks that build a feature pyramid, without an adapter (steps 1 to 3)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from eomt_deploy.network.eomt import UPSCALE_NORM_EPS, Backbone, UpscaleBlock
 
 
 def as_map(tokens: Tensor, grid: Grid) -> Tensor:
-    """[B, h * w, D] as [B, D, h, w]."""
+    """Tokens [B, h * w, D] as a map [B, D, h, w]."""
     return tokens.transpose(1, 2).reshape(-1, tokens.shape[2], *grid)
 
 
 class DownscaleBlock(nn.Module):
-    """The counterpart of :class:`UpscaleBlock`: half the height and width."""
+    """Counterpart of :class:`UpscaleBlock` that halves height and width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,10 +32,12 @@ class DownscaleBlock(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """ViT, then each scale from its last feature map by scale blocks of its own.
+    """ViT with separate scale blocks for each scale, applied to its last feature map.
 
     Args:
-        multi_scale: make 1/4, 1/8, 1/16 and 1/32; else 1/4 and 1/16 only.
+        arch: architecture of the ViT.
+        grid: (rows, columns) of patches.
+        multi_scale: whether to compute 1/4, 1/8, 1/16 and 1/32, or only 1/4 and 1/16.
     """
 
     def __init__(self, arch: Architecture, grid: Grid, *, multi_scale: bool) -> None:
@@ -48,7 +50,7 @@ class PlainEncoder(nn.Module):
         self.to_32 = DownscaleBlock(width) if multi_scale else None
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """``pixels`` [B, 3, H, W], normalised, give maps [B, D, h, w], the finest first."""
+        """Normalised ``pixels`` [B, 3, H, W] -> maps [B, D, h, w], from the finest."""
         backbone = self.backbone
         x = backbone.patch_embed(pixels) + backbone.pos_embed
         prefix = backbone.prefix()

@@ -1,4 +1,4 @@
-"""Mask2Former's Transformer decoder: queries attend inside the masks they predicted last."""
+"""Mask2Former's Transformer decoder: queries attend inside the masks of the previous layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HIDDEN = 2048
 
 
 class CrossAttention(nn.Module):
-    """Attention with keys and values of their own; self-attention where they are the queries'."""
+    """Attention with separate queries, keys and values; also used for self-attention."""
 
     def __init__(self, kind: AttentionKind) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, FFN; each normalised after."""
+    """Masked cross-attention, self-attention and FFN, each with post-norm."""
 
     def __init__(self, kind: AttentionKind) -> None:
         super().__init__()
@@ -60,10 +60,12 @@ class DecoderLayer(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Nine layers, each on one scale in turn, masks predicted before the first and after each.
+    """Nine layers that cycle through the scales; masks are predicted before and after each layer.
 
     Args:
-        grids: sizes of the maps that the queries look at, the coarsest first.
+        grids: sizes of the maps that the queries attend to, from the coarsest.
+        queries, classes: numbers of queries and classes.
+        attention: kind of attention, see :data:`eomt_deploy.network.masked.AttentionKind`.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class MaskDecoder(nn.Module):
 
         Args:
             features: [B, 256, H/4, W/4].
-            levels: tokens [B, n, 256] of each map, the coarsest first.
+            levels: tokens [B, n, 256] of each map, from the coarsest.
         """
         memory = [x + self.level.weight[i] for i, x in enumerate(levels)]
         keys = [x + cast("Tensor", getattr(self, f"position_{i}")) for i, x in enumerate(memory)]
@@ -102,7 +104,7 @@ class MaskDecoder(nn.Module):
             allowed = allowed_inside(mask_logits, self.grids[at])
             x = layer(x, position, memory[at], keys[at], allowed)
             mask_logits = self.predict_masks(x, features)
-        # Classes in between serve the training losses only.
+        # Class logits of the other layers are only needed for training losses.
         return self.class_head(self.norm(x)), mask_logits
 
     def predict_masks(self, x: Tensor, features: Tensor) -> Tensor:
@@ -111,9 +113,9 @@ class MaskDecoder(nn.Module):
 
 
 def allowed_inside(mask_logits: Tensor, grid: Grid) -> Tensor:
-    """Where each query may look, bool [B, 1, Q, h * w]: inside its mask, or everywhere where the
-    mask is empty."""
+    """Attention mask, bool [B, 1, Q, h * w]: True inside the mask of a query; all True if it is
+    empty."""
     logits = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False)
     inside = logits.flatten(2) > 0
-    # No index assignment and no branch on data: this exports.
+    # Without index assignment and branches on data, so that it can be exported.
     return (inside | ~inside.any(dim=-1, keepdim=True)).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Encoder, pixel decoder and mask decoder put together: steps 0 to 3 of the ladder."""
+"""Mask2Former from encoder, pixel decoder and mask decoder: steps 0 to 3 of the ladder."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ class Mask2Former(nn.Module):
     Args:
         step: 0 with ViT-Adapter, 1 with scale blocks instead, 2 also without pixel decoder,
             3 also without the scales 1/8 and 1/32.
-        arch: the ViT, with the numbers of queries and classes.
+        arch: architecture of the ViT, with the numbers of queries and classes.
         image: (H, W) in pixels, multiples of 32.
-        heads, ratio: of the adapter's deformable attention.
+        heads, ratio: settings of the adapter's deformable attention.
+        attention: kind of attention of ViT and mask decoder.
+        sampling: kernel of the deformable attention.
     """
 
     pixel_mean: Tensor

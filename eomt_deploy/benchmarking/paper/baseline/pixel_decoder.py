@@ -1,4 +1,4 @@
-"""Between encoder and mask decoder: Mask2Former's pixel decoder, or 1x1 convolutions instead."""
+"""Mask2Former's pixel decoder between encoder and mask decoder, and 1x1 convolutions instead."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUPS = 32
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention over three scales, then an FFN; each normalised after."""
+    """Deformable self-attention over three scales and FFN, each with post-norm."""
 
     def __init__(self, grids: list[Grid], sampling: Sampling) -> None:
         super().__init__()
@@ -46,6 +46,7 @@ class PixelDecoder(nn.Module):
     Args:
         width: channels D of the encoder's maps.
         grids: sizes of the maps 1/4, 1/8, 1/16 and 1/32.
+        sampling: kernel of the deformable attention.
     """
 
     position: Tensor
@@ -53,7 +54,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, width: int, grids: list[Grid], sampling: Sampling) -> None:
         super().__init__()
         self.finest = grids[0]
-        self.grids = grids[:0:-1]  # the coarsest first
+        self.grids = grids[:0:-1]  # from the coarsest
         self.project = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width, WIDTH, 1), nn.GroupNorm(GROUPS, WIDTH))
             for _ in self.grids
@@ -73,8 +74,11 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(WIDTH, WIDTH, 1)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Maps [B, D, h, w], the finest first, give mask features [B, 256, H/4, W/4] and
-        the tokens [B, n, 256] of 1/32, 1/16 and 1/8."""
+        """Compute mask features [B, 256, H/4, W/4] and tokens [B, n, 256] of 1/32, 1/16 and 1/8.
+
+        Args:
+            maps: [B, D, h, w], from the finest.
+        """
         coarse_first = maps[:0:-1]
         tokens = [
             project(x).flatten(2).transpose(1, 2)
@@ -93,7 +97,7 @@ class PixelDecoder(nn.Module):
 
 
 class Projection(nn.Module):
-    """The encoder's maps straight into the mask decoder: 1x1 convolutions to its width."""
+    """1x1 convolutions from the encoder's maps to the width of the mask decoder."""
 
     def __init__(self, width: int, levels: int) -> None:
         super().__init__()
@@ -101,7 +105,7 @@ class Projection(nn.Module):
         self.project = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for _ in range(levels))
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """As :meth:`PixelDecoder.forward`; the levels are all maps but the finest."""
+        """Same outputs as :meth:`PixelDecoder.forward`; tokens of all maps except the finest."""
         levels = [
             project(x).flatten(2).transpose(1, 2)
             for project, x in zip(self.project, maps[:0:-1], strict=True)

@@ -1,4 +1,4 @@
-"""Fixed sine position embeddings of feature maps, as DETR has them."""
+"""Fixed sine position embeddings of feature maps, as in DETR."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def sine_position(grid: tuple[int, int], width: int) -> Tensor:
     """Embeddings of the cells of a map (h, w), float [h * w, width]: first y, then x."""
     height, breadth = grid
     half = width // 2
-    # Neighbouring channels share a wavelength: one is its sine, the other its cosine.
+    # Two neighbouring channels are the sine and cosine of one wavelength.
     wavelength = TEMPERATURE ** (2 * (torch.arange(half) // 2) / half)
     y = _wave((torch.arange(height) + 1) / height, wavelength)
     x = _wave((torch.arange(breadth) + 1) / breadth, wavelength)

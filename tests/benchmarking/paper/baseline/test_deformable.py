@@ -96,7 +96,7 @@ from eomt_deploy.benchmarking.paper.baseline.deformable import describe_grids, s
 from eomt_deploy.benchmarking.paper.baseline.deformable_triton import sample_fused
 torch.manual_seed(0)
 grids = [(2, 3), (4, 6), (8, 12)]
-for width in (8, 12, 32):  # of a head; 12 is no power of two
+for width in (8, 12, 32):  # width of a head; 12 is not a power of two
     value = torch.randn(2, 126, 3, width)
     places = torch.rand(2, 45, 3, 3, 4, 2) * 1.6 - 0.3
     weights = torch.rand(2, 45, 3, 3, 4).flatten(3).softmax(-1).unflatten(3, (3, 4))
@@ -109,7 +109,7 @@ for width in (8, 12, 32):  # of a head; 12 is no power of two
 
 
 def test_fused_kernel_in_the_interpreter():
-    """Triton's interpreter runs the kernel on a CPU, where Triton is installed."""
+    """Triton's interpreter runs the kernel on a CPU, if Triton is installed."""
     pytest.importorskip("triton")
     run = subprocess.run(
         [sys.executable, "-c", COMPARE.format(device="cpu", dtype="torch.float32", tolerance=1e-5)],
@@ -127,7 +127,7 @@ def test_fused_kernel_in_the_interpreter():
     [("torch.float32", 1e-4), ("torch.float16", 2e-3), ("torch.bfloat16", 2e-2)],
 )
 def test_fused_kernel_on_a_gpu(dtype, tolerance):
-    """It sums in FP32: only its result is rounded."""
+    """The sums are FP32, so only the result is rounded."""
     pytest.importorskip("triton")
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU")
@@ -148,5 +148,5 @@ def test_compiled_network_with_the_fused_kernel():
             0, "tiny", size=(128, 128), queries=8, classes=5, sampling=sampling, device="cuda"
         )
         outputs.append(torch.compile(model)(images)[0])
-    # Masks are thresholded, and rounding may flip a cell of one.
+    # Masks are thresholded, so rounding may flip a cell.
     torch.testing.assert_close(*outputs, atol=0.02, rtol=0)
