@@ -155,7 +155,7 @@ def test_a_comparison_takes_the_weights_of_the_export(files, tmp_path, photo, cl
     compare = ("compare", model, checkpoint, photo, "--tolerance", "1")
     code, _, err = cli(*export, "--weights-key", "state_dict")
     assert code == 0
-    assert "warning: The file holds several copies of the network." in err
+    assert "warning: The file contains several copies of the network." in err
     assert "state_dict_ema" in err
     assert read_artifact(model).spec.provenance["weights_key"] == "state_dict"
     code, _, err = cli(*compare)
