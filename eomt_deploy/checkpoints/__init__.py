@@ -1,4 +1,4 @@
-"""Weights on disk -> a plain state dict and the facts that its shapes tell."""
+"""Readers of checkpoints: a plain state dict, and the architecture inferred from its shapes."""
 
 from eomt_deploy.checkpoints.checkpoint import Checkpoint
 from eomt_deploy.checkpoints.reader import read_checkpoint

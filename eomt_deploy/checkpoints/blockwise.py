@@ -1,4 +1,4 @@
-"""Weights a transformer block at a time: a model may be larger than the memory."""
+"""Access to weights one transformer block at a time, for models larger than the memory."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-# Some large models keep their blocks in chunks: blocks.<chunk>.<block>.
+# Some large models store their blocks in chunks: blocks.<chunk>.<block>.
 _STORED = re.compile(r"(?:^|\.)(?:blocks|layers?)\.(?:\d+\.)?(\d{1,9})\.")
 
 
 def block_of(name: str) -> int | None:
-    """The transformer block that a tensor belongs to, in any layout; None for all the rest."""
+    """Number of the transformer block of a tensor, in any layout; None outside the blocks."""
     match = _STORED.search(name)
     return int(match[1]) if match else None
 
 
 class BlockwiseTensors(Mapping[str, Tensor]):
-    """Tensors by name; only those of the block that was asked for last are kept.
+    """Tensors by name, of which only the last requested block is kept in memory.
+
+    Iteration goes block by block.
 
     Args:
         shapes: all tensors on the meta device.
-        read: gives all tensors of one block, or the rest.
-
-    Iteration goes block by block.
+        read: returns all tensors of a block; for None, all tensors outside the blocks.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class BlockwiseTensors(Mapping[str, Tensor]):
         return len(self.shapes)
 
     def block(self, index: int | None) -> Mapping[str, Tensor]:
-        """All tensors of a block, or of the rest."""
+        """All tensors of a block; for None, all tensors outside the blocks."""
         if self._kept is None or self._kept[0] != index:
-            self._kept = None  # before the next are read: two blocks need twice the memory
+            self._kept = None  # free the old block before the next one is read
             self._kept = (index, self._read(index))
         return self._kept[1]
 

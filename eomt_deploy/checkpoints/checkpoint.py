@@ -1,4 +1,4 @@
-"""What every checkpoint reader returns."""
+"""The result of all checkpoint readers."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights in our own key layout, with what could be read off them.
+    """Weights in our own key layout, and what was inferred from them.
 
     Attributes:
-        tensors: state dict of :class:`eomt_deploy.network.eomt.EoMT`, dtypes as stored, read when
-            they are asked for.
+        tensors: state dict of :class:`eomt_deploy.network.eomt.EoMT`, with dtypes as stored; read
+            lazily.
         architecture: all widths and counts.
-        native_grid: patch grid (rows, columns) that ``pos_embed`` was trained at, or None
-            when its length is no square and nothing else tells.
-        attn_mask_probs: masked-attention probability of each of the last blocks; None when
-            the file has none.
-        class_names: names stored beside the weights (Hugging Face), else None.
-        source_format: ``official``, ``huggingface`` or ``lightly-train``, and the family.
+        native_grid: patch grid (rows, columns) that ``pos_embed`` was trained at; None if it is
+            unknown.
+        attn_mask_probs: masked-attention probability of each of the last blocks; None if the file
+            does not store it.
+        class_names: class names stored with the weights, if any.
+        source_format: ``official``, ``huggingface`` or ``lightly-train``, and the backbone family.
         sha256: digest of the weight files.
-        task: where the file tells (LightlyTrain).
-        things: which of the classes are things, where the file tells.
-        position_offset: how positions are resampled, see
+        task: task stored in the file (LightlyTrain), if any.
+        things: for each class, whether it is a thing, if the file stores it.
+        position_offset: offset for resampling positions, see
             :func:`eomt_deploy.network.position.resample_position`.
-        trained_size: (H, W) in pixels, where the file tells and the positions are for another one.
-        weights_key: where in the file the weights are; empty where there is no choice.
-        stripped: what the keys in the file have besides those of the layout; empty where nothing.
-        revision: commit of the Hugging Face repository that was downloaded.
-        notes: what the user should know of how the file was read.
+        trained_size: trained (H, W) in pixels, if the file stores it.
+        weights_key: place of the weights in the file; empty if there is no choice.
+        stripped: prefixes and wrappers that were removed from the keys, as text; empty if none.
+        revision: commit of the downloaded Hugging Face repository, if any.
+        notes: warnings about how the file was read.
     """
 
     tensors: BlockwiseTensors
@@ -56,11 +56,11 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Number of trained values; the two normalisation buffers are none."""
+        """Number of trained parameters, without the two normalisation buffers."""
         shapes = self.tensors.shapes
         return sum(t.numel() for k, t in shapes.items() if not k.startswith("pixel_"))
 
     @property
     def bytes(self) -> int:
-        """Size of all weights as they are stored."""
+        """Size of all weights in the stored types, in bytes."""
         return sum(t.nbytes for t in self.tensors.shapes.values())

@@ -1,7 +1,7 @@
-"""Which of the networks in a file is taken, and what of the file belongs to it.
+"""Choice of one network in a file, and of the tensors that belong to it.
 
-Trainers keep an average of the weights (EMA, SWA) beside the weights themselves. Evaluation code
-uses the average, and so do we; ``weights_key`` takes another one.
+Many trainers store averaged weights (EMA, SWA) in addition to the last ones. Like the evaluation
+code, we use the averaged weights by default; ``weights_key`` selects others.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from eomt_deploy.checkpoints.tensor_files import FLOATS, WeightFiles
 from eomt_deploy.errors import CheckpointError
 
 AVERAGED = re.compile(r"(?<![a-z])(?:ema|swa|averaged|ema_?model|model_?ema)(?![a-z])", re.I)
-"""In a component of the keys: `state_dict_ema`, `ema_model`, `model_ema`, `ema`, `modelEMA`, …."""
+"""Components of keys: `state_dict_ema`, `ema_model`, `model_ema`, `ema`, `modelEMA`, …"""
 TRAINING_ONLY = re.compile(r"(?:^|\.)criterion\.")
-"""The loss, which every trainer of EoMT stores beside the network."""
+"""The loss, which trainers of EoMT store together with the network."""
 SCHEDULE = "attn_mask_probs"
-"""Set by the training schedule. An average of it lags behind and says nothing."""
+"""Set by the training schedule, so an average of it is wrong."""
 SHOWN = 3
 SLACK = 1 << 20
-"""Bytes that tensors may take beyond twice the file: tied weights are stored once."""
+"""Tensors can be larger than the file, because tied weights are stored once: limit is twice the
+size of the file plus these bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Weights:
     """The tensors of one network of a file, by keys without prefixes and wrappers.
 
     Attributes:
-        names: names in the file, by these keys.
-        label: where they are in the file, "." for its top.
-        stripped: what the keys in the file have besides, empty where nothing.
-        alone: whether the file holds no other network.
-        notes: what the user should know of the choice.
+        files: the weight files.
+        layout: naming scheme of the keys.
+        names: names in the file, by key.
+        label: place in the file; "." is its top level.
+        stripped: removed prefixes and wrappers, as text; empty if none.
+        alone: whether the file contains only this network.
+        notes: warnings about the choice.
     """
 
     files: WeightFiles
@@ -54,13 +57,13 @@ class Weights:
         return {key: self.files.shapes[name] for key, name in self.names.items()}
 
     def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of these keys."""
+        """Read the tensors of these keys."""
         keys = list(keys)
         found = self.files.read(self.names[key] for key in keys)
         return {key: found[self.names[key]] for key in keys}
 
     def entry(self, name: str) -> object:
-        """What the file holds under ``name`` beside these tensors; None where nothing."""
+        """The entry ``name`` that the file stores next to these tensors, if any."""
         place = self.files.containers[next(iter(self.names.values()))]
         return self.files.entry(name, place)
 
@@ -68,25 +71,25 @@ class Weights:
 def choose(
     files: WeightFiles, origin: Path, key: str | None = None, preferred: str | None = None
 ) -> Weights:
-    """The weights of the one network that is meant.
+    """Choose the weights of one network.
 
     Args:
-        files: all that the checkpoint holds.
-        origin: names it in messages.
-        key: what the user calls the wanted weights; the path to them or a part of it.
-        preferred: label that is taken where there is one, and no ``key``.
+        files: weight files of the checkpoint.
+        origin: path of the checkpoint, for messages.
+        key: weights that the user requested: their place in the file, or a part of it.
+        preferred: label to use if the file has it and ``key`` is None.
 
     Raises:
-        CheckpointError: no EoMT is there, none or several fit ``key``, it is not known which of
-            several is meant, or its tensors cannot be used.
+        CheckpointError: there is no EoMT, ``key`` matches none or several, the choice is ambiguous,
+            or the tensors cannot be used.
     """
     copies = find_copies([*files.shapes, *files.unusable])
     if not copies:
         raise CheckpointError(
-            f"{origin} holds tensors, but no EoMT: neither the official keys (network.q.weight), "
-            "nor Hugging Face's (query.weight), nor LightlyTrain's (model.queries.weight) are "
-            "there.",
-            why=f"Its keys look like {', '.join(map(printable, [*files.shapes][:SHOWN]))}.",
+            f"{origin} does not contain an EoMT: it has neither the official keys "
+            "(network.q.weight), nor those of Hugging Face (query.weight) or LightlyTrain "
+            "(model.queries.weight).",
+            why=f"Its first keys are {', '.join(map(printable, [*files.shapes][:SHOWN]))}.",
             fix="Pass the checkpoint of a trained EoMT, not of a backbone or another network.",
         )
     averaged = [copy for copy in copies if _is_averaged(copy, copies, files)]
@@ -96,11 +99,11 @@ def choose(
     if others:
         kind = "averaged (EMA) weights" if copy in averaged else "weights"
         notes.append(
-            f"The file holds several copies of the network. The {kind} under {copy.label} are "
-            f"used; --weights-key takes another one: {_quoted(others)}."
+            f"The file contains several copies of the network. The {kind} under {copy.label} are "
+            f"used. To use others, pass --weights-key with one of: {_quoted(others)}."
         )
     elif copy in averaged:
-        notes.append(f"The weights are averaged ones (EMA or SWA), under {copy.label}.")
+        notes.append(f"The weights under {copy.label} are averaged weights (EMA or SWA).")
     if copy in averaged:
         notes += _completed(names, copy, [o for o in others if o not in averaged], files)
         notes += _never_updated(copy, files)
@@ -120,12 +123,12 @@ def _meant(
         if len(fitting) == 1:
             return fitting[0]
         raise CheckpointError(
-            f"{origin} holds no network under {key!r}."
+            f"{origin} does not contain a network under {key!r}."
             if not fitting
-            else f"{key!r} fits several networks in {origin}: {_quoted(fitting)}.",
-            why=f"It holds networks under: {_quoted(copies)}."
-            + (" A dot is the top of the file." if "." in labels else ""),
-            fix=f"Pass one of these, for example --weights-key {next(iter(labels))}.",
+            else f"{key!r} matches several networks in {origin}: {_quoted(fitting)}.",
+            why=f"It contains networks under: {_quoted(copies)}."
+            + (" A dot is the top level of the file." if "." in labels else ""),
+            fix=f"Pass one of these, e.g. --weights-key {next(iter(labels))}.",
         )
     if len(copies) == 1:
         return copies[0]
@@ -134,23 +137,23 @@ def _meant(
     if len(averaged) == 1:
         return averaged[0]
     raise CheckpointError(
-        f"{origin} holds {len(copies)} copies of the network: {_quoted(copies)}.",
-        why="None of them is marked as the averaged one (EMA)."
+        f"{origin} contains {len(copies)} copies of the network: {_quoted(copies)}.",
+        why="None of them is marked as averaged (EMA)."
         if not averaged
-        else f"Several are marked as averaged ones: {_quoted(averaged)}.",
-        fix=f"Choose the one to use, for example --weights-key {copies[0].label}.",
+        else f"Several are marked as averaged (EMA): {_quoted(averaged)}.",
+        fix=f"Choose one of them, e.g. --weights-key {copies[0].label}.",
     )
 
 
 def _fits(key: str, label: str) -> bool:
-    """Whether ``key`` is a run of components of ``label``."""
+    """Whether ``key`` consists of consecutive components of ``label``."""
     return f".{key}." in f".{label}."
 
 
 def _is_averaged(copy: Copy, copies: list[Copy], files: WeightFiles) -> bool:
-    """Whether a copy is an average of weights over the training steps."""
+    """Whether a copy contains weights that were averaged during training."""
     places = {other.label.partition(".")[0] for other in copies}
-    # MMEngine and Lightning save the average as state_dict, and the last weights elsewhere.
+    # MMEngine and Lightning store averaged weights as state_dict, and the last ones elsewhere.
     swapped = "ema_state_dict.steps" in files.shapes or "current_model_state" in places
     if swapped and "state_dict" in places:
         return copy.label.partition(".")[0] == "state_dict"
@@ -160,7 +163,7 @@ def _is_averaged(copy: Copy, copies: list[Copy], files: WeightFiles) -> bool:
 
 
 def _counter(copy: Copy, files: WeightFiles) -> str | None:
-    """Where PyTorch's AveragedModel counts its updates, beside the ``module`` that it averages."""
+    """Name of the update counter of PyTorch's AveragedModel, next to its ``module``, if any."""
     parts = copy.lead.split(".")
     beside = (
         ".".join((*parts[:i], "n_averaged")) for i, part in enumerate(parts) if part == "module"
@@ -172,8 +175,8 @@ def _never_updated(copy: Copy, files: WeightFiles) -> list[str]:
     counter = _counter(copy, files) or "averaging_state.n_averaged"  # Lightning's
     if counter in files.shapes and not bool(files.read([counter])[counter].any()):
         return [
-            f"{printable(counter)} is 0: the averaged weights were never updated, so they are "
-            "those that training began with."
+            f"{printable(counter)} is 0: the averaged weights were never updated, so they are the "
+            "initial weights of the training."
         ]
     return []
 
@@ -181,7 +184,7 @@ def _never_updated(copy: Copy, files: WeightFiles) -> list[str]:
 def _completed(
     names: dict[str, str], copy: Copy, others: list[Copy], files: WeightFiles
 ) -> list[str]:
-    """Take from the weights themselves what their average lacks: frozen layers and buffers."""
+    """Add tensors that averaged weights lack (frozen layers, buffers) from the other copy."""
     sources = [other for other in others if other.layout == copy.layout]
     if len(sources) != 1:
         return []
@@ -191,7 +194,7 @@ def _completed(
         names[key] = source.names[key]
     if lacking:
         notes.append(
-            f"{len(lacking)} tensors that the averaged weights lack are taken from "
+            f"{len(lacking)} tensors are missing in the averaged weights and are taken from "
             f"{source.label}: {_listed(lacking)}."
         )
     both = [each.names.get(SCHEDULE, "") for each in (copy, source)]
@@ -200,17 +203,17 @@ def _completed(
         if first.shape != second.shape or bool((first != second).any()):
             names[SCHEDULE] = source.names[SCHEDULE]
             notes.append(
-                f"{SCHEDULE} is taken from {source.label}: an average of a schedule lags behind it."
+                f"{SCHEDULE} is taken from {source.label}, because it must not be averaged."
             )
     return notes
 
 
 def _stripped(copy: Copy, files: WeightFiles) -> str:
-    """What the keys have besides the layout's own, in words."""
+    """Prefixes and wrappers of the keys that the layout does not have, as text."""
     name = next(iter(copy.names.values()))
     depth = len(".".join(files.containers[name])) + 1 if files.containers[name] else 0
     prefix = copy.lead[depth:].split(".")[:-1]
-    if OWN[copy.layout] in prefix:  # the last one: it belongs to the layout
+    if OWN[copy.layout] in prefix:  # its last occurrence belongs to the layout
         del prefix[len(prefix) - 1 - prefix[::-1].index(OWN[copy.layout])]
     texts = []
     if prefix:
@@ -221,7 +224,7 @@ def _stripped(copy: Copy, files: WeightFiles) -> str:
 
 
 def _left_out(copy: Copy, copies: list[Copy], averaged: bool, files: WeightFiles) -> list[str]:
-    """Tensors that a user may take for a part of what is used."""
+    """Warnings about tensors that are not used, although a user may expect it."""
     used = {name for each in copies for name in each.names.values()}
     rest = [name for name, t in files.shapes.items() if name not in used and t.numel() > 1]
     rest = [name for name in rest if not TRAINING_ONLY.search(name)]
@@ -229,27 +232,30 @@ def _left_out(copy: Copy, copies: list[Copy], averaged: bool, files: WeightFiles
     lost = [n for n in rest if any(AVERAGED.search(part) for part in n.split("."))]
     if lost and not averaged:
         notes.append(
-            f"{len(lost)} tensors look like averaged (EMA) weights, but their names are not those "
-            f"of an EoMT, so they are not used: {_listed(lost)}."
+            f"{len(lost)} tensors seem to be averaged (EMA) weights, but do not have the names of "
+            f"an EoMT, so they are not used: {_listed(lost)}."
         )
     place = files.containers[next(iter(copy.names.values()))]
     beside = [n for n in rest if files.containers[n] == place and n not in lost]
     if beside:
-        notes.append(f"{len(beside)} tensors beside the network are left out: {_listed(beside)}.")
+        notes.append(
+            f"{len(beside)} tensors do not belong to the network and are left out: "
+            f"{_listed(beside)}."
+        )
     return notes
 
 
 def _check(names: Mapping[str, str], files: WeightFiles, origin: Path) -> None:
-    """Refuse tensors that are not weights, and more of them than the file has bytes.
+    """Reject tensors that are not plain weights, or that are much larger than the file.
 
     Raises:
-        CheckpointError: the first of them is named.
+        CheckpointError: there are some; the first one is named.
     """
     wrong = {name: files.unusable[name] for name in names.values() if name in files.unusable}
     for name in names.values():
         if name in files.shapes and files.shapes[name].dtype not in FLOATS:
             shape = files.shapes[name]
-            if shape.ndim > 1:  # counters and switches have fewer
+            if shape.ndim > 1:  # counters and flags have at most one dimension
                 wrong[name] = f"its type is {str(shape.dtype).removeprefix('torch.')}"
     if wrong:
         name, why = next(iter(wrong.items()))
@@ -262,15 +268,15 @@ def _check(names: Mapping[str, str], files: WeightFiles, origin: Path) -> None:
     if size > 2 * files.size + SLACK:
         largest = max(names.values(), key=lambda name: files.shapes[name].nbytes)
         raise CheckpointError(
-            f"The tensors of {origin} claim {size:,} bytes, the file has {files.size:,}: "
+            f"The tensors of {origin} claim {size:,} bytes, but the file has {files.size:,}: "
             f"{printable(largest)} is {list(files.shapes[largest].shape)}.",
-            why="They repeat what is stored, which no trainer does: the file is damaged.",
+            why="They repeat stored values, which no trainer does: the file is damaged.",
             fix="Download or copy it again.",
         )
 
 
 def _quoted(copies: Iterable[Copy]) -> str:
-    """All labels; the dot that is the top of the file would be lost among the others."""
+    """All labels. The dot of the top level is quoted, because it would be overlooked."""
     return ", ".join('"."' if copy.label == "." else copy.label for copy in copies)
 
 

@@ -1,7 +1,7 @@
-"""DINOv3 checkpoints: names in the official files, and files that are only a difference.
+"""DINOv3 checkpoints: names in the official files, and files that contain only a difference.
 
-DINOv3's own weights are gated, so the official EoMT files hold what training *added* to the
-encoder. They are of no use alone: without the base weights every mask would be noise.
+The weights of DINOv3 are gated, so the official EoMT files contain only the *difference* that
+training made to the encoder. They need the base weights: without them, every mask would be noise.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ROPE_THETA = 100.0
-"""Base of the rotary embedding of every DINOv3 model."""
+"""Base of the rotary embedding of all DINOv3 models."""
 OFFICIAL_NORM_EPS = 1e-5
-"""Of the official path; transformers' EomtDinov3Config says 1e-6, which gives other logits."""
+"""In the official code. EomtDinov3Config of transformers has 1e-6, which changes the logits."""
 OFFICIAL_MARKER = "backbone.patch_embed.cls_token"
 UNUSED = ("embeddings.mask_token",)
-"""In the base weights only: for training without labels."""
+"""Exists only in the base weights, for self-supervised training."""
 SMALL_MEAN = 0.01
-"""A stored pixel mean below this is the difference of two equal ones; ImageNet's is 0.4."""
+"""A smaller pixel mean is a difference of two equal ones; that of ImageNet is above 0.4."""
 SMALL_NORM = 0.05
-"""Trained LayerNorms multiply by more; what training added to one is less."""
+"""LayerNorm weights are larger on average; the difference that training made is smaller."""
 
-# Official names (after `network.` and `encoder.`), and those of transformers' DINOv3 models, in
-# the words of transformers' EomtDinov3ForUniversalSegmentation.
+# Official names (after `network.` and `encoder.`), and names of transformers' DINOv3 models, each
+# with the name in transformers' EomtDinov3ForUniversalSegmentation.
 OFFICIAL = (
     (r"backbone\.patch_embed\.(cls_token|register_tokens|mask_token)", r"embeddings.\1"),
     (r"backbone\.patch_embed\.patch_embeddings\.(\w+)", r"embeddings.patch_embeddings.\1"),
@@ -51,7 +51,7 @@ def is_official(keys: Iterable[str]) -> bool:
 
 
 def renamed(tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    """The same tensors, with the first rule that fits each name applied."""
+    """The tensors under new names: the first rule that matches a name is applied."""
     found = {_name(key, rules): tensor for key, tensor in tensors.items()}
     return {name: tensor for name, tensor in found.items() if name not in UNUSED}
 
@@ -69,15 +69,15 @@ _TELLING = re.compile(
 
 
 def tells_delta(key: str) -> bool:
-    """Whether :func:`is_delta` looks at a tensor of this name."""
+    """Whether :func:`is_delta` uses a tensor of this name."""
     return bool(_TELLING.fullmatch(key))
 
 
 def is_delta(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether an official file holds only what training added to the encoder.
+    """Whether an official file contains only the difference to the base encoder.
 
-    Its buffers were subtracted, too, so the stored pixel mean is about 0; where there is none, the
-    LayerNorms tell.
+    The difference includes buffers, so its pixel mean is about 0. If there is no pixel mean, the
+    LayerNorm weights decide.
     """
     if "pixel_mean" in tensors:
         return bool((tensors["pixel_mean"].float().abs() < SMALL_MEAN).all())
@@ -90,7 +90,9 @@ class Base:
     """The DINOv3 model that a difference is added to.
 
     Attributes:
-        names: of its tensors in the files, by transformers' names of EoMT.
+        path: its folder or file.
+        files: its weight files.
+        names: names of its tensors in the files, by the name in transformers' EoMT.
     """
 
     path: Path
@@ -98,10 +100,10 @@ class Base:
     names: Mapping[str, str]
 
     def check(self, delta: Mapping[str, Tensor], origin: Path) -> None:
-        """Refuse a base of another shape.
+        """Check that the base has the same tensors as the difference ``delta``.
 
         Raises:
-            CheckpointError: tensors are missing or mis-shaped.
+            CheckpointError: tensors are missing or have another shape.
         """
         shapes = {name: self.files.shapes[stored] for name, stored in self.names.items()}
         ours = {name for name in delta if _is_encoder(name)}
@@ -115,13 +117,13 @@ class Base:
         if problems:
             raise CheckpointError(
                 f"{self.path} is not the DINOv3 model that {origin.name} was trained on: "
-                f"{len(problems)} tensors do not fit.",
+                f"{len(problems)} tensors do not match.",
                 why="; ".join(problems[:3]) + ("; …" if len(problems) > 3 else ""),
-                fix="Pass the base of the same size: S, B or L.",
+                fix="Pass the base model of the same size: S, B or L.",
             )
 
     def added_to(self, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Encoder of the base plus the difference; everything else as in the file."""
+        """The encoder of the base plus the difference; all other tensors unchanged."""
         import torch
 
         ours = [name for name in delta if _is_encoder(name)]
@@ -144,27 +146,29 @@ def _is_encoder(name: str) -> bool:
 
 
 def open_base(path: Path | None, origin: Path) -> Base:
-    """The base weights of a difference.
+    """Open the base weights of a difference.
 
     Args:
-        path: folder or file of the DINOv3 model that was trained on; None where the user names
-            none.
-        origin: of the difference, for messages.
+        path: folder or file of the DINOv3 model that training started from; None if the user did
+            not pass one.
+        origin: path of the difference, for messages.
 
     Raises:
-        CheckpointError: none named, none there, or no DINOv3 model.
+        CheckpointError: ``path`` is None, does not exist, or is not a DINOv3 model.
     """
     if path is None:
         raise CheckpointError(
-            f"{origin} holds only what training added to a DINOv3 encoder.",
-            why="DINOv3's own weights are gated, so the official EoMT files leave them out; "
-            "exported as it is the model would see nothing.",
-            fix="Get access to the DINOv3 model it was trained on (L: facebook/"
+            f"{origin} contains only the difference to the weights of a DINOv3 encoder.",
+            why="The weights of DINOv3 are gated, so the official EoMT files do not include them. "
+            "Without them, the results would be noise.",
+            fix="Get access to the DINOv3 model that it was trained on (L: facebook/"
             "dinov3-vitl16-pretrain-lvd1689m), and pass its folder, its model.safetensors or its "
             "name: --base-weights hf://facebook/dinov3-vitl16-pretrain-lvd1689m",
         )
     if not path.exists():
-        raise CheckpointError(f"There are no base weights at {path}.")
+        raise CheckpointError(
+            f"There are no base weights at {path}.", fix="Correct the path in --base-weights."
+        )
     stored = tensor_files.WeightFiles(folder.weight_files(path) if path.is_dir() else [path])
     lead = prefixes.lead_of(stored.shapes, r"embeddings\.cls_token")
     found = prefixes.below(stored.shapes, lead or "")[0]
@@ -172,8 +176,8 @@ def open_base(path: Path | None, origin: Path) -> Base:
     names = {name: key for name, key in names.items() if name not in UNUSED}
     if "embeddings.cls_token" not in names:
         raise CheckpointError(
-            f"{path} is no DINOv3 model of transformers: embeddings.cls_token is not there.",
-            why=f"Its keys look like {', '.join(list(stored.shapes)[:3])}.",
+            f"{path} is not a DINOv3 model of transformers: embeddings.cls_token is missing.",
+            why=f"Its first keys are {', '.join(list(stored.shapes)[:3])}.",
             fix="Pass the folder or model.safetensors of facebook/dinov3-vit…-pretrain-lvd1689m.",
         )
     return Base(path, stored, names)

@@ -1,4 +1,4 @@
-"""Checkpoints from a web address, kept in the cache folder."""
+"""Download of checkpoints from a URL into the cache folder."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from eomt_deploy.files import cache_folder
 
 PARTIAL = ".partial"
 KEPT_SECONDS = 14 * 24 * 3600
-"""Partial files that nobody resumed for so long are removed."""
+"""Partial files that were not resumed for this time are removed."""
 
 
 @dataclass(frozen=True)
 class _Download:
-    """A file on the web, and where it is kept."""
+    """A file on the web, and its place in the cache."""
 
     request: transfer.Request
     digest: str
@@ -44,18 +44,22 @@ class _Download:
 
 
 def download(address: str, *, insecure: bool = False) -> Path:
-    """Fetch a file, unless it is in the cache. What was interrupted is resumed.
+    """Download a file, unless it is in the cache. An interrupted download is resumed.
 
-    ``HF_HUB_OFFLINE`` is respected here, too: it says that the user wants no network.
+    ``HF_HUB_OFFLINE`` applies here, too, because it means that the user does not want network
+    access.
 
     Args:
-        address: may end in ``#sha256=…``, which the file must then have, and may have
+        address: URL. It can end with ``#sha256=…``, the hash that the file must have, and can have
             ``user:password@`` before the host.
         insecure: allow ``http://`` without a hash.
 
+    Returns:
+        path of the file in the cache.
+
     Raises:
-        CheckpointError: no network, no such file, not all of it, another one than the hash says,
-            or ``http://`` without a hash.
+        CheckpointError: the download failed or was incomplete, the file has another hash, or the
+            URL is ``http://`` without a hash.
     """
     wanted = _parsed(address, insecure)
     try:
@@ -63,23 +67,23 @@ def download(address: str, *, insecure: bool = False) -> Path:
             return wanted.target
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             raise CheckpointError(
-                f"{wanted.shown} is not in the cache, and HF_HUB_OFFLINE forbids to download it.",
+                f"{wanted.shown} is not in the cache, and HF_HUB_OFFLINE forbids downloads.",
                 fix="Unset HF_HUB_OFFLINE, or download the file elsewhere and pass its path.",
             )
         if not wanted.request.plain and wanted.request.address.startswith("http:"):
             raise CheckpointError(
-                f"{wanted.shown} is not downloaded: over http:// anyone on the network could "
+                f"{wanted.shown} was not downloaded: over http://, anyone on the network could "
                 "replace the file.",
-                why="The address has no hash that would show it.",
+                why="The URL does not contain a hash to verify the file.",
                 fix="Use https://, add #sha256=… with the hash of the file, or pass --insecure.",
             )
         wanted.target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(wanted):
-            if not _is_here(wanted):  # another process may have fetched it meanwhile
+            if not _is_here(wanted):  # another process may have downloaded it meanwhile
                 _clean_up(wanted)
                 _fetch(wanted)
     except (OSError, ValueError, http.client.HTTPException, transfer.TransferError) as error:
-        raise _failed(wanted, error) from None  # its text may have the secrets of the address
+        raise _failed(wanted, error) from None  # its text may contain secrets from the URL
     except (KeyboardInterrupt, SystemExit):
         if size := transfer.resumable_bytes(wanted.request, wanted.partial):
             print(
@@ -92,10 +96,10 @@ def download(address: str, *, insecure: bool = False) -> Path:
 
 
 def _parsed(address: str, insecure: bool) -> _Download:
-    """The parts of an address.
+    """Parse a URL.
 
     Raises:
-        CheckpointError: it makes no sense.
+        CheckpointError: it is invalid.
     """
     plain, _, fragment = address.partition("#")
     shown = without_secrets(address)
@@ -108,15 +112,13 @@ def _parsed(address: str, insecure: bool) -> _Download:
     name = re.sub(r"[^\w.+-]", "_", Path(parts.path).name)[-100:]
     problem = ""
     if fragment and not match:
-        problem = "what follows the # is not sha256= with 64 hexadecimal digits"
+        problem = "The part after # must be sha256= and 64 hexadecimal digits."
     elif not host:
-        problem = "the address has no host, or one that cannot be read"
+        problem = "The URL does not contain a valid host."
     elif not name.strip("."):
-        problem = "the address names no file"
+        problem = "The URL does not contain a file name."
     if problem:
-        raise CheckpointError(
-            f"{shown} cannot be downloaded.", why=problem, fix="Correct the address."
-        )
+        raise CheckpointError(f"{shown} cannot be downloaded.", why=problem, fix="Correct the URL.")
     authority = f"[{host}]" if ":" in host else host
     authority += f":{port}" if port is not None else ""
     authorization = None
@@ -129,14 +131,14 @@ def _parsed(address: str, insecure: bool) -> _Download:
         errors="replace",
     )
     digest = match[1] if match else ""
-    # Files of the same name from two places must not replace each other.
+    # Files of the same name from different URLs must not replace each other.
     key = (digest or hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest())[:16]
     request = transfer.Request(quoted, authorization, bool(digest), insecure or bool(digest))
     return _Download(request, digest, cache_folder() / "checkpoints" / key / name, shown)
 
 
 def _is_here(wanted: _Download) -> bool:
-    """Whether the cache has the file. Without a hash nobody knows whether it is still the same."""
+    """Whether the cache has the file. Without a hash, it could be outdated and is not used."""
     digest = wanted.digest
     return (
         bool(digest) and wanted.target.is_file() and tensor_files.sha256([wanted.target]) == digest
@@ -146,16 +148,17 @@ def _is_here(wanted: _Download) -> bool:
 def _fetch(wanted: _Download) -> None:
     resumed = transfer.fetch(wanted.request, wanted.partial)
     found = tensor_files.sha256([wanted.partial]) if wanted.digest else ""
-    if found != wanted.digest and resumed:  # the beginning may have been of another file
+    if found != wanted.digest and resumed:  # the first part may be from another file
         transfer.discard(wanted.partial)
         transfer.fetch(wanted.request, wanted.partial)
         found = tensor_files.sha256([wanted.partial])
     if found != wanted.digest:
         transfer.discard(wanted.partial)
         raise CheckpointError(
-            f"{wanted.shown} is not the file that its hash says.",
-            why=f"Its SHA-256 is {found}, the address says {wanted.digest}.",
-            fix="Try again; if it stays so, the file was changed: pass your own copy.",
+            f"{wanted.shown} does not have the expected hash.",
+            why=f"Its SHA-256 is {found}, expected {wanted.digest}.",
+            fix="Try again. If the error persists, the file has changed: pass a local copy of the "
+            "original file.",
         )
     os.replace(wanted.partial, wanted.target)
     transfer.discard(wanted.partial)
@@ -163,7 +166,7 @@ def _fetch(wanted: _Download) -> None:
 
 def _failed(wanted: _Download, error: Exception) -> CheckpointError:
     if isinstance(error, urllib.error.HTTPError):
-        why = f"The server answered {error.code} {printable(str(error.reason))}."
+        why = f"The server responded with {error.code} {printable(str(error.reason))}."
     elif isinstance(error, urllib.error.URLError):
         why = str(error.reason)
     elif isinstance(error, OSError) and error.strerror:
@@ -173,14 +176,15 @@ def _failed(wanted: _Download, error: Exception) -> CheckpointError:
     if "timed out" in why:
         why = f"The server did not answer within {transfer.TIMEOUT:g} seconds."
     size = transfer.resumable_bytes(wanted.request, wanted.partial)
-    again = f"Run it again, which resumes after the {size:,} bytes that are kept" if size else ""
-    fix = f"{again or 'Check the network'}, or download the file elsewhere and pass its path."
+    again = f"Run the command again to resume after the {size:,} bytes that are kept"
+    fix = f"{again if size else 'Check the network'}, or download the file elsewhere and pass its "
+    fix += "path."
     return CheckpointError(f"{wanted.shown} cannot be downloaded.", why=scrubbed(why), fix=fix)
 
 
 @contextmanager
 def _locked(wanted: _Download) -> Iterator[None]:
-    """One process at a time writes a partial file. The lock ends with its process."""
+    """Allow only one process at a time to write a partial file. The lock ends with its process."""
     lock = _lock_of(wanted.target.parent)
     try:
         lock.acquire(timeout=1)
@@ -200,8 +204,11 @@ def _lock_of(folder: Path) -> FileLock:
 
 
 def _clean_up(wanted: _Download) -> None:
-    """Remove partial files that nobody will resume: of an earlier version of this address, those
-    that are old, and those that earlier versions of eomt-deploy left in this folder."""
+    """Remove partial files that will not be resumed.
+
+    These are files of an earlier version of this URL, old files, and files that earlier versions of
+    eomt-deploy left in this folder.
+    """
     here = wanted.target.parent
     for partial in _partials(here):
         if partial != wanted.partial:
@@ -221,7 +228,7 @@ def _partials(folder: Path) -> set[Path]:
 
 
 def _discard_unused(partial: Path) -> None:
-    """Remove a partial file, unless another process writes it."""
+    """Remove a partial file, unless another process is writing it."""
     lock = _lock_of(partial.parent)
     try:
         lock.acquire(timeout=0)

@@ -11,17 +11,17 @@ from eomt_deploy.files import read_json
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
-"""Of a file beside the shards, which says where each tensor is."""
+"""Suffix of the file that lists the shard of each tensor."""
 SHOWN = 3
 MAX_FILE_NAME = 200
-"""Characters; file systems allow 255 bytes."""
+"""Maximum number of characters; file systems allow 255 bytes."""
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The weight files of a folder, shards in order.
 
     Raises:
-        CheckpointError: the folder has none, or its index names what is not a file in it.
+        CheckpointError: the folder has none, or its index is invalid or lists missing files.
     """
     for name in NAMES:
         index = folder / f"{name}{INDEX_SUFFIX}"
@@ -30,7 +30,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).is_file():
             return [folder / name]
     raise CheckpointError(
-        f"{folder} has no {' or '.join(NAMES)}, nor an index of their shards.",
+        f"{folder} does not contain {' or '.join(NAMES)}, or an index of shards.",
         fix="Pass a Hugging Face model folder, or the weight file itself.",
     )
 
@@ -45,17 +45,17 @@ def _shards(folder: Path, index: Path) -> list[Path]:
         ) from error
     wrong = [value for value in values if not _is_file_name(value)]
     if wrong or not values:
-        found = f"it names {printable(reprlib.repr(wrong[0]))}" if wrong else "it names no files"
+        found = f"it lists {printable(reprlib.repr(wrong[0]))}" if wrong else "it does not list any"
         raise CheckpointError(
             f"{index} is not an index of weight files: {found}.",
-            why="An index names files of its own folder.",
+            why="An index lists files of its own folder.",
             fix="Download the folder again.",
         )
     names = sorted(set(values))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} weight files that its index names: "
+            f"{folder} lacks {len(missing)} weight files that its index lists: "
             + ", ".join(map(printable, missing[:SHOWN]))
             + (", …." if len(missing) > SHOWN else "."),
             fix="Download the folder again.",
@@ -64,7 +64,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
 
 
 def _is_file_name(value: object) -> bool:
-    """Whether a value names a file of this folder: no path out of it, by any system's rules."""
+    """Whether a value is a plain file name, so that it cannot be a path on any system."""
     return (
         isinstance(value, str)
         and value.isprintable()

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 HUB_PREFIX = "hf://"
 DINOV3_MARKER = "embeddings.patch_embeddings.weight"
 MAX_THETA = 1e9
+"""Maximum base of the rotary positions, which is 100 in all published models."""
 MAX_CONFIG_BYTES = 1 << 20
-"""A real one has some kilobytes; 10 MB of nested lists take Python seconds to read."""
-"""Base of the rotary positions, 100 in every published model."""
+"""Real files have a few kilobytes; Python needs seconds to parse 10 MB of nested lists."""
 MODEL_TYPES = ("eomt", "eomt_dinov3")
 
-# Written as (pattern, replacement); the first that matches wins.
+# (pattern, replacement): the first pattern that matches is applied.
 RENAMES: tuple[tuple[str, str], ...] = (
     (r"embeddings\.cls_token", "backbone.cls_token"),
     (r"embeddings\.register_tokens", "backbone.reg_token"),
@@ -49,7 +49,7 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"upscale_block\.block\.(\d+)\.(conv[12])\.(\w+)", r"upscale.\1.\2.\3"),
 )
 MASK_HEAD = {"fc1": "0", "fc2": "2", "fc3": "4"}
-# Parts that our layout packs into one tensor, in this order.
+# Tensors that our layout packs into one, in this order.
 PACKS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("attention", ("q_proj", "k_proj", "v_proj"), "attn.qkv"),
     ("mlp", ("gate_proj", "up_proj"), "mlp.fc1"),  # SwiGLU, transformers 5.x
@@ -58,7 +58,7 @@ PACKS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class Config:
-    """What config.json adds to the shapes."""
+    """Information from config.json that tensor shapes do not contain."""
 
     model_type: str
     heads: int | None
@@ -69,12 +69,12 @@ class Config:
 
 
 def is_dinov3(keys: Iterable[str]) -> bool:
-    """Whether keys in transformers' words have DINOv3's patch embedding."""
+    """Whether keys of transformers include the patch embedding of DINOv3."""
     return DINOV3_MARKER in keys
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our key layout; unknown keys keep their names, so that they are reported as extra."""
+    """Convert to our key layout. Unknown keys keep their names, so that they are reported."""
     left = {k: v for k, v in tensors.items() if not k.startswith("criterion.")}
     _add_key_biases(left)
     result = _packed(left)
@@ -85,7 +85,10 @@ def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _add_key_biases(left: dict[str, Tensor]) -> None:
-    """DINOv3's keys have no bias; packed with queries and values they get one of zeros."""
+    """Add zero biases for the attention keys of DINOv3, which have none, in place.
+
+    They are packed with the biases of queries and values.
+    """
     import torch
 
     for key in [k for k in left if re.fullmatch(r"layers\.\d+\.attention\.q_proj\.bias", k)]:
@@ -102,7 +105,7 @@ def _renamed(key: str) -> str:
 
 
 def _packed(left: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the parts of packed tensors out of ``left`` and join them."""
+    """Remove the parts of packed tensors from ``left``, and concatenate them."""
     import torch
 
     result = {}
@@ -118,10 +121,10 @@ def _packed(left: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_config(folder: Path) -> Config | None:
-    """config.json of a model folder, or None where there is none.
+    """Read config.json of a model folder; None if there is none.
 
     Raises:
-        CheckpointError: not JSON, or a model that is not EoMT.
+        CheckpointError: the file is not valid JSON, or the model is not a supported EoMT.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -135,15 +138,15 @@ def read_config(folder: Path) -> Config | None:
         ) from error
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path} has model_type {_shown(model_type)}; this version exports "
-            f"{' and '.join(MODEL_TYPES)}.",
+            f"model_type of {path} must be {' or '.join(MODEL_TYPES)}, got {_shown(model_type)}.",
             fix="Pass an EoMT checkpoint with a DINOv2 or DINOv3 backbone.",
         )
     if data.get("use_gated_mlp"):
         raise CheckpointError(
-            f"{path} has use_gated_mlp, which is not exported from this format.",
-            why="transformers then computes mask head and upscaling by the gate's activation, the "
-            "official code by GELU: which of them the weights were trained with is unknown.",
+            f"{path} has use_gated_mlp, which is not supported for this format.",
+            why="For mask head and upscaling, transformers then uses the activation of the gate, "
+            "but the official code uses GELU. It is unknown which one the weights were trained "
+            "with.",
             fix="Pass the official checkpoint.",
         )
     rope = data.get("rope_parameters") or {}
@@ -173,7 +176,7 @@ def read_config(folder: Path) -> Config | None:
         values = data | {"rope_theta": theta}
         shown = "; ".join(f"{name} is {_shown(values.get(name))}" for name in wrong)
         raise CheckpointError(
-            f"{path} has values that no EoMT has: {shown}.",
+            f"{path} has values that are invalid for an EoMT: {shown}.",
             fix="Download the folder again, or correct the file.",
         )
     sides = [size, size] if isinstance(size, int) else size
@@ -189,8 +192,10 @@ def read_config(folder: Path) -> Config | None:
 
 
 def _class_names(labels: object) -> tuple[str, ...] | None:
-    """The names of ``id2label`` in the order of the ids, which may be "0" or "00"; None where
-    these do not count from 0, or a name is not text."""
+    """The names of ``id2label`` in the order of the ids, which can be written "0" or "00".
+
+    None if the ids do not count from 0 without gaps, or a name is not text.
+    """
     if not isinstance(labels, dict):
         return None
     by_id = {int(key): name for key, name in labels.items() if re.fullmatch(r"[0-9]{1,9}", key)}
@@ -213,27 +218,29 @@ def _shown(value: object) -> str:
 
 
 def download(repository: str) -> Path:
-    """Fetch ``owner/name[@revision]`` from the Hugging Face hub into its cache; returns the folder.
+    """Download ``owner/name[@revision]`` from the Hugging Face Hub into its cache.
 
-    ``HF_HOME`` and ``HF_HUB_OFFLINE`` are respected by huggingface-hub itself, which also resumes
-    what was interrupted.
+    huggingface-hub handles ``HF_HOME`` and ``HF_HUB_OFFLINE``, and resumes interrupted downloads.
+
+    Returns:
+        the folder in the cache.
 
     Raises:
         MissingDependencyError: huggingface-hub is not installed.
-        CheckpointError: no such repository or revision, no access, or no network.
+        CheckpointError: the repository or revision does not exist, or cannot be accessed.
     """
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise MissingDependencyError(
-            "Downloading from the Hugging Face hub needs huggingface-hub.",
+            "Downloading from the Hugging Face Hub needs huggingface-hub, which is not installed.",
             fix="pip install 'eomt-deploy[export]'",
         ) from error
     name, at, revision = repository.partition("@")
     if at and not re.fullmatch(r"[\w.][\w./-]*", revision):
         raise CheckpointError(
-            f"{HUB_PREFIX}{repository} has the revision {revision!r}, which is not a name.",
-            fix="Write a branch, a tag or a commit: hf://owner/name@main",
+            f"The revision {revision!r} of {HUB_PREFIX}{repository} is not a valid name.",
+            fix="Use a branch, a tag or a commit, e.g. hf://owner/name@main",
         )
     weights = ["*.safetensors", "*.safetensors.index.json"]
     pickled = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
@@ -247,9 +254,12 @@ def download(repository: str) -> Path:
             if any(folder.glob("*.safetensors")):
                 break
     except (KeyboardInterrupt, SystemExit):
-        print(f"Stopped: the next run resumes {HUB_PREFIX}{repository}.", file=sys.stderr)
+        print(
+            f"Stopped: the next run resumes the download of {HUB_PREFIX}{repository}.",
+            file=sys.stderr,
+        )
         raise
-    except Exception as error:  # the hub's own errors, and those of the HTTP library it uses
+    except Exception as error:  # errors of huggingface-hub and of its HTTP library
         raise CheckpointError(
             f"{HUB_PREFIX}{repository} cannot be downloaded.",
             why=next(iter(str(error).strip().splitlines()), repr(error)),
@@ -260,5 +270,5 @@ def download(repository: str) -> Path:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit that a folder of the hub's cache holds; None for other folders."""
+    """The commit of a folder in the cache of huggingface-hub; None for other folders."""
     return folder.name if folder.parent.name == "snapshots" else None

@@ -1,7 +1,8 @@
-"""Models exported by LightlyTrain: ``.pt`` files with the weights and what the model was made with.
+"""Models exported by LightlyTrain: ``.pt`` files with the weights and the model's arguments.
 
-They are read as data. Its DINOv2 keeps a position for the class token, its DINOv3 multiplies the
-biases of queries, keys and values by a mask that is 0 for the keys; both become what ours have.
+They are read as data. Two differences are converted to our layout: its DINOv2 has a position for
+the class token, and its DINOv3 multiplies the biases of queries, keys and values by a mask that is
+0 for the keys.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FACTS = "model_init_args"
-"""Entry beside the weights, with what the shapes do not tell."""
+"""Entry next to the weights, with facts that shapes do not contain."""
 UPSCALE_NORM_EPS = 1e-5
-"""Its upscaling takes PyTorch's default; the official code 1e-6."""
+"""PyTorch's default, which LightlyTrain uses in the upscaling; the official code uses 1e-6."""
 NORM_EPS = {"dinov2": 1e-6, "dinov3": 1e-5}
 POSITION_OFFSET = 0.1
-"""Of models without registers."""
+"""Only for models without registers."""
 DIGITS = {"torch.float16": 3, "torch.bfloat16": 2}
+"""Significant decimal digits of each type; others have 5 or more."""
 PERIODS = "backbone.rope_embed.periods"
-# For training only, or made anew by every network.
+# Used only in training, or recomputed by our network.
 UNUSED = re.compile(
     r"backbone\.(?:mask_token|rope_embed\..+|(?:local_)?cls_norm\..+)|attn_mask_probs"
     r"|internal_class_to_class|is_stuff_class"
@@ -38,18 +40,20 @@ RENAMES = (
     (r"backbone\.(?:register|storage)_tokens", "backbone.reg_token"),
     (r"backbone\.blocks\.(?:\d+\.)?(\d+)\.mlp\.w12\.(\w+)", r"backbone.blocks.\1.mlp.fc1.\2"),
     (r"backbone\.blocks\.(?:\d+\.)?(\d+)\.mlp\.w3\.(\w+)", r"backbone.blocks.\1.mlp.fc2.\2"),
-    # Large models keep their blocks in chunks.
+    # Large models store their blocks in chunks.
     (r"backbone\.blocks\.\d+\.(\d+)\.(.+)", r"backbone.blocks.\1.\2"),
 )
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the file tells beside the weights.
+    """Facts that the file stores next to the weights.
 
     Attributes:
-        image_size: trained (H, W).
-        mean, std: of RGB 0-1.
+        task: task of the model.
+        image_size: trained (H, W) in pixels.
+        num_blocks: number of blocks that process the queries.
+        mean, std: normalisation of RGB values in 0-1.
         classes: name, and whether it is a thing, in the order of the class logits.
     """
 
@@ -66,12 +70,12 @@ def is_dinov3(keys: Iterable[str]) -> bool:
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our key layout, of any whole blocks."""
+    """Convert any complete blocks to our key layout."""
     import torch
 
     left = {k: v for k, v in tensors.items() if not UNUSED.fullmatch(k)}
     position = left.get("backbone.pos_embed")
-    if position is not None:  # the class token's own comes first
+    if position is not None:  # the first position is that of the class token
         left["backbone.cls_token"] = left["backbone.cls_token"] + position[:, :1]
         left["backbone.pos_embed"] = position[:, 1:]
     for key in [k for k in left if k.endswith(".bias_mask")]:
@@ -91,10 +95,10 @@ def _renamed(key: str) -> str:
 
 
 def rope_theta(periods: Tensor) -> float:
-    """Base of the rotary embedding, whose n-th period is ``theta ** (n / len(periods))``.
+    """Base ``theta`` of the rotary embedding: the n-th period is ``theta ** (n / len(periods))``.
 
     Raises:
-        CheckpointError: the periods are of another kind.
+        CheckpointError: the periods do not have this form.
     """
     import torch
 
@@ -102,25 +106,25 @@ def rope_theta(periods: Tensor) -> float:
     found = periods.flatten().double()
     fits = count > 1 and periods.is_floating_point() and bool((found > 0).all())
     if fits:
-        # By the last one, since the rounding of a small one would be raised to a high power.
+        # From the last period: a small one would be raised to a high power, with its rounding.
         theta = float(found[-1]) ** (count / (count - 1))
         wanted = theta ** (torch.arange(count, dtype=torch.float64) / count)
         rounding = max(4 * torch.finfo(periods.dtype).eps, 1e-5)
         fits = torch.allclose(found, wanted, rtol=rounding)
     if not fits:
         raise CheckpointError(
-            "The periods of the rotary embedding are not powers of one base, as DINOv3's are.",
-            fix="Please report it with the name of the model.",
+            "The periods of the rotary embedding are not powers of one base, as in DINOv3.",
+            fix="Report it with the name of the model.",
         )
-    # As many digits as the type holds: the base is a round number, and stored nowhere.
+    # The base is a round number that is not stored, so it is rounded to the type's digits.
     return float(f"{theta:.{DIGITS.get(str(periods.dtype), 5)}g}")
 
 
 def read_facts(arguments: object) -> Facts:
-    """The facts in the entry :data:`FACTS`.
+    """Read the facts from the entry :data:`FACTS`.
 
     Raises:
-        CheckpointError: the entry is missing, or is not as LightlyTrain writes it.
+        CheckpointError: the entry is missing, or does not have LightlyTrain's format.
     """
     try:
         found = cast("dict[str, Any]", arguments)
@@ -142,7 +146,7 @@ def read_facts(arguments: object) -> Facts:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"The entry {FACTS!r} of this LightlyTrain model cannot be read ({error!r}).",
-            why="It tells task, classes, size and blocks, which no shape does.",
+            why="It contains task, classes, size and number of blocks, which tensor shapes do not.",
             fix="Pass the file that LightlyTrain exported: exported_models/exported_best.pt.",
         ) from error
     return Facts(

@@ -12,7 +12,7 @@ LOSS_PREFIX = "criterion."
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our key layout: the official one without the encoder's prefix, and without the loss."""
+    """Convert to our key layout: remove the prefix of the encoder, and the loss."""
     return {
         key.removeprefix("encoder."): tensor
         for key, tensor in tensors.items()

@@ -1,7 +1,8 @@
-"""What a pickle would make is looked at before anything is made of it.
+"""Check of pickles before they are loaded.
 
-PyTorch's reader for weights runs no code of a file, but it builds what the file says: tuples nested
-so deeply that hashing one overflows the stack, or gigabytes of zeros from a few bytes.
+PyTorch's weights-only reader does not run code from a file, but it builds the objects that the file
+describes: tuples nested so deeply that hashing one overflows the stack, or gigabytes of zeros from
+a few bytes.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from typing import BinaryIO
 from eomt_deploy.archives import check_zip_sizes
 
 MAX_NESTING = 100
-"""Levels; a checkpoint with settings and optimiser has about 10."""
+"""Maximum nesting depth; a checkpoint with settings and optimiser has about 10 levels."""
 MAX_PICKLE = 256 << 20
-"""Bytes of the pickle inside an archive, which has no weights: hundreds of times a large one."""
+"""Maximum bytes of the pickle in an archive (without weights): hundreds of times a large one."""
 LEGACY_PICKLES = 5
-"""Magic number, protocol, system, content and keys; the weights follow."""
+"""Number of pickles before the weights: magic number, protocol, system, content and keys."""
 _MUTATORS = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 
 
 class HostileError(ValueError):
-    """Content that no trainer writes."""
+    """A file has content that trainers do not write."""
 
 
 def check_torch_file(path: Path) -> None:
-    """Refuse a file of ``torch.save`` that is not what it should be, before it is opened.
+    """Check a file of ``torch.save`` before it is loaded.
 
     Raises:
-        ValueError: compressed entries, more content than bytes, or a hostile pickle.
+        ValueError: entries are compressed or larger than the file, or a pickle is hostile.
         zipfile.BadZipFile: the archive is damaged.
     """
     if not zipfile.is_zipfile(path):
@@ -40,17 +41,18 @@ def check_torch_file(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
-            # torch.load maps the bytes of weights as they are, so that these would be noise.
+            # torch.load maps the stored bytes as weights, so compressed ones would be noise.
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise HostileError(
-                    f"its entry {entry.filename[:80]!r} is compressed; torch.save writes plain ones"
+                    f"its entry {entry.filename[:80]!r} is compressed, but torch.save does not "
+                    "compress"
                 )
         check_zip_sizes(archive, path.stat().st_size)
         for entry in archive.infolist():
             if entry.filename.endswith("data.pkl"):
                 if entry.file_size > MAX_PICKLE:
                     raise HostileError(
-                        f"its data.pkl has {entry.file_size:,} bytes, the limit is {MAX_PICKLE:,}"
+                        f"its data.pkl has {entry.file_size:,} bytes, the maximum is {MAX_PICKLE:,}"
                     )
                 _check_pickles(io.BytesIO(archive.read(entry)), 1)
 
@@ -61,22 +63,22 @@ def _check_pickles(file: BinaryIO, count: int) -> None:
             _check_pickle(file)
         except HostileError:
             raise
-        except Exception:  # not a pickle, or a damaged one: the reader says so in better words
+        except Exception:  # not a pickle, or damaged: the error of the reader is clearer
             return
 
 
 def _check_pickle(file: BinaryIO) -> None:
-    """Follow how deeply the values nest.
+    """Track the nesting depth of the values.
 
     Raises:
-        HostileError: too deeply, or a value may take any amount of memory.
+        HostileError: values are nested too deeply, or can take any amount of memory.
     """
-    stack: list[list[int] | None] = []  # a depth that can change; None is a mark
+    stack: list[list[int] | None] = []  # mutable depths; None is a mark
     memo: dict[object, list[int]] = {}
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name == "GLOBAL" and str(argument).endswith(" bytearray"):
-            raise HostileError("it makes a bytearray, which may have any size")
+            raise HostileError("it creates a bytearray, which can have any size")
         if name == "MARK":
             stack.append(None)
         elif "PUT" in name or name == "MEMOIZE":
@@ -95,11 +97,11 @@ def _check_pickle(file: BinaryIO) -> None:
             else:
                 stack.extend([depth] for _ in opcode.stack_after)
             if depth > MAX_NESTING:
-                raise HostileError(f"its values nest more than {MAX_NESTING} levels deep")
+                raise HostileError(f"its values are nested more than {MAX_NESTING} levels deep")
 
 
 def _take(stack: list[list[int] | None], opcode: pickletools.OpcodeInfo) -> list[list[int]]:
-    """Pop what an opcode uses up, the deepest in the stack first."""
+    """Pop the arguments of an opcode; the deepest in the stack comes first."""
     before = opcode.stack_before
     taken: list[list[int]] = []
     count = len(before)

@@ -1,8 +1,8 @@
-"""Finds the networks in a file by their keys, whatever stands before and inside of these.
+"""Search for networks in a file by their keys, with any prefixes and wrappers.
 
 Trainers put the network into other modules, each of which adds a component to the keys:
-``module._orig_mod.model.network.q.weight``. Some are left in the middle, where a part of the
-network was wrapped. A few telling keys show where the network itself begins.
+``module._orig_mod.model.network.q.weight``. If only a part of the network was wrapped, the
+component is in the middle of the key. A few characteristic keys show where the network begins.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from eomt_deploy.errors import CheckpointError
 Layout = Literal["official", "huggingface", "lightly-train"]
 
 WRAPPER = re.compile(r"module|_.*")
-"""Components that wrapping modules leave: `module` (DataParallel, DeepSpeed, AveragedModel),
-`_orig_mod`, `_fsdp_wrapped_module`, `_checkpoint_wrapped_module`, `_forward_module`, …. The keys of
-no network have them."""
+"""Components that wrapping modules add: `module` (DataParallel, DeepSpeed, AveragedModel),
+`_orig_mod`, `_fsdp_wrapped_module`, `_checkpoint_wrapped_module`, `_forward_module`, … The networks
+themselves do not have such components."""
 
 TELLING: dict[Layout, dict[str, str]] = {
     "official": {
@@ -38,9 +38,9 @@ TELLING: dict[Layout, dict[str, str]] = {
         "patches": r"backbone\.patch_embed\.proj\.weight",
     },
 }
-"""Two of the three keys are enough, so that the others can be reported as missing."""
+"""Characteristic keys. Two of three are enough, so that the third can be reported as missing."""
 OWN: dict[Layout, str] = {"official": "network", "huggingface": "", "lightly-train": "model"}
-"""What every file of a layout has before these keys: it belongs to the layout."""
+"""Prefix that belongs to the layout itself."""
 MAX_COPIES = 16
 
 _PATTERNS = [
@@ -55,13 +55,13 @@ _ENDS = ("q.weight", "query.weight", "queries.weight", "class_head.weight",
 
 @dataclass(frozen=True)
 class Copy:
-    """A network in a file.
+    """One network in a file.
 
     Attributes:
-        layout: how its keys are named.
-        lead: what stands before its keys in the file, with the last dot.
-        names: names in the file, by its keys without lead and wrappers.
-        wrappers: components that were left out of the middle of the keys.
+        layout: naming scheme of its keys.
+        lead: prefix of its keys in the file, including the last dot.
+        names: names in the file, by key without prefix and wrappers.
+        wrappers: components that were removed from the middle of the keys.
     """
 
     layout: Layout
@@ -71,7 +71,7 @@ class Copy:
 
     @property
     def label(self) -> str:
-        """What users call it: the lead without the layout's own part; "." if nothing is left."""
+        """Name for users: the prefix without the part of the layout; "." if it is empty."""
         parts = self.lead.split(".")[:-1]
         bare = list(parts)
         while bare and WRAPPER.fullmatch(bare[-1]):
@@ -85,8 +85,8 @@ def find_copies(names: Iterable[str]) -> list[Copy]:
     """All networks whose keys are among ``names``, in the order of the file.
 
     Raises:
-        CheckpointError: two tensors of a network differ in nothing but wrappers, or there are
-            more than :data:`MAX_COPIES` networks.
+        CheckpointError: the names of two tensors differ only in wrappers, or there are more than
+            :data:`MAX_COPIES` networks.
     """
     names = list(names)
     found: dict[tuple[Layout, str], dict[str, str]] = {}
@@ -96,15 +96,15 @@ def find_copies(names: Iterable[str]) -> list[Copy]:
     used: set[str] = set()
     accepted: dict[str, Layout] = {}
     for (layout, lead), parts in sorted(found.items(), key=lambda item: -len(item[1])):
-        # Layouts share some keys: the one with the most of them is meant.
+        # Layouts share some keys: the layout with the most matches comes first.
         telling = len(parts) >= 2 and ("queries" in parts or layout == "official")
         if telling and used.isdisjoint(parts.values()) and lead not in accepted:
             used.update(parts.values())
             accepted[lead] = layout
     if len(accepted) > MAX_COPIES:
         raise CheckpointError(
-            f"The file holds {len(accepted)} networks, the maximum is {MAX_COPIES}.",
-            fix="Save the weights of one network in a file of their own.",
+            f"The file contains {len(accepted)} networks, the maximum is {MAX_COPIES}.",
+            fix="Save the weights of one network in a separate file.",
         )
     owned: dict[str, list[str]] = {lead: [] for lead in accepted}
     for name in names:
@@ -116,10 +116,10 @@ def find_copies(names: Iterable[str]) -> list[Copy]:
 
 
 def below(names: Iterable[str], lead: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The names by what follows ``lead``, without wrappers; and the wrappers left out.
+    """The names that start with ``lead``, by key without it and without wrappers; and the wrappers.
 
     Raises:
-        CheckpointError: two names differ in nothing but wrappers.
+        CheckpointError: two names differ only in wrappers.
     """
     found: dict[str, str] = {}
     wrappers: dict[str, None] = {}
@@ -134,27 +134,27 @@ def below(names: Iterable[str], lead: str) -> tuple[dict[str, str], tuple[str, .
             raise CheckpointError(
                 f"Two tensors are the same part of the network: {printable(found[key])} and "
                 f"{printable(name)}.",
-                fix="Save the weights of one network in a file of their own.",
+                fix="Save the weights of one network in a separate file.",
             )
         found[key] = name
     return found, tuple(wrappers)
 
 
 def lead_of(names: Iterable[str], pattern: str) -> str | None:
-    """What stands before the key that fits ``pattern``; None where there is no such key."""
+    """The prefix of the key that matches ``pattern``; None if no key matches."""
     regex = re.compile(rf"(?:^|\.)({pattern})$")
     found = [lead for name in names if (lead := _lead(*_plain(name), regex)) is not None]
     return min(found, key=len, default=None)
 
 
 def printable(text: str) -> str:
-    """A name from a file as it may be shown and stored: on one line, of bearable length."""
+    """A name from a file in a form that is safe to show: printable, on one line, shortened."""
     shown = text if text.isprintable() else ascii(text)[1:-1]
     return shown if len(shown) <= 120 else f"{shown[:100]}…"
 
 
 def _hits(name: str) -> Iterable[tuple[Layout, str, str]]:
-    """The layouts that a name fits, with the part that it tells and what stands before it."""
+    """The layouts that a name matches, each with the matched part and the prefix before it."""
     parts, plain = _plain(name)
     if plain.endswith(_ENDS):
         for layout, part, pattern in _PATTERNS:
@@ -163,7 +163,7 @@ def _hits(name: str) -> Iterable[tuple[Layout, str, str]]:
 
 
 def _lead(parts: list[str], plain: str, pattern: re.Pattern[str]) -> str | None:
-    """What stands before the part of a name that fits, with the last dot and all wrappers."""
+    """The prefix before the match in a name, including wrappers and the last dot."""
     if not (match := pattern.search(plain)):
         return None
     before = plain[: match.start(1)].count(".")
@@ -177,6 +177,6 @@ def _plain(name: str) -> tuple[list[str], str]:
 
 
 def _kept(parts: list[str]) -> list[int]:
-    """The components that are no wrappers; the last names the tensor."""
+    """Indices of the components that are not wrappers; the last one is never a wrapper."""
     last = len(parts) - 1
     return [i for i, part in enumerate(parts) if i == last or not WRAPPER.fullmatch(part)]

@@ -1,4 +1,4 @@
-"""One door for every kind of checkpoint."""
+"""Single entry point for all kinds of checkpoints."""
 
 from __future__ import annotations
 
@@ -36,29 +36,30 @@ def read_checkpoint(
     preferred_key: str | None = None,
     insecure: bool = False,
 ) -> Checkpoint:
-    """Read a trained EoMT; the layout is recognised by its keys, not its name.
+    """Read a trained EoMT. The layout is recognised by the keys, not by the file name.
 
     Args:
         path: official ``.bin``/``.pt``/``.ckpt``, LightlyTrain's ``.pt``, ``.safetensors``, a
-            Hugging Face model folder, ``hf://owner/name[@revision]``, or an address (https://).
-        heads: attention heads, where neither width / 64 nor config.json tells.
-        num_blocks: blocks that see the queries, where ``attn_mask_probs`` is absent.
-        base_weights: DINOv3 model that a difference is added to, as file, folder or ``hf://``, see
+            Hugging Face model folder, ``hf://owner/name[@revision]``, or a URL (https://).
+        heads: number of attention heads, if it is not width / 64 and not in config.json.
+        num_blocks: number of blocks that process the queries, if ``attn_mask_probs`` is missing.
+        base_weights: DINOv3 model that an official file adds to: file, folder or ``hf://…``, see
             :mod:`eomt_deploy.checkpoints.dinov3`.
-        weights_key: which weights of the file, for example ``state_dict`` or ``ema``; None takes
-            the averaged ones (EMA) where there are some.
-        preferred_key: the same, but only where the file has them: the key of an earlier export.
+        weights_key: weights to take from the file, e.g. ``state_dict`` or ``ema``; None takes the
+            averaged (EMA) weights, if any.
+        preferred_key: as ``weights_key``, but ignored if the file does not have it, e.g. the key of
+            an earlier export.
         insecure: allow ``http://`` without a hash, see
             :func:`eomt_deploy.checkpoints.download.download`.
 
     Raises:
-        CheckpointError: nothing there, damaged, with code inside, not an EoMT, several of them
-            without a ``weights_key``, or a difference without its base.
-        MissingDependencyError: ``hf://`` without huggingface-hub.
+        CheckpointError: the checkpoint does not exist, is damaged, would run code, is not an EoMT,
+            contains several without a ``weights_key``, or needs base weights.
+        MissingDependencyError: ``hf://`` needs huggingface-hub, which is not installed.
     """
     path, revision = _local(path, insecure)
     if not path.exists():
-        raise CheckpointError(f"There is no checkpoint at {path}.")
+        raise CheckpointError(f"There is no checkpoint at {path}.", fix="Correct the path.")
     config = huggingface.read_config(path) if path.is_dir() else None
     weights = folder.weight_files(path) if path.is_dir() else [path]
     stored = chosen.choose(tensor_files.WeightFiles(weights), path, weights_key, preferred_key)
@@ -69,7 +70,7 @@ def read_checkpoint(
     except (KeyError, IndexError, RuntimeError, TypeError) as error:
         raise CheckpointError(
             f"Tensors of {path} are missing, or do not fit together: {error}.",
-            fix="Check that the file is whole and is a trained EoMT.",
+            fix="Check that the file is complete and is a trained EoMT.",
         ) from error
     groups = by_block(stored.shapes)
     rest = layout.convert(stored.read(groups[None]))
@@ -78,14 +79,14 @@ def read_checkpoint(
     if mask_probs is not None:
         if mask_probs.ndim != 1:
             raise CheckpointError(
-                f"attn_mask_probs of {path} has shape {list(mask_probs.shape)}, expected one "
-                "number for each block that sees the queries.",
-                fix="Check that the file is whole and is a trained EoMT.",
+                f"attn_mask_probs of {path} must have one dimension, got shape "
+                f"{list(mask_probs.shape)}.",
+                fix="Check that the file is complete and is a trained EoMT.",
             )
         stored_blocks = mask_probs.numel()
     if stored_blocks is not None and num_blocks not in (None, stored_blocks):
         raise CheckpointError(
-            f"--num-blocks {num_blocks} contradicts the checkpoint, which has {stored_blocks}.",
+            f"--num-blocks {num_blocks} contradicts the checkpoint, which stores {stored_blocks}.",
             fix="Leave --num-blocks out.",
         )
 
@@ -122,8 +123,11 @@ def read_checkpoint(
 
 
 def _local(path: str | Path, insecure: bool) -> tuple[Path, str | None]:
-    """The path itself, or where an address or ``hf://owner/name`` was downloaded to; and the
-    commit of the latter."""
+    """Download a URL or ``hf://owner/name`` if needed.
+
+    Returns:
+        local path; and the commit, for ``hf://``.
+    """
     text = str(path)
     if text.startswith(huggingface.HUB_PREFIX):
         place = huggingface.download(text.removeprefix(huggingface.HUB_PREFIX))
@@ -135,16 +139,16 @@ def _local(path: str | Path, insecure: bool) -> tuple[Path, str | None]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a checkpoint names its tensors, and what belongs to where it comes from.
+    """Naming scheme of a checkpoint, and constants of the code that it comes from.
 
     Attributes:
-        name: shown to users, and stored in what is exported.
-        convert: from any whole blocks of the file to our own names.
-        bases: files that the checkpoint is a difference to.
-        norm_eps, upscale_norm_eps: LayerNorm epsilons, which no shape tells.
-        rope_theta: base of rotary positions; None where positions are learned.
+        name: name for users, also stored in exported models.
+        convert: converts any complete blocks of the file to our names.
+        bases: files of the base weights, if the checkpoint is a difference.
+        norm_eps, upscale_norm_eps: LayerNorm epsilons, which shapes do not contain.
+        rope_theta: base of rotary positions; None if positions are learned.
         position_offset: see :func:`eomt_deploy.network.position.resample_position`.
-        facts: what stands beside the weights.
+        facts: facts stored next to the weights, if any.
     """
 
     name: str
@@ -174,8 +178,8 @@ def _layout(
             layout = _official_dinov3(stored, path, base_weights, insecure)
     if base_weights is not None and not layout.bases:
         raise CheckpointError(
-            f"{path} holds whole weights, to which no base is added.",
-            fix="Leave --base-weights out.",
+            "--base-weights has no effect here: the checkpoint contains the complete weights.",
+            fix="Leave it out.",
         )
     return layout
 
@@ -193,7 +197,7 @@ def _lightly(stored: chosen.Weights) -> _Layout:
 
     def convert(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found = lightly.canonical(tensors)
-        if "q.weight" in found:  # the part with everything that is in no block
+        if "q.weight" in found:  # this part contains everything outside the blocks
             for name, values in (("pixel_mean", facts.mean), ("pixel_std", facts.std)):
                 found[name] = torch.tensor(values).reshape(1, 3, 1, 1)
         return found
@@ -210,7 +214,7 @@ def _lightly(stored: chosen.Weights) -> _Layout:
         norm_eps=lightly.NORM_EPS[family],
         upscale_norm_eps=lightly.UPSCALE_NORM_EPS,
         rope_theta=theta,
-        # DINOv2's models without registers were trained with it.
+        # DINOv2 models without registers were trained with this offset.
         position_offset=0.0 if registers else lightly.POSITION_OFFSET,
         facts=facts,
     )
@@ -243,7 +247,7 @@ def _official_dinov3(
 
 
 def _completed(tensors: dict[str, torch.Tensor], block: int | None) -> dict[str, torch.Tensor]:
-    """Without what is no weight; the rest of the network has a normalisation in any case."""
+    """Remove non-weights. Outside the blocks, add the ImageNet normalisation if none is stored."""
     tensors.pop("attn_mask_probs", None)
     if block is None:
         for name, values in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
@@ -257,8 +261,11 @@ def _native_grid(
     layout: _Layout,
     config: huggingface.Config | None,
 ) -> tuple[int, int] | None:
-    """Patch grid that the model was trained at (that its positions are for), where the checkpoint
-    tells."""
+    """Patch grid (rows, columns) of the position embeddings, if it is known.
+
+    Raises:
+        CheckpointError: config.json contradicts the weights.
+    """
     if layout.facts and architecture.rope_theta is not None:
         height, width = layout.facts.image_size
         return height // architecture.patch_size, width // architecture.patch_size
@@ -269,8 +276,9 @@ def _native_grid(
         grid = (config.image_size[0] // patch, config.image_size[1] // patch)
         if position is not None and grid[0] * grid[1] != position.shape[1]:
             raise CheckpointError(
-                f"config.json says image_size {config.image_size[0]}x{config.image_size[1]}, a "
-                f"grid of {grid[0]}x{grid[1]} patches; the weights have {position.shape[1]} "
-                "position embeddings."
+                f"image_size {config.image_size[0]}x{config.image_size[1]} in config.json has "
+                f"{grid[0]}x{grid[1]} patches, but the weights have {position.shape[1]} position "
+                "embeddings.",
+                fix="Download the folder again, or correct the file.",
             )
     return grid

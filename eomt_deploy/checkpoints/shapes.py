@@ -1,4 +1,4 @@
-"""Everything that tensor shapes tell about an EoMT checkpoint."""
+"""Architecture of an EoMT checkpoint, inferred from its tensor shapes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SIDE = 16_384
-"""Pixels of a network input."""
+"""Maximum side of a network input, in pixels."""
 MAX_HEADS = 1024
 MAX_BLOCKS = 512
-"""Far beyond the 40 of the largest published model."""
+"""The largest published model has 40."""
 
 HEAD_WIDTHS = {4096: 128}
 HEAD_WIDTH = 64
-"""Head width of every published model but the 7B one; the number of heads is not stored."""
+"""Head width of all published models except the 7B model; the number of heads is not stored."""
 
 NEEDED = (
     "backbone.cls_token",
@@ -49,24 +49,25 @@ def read_architecture(
     upscale_norm_eps: float = 1e-6,
     rope_theta: float | None = None,
 ) -> Architecture:
-    """Widths and counts of the network that ``tensors`` belong to.
+    """Infer widths and counts of a network from its tensors.
 
     Args:
         tensors: weights in our key layout.
-        num_blocks: length of ``attn_mask_probs``, or None where the file has none.
-        heads: attention heads, or None for width / 64.
-        norm_eps, upscale_norm_eps: LayerNorm epsilons, which no shape tells.
-        rope_theta: base of the rotary position embedding; None where positions are learned.
+        num_blocks: number of blocks that process the queries; None if it is unknown.
+        heads: number of attention heads; None for width / 64.
+        norm_eps, upscale_norm_eps: LayerNorm epsilons, which shapes do not contain.
+        rope_theta: base of the rotary position embedding; None if positions are learned.
 
     Raises:
-        CheckpointError: keys are missing or their shapes fit no EoMT.
+        CheckpointError: keys are missing, shapes are not those of an EoMT, or the number of blocks
+            or heads is unknown or impossible.
     """
     needed = NEEDED if rope_theta is not None else (*NEEDED, "backbone.pos_embed")
     missing = [key for key in needed if key not in tensors]
     if missing:
         raise CheckpointError(
-            f"This is not a whole EoMT checkpoint: {len(missing)} of the keys that define the "
-            f"network are missing: {', '.join(missing)}.",
+            f"This is not a complete EoMT checkpoint: {len(missing)} required keys are missing: "
+            f"{', '.join(missing)}.",
             why=f"The file has {len(tensors)} tensors, such as {', '.join(list(tensors)[:3])}.",
             fix="Pass a trained EoMT (official, Hugging Face), not a backbone or another network.",
         )
@@ -88,17 +89,17 @@ def read_architecture(
         if key in shapes and shapes[key][-1:] != (width,)
     ]
     if shapes["class_head.weight"][:1] == (1,):
-        wrong.append("class_head.weight has one row, for 'no object', and none for a class")
+        wrong.append("class_head.weight has one row for 'no object', but none for a class")
     if wrong:
         raise CheckpointError(
-            "The shapes fit no EoMT: " + "; ".join(dict.fromkeys(wrong)) + ".",
-            fix="Check that the file is whole and is a trained EoMT.",
+            "The shapes are not those of an EoMT: " + "; ".join(dict.fromkeys(wrong)) + ".",
+            fix="Check that the file is complete and is a trained EoMT.",
         )
     if num_blocks is None:
         raise CheckpointError(
-            "The checkpoint has no attn_mask_probs, whose length tells how many blocks see "
-            "the queries.",
-            fix="Pass a whole EoMT checkpoint, or say it: --num-blocks 4 (S and B: 3, L: 4, g: 5).",
+            "The number of blocks that process the queries is unknown: the checkpoint does not "
+            "contain attn_mask_probs.",
+            fix="Pass a complete EoMT checkpoint, or e.g. --num-blocks 4 (S and B: 3, L: 4, g: 5).",
         )
 
     patch_size = shapes["backbone.patch_embed.proj.weight"][2]
@@ -108,8 +109,9 @@ def read_architecture(
     registers = shapes["backbone.reg_token"][1] if "backbone.reg_token" in shapes else 0
     if not 1 <= num_blocks <= depth:
         raise CheckpointError(
-            f"The queries enter {num_blocks} blocks before the end; the network has {depth}.",
-            fix="Pass a whole EoMT checkpoint.",
+            f"The number of blocks that process the queries must be between 1 and {depth}, got "
+            f"{num_blocks}.",
+            fix="Pass a complete EoMT checkpoint, or correct --num-blocks.",
         )
     return Architecture(
         width=width,
@@ -130,7 +132,7 @@ def read_architecture(
 
 
 def square_grid(pos_embed: Tensor) -> tuple[int, int] | None:
-    """The square patch grid of ``pos_embed`` [1, N, D], or None when N is no square."""
+    """The square patch grid of ``pos_embed`` [1, N, D]; None if N is not a square number."""
     side = math.isqrt(pos_embed.shape[1])
     return (side, side) if side * side == pos_embed.shape[1] else None
 
@@ -140,9 +142,9 @@ def _heads(width: int, heads: int | None) -> int:
         head_width = HEAD_WIDTHS.get(width, HEAD_WIDTH)
         if width % head_width:
             raise CheckpointError(
-                f"The number of attention heads is not stored, and width {width} is no multiple "
-                f"of {HEAD_WIDTH}, the head width of every published model.",
-                fix="Say it: --heads N.",
+                "The number of attention heads is unknown: the checkpoint does not store it, and "
+                f"its width {width} is not a multiple of {HEAD_WIDTH}, the usual head width.",
+                fix="Pass --heads.",
             )
         return width // head_width
     if heads < 1 or width % heads:
@@ -154,17 +156,17 @@ def _heads(width: int, heads: int | None) -> int:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many parts are numbered by the group of ``pattern``.
+    """Number of parts that the group of ``pattern`` numbers.
 
     Raises:
-        CheckpointError: their numbers have gaps, or there are too many.
+        CheckpointError: the numbers have gaps, or there are too many.
     """
     found = {int(match[1][:12]) for key in tensors if (match := re.match(pattern, key))}
     if found and (max(found) != len(found) - 1 or len(found) > MAX_BLOCKS):
         part = pattern.partition(r"\.(")[0].replace("\\", "")
         raise CheckpointError(
-            f"The checkpoint has {len(found)} different numbers after {part}., up to {max(found)}; "
-            f"they must count from 0 without gaps, to {MAX_BLOCKS - 1} at most.",
-            fix="Check that the file is whole and is a trained EoMT.",
+            f"The numbers after {part}. must count from 0 without gaps, up to {MAX_BLOCKS - 1}, "
+            f"got {len(found)} different numbers up to {max(found)}.",
+            fix="Check that the file is complete and is a trained EoMT.",
         )
     return len(found)

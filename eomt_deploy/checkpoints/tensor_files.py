@@ -1,7 +1,7 @@
-"""Read tensors from files without ever running code that is in them.
+"""Reading of tensors from files, without running code from them.
 
-Weights may be larger than the memory: files are mapped, and opened anew for every :meth:`read
-<WeightFiles.read>`, so that what is dropped takes no memory.
+Weights can be larger than the memory: files are memory-mapped, and opened again for each
+:meth:`read <WeightFiles.read>`, so that unused tensors do not take memory.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ from eomt_deploy.errors import CheckpointError
 
 SAFETENSORS_SUFFIX = ".safetensors"
 MAX_NESTING = 8
-"""Levels of dictionaries and lists that are searched for tensors."""
+"""Maximum depth of dictionaries and lists that are searched for tensors."""
 MAX_KEY = 500
-"""Characters; longer keys name no weights."""
+"""Maximum number of characters of a key; weights do not have longer ones."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class WeightFiles:
-    """The tensors of some weight files, under the names of all dictionaries around them:
+    """The tensors of one or more weight files.
+
+    A name includes the keys of all dictionaries around the tensor, e.g.
     ``state_dict.network.q.weight``.
 
     Args:
-        paths: later files win where two have the same name.
+        paths: weight files. If two contain the same name, the later file is used.
 
     Attributes:
-        shapes: every tensor on the meta device: type and shape without values.
-        containers: the keys of the dictionaries around each tensor.
-        unusable: what holds no plain numbers, such as sparse and quantised tensors, and why.
-        size: bytes of all files.
+        shapes: all usable tensors on the meta device: type and shape without values.
+        containers: keys of the dictionaries around each tensor.
+        unusable: tensors that do not contain plain numbers (e.g. sparse or quantised), with the
+            reason.
+        size: total size of the files in bytes.
 
     Raises:
-        CheckpointError: unreadable, truncated, not a checkpoint, or with code inside.
+        CheckpointError: a file is unreadable, truncated, not a checkpoint, or would run code.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -69,14 +72,14 @@ class WeightFiles:
                     self.shapes[name] = tensor.to("meta")
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of these names; their values are read when they are used."""
+        """The tensors of these names; their values are loaded lazily."""
         wanted: dict[Path, list[str]] = {}
         for name in names:
             wanted.setdefault(self._place[name], []).append(name)
         found: dict[str, Tensor] = {}
         for path, some in wanted.items():
             if held := self._held.get(path):
-                # Whoever gets a tensor may change it; what is held is the only copy.
+                # Clone, because the caller may change the tensors, and these are the only copy.
                 found |= {name: held[name].clone() for name in some}
             else:
                 tensors = _read_tensors(path)
@@ -84,8 +87,12 @@ class WeightFiles:
         return found
 
     def entry(self, name: str, around: Sequence[str] = ()) -> object:
-        """What else a PyTorch file holds under ``name``, at the top or in one of the dictionaries
-        ``around``; None where nothing does."""
+        """An entry of a PyTorch file that is not a tensor; None if there is none.
+
+        Args:
+            name: key of the entry.
+            around: keys of nested dictionaries, which are searched after the top level.
+        """
         for path in self.paths:
             content = None if _is_safetensors(path) else _load_torch(path)
             for key in ("", *around):
@@ -100,13 +107,13 @@ def _is_mapped(path: Path) -> bool:
 
 
 def _is_safetensors(path: Path) -> bool:
-    # The name lies more often than the bytes: safetensors starts with a length and '{'.
+    # File names can be wrong. The format starts with a length of 8 bytes and '{'.
     with path.open("rb") as file:
         return path.suffix == SAFETENSORS_SUFFIX or file.read(9)[8:] == b"{"
 
 
 def _check_file(path: Path) -> int:
-    """Refuse what is no weight file before it is opened as one; returns its size in bytes."""
+    """Check that a file is a weight file before it is opened as one; return its size in bytes."""
     try:
         size = path.stat().st_size
         if size == 0:
@@ -119,8 +126,8 @@ def _check_file(path: Path) -> int:
         return size
     if magic == b"PK" and not zipfile.is_zipfile(path):
         raise CheckpointError(
-            f"{path} is cut off: it starts as a PyTorch file but its end is missing "
-            f"({size:,} bytes are here).",
+            f"{path} is truncated: it starts like a PyTorch file, but its end is missing (it has "
+            f"{size:,} bytes).",
             fix="Download or copy it again.",
         )
     try:
@@ -140,18 +147,18 @@ def _read_tensors(path: Path) -> dict[str, tuple[tuple[str, ...], Tensor]]:
     for container, key, tensor in _walk(content):
         name = ".".join((*container, key))
         if name in found:
-            raise CheckpointError(f"{path} holds two tensors called {printable(name)}.")
+            raise CheckpointError(f"{path} contains two tensors with the name {printable(name)}.")
         found[name] = container, tensor
     if not found:
         raise CheckpointError(
-            f"{path} holds no named tensors (found: {type(content).__name__}).",
+            f"{path} must contain named tensors, got {type(content).__name__} without any.",
             fix="Pass the file with the state dict of a trained EoMT.",
         )
     return found
 
 
 def _walk(content: object) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
-    """All tensors in dictionaries and lists; those that are there twice only once."""
+    """All tensors in nested dictionaries and lists; shared containers are visited only once."""
     waiting: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
     seen = set()
     while waiting:
@@ -175,7 +182,7 @@ def _walk(content: object) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
 
 
 def _unusable(tensor: Tensor) -> str:
-    """Why a tensor holds no plain numbers; empty where it does."""
+    """The reason why a tensor does not contain plain numbers; empty if it does."""
     if tensor.is_meta:
         return "it has no values"
     if tensor.is_nested or tensor.layout is not torch.strided:
@@ -190,9 +197,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except Exception as error:  # a damaged header fails in many ways
+    except Exception as error:  # a damaged header raises many kinds of errors
         raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}.",
+            f"{path} is not a complete safetensors file: {error}.",
             fix="Download or copy it again.",
         ) from error
 
@@ -203,16 +210,16 @@ def _load_torch(path: Path) -> object:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except pickle.UnpicklingError as error:
-        # torch's own text advises to load it all the same; only the culprit's name is of use.
+        # The message of torch advises to load the file anyway; only the class name is useful.
         if culprit := re.search(r"GLOBAL (\S+)|Unsupported class (\S+)", str(error)):
             raise CheckpointError(
-                f"{path} holds more than tensors, and reading that would run code from it.",
+                f"{path} contains more than tensors, and reading it would run code from the file.",
                 why=f"It refers to {culprit[1] or culprit[2]}.",
-                fix="If you trust it, keep only the weights: "
+                fix="If you trust the file, save only its weights: "
                 "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt').",
             ) from error
-        raise _not_a_checkpoint(path, "its bytes are no tensors") from error
-    except Exception as error:  # damaged bytes fail anywhere inside torch, in any way
+        raise _not_a_checkpoint(path, "its bytes are not tensors") from error
+    except Exception as error:  # damaged bytes raise any kind of error inside torch
         raise _not_a_checkpoint(path, str(error)) from error
     return content
 
@@ -226,7 +233,7 @@ def _not_a_checkpoint(path: Path, why: str) -> CheckpointError:
 
 
 def sha256(paths: Sequence[Path]) -> str:
-    """Digest of the bytes of all files, in order."""
+    """Hexadecimal SHA-256 digest of the bytes of all files, in order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
-"""One file over HTTP, with time-outs, and resumed where an earlier attempt ended.
+"""Download of one file over HTTP, with timeouts and resumption.
 
-A partial file is continued only if it is the beginning of the same file: the server must confirm
-its ETag or date (If-Range), or the hash of the complete file must be known.
+A partial file is resumed only if it belongs to the same file: the server must confirm its ETag or
+date (If-Range), or the hash of the complete file must be known.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from eomt_deploy import __version__
 from eomt_deploy.addresses import without_secrets
 
 TIMEOUT = 30.0
-"""Seconds to connect, and between two pieces of data."""
+"""Timeout in seconds, for connecting and between two chunks of data."""
 CHUNK = 1 << 20
 
 
 class TransferError(Exception):
-    """The file did not arrive completely; what arrived is kept."""
+    """The transfer failed or was incomplete; the received part is kept."""
 
 
 class _OtherFileError(Exception):
-    """The partial file does not belong to what the server has now."""
+    """The partial file is not a part of the file that the server has now."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is fetched.
+    """A file to download.
 
     Attributes:
-        address: without user, password and fragment.
-        authorization: header for the host of the address, and no other.
-        verified: whether a hash of the complete file is known.
-        plain: whether ``http://`` may be used, also after a redirect.
+        address: URL without user, password and fragment.
+        authorization: Authorization header, which is sent only to the host of the URL.
+        verified: whether the hash of the complete file is known.
+        plain: whether ``http://`` is allowed, even after a redirect.
     """
 
     address: str
@@ -53,17 +53,17 @@ class Request:
 
     @property
     def identity(self) -> str:
-        """A digest of the address without its query, which may be a secret that changes."""
+        """Digest of the URL without its query, which can contain a changing secret."""
         return hashlib.sha256(without_secrets(self.address).encode()).hexdigest()
 
 
 def fetch(request: Request, partial: Path) -> bool:
-    """Complete ``partial``; returns whether it was resumed.
+    """Download into ``partial``, resuming it if possible. Return whether it was resumed.
 
     Raises:
-        TransferError: the server sent less than it announced, or what cannot be used.
-        OSError: no connection, no answer in time, an HTTP error, or a full disk.
-        http.client.HTTPException: the server does not speak HTTP.
+        TransferError: the server sent less than it announced, or an unusable response.
+        OSError: there is no connection, a timeout, an HTTP error, or the disk is full.
+        http.client.HTTPException: the response is not valid HTTP.
     """
     try:
         return _fetch(request, partial, resumable_bytes(request, partial))
@@ -73,25 +73,25 @@ def fetch(request: Request, partial: Path) -> bool:
 
 
 def resumable_bytes(request: Request, partial: Path) -> int:
-    """How much of the file is here and can be continued."""
+    """Number of bytes of a partial file that can be resumed."""
     if not partial.is_file() or not (request.verified or _validator(partial)):
         return 0
     return partial.stat().st_size
 
 
 def discard(partial: Path) -> None:
-    """Remove a partial file and what is known of it."""
+    """Remove a partial file and its notes."""
     partial.unlink(missing_ok=True)
     _notes(partial).unlink(missing_ok=True)
 
 
 def started_from(partial: Path) -> str | None:
-    """Identity of the request that a partial file comes from; None where it is not known."""
+    """Identity of the request that a partial file comes from; None if it is unknown."""
     return _read_notes(partial).get("address")
 
 
 def last_change(partial: Path) -> float:
-    """When something of it was last written, in seconds since 1970; 0 where it is gone."""
+    """Time of the last write to a partial file or its notes (Unix time, seconds); 0 if deleted."""
     times = [0.0]
     for path in (partial, _notes(partial)):
         with contextlib.suppress(OSError):
@@ -108,23 +108,23 @@ def _fetch(request: Request, partial: Path, have: int) -> bool:
             if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
                 raise
             total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-        if total and int(total[1]) == have:  # all of it was here
+        if total and int(total[1]) == have:  # the partial file is already complete
             return True
         raise _OtherFileError from None
     with response:
         headers = response.headers
         if headers.get("Content-Encoding", "identity") != "identity":
-            raise TransferError(f"the server sent it as {headers['Content-Encoding']}")
+            raise TransferError(f"the server encoded the file as {headers['Content-Encoding']}")
         found = _validator_of(headers)
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             part = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
             if not part or int(part[1]) != have or (validator and found not in (None, validator)):
                 raise _OtherFileError
         elif response.status == http.HTTPStatus.OK:
-            have = 0  # the server ignores ranges, or has another file now
+            have = 0  # the server does not support ranges, or has another file now
             discard(partial)
         else:
-            raise TransferError(f"the server answered with status {response.status}")
+            raise TransferError(f"the server responded with status {response.status}")
         _notes(partial).write_text(json.dumps({"validator": found, "address": request.identity}))
         length = headers.get("Content-Length", "")
         expected = have + int(length) if re.fullmatch(r"\d{1,18}", length) else None
@@ -144,13 +144,13 @@ def _receive(response: Any, partial: Path, have: int, expected: int | None) -> N
         ) as bar,
     ):  # fmt: skip
         try:
-            while chunk := response.read1(CHUNK):  # as it comes: a stall loses nothing
+            while chunk := response.read1(CHUNK):  # without buffering: a stall loses no data
                 file.write(chunk)
                 size += len(chunk)
                 bar.update(len(chunk))
         except (http.client.IncompleteRead, TimeoutError, ConnectionError) as error:
             cause = (
-                f"nothing came for {TIMEOUT:g} seconds"
+                f"no data was received for {TIMEOUT:g} seconds"
                 if isinstance(error, TimeoutError)
                 else "the connection ended"
             )
@@ -164,7 +164,7 @@ def _amount(size: int, expected: int | None) -> str:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Redirects that keep what the user was promised."""
+    """Redirects without a downgrade to http:// and without credentials for other hosts."""
 
     def __init__(self, plain: bool) -> None:
         self._plain = plain
@@ -185,7 +185,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _open(request: Request, have: int, validator: str | None) -> Any:
-    # As it is stored: a compressed body has neither the length nor the hash of the file.
+    # Without compression: a compressed body has neither the length nor the hash of the file.
     headers = {"User-Agent": f"eomt-deploy/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -198,7 +198,7 @@ def _open(request: Request, have: int, validator: str | None) -> Any:
 
 
 def _validator_of(headers: Any) -> str | None:
-    """What tells one version of the file from the next: a strong ETag, else the date."""
+    """Identifier of the version of a file: a strong ETag, else the date."""
     etag: str | None = headers.get("ETag")
     if etag and etag.startswith('"'):
         return etag
@@ -213,7 +213,7 @@ def _notes(partial: Path) -> Path:
 def _read_notes(partial: Path) -> dict[str, str]:
     try:
         notes = json.loads(_notes(partial).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):  # killed while it was written: start anew
+    except (OSError, ValueError, RecursionError):  # e.g. interrupted while writing: start again
         return {}
     return {k: v for k, v in notes.items() if isinstance(v, str)} if isinstance(notes, dict) else {}
 

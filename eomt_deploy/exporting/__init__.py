@@ -1,7 +1,7 @@
-"""Checkpoint -> self-describing ONNX, verified on real images.
+"""Export of a checkpoint to a self-describing model file, verified on real images.
 
-:class:`ExportConfig` needs no torch, so that mistakes are told at once; the rest does, and is
-imported on first use.
+:class:`ExportConfig` does not need torch, so that wrong options are reported at once. Everything
+else does, and is imported on first use.
 """
 
 from __future__ import annotations

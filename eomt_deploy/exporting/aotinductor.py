@@ -1,4 +1,4 @@
-"""Network -> AOTInductor package (``.pt2``): PyTorch's own compiler, for those who run PyTorch."""
+"""Export to an AOTInductor package (``.pt2``), which PyTorch compiles and runs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from eomt_deploy.spec import ModelSpec
 
 
 def choose_device(wanted: str | None) -> str:
-    """The device that a package is compiled for: the GPU, if PyTorch has one.
+    """The device to compile a package for. Default: the GPU, if PyTorch finds one.
 
     Raises:
-        DeviceError: a GPU is wanted, and there is none.
+        DeviceError: ``wanted`` is a GPU, but PyTorch finds none.
     """
     found = torch.cuda.is_available()
     if wanted == "cuda" and not found:
         raise DeviceError(
-            f"PyTorch {torch.__version__} finds no GPU to compile for.",
-            fix="Compile on a machine with one, or pass --device cpu.",
+            f"PyTorch {torch.__version__} did not find a GPU to compile for.",
+            fix="Compile on a machine with a GPU, or pass --device cpu.",
         )
     return wanted or ("cuda" if found else "cpu")
 
@@ -43,12 +43,12 @@ def export_package(
     images: Sequence[Path],
     progress: Callable[[str], None],
 ) -> tuple[ModelSpec, verify.Verification]:
-    """Compile, verify on images, and only then put the file in place.
+    """Compile a package, verify it on images, and write the output only if it agrees.
 
     Raises:
-        DeviceError: the device is not here.
+        DeviceError: the device is not available.
         MissingDependencyError: there is no C++ compiler.
-        VerificationError: it does not agree with the checkpoint.
+        VerificationError: the package does not agree with the checkpoint.
     """
     device = choose_device(config.device)
     check_compiler()

@@ -1,4 +1,4 @@
-"""The attention of each block as one ONNX ``Attention`` operator (opset 23)."""
+"""Fusion of each block's attention into one ONNX ``Attention`` operator (opset 23)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def fuse_attention(model: ir.Model) -> int:
-    """Replace the written-out attention of every block that computes in one type.
+    """Fuse the attention of each block that computes in a single type.
 
-    TensorRT reads the operator since 10.14, ONNX Runtime since 1.23. The scale is 1, because it is
-    folded into the weights of the queries. It comes last: ranges are measured, and islands kept,
-    on what is written out.
+    TensorRT supports the operator since 10.14, ONNX Runtime since 1.23. The scale is 1, because it
+    is folded into the query weights. Fusion must be the last step, because ranges are measured and
+    FP32 exceptions are made on the separate operators.
 
     Args:
-        model: annotated graph in its precision; changed in place.
+        model: annotated graph, already in its precision; changed in place.
 
     Returns:
-        the number of blocks that stay written out, since a part of them is kept in FP32.
+        number of blocks that were not fused because a part of their attention is in FP32.
     """
     graph = model.graph
     mixed = 0
@@ -36,7 +36,7 @@ def fuse_attention(model: ir.Model) -> int:
         if len({value.dtype for value in values if value.dtype in FLOATS}) > 1:
             mixed += 1
             continue
-        merged = owned[-1].outputs[0]  # heads side by side again, [B, tokens, D]
+        merged = owned[-1].outputs[0]  # heads concatenated, [B, tokens, D]
         scores = softmax.inputs[0]
         assert scores is not None  # Softmax has one input
         assert scores.shape is not None  # traced graphs have shapes

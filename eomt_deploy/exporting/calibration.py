@@ -1,4 +1,4 @@
-"""What goes into every quantised layer on real images, and the range that INT8 or FP8 gives it."""
+"""Calibration: inputs of each quantised layer on real images, and their INT8 or FP8 range."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from eomt_deploy.network.eomt import EoMT
 Array = npt.NDArray[np.float32]
 
 TOKENS = 2048
-"""Tokens kept of each layer's input, drawn evenly from all images."""
+"""Number of tokens kept of each layer's input, the same number from each image."""
 KEPT_BYTES = 1_500_000_000
-"""Memory for all of them; large models keep fewer."""
+"""Maximum memory for these tokens; large models keep fewer."""
 PERCENTILE = 99.99
 CLIPS = np.linspace(0.2, 1.0, 81)
-"""Shares of the largest value that the MSE search tries."""
+"""Ranges that the MSE search tries, as fractions of the largest value."""
 HISTOGRAM_BINS = 2048
 LARGEST_SCALE = 1e4
-"""Of SmoothQuant."""
+"""Maximum SmoothQuant scale."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Inputs of one linear layer: [tokens, D] and what is known per channel.
+    """Inputs of one linear layer: sampled tokens, and the range of each channel.
 
     Attributes:
-        samples: some tokens, [n, D].
-        lowest, highest: least and largest value of each channel over all tokens and 0, [D].
+        samples: sampled tokens, [n, D].
+        lowest, highest: minimum and maximum of each channel over all tokens, including 0, [D].
     """
 
     samples: Array
@@ -45,16 +45,16 @@ class Activations:
 
     @property
     def largest(self) -> Array:
-        """Largest magnitude of each channel, [D]."""
+        """Maximum magnitude of each channel, [D]."""
         magnitude: Array = np.maximum(np.abs(self.lowest), np.abs(self.highest))
         return magnitude
 
     def divided(self, scales: Array) -> Activations:
-        """The same inputs after each channel was divided by its scale, which is positive."""
+        """The inputs with each channel divided by its scale, which must be positive."""
         return Activations(self.samples / scales, self.lowest / scales, self.highest / scales)
 
     def centred(self, center: Array) -> Activations:
-        """The same inputs after the center of each channel was subtracted."""
+        """The inputs with the center of each channel subtracted."""
         return Activations(self.samples - center, self.lowest - center, self.highest - center)
 
 
@@ -63,15 +63,15 @@ class Number:
     """A quantised number format.
 
     Attributes:
-        largest: largest value that it holds.
-        dtype: numpy type of what is stored.
+        largest: largest value of the format.
+        dtype: numpy type of the stored values.
     """
 
     largest: float
     dtype: np.dtype[np.generic]
 
     def rounded(self, values: Array) -> Array:
-        """``values`` clipped to the range and rounded to what the format holds."""
+        """``values``, clipped and rounded to values of the format."""
         clipped = np.clip(values, -self.largest, self.largest)
         if self.dtype == np.int8:
             return np.rint(clipped)
@@ -79,14 +79,14 @@ class Number:
 
 
 NUMBERS = {
-    # -128 is left out: a symmetric range needs no zero point.
+    # Without -128, the range is symmetric and does not need a zero point.
     "int8": Number(127.0, np.dtype(np.int8)),
     "fp8": Number(448.0, np.dtype(ml_dtypes.float8_e4m3fn)),
 }
 
 
 def linear_layers(model: EoMT) -> dict[str, nn.Linear]:
-    """The layers that may be quantised: all linear ones inside the blocks."""
+    """The layers that can be quantised: all linear layers of the blocks, by module name."""
     return {
         f"backbone.{name}": module
         for name, module in model.backbone.named_modules()
@@ -99,12 +99,12 @@ def observe(
     inputs: Sequence[npt.NDArray[np.uint8]],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Activations]:
-    """Run the network and keep what goes into each linear layer of its blocks.
+    """Run the network and record the inputs of each linear layer of its blocks.
 
     Args:
         model: folded FP32 network.
-        inputs: uint8 [N, H, W, 3] each; at least one.
-        progress: told how far it is.
+        inputs: network inputs of each image, uint8 [N, H, W, 3]; at least one.
+        progress: called with a progress message for each image.
     """
     layers = linear_layers(model)
     count = sum(len(images) for images in inputs)
@@ -143,24 +143,25 @@ def observe(
 
 
 def smoothing_scales(activations: Activations, weight: Array, strength: float) -> Array:
-    """SmoothQuant (arXiv 2211.10438, eq. 4): how much of each channel's range moves into the
-    weights, float32 [D].
+    """SmoothQuant scales (arXiv 2211.10438, eq. 4): divisors of the input channels, float32 [D].
+
+    The weights are multiplied by the same scales.
 
     Args:
-        activations: inputs of the layer, or of all layers that read them.
+        activations: inputs of the layer.
         weight: [out, D].
-        strength: 0 leaves all, 1 moves all.
+        strength: part of the range that moves from the inputs to the weights, 0 to 1.
     """
     of_weights = np.abs(weight).max(0)
     scales = activations.largest**strength / np.maximum(of_weights, 1e-8) ** (1 - strength)
-    # A channel that is always 0 says nothing.
+    # Channels that are always 0 are not scaled.
     scales[(activations.largest == 0) | (of_weights == 0)] = 1
     clipped: Array = np.clip(scales, 1 / LARGEST_SCALE, LARGEST_SCALE).astype(np.float32)
     return clipped
 
 
 def activation_range(activations: Activations, method: Method, number: Number) -> float:
-    """Magnitude that becomes the format's largest value; what is beyond is clipped."""
+    """Magnitude that maps to the largest value of the format; larger inputs are clipped."""
     whole = float(activations.largest.max())
     if method == "minmax" or whole == 0:
         return whole
@@ -173,7 +174,7 @@ def activation_range(activations: Activations, method: Method, number: Number) -
 
 
 def _least_error(values: Array, whole: float, number: Number) -> float:
-    """The clip whose squared rounding error is the least."""
+    """The range with the smallest squared error."""
     if len(values) > 500_000:
         values = np.random.default_rng(0).choice(values, 500_000, replace=False)
     errors = []
@@ -184,7 +185,7 @@ def _least_error(values: Array, whole: float, number: Number) -> float:
 
 
 def _entropy_range(samples: Array, number: Number) -> float:
-    """The clip that loses the least information, by ONNX Runtime's search."""
+    """The range with the smallest loss of information, from ONNX Runtime's entropy search."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     collector = HistogramCollector(
@@ -195,7 +196,7 @@ def _entropy_range(samples: Array, number: Number) -> float:
         percentile=PERCENTILE,
         scenario="same",
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+    with contextlib.redirect_stdout(io.StringIO()):  # the collector prints messages
         collector.collect({"x": [samples]})
         low, high = collector.compute_collection_result()["x"][:2]
     return float(max(abs(float(low)), abs(float(high))))

@@ -1,4 +1,4 @@
-"""What the user may ask of an export. Imports no torch, so that mistakes are told at once."""
+"""Options of an export. Does not import torch, so that wrong options are reported at once."""
 
 from __future__ import annotations
 
@@ -20,50 +20,53 @@ DEFAULT_SMOOTHING = 0.7
 METHODS: tuple[Method, ...] = get_args(Method)
 PACKAGE = ".pt2"
 FRONT_JSON, FRONT_PLOT = ".pareto.json", ".pareto.png"
-"""What a search under a budget tried, beside the model."""
+"""Suffixes of the files that list all trials of an export with a budget."""
 SUFFIXES = (".onnx", PACKAGE)
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """One export.
+    """Options of one export.
 
     Attributes:
-        checkpoint: file, Hugging Face folder, ``hf://owner/name[@revision]``, an address or a
-            catalog name.
-        output: the ``.onnx`` file to write, or a ``.pt2`` that PyTorch's AOTInductor compiles.
-        task: needed where the catalog does not tell.
-        classes: JSON class list, or the name of one in ``export/classes/``; needed where neither
-            catalog nor checkpoint tells.
-        size: network input (H, W); None takes the trained size.
-        native_size: trained (H, W), where the checkpoint cannot tell.
-        name: catalog entry that the checkpoint belongs to.
-        heads: attention heads, where they are not width / 64.
-        num_blocks: blocks that see the queries, where the checkpoint does not tell.
-        base_weights: folder, file or ``hf://owner/name`` of the DINOv3 model that an official
-            file is a difference to.
-        weights_key: which weights of the file, for example ``state_dict``; None takes the
-            averaged ones (EMA) where there are some.
-        insecure: download from ``http://`` without a hash, too.
-        allow_stuff: export an instance model although its class list has stuff classes.
-        batch: fixed batch size; None leaves it free (``.pt2``: 1).
-        device: that a ``.pt2`` is compiled for; None takes the GPU, if there is one.
-        precision: one of :data:`eomt_deploy.precision.PRECISIONS`; decided in the graph.
-        calibrate: image or folder that ranges are measured on; int8 and fp8 need it, fp16 takes
-            the images that verification uses when it is None.
-        method: how the range of a quantised layer's input is chosen; None takes the best known
-            (output for int8, minmax for fp8).
-        smooth: SmoothQuant strength 0-1 of int8 and fp8; 0 leaves it out.
-        budget: points (of the metric with ``data``, else of label agreement) that int8 or fp8 may
-            lose; blocks stay FP16 until it is met.
-        data: labelled data that the verdict is made on; None takes images held out of
-            ``calibrate``.
-        high: roles or modules that stay FP32.
-        islands: keep in FP32 what the range analysis finds.
-        attention: ``written`` out, which every run-time fuses, or ``fused`` into one operator.
-        allow_unannealed: export although masked attention was not annealed away.
-        verify_images: images to verify on; None takes the ones that come with the package.
+        checkpoint: file, Hugging Face folder, ``hf://owner/name[@revision]``, URL or catalog name.
+        output: the ``.onnx`` file to write, or a ``.pt2`` file that AOTInductor compiles.
+        task: task of the model; None takes it from the catalog or the checkpoint.
+        classes: class list: JSON or COCO file, or the name of a list of the catalog; None takes
+            it from the catalog or the checkpoint.
+        size: network input (H, W) in pixels; None takes the trained size.
+        native_size: trained (H, W) in pixels, if it cannot be inferred from the checkpoint.
+        name: catalog entry of the checkpoint.
+        heads: number of attention heads, if it is not width / 64.
+        num_blocks: number of blocks that process the queries, if the checkpoint does not store it.
+        base_weights: DINOv3 weights that an official file adds to: folder, file or
+            ``hf://owner/name``.
+        weights_key: weights to take from the file, e.g. ``state_dict``; None takes the EMA
+            weights, if any.
+        insecure: allow ``http://`` URLs without a hash.
+        allow_stuff: export an instance model even if its class list has stuff classes.
+        batch: fixed batch size; None makes it dynamic (``.pt2``: 1).
+        device: device to compile a ``.pt2`` file for; None takes the GPU, if there is one.
+        precision: one of :data:`eomt_deploy.precision.PRECISIONS`.
+        calibrate: calibration image or folder; required for int8 and fp8. With None, fp16
+            measures ranges on the verification images.
+        method: calibration method for the inputs of quantised layers; None takes output for int8
+            and minmax for fp8.
+        smooth: SmoothQuant strength of int8 and fp8, 0 (off) to 1.
+        budget: maximum accuracy loss of int8 or fp8, in points of the metric with ``data``, else
+            of label agreement; blocks stay in FP16 to meet it.
+        data: labelled data to measure the accuracy loss on; if it is empty, label agreement is
+            measured on images held out from ``calibrate``.
+        high: roles or modules that stay in FP32.
+        islands: keep layers in FP32 whose values exceed the FP16 range (FP32 islands).
+        attention: ``written`` (separate operators, which every backend fuses) or ``fused`` (one
+            Attention operator).
+        allow_unannealed: export even if masked attention was not annealed to 0.
+        verify_images: image or folder to verify on; None takes the images of the package.
         overwrite: replace existing files that eomt-deploy did not write.
+
+    Raises:
+        UsageError: an option has an invalid value, or has no effect with the others.
     """
 
     checkpoint: str
@@ -97,42 +100,43 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.output.suffix.lower() not in SUFFIXES:
             raise UsageError(
-                f"{self.output} has the suffix {self.output.suffix or '(none)'}; the suffix "
-                f"decides the format, and this version writes {' and '.join(SUFFIXES)}.",
+                f"The output must end with {' or '.join(SUFFIXES)}, got {self.output}.",
+                why="The suffix selects the format.",
                 fix=f"Use -o {self.output.with_suffix('.onnx')}.",
             )
         if self.precision not in PRECISIONS:
             raise UsageError(
-                f"Precision {self.precision!r} is unknown.", fix=f"Known: {', '.join(PRECISIONS)}."
+                f"Precision {self.precision!r} is unknown.",
+                fix=f"Use one of: {', '.join(PRECISIONS)}.",
             )
         self._check_precision()
         self._check_package()
         if self.task is not None and self.task not in get_args(Task):
             raise UsageError(
-                f"Task {self.task!r} is unknown.", fix=f"Known: {', '.join(get_args(Task))}."
+                f"Task {self.task!r} is unknown.", fix=f"Use one of: {', '.join(get_args(Task))}."
             )
         if self.allow_stuff and self.task not in (None, "instance"):
             raise UsageError(
-                f"--allow-stuff does nothing for a {self.task} model.", fix="Leave it out."
+                f"--allow-stuff has no effect on a {self.task} model.", fix="Leave it out."
             )
         if self.insecure and not any(
             is_address(text) for text in (self.checkpoint, self.base_weights or "")
         ):
             raise UsageError(
-                "--insecure has no effect here: nothing is downloaded from a web address.",
+                "--insecure has no effect here: the weights are not downloaded from a URL.",
                 fix="Leave it out.",
             )
         for name in ("batch", "heads", "num_blocks"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value} must be 1 or more.")
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
 
     def _check_precision(self) -> None:
         quantized = self.precision in QUANTIZED
         if quantized and self.calibrate is None:
             raise UsageError(
-                f"{self.precision} needs images to calibrate on.",
-                why="The ranges of the activations decide the accuracy; made-up ones ruin it.",
+                f"{self.precision} needs calibration images.",
+                why="The accuracy depends on the measured ranges of the activations.",
                 fix="Pass --calibrate with a folder of images like those that the model will see.",
             )
         given = {
@@ -147,38 +151,43 @@ class ExportConfig:
         for option, (used, applies) in given.items():
             if used and not applies:
                 raise UsageError(
-                    f"{option} does nothing for {self.precision}.", fix="Leave it out."
+                    f"{option} has no effect with {self.precision}.", fix="Leave it out."
                 )
         if self.method is not None and self.method not in METHODS:
             raise UsageError(
-                f"Method {self.method!r} is unknown.", fix=f"Known: {', '.join(METHODS)}."
+                f"Calibration method {self.method!r} is unknown.",
+                fix=f"Use one of: {', '.join(METHODS)}.",
             )
         if self.method == "entropy" and self.precision == "fp8":
             raise UsageError(
-                "Entropy calibration is defined for int8's even steps, not for fp8.",
+                "Entropy calibration does not support fp8.",
+                why="It is defined for uniform quantisation steps, as in int8.",
                 fix="Use --method minmax.",
             )
         if not 0 <= self.smooth <= 1:
-            raise UsageError(f"--smooth {self.smooth:g} is not between 0 and 1.")
+            raise UsageError(f"--smooth must be between 0 and 1, got {self.smooth:g}.")
         if self.budget is not None and not 0 <= self.budget < math.inf:
-            raise UsageError(f"--budget {self.budget:g} is no number of points, 0 or more.")
+            raise UsageError(
+                f"--budget must be a number of points, 0 or more, got {self.budget:g}."
+            )
         if self.attention not in get_args(Attention):
             raise UsageError(
-                f"Attention {self.attention!r} is unknown.", fix="Known: written, fused."
+                f"Attention {self.attention!r} is unknown.", fix="Use written or fused."
             )
 
     def _check_package(self) -> None:
         if self.output.suffix.lower() != PACKAGE:
             if self.device is not None:
                 raise UsageError(
-                    f"--device does nothing for {self.output.name}, which runs anywhere.",
-                    fix=f"Leave it out; it is for {PACKAGE} files.",
+                    f"--device has no effect on {self.output.name}: only {PACKAGE} files are "
+                    "compiled for a device.",
+                    fix="Leave it out.",
                 )
             return
         if self.precision in QUANTIZED:
             raise UsageError(
                 f"A {PACKAGE} file cannot be {self.precision}.",
-                why="AOTInductor compiles the network in one type.",
+                why="AOTInductor compiles the network in a single type.",
                 fix="Use --precision fp16 or bf16, or write an .onnx file.",
             )
         ranges = {
@@ -189,20 +198,20 @@ class ExportConfig:
         }
         for option, used in ranges.items():
             if used:
-                raise UsageError(f"{option} does nothing for {PACKAGE} files.", fix="Leave it out.")
+                raise UsageError(f"{option} has no effect on {PACKAGE} files.", fix="Leave it out.")
         if self.device not in (None, "cpu", "cuda"):
-            raise UsageError(f"There is no device {self.device!r}.", fix="Use cpu or cuda.")
+            raise UsageError(f"Device {self.device!r} is unknown.", fix="Use cpu or cuda.")
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Files and folders that are read, and never replaced."""
+        """Files and folders that are read; they are never replaced."""
         texts = [t for t in (self.checkpoint, self.base_weights) if t and "://" not in t]
         paths = (self.classes, self.calibrate, *self.data, self.verify_images)
         return (*map(Path, texts), *(path for path in paths if path))
 
     @property
     def outputs(self) -> dict[str, Path]:
-        """Files that may be written or removed, by what they are called in messages."""
+        """Files that may be written or removed, by their name in messages."""
         found = {"-o": self.output}
         if self.output.suffix.lower() != PACKAGE:
             found["The weights file"] = self.output.with_name(self.output.name + EXTERNAL_SUFFIX)
@@ -213,5 +222,5 @@ class ExportConfig:
 
     @property
     def range_method(self) -> Method:
-        """How ranges are chosen; FP8 holds outliers well enough to clip nothing."""
+        """Calibration method. FP8 represents outliers well enough without clipping (minmax)."""
         return self.method or ("output" if self.precision == "int8" else "minmax")

@@ -1,4 +1,4 @@
-"""From the FP32 network to a graph in the wanted precision, every exception with its reason."""
+"""Conversion of the FP32 network to a graph in the requested precision."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Inputs = Sequence[npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class PreciseGraph:
-    """The graph to write, and how it came about.
+    """The graph to write, and facts about its conversion.
 
     Attributes:
-        model: annotated graph with its description inside.
-        spec: the description, with calibration and exceptions in its provenance.
-        islands: tensors that FP16 cannot hold.
-        verdict: what quantisation costs; None where nothing is quantised.
-        unfused: blocks whose attention stays written out though it was wanted fused.
+        model: annotated graph that contains its description.
+        spec: the description; its provenance lists calibration and FP32 exceptions.
+        islands: tensors that FP16 cannot represent.
+        verdict: accuracy loss of quantisation; None if no layer is quantised.
+        unfused: number of blocks whose attention could not be fused, although it was requested.
     """
 
     model: ir.Model
@@ -58,22 +58,26 @@ def build_graph(
     judge: Judge | None,
     progress: Progress = lambda _: None,
 ) -> PreciseGraph:
-    """The graph in the precision that ``config`` asks for.
+    """Build the graph in the precision of ``config``.
 
     Args:
-        network: folded; changed in place where it is quantised.
-        inputs: network inputs of the calibration images, uint8 [N, H, W, 3] each.
-        judge: for the verdict on a quantised graph.
+        network: folded FP32 network; quantisation changes it in place.
+        spec: description of the model.
+        config: options of the export.
+        inputs: network inputs of each calibration image, uint8 [N, H, W, 3].
+        judge: measures the accuracy loss; required for int8 and fp8.
+        progress: called with progress messages.
 
     Raises:
-        UsageError: something to keep high does not exist.
-        VerificationError: NaN, or the budget cannot be met.
+        UsageError: a role or module to keep in FP32 does not exist, or attention cannot be fused.
+        VerificationError: logits are NaN or infinite, or the budget cannot be met.
     """
     _check_names(network, config)
     if config.attention == "fused" and network.arch.rope_theta is not None:
         raise UsageError(
-            "The attention of a DINOv3 model is written out: queries and keys are rotated in it.",
-            fix="Leave --attention out; run-times fuse the written pattern, too.",
+            "The attention of a DINOv3 model cannot be exported as one Attention operator.",
+            why="It rotates queries and keys (rotary position embeddings).",
+            fix="Leave --attention out. Backends also fuse the separate operators.",
         )
     layers: dict[str, QuantizedLayer] = {}
     if config.precision in QUANTIZED:
@@ -109,7 +113,7 @@ def build_graph(
             progress,
         )
     if config.precision in QUANTIZED and not (verdict and verdict.chosen.share):
-        spec = replace(spec, precision="fp16")  # nothing is quantised: call it what it is
+        spec = replace(spec, precision="fp16")  # the actual precision: no layer is quantised
     spec = replace(spec, provenance={**spec.provenance, **_story(config, inputs, islands, verdict)})
     final = build(verdict.chosen.kept if verdict else ())
     unfused = _fuse(final, config)
@@ -123,7 +127,7 @@ def _fuse(model: ir.Model, config: ExportConfig) -> int:
 def _plan(
     model: ir.Model, config: ExportConfig, inputs: Inputs, progress: Progress
 ) -> tuple[Lowering, list[Island]]:
-    """What stays FP32: what the user says, and what FP16 cannot hold."""
+    """What stays in FP32: the choices of the user, and what FP16 cannot represent."""
     roles, modules = _kept_high(config)
     islands: list[Island] = []
     if config.precision != "bf16" and config.islands:  # BF16 has the range of FP32
@@ -140,8 +144,11 @@ def _plan(
 def _quantizable(
     layers: dict[str, QuantizedLayer], model: ir.Model, plan: Lowering
 ) -> dict[str, QuantizedLayer]:
-    """The layers that nothing keeps in FP32; fc1 and fc2 only together, since TensorRT has given
-    NaN where one of them was quantised alone."""
+    """The layers that do not stay in FP32.
+
+    fc1 and fc2 are quantised together or not at all: TensorRT has returned NaN if only one of them
+    was quantised.
+    """
     high = {module_of(node) for node in model.graph if plan.wanted(node) != plan.half}
     high |= {f"{name.removesuffix(end)}{other}" for name in high for end, other in (
         ("fc1", "fc2"), ("fc2", "fc1"),
@@ -155,7 +162,7 @@ def _block(layer: str) -> int:
 
 
 def describe(model: ir.Model, spec: ModelSpec) -> ir.Model:
-    """Put the description into the graph's metadata."""
+    """Write the description into the metadata of the graph."""
     model.metadata_props[METADATA_KEY] = spec.to_json()
     return model
 
@@ -184,18 +191,18 @@ def _kept_high(config: ExportConfig) -> tuple[frozenset[Role], tuple[str, ...]]:
 
 
 def _check_names(network: EoMT, config: ExportConfig) -> None:
-    """Fail before the work if something to keep high does not exist."""
+    """Check that the roles and modules to keep in FP32 exist, before the actual work."""
     known = {*ROLES, *(name for name, _ in network.named_modules() if name)}
     for name in config.high:
         if name not in known:
             raise UsageError(
-                f"There is nothing called {name!r} to keep high.",
-                fix=f"Name a role ({', '.join(ROLES)}) or a module such as backbone.blocks.0.",
+                f"--high {name}: there is no role or module of this name.",
+                fix=f"Use a role ({', '.join(ROLES)}) or a module such as backbone.blocks.0.",
             )
 
 
 def _share(layers: dict[str, QuantizedLayer], kept: Sequence[int]) -> float:
-    """Share of the weights of all quantisable layers that is quantised."""
+    """Fraction of the weights of all quantisable layers that is quantised."""
     total = sum(layer.weight.size for layer in layers.values())
     chosen = sum(layer.weight.size for name, layer in layers.items() if _block(name) not in kept)
     return chosen / total
@@ -204,7 +211,7 @@ def _share(layers: dict[str, QuantizedLayer], kept: Sequence[int]) -> float:
 def _story(
     config: ExportConfig, inputs: Inputs, islands: Sequence[Island], verdict: Verdict | None
 ) -> dict[str, str]:
-    """What the file should tell of its precision."""
+    """Provenance of the precision, for the description in the file."""
     story: dict[str, str] = {}
     if config.high:
         story["kept_fp32"] = ", ".join(config.high)

@@ -1,4 +1,4 @@
-"""Checkpoint + what the user said + catalog -> ModelSpec."""
+"""ModelSpec of an export, from the checkpoint, the options and the catalog."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from eomt_deploy.spec import (
 )
 
 FAR_FROM_NATIVE = 1.5
-"""Ratio of sides from which accuracy is known to suffer without fine-tuning."""
+"""Ratio of sides from which accuracy is known to drop without fine-tuning."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights are, and the catalog entry that knows them, if any."""
+    """Location of the weights, and their catalog entry, if any."""
 
     location: str
     entry: catalog.CatalogEntry | None
 
 
 def find_source(config: ExportConfig) -> Source:
-    """Resolve the checkpoint argument: an existing path wins over a catalog name.
+    """Resolve the checkpoint argument. An existing path takes precedence over a catalog name.
 
     Raises:
-        UsageError: it is neither a path, an ``hf://`` name nor in the catalog.
+        UsageError: it is not a path, a URL, an ``hf://`` name or a catalog name.
     """
     entry = catalog.find_checkpoint(config.name) if config.name else None
     text = config.checkpoint
     if text.startswith(HUB_PREFIX) or is_address(text):
         return Source(text, entry or catalog.match_weights(text))
-    # What looks like a path is a path: "no such file" is the clearer error then.
+    # If it looks like a path, "no such file" is a clearer error than "not in the catalog".
     if Path(text).exists() or "/" in text or Path(text).suffix:
         return Source(text, entry)
     named = catalog.find_checkpoint(text)
@@ -52,16 +52,16 @@ def find_source(config: ExportConfig) -> Source:
 
 
 def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> ModelSpec:
-    """The description that travels with the exported model.
+    """The description that is stored in the exported model.
 
     Raises:
-        UsageError: task or classes are unknown, or contradict the checkpoint.
+        UsageError: task, classes or size are unknown, or contradict the checkpoint.
     """
     arch = checkpoint.architecture
     task = config.task or (source.entry.task if source.entry else checkpoint.task)
     if task is None:
         raise UsageError(
-            "The checkpoint does not say which task it was trained for.",
+            "The task of the model is unknown: the checkpoint does not store it.",
             fix="Pass --task semantic, instance or panoptic, or --name with a catalog entry.",
         )
     classes = _class_list(config, source, checkpoint, task).classes
@@ -105,8 +105,14 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
 
 
 def image_size(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> tuple[int, int]:
-    """Network input (H, W): asked for, else what the file says, else the catalog's, else what the
-    position embeddings are for."""
+    """Network input size (H, W) in pixels.
+
+    The first that is known: requested size; size in the catalog, unless the file stores its trained
+    size; ``native_size`` option; trained size of the checkpoint.
+
+    Raises:
+        UsageError: none of them is known.
+    """
     if config.size:
         return config.size
     if source.entry and not checkpoint.trained_size:
@@ -114,17 +120,17 @@ def image_size(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> 
     size = config.native_size or native_size(checkpoint)
     if size is None:
         raise UsageError(
-            "The trained size cannot be read off the checkpoint.",
-            why="Rotary position embeddings are made for any size."
+            "The trained size cannot be inferred from the checkpoint.",
+            why="Rotary position embeddings do not depend on the size."
             if checkpoint.architecture.rope_theta
-            else "Its position embeddings are no square.",
-            fix="Pass --native-size HxW, the size that it was trained at.",
+            else "Its position embeddings do not form a square grid.",
+            fix="Pass the trained size: --native-size HxW.",
         )
     return size
 
 
 def native_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """Trained (H, W) in pixels, where the checkpoint tells."""
+    """Trained (H, W) in pixels, if it can be inferred from the checkpoint."""
     if checkpoint.trained_size:
         return checkpoint.trained_size
     grid, patch = checkpoint.native_grid, checkpoint.architecture.patch_size
@@ -132,10 +138,10 @@ def native_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
 
 
 def native_grid(size: tuple[int, int], checkpoint: Checkpoint) -> tuple[int, int]:
-    """Patch grid of the trained size that the user names.
+    """Patch grid (rows, columns) of the trained size that the user passed.
 
     Raises:
-        UsageError: it is no grid of as many patches as the checkpoint has positions for.
+        UsageError: the grid does not have as many patches as the checkpoint has positions.
     """
     patch = checkpoint.architecture.patch_size
     rows, columns = size[0] // patch, size[1] // patch
@@ -143,8 +149,9 @@ def native_grid(size: tuple[int, int], checkpoint: Checkpoint) -> tuple[int, int
     tokens = rows * columns if position is None else position.shape[1]
     if (rows * patch, columns * patch) != size or rows * columns != tokens:
         raise UsageError(
-            f"--native-size {size[0]}x{size[1]} is a grid of {size[0] / patch:g}x"
-            f"{size[1] / patch:g} patches; the checkpoint has {tokens} position embeddings."
+            f"--native-size {size[0]}x{size[1]} has {size[0] / patch:g}x{size[1] / patch:g} "
+            f"patches, but the checkpoint has {tokens} position embeddings.",
+            fix="Pass the size in pixels that the checkpoint was trained at.",
         )
     return rows, columns
 
@@ -152,59 +159,59 @@ def native_grid(size: tuple[int, int], checkpoint: Checkpoint) -> tuple[int, int
 def warnings(
     config: ExportConfig, source: Source, checkpoint: Checkpoint, spec: ModelSpec
 ) -> list[str]:
-    """What the user should know although nothing is wrong."""
+    """Warnings about an export that is possible, but may not be what the user expects."""
     notes = list(checkpoint.notes)
     trained = source.entry.task if source.entry else checkpoint.task
     if trained not in (None, spec.task):
         name = source.entry.name if source.entry else _file_name(config.checkpoint)
         notes.append(
-            f"{name} was trained as a {trained} model and is exported as a {spec.task} one, as "
-            "asked."
+            f"{name} was trained as a {trained} model, but is exported as a {spec.task} model, as "
+            "requested."
         )
     if note := _class_list(config, source, checkpoint, spec.task).note:
         notes.append(note)
     notes += _task_notes(spec)
     if checkpoint.attn_mask_probs is None:
-        notes.append("The checkpoint does not say whether masked attention was annealed away.")
+        notes.append("The checkpoint does not store whether masked attention was annealed to 0.")
     elif any(checkpoint.attn_mask_probs):
-        notes.append("Masked attention was NOT annealed away; expect far lower accuracy.")
+        notes.append("Masked attention was NOT annealed to 0. Expect a much lower accuracy.")
     native = config.native_size or native_size(checkpoint)
     if native:
         ratios = [max(a / b, b / a) for a, b in zip(spec.image_size, native, strict=True)]
         if max(ratios) >= FAR_FROM_NATIVE:
             notes.append(
-                f"{spec.image_size[0]}x{spec.image_size[1]} is far from the trained "
-                f"{native[0]}x{native[1]}; expect lower accuracy without fine-tuning."
+                f"The size {spec.image_size[0]}x{spec.image_size[1]} is far from the trained size "
+                f"{native[0]}x{native[1]}. Expect a lower accuracy without fine-tuning."
             )
     return notes
 
 
 def check_annealed(checkpoint: Checkpoint, allow: bool) -> None:
-    """Refuse weights that still need masked attention.
+    """Reject weights that still need masked attention.
 
     Raises:
-        CheckpointError: ``attn_mask_probs`` is not zero and ``allow`` is not set.
+        CheckpointError: ``attn_mask_probs`` are not all 0, and ``allow`` is not set.
     """
     probabilities = checkpoint.attn_mask_probs
     if allow or probabilities is None or not any(probabilities):
         return
     shown = ", ".join(f"{p:g}" for p in probabilities)
     raise CheckpointError(
-        f"Masked attention was not annealed away: attn_mask_probs is [{shown}], not all 0.",
-        why="The exported graph has no masked attention. Without annealing the paper's model "
-        "falls from 56.0 to 27.4 PQ (table 7).",
-        fix="Train on until it is 0, or pass --allow-unannealed if you know better "
-        "(a Hugging Face model that was annealed may still store ones).",
+        f"Masked attention was not annealed to 0: attn_mask_probs is [{shown}].",
+        why="The exported graph does not have masked attention. Without annealing, the PQ of the "
+        "paper's model drops from 56.0 to 27.4 (table 7).",
+        fix="Continue the training until all are 0. If the model was annealed (a Hugging Face "
+        "model may still store ones), pass --allow-unannealed.",
     )
 
 
 def _class_list(
     config: ExportConfig, source: Source, checkpoint: Checkpoint, task: Task
 ) -> ClassList:
-    """The classes, from the surest place that has them.
+    """The class list, from the most reliable source that has one.
 
     Raises:
-        UsageError: no place has them, or not as many as the checkpoint.
+        UsageError: no source has one, or it does not have as many classes as the checkpoint.
     """
     count = checkpoint.architecture.num_classes
     if config.classes:
@@ -215,7 +222,7 @@ def _class_list(
         else:
             found = read_class_list(config.classes, task)
     elif checkpoint.class_names and checkpoint.things and task == checkpoint.task:
-        # The file's own, which is surer than what the catalog says of it.
+        # The list in the file is more reliable than the catalog.
         pairs = zip(checkpoint.class_names, checkpoint.things, strict=True)
         entries = [{"name": name, "thing": thing} for name, thing in pairs]
         found = ClassList(make_classes(entries, "the checkpoint"), "the checkpoint")
@@ -229,35 +236,35 @@ def _class_list(
         raise UsageError(
             f"The names of the {count} classes are unknown"
             + (", or which of them are things." if checkpoint.class_names else "."),
-            fix='Pass --classes classes.json: [{"name": "road", "thing": false}, …] in the order '
-            f"of the class logits, the name of a list ({', '.join(catalog.class_lists())}), or "
-            "--name with a catalog entry.",
+            fix="Pass --name with a catalog entry, or --classes with a list of the catalog "
+            f"({', '.join(catalog.class_lists())}) or a JSON file, in the order of the class "
+            'logits: [{"name": "road", "thing": false}, …].',
         )
     if len(found.classes) != count:
         raise UsageError(
-            f"{found.origin} has {len(found.classes)} classes, the checkpoint has {count}.",
-            fix="List every class in the order of the class logits, without 'no object'.",
+            f"{found.origin} has {len(found.classes)} classes, but the checkpoint has {count}.",
+            fix="List all classes in the order of the class logits, without 'no object'.",
         )
     return found
 
 
 def _check_task(config: ExportConfig, task: Task, classes: tuple[ClassInfo, ...]) -> None:
-    """Refuse stuff in an instance model.
+    """Reject stuff classes in an instance model.
 
     Raises:
-        UsageError: there is some and ``allow_stuff`` is not set, or it is set for another task.
+        UsageError: there are some without ``allow_stuff``, or it is set for another task.
     """
     stuff = [info.name for info in classes if not info.thing]
     if task != "instance" and config.allow_stuff:
-        raise UsageError(f"--allow-stuff does nothing for a {task} model.", fix="Leave it out.")
+        raise UsageError(f"--allow-stuff has no effect on a {task} model.", fix="Leave it out.")
     if task == "instance" and stuff and not config.allow_stuff:
         raise UsageError(
-            f"{len(stuff)} of the {len(classes)} classes are stuff, which an instance model does "
-            f"not have: {', '.join(stuff[:3])}{', …' if len(stuff) > 3 else ''}.",
-            why="An instance model is trained on things alone, so the checkpoint or the class "
-            "list may belong to a semantic or panoptic one.",
-            fix="Pass the --task that the checkpoint was trained for, correct the class list, or "
-            "pass --allow-stuff if it is right.",
+            f"An instance model cannot have stuff classes, but {len(stuff)} of the {len(classes)} "
+            f"classes are stuff: {', '.join(stuff[:3])}{', …' if len(stuff) > 3 else ''}.",
+            why="An instance model is trained on things only, so the checkpoint or the class list "
+            "may be of a semantic or panoptic model.",
+            fix="Pass the --task that the checkpoint was trained for, or correct the class list. "
+            "If the list is correct, pass --allow-stuff.",
         )
 
 
@@ -266,21 +273,21 @@ def _stuff_allowed(config: ExportConfig, task: Task, classes: tuple[ClassInfo, .
 
 
 def _task_notes(spec: ModelSpec) -> list[str]:
-    """Where the class list looks like one of another task."""
+    """A warning if the class list seems to be of another task."""
     things, count = sum(info.thing for info in spec.classes), len(spec.classes)
     if spec.task == "panoptic" and things in (0, count):
         kind, other = ("a thing", "semantic") if things == 0 else ("stuff", "instance")
         return [
-            f"None of the {count} classes is {kind}, as in a list for a {other} model. If the "
-            f"checkpoint was trained for that task, export it with --task {other}."
+            f"None of the {count} classes is {kind}, as in the class list of a {other} model. If "
+            f"the checkpoint was trained for that task, pass --task {other}."
         ]
     if spec.task == "instance" and things < count:
-        return [f"{count - things} of the {count} classes are stuff, as --allow-stuff allows."]
+        return [f"{count - things} of the {count} classes are stuff (allowed by --allow-stuff)."]
     return []
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, str]:
-    """What of the checkpoint was taken, where there was something to choose."""
+    """Provenance of the weights: the revision, and the choices within the file."""
     facts = {
         "checkpoint_revision": checkpoint.revision,
         "weights_key": checkpoint.weights_key,
@@ -290,7 +297,7 @@ def _origin(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _file_name(checkpoint: str) -> str:
-    """Of a path, or of an address, whose query may hold a secret."""
+    """The file name of a path or URL, without the query, which may contain a secret."""
     return Path(without_secrets(checkpoint)).name
 
 

@@ -1,4 +1,4 @@
-"""Network -> ONNX graph -> file with its description inside."""
+"""Trace a network to an ONNX graph, and write it to a file that contains its description."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from eomt_deploy.network.streamed import Values, parameter_values
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 OPSET = 20
-"""First opset with Gelu as an operator; LayerNormalization is there since 17."""
+"""First opset with a Gelu operator (LayerNormalization: 17)."""
 IR_VERSION = 10
-"""Read by every run-time since ONNX Runtime 1.18; newer ones add nothing that we use."""
+"""Supported by all backends (ONNX Runtime: since 1.18); we do not need newer features."""
 LEAST_IR = {23: 11}
-"""Opsets that need a newer one."""
+"""Minimum IR version of opsets that need a newer one."""
 LEAST_EXTERNAL_BYTES = 1024
-"""Smaller tensors stay in the graph, where run-times look for shapes."""
+"""Smaller tensors stay in the graph, where backends expect shapes."""
 ALIGNMENT = 4096
-"""Of tensors in the side file, so that run-times can map them: a page of memory."""
+"""Alignment of tensors in the weights file, in bytes: a memory page, so that it can be mapped."""
 BLOCKS = "backbone.blocks."
-"""Weights that the graph reads when they are wanted; the others are few."""
+"""Prefix of the weights that the graph loads lazily; the others are small."""
 
 
 def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
-    """The FP32 graph of a folded network, with the tensor contract's names and shapes; nodes and
-    tensors are named after the network's modules (:mod:`eomt_deploy.exporting.roles`).
+    """The FP32 graph of a folded network, with the inputs and outputs of the tensor contract.
 
-    The weights of the blocks are not touched: the graph reads them when they are wanted, so that
-    both may be larger than the memory.
+    Nodes and tensors are named after the modules of the network
+    (:mod:`eomt_deploy.exporting.roles`). The graph loads the weights of the blocks lazily, so that
+    network and graph can be larger than the memory.
     """
     dynamic = None if spec.batch else ({0: torch.export.Dim("batch", min=1)},)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with warnings.catch_warnings(), _quiet("torch.onnx"), mode:
-        warnings.simplefilter("ignore")  # torch's own deprecations, nothing a user can mend
+        warnings.simplefilter("ignore")  # deprecations inside torch that users cannot fix
         program = torch.onnx.export(
             _without_values(model),
             (torch.zeros((spec.batch or 2, *spec.image_size, 3), dtype=torch.uint8),),
@@ -64,7 +64,7 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     traced: ir.Model = program.model
     streamed = [v for name, v in traced.graph.initializers.items() if name.startswith(BLOCKS)]
     for value in streamed:
-        value.const_value = None  # or the optimizer would want to see it
+        value.const_value = None  # otherwise the optimizer would read it
     with _quiet("onnx_ir"):
         optimizer.optimize_ir(traced)
     values = parameter_values(model)
@@ -75,9 +75,11 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
 
 
 def _without_values(model: EoMT) -> EoMT:
-    """A copy whose blocks have shapes only, and whose other tensors are the same ones; to be
-    called in fake mode."""
-    # deepcopy takes what is in its memo.
+    """A copy whose blocks have shapes only, and which shares all other tensors.
+
+    Must be called in fake mode.
+    """
+    # deepcopy does not copy tensors that are in its memo.
     parts: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for tensor in model.backbone.blocks.parameters():
         parts[id(tensor)] = torch.nn.Parameter(torch.empty(tensor.shape), requires_grad=False)
@@ -85,7 +87,7 @@ def _without_values(model: EoMT) -> EoMT:
 
 
 def _read_later(graph: ir.Graph, value: ir.Value, values: Values) -> None:
-    """Give a weight the values of the network's parameter, turned as the graph wants it."""
+    """Let a weight load the network's parameter lazily, transposed if the graph transposes it."""
     name, shape = str(value.name), value.shape
     assert shape is not None  # every parameter has one
     turned = [node for node in value.consumers() if node.op_type == "Transpose"]
@@ -103,12 +105,12 @@ def _read_later(graph: ir.Graph, value: ir.Value, values: Values) -> None:
 
 
 def to_proto(model: ir.Model, spec: ModelSpec) -> onnx.ModelProto:
-    """The graph as it is written: without traces of the exporter, with its description."""
+    """The graph to write: with its description, without metadata of the exporter."""
     graph = ir.to_proto(model)
     graph.ir_version = max(IR_VERSION, LEAST_IR.get(model.graph.opset_imports[""], 0))
     graph.producer_name = "eomt-deploy"
     graph.producer_version = spec.provenance["eomt_deploy"]
-    # Paths of this machine, and larger than the graph itself.
+    # The exporter's metadata contain local paths and are larger than the graph itself.
     del graph.metadata_props[:]
     for node in graph.graph.node:
         del node.metadata_props[:]
@@ -120,7 +122,7 @@ def to_proto(model: ir.Model, spec: ModelSpec) -> onnx.ModelProto:
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Size of all constants of a graph."""
+    """Total size of the constants of a graph, in bytes."""
     return sum(tensor.nbytes for tensor in _constants(model))
 
 
@@ -133,11 +135,12 @@ def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 def save(
     model: ir.Model, spec: ModelSpec, folder: Path, name: str, *, limit: int = MAX_PROTOBUF_BYTES
 ) -> list[Path]:
-    """Write a graph into ``folder``; if it has more than ``limit`` bytes of weights, they go to
-    ``<name>.data``, one after the other.
+    """Write a graph into ``folder``. More than ``limit`` bytes of weights go to ``<name>.data``.
+
+    Weights are loaded and written one at a time.
 
     Returns:
-        the files written, the one that refers to the others last.
+        the files written; the graph is the last one.
     """
     path = folder / name
     if weight_bytes(model) <= limit:
@@ -159,9 +162,10 @@ def save(
 
 
 def publish(files: list[Path], target: Path) -> None:
-    """Move finished files beside and onto ``target``, the main one last.
+    """Move finished files to the folder of ``target``, the graph last.
 
-    An old model goes first: whenever this stops, no graph stands beside the weights of another.
+    An old graph is removed first, so that a graph never has the weights of another one beside it,
+    even if this is interrupted.
     """
     if len(files) > 1:
         target.unlink(missing_ok=True)
@@ -169,13 +173,12 @@ def publish(files: list[Path], target: Path) -> None:
         os.replace(file, target.with_name(file.name))
     side = target.with_name(target.name + EXTERNAL_SUFFIX)
     if side.name not in {file.name for file in files}:
-        side.unlink(missing_ok=True)  # left by a larger model of the same name
+        side.unlink(missing_ok=True)  # from an earlier, larger model of the same name
 
 
 @contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Errors only from loggers that report every missing optional package, or weights that are not
-    there yet."""
+    """Limit loggers to errors: they warn about optional packages and about lazy weights."""
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
-"""Precision as a property of the graph: an FP32 graph becomes an FP16 or BF16 one.
+"""Conversion of an FP32 graph to FP16 or BF16.
 
-Every computing node runs in the plan's half type or, where its role or a measured range demands
-it, in FP32. Casts stand only where the two meet. LayerNormalization keeps ``stash_type = 1``: by
-the operator's definition its statistics are FP32 whatever its inputs are.
+Each node that computes runs in the half type, or in FP32 if its role or a measured range requires
+it. Casts are inserted only between the two. LayerNormalization keeps ``stash_type = 1``, so that
+its statistics are FP32 for all input types.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ ALWAYS_HIGH: dict[str, frozenset[Role]] = {
     "bf16": frozenset({"transposed_conv"}),
 }
 BFLOAT16_OPSET = 22
-"""First opset whose Conv takes bfloat16; between 20 and 22 nothing else of ours changed."""
+"""First opset whose Conv supports bfloat16. Our other operators are the same in 20 to 22."""
 
 
 @dataclass(frozen=True)
 class Lowering:
-    """What runs in which precision.
+    """The type of each node.
 
     Attributes:
         precision: ``fp16``, ``bf16``, ``int8`` or ``fp8``.
-        high_roles: roles that stay FP32.
-        islands: names of nodes that stay FP32.
+        high_roles: roles that stay in FP32.
+        islands: names of nodes that stay in FP32.
     """
 
     precision: str
@@ -52,16 +52,16 @@ class Lowering:
 
 
 def lower(model: ir.Model, plan: Lowering) -> ir.Model:
-    """A copy of an annotated FP32 graph in the plan's precision.
+    """A copy of an annotated FP32 graph in the precision of ``plan``.
 
-    FP16 outputs stay FP16: half the bytes to copy. BF16 ones become FP32, since numpy has no BF16
-    and a logit deserves more than 8 bits.
+    FP16 outputs stay FP16, so that half as many bytes are copied. BF16 outputs are cast to FP32,
+    because numpy does not support BF16.
     """
     model = model.clone()
     graph = model.graph
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     for node in list(graph):
-        # A QuantizeLinear takes floats and gives none.
+        # QuantizeLinear has float inputs, but no float output.
         if not any(value is not None and value.dtype == FLOAT for value in _tensors(node)):
             continue
         wanted = _moved_type(node) if node.op_type in LAYOUT else None
@@ -77,7 +77,7 @@ def lower(model: ir.Model, plan: Lowering) -> ir.Model:
             node.attributes["to"] = ir.AttrInt64("to", wanted)
         for value in node.outputs:
             if value.dtype == FLOAT:
-                value.type = ir.TensorType(wanted)  # never value.dtype: clones share type objects
+                value.type = ir.TensorType(wanted)  # not value.dtype: clones share type objects
     _settle_names(graph)
     if plan.half == ir.DataType.BFLOAT16:
         graph.opset_imports[""] = max(graph.opset_imports[""], BFLOAT16_OPSET)
@@ -100,7 +100,7 @@ def _moved_type(node: ir.Node) -> ir.DataType | None:
 
 
 def _converted(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """The constant in another type; one that is used in both types stands there twice."""
+    """A copy of a constant in another type. A constant used in both types is stored twice."""
     name = f"{value.name}.{dtype.name.lower()}"
     if name in graph.initializers:
         return graph.initializers[name]
@@ -109,7 +109,7 @@ def _converted(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer of ``graph``."""
+    """Add an initializer to ``graph``."""
     return _add(graph, name, ir.tensor(array, name=name))
 
 
@@ -157,7 +157,7 @@ def _float_output(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _settle_names(graph: ir.Graph) -> None:
-    """Drop constants that nothing reads; what replaced them takes their names."""
+    """Remove unused constants, and give their names to the constants that replaced them."""
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             graph.initializers.pop(name)

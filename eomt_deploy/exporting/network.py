@@ -1,4 +1,4 @@
-"""Checkpoint -> network at the wanted image size, with every key accounted for."""
+"""Network from a checkpoint, at the requested image size, with a strict check of all keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eomt_deploy.network.position import resample_position
 from eomt_deploy.network.streamed import stream_blocks
 
 SHOWN_KEYS = 12
-"""Keys listed of each kind before the rest is only counted."""
+"""Maximum number of keys that an error lists per kind."""
 
 
 def build_network(
@@ -22,21 +22,22 @@ def build_network(
     """The float32 network, ready to run at ``image_size`` (H, W), in evaluation mode.
 
     Args:
-        checkpoint: weights of any type.
-        image_size: in pixels.
-        stream: read each block from the checkpoint whenever it runs, so that the network may be
+        checkpoint: weights of any float type.
+        image_size: network input (H, W) in pixels.
+        stream: read each block from the checkpoint whenever it runs, so that the network can be
             larger than the memory.
 
     Raises:
-        CheckpointError: keys are missing, extra or mis-shaped, all listed; or values not finite.
-        UsageError: the size is no multiple of the patch, or the trained size is unknown.
+        CheckpointError: keys are missing, unknown or of another shape, or values are not finite.
+        UsageError: the size is not a multiple of the patch size, or the trained size is unknown.
     """
     arch = checkpoint.architecture
     patch = arch.patch_size
     if image_size[0] % patch or image_size[1] % patch or min(image_size) < patch:
         raise UsageError(
-            f"Size {image_size[0]}x{image_size[1]} is no multiple of the patch size {patch}.",
-            fix=f"Try --size {_nearest(image_size[0], patch)}x{_nearest(image_size[1], patch)}.",
+            f"The size {image_size[0]}x{image_size[1]} must be a multiple of the patch size "
+            f"{patch}.",
+            fix=f"Use --size {_nearest(image_size[0], patch)}x{_nearest(image_size[1], patch)}.",
         )
     new_grid = (image_size[0] // patch, image_size[1] // patch)
     position = _position(checkpoint, new_grid)
@@ -53,24 +54,24 @@ def build_network(
     if stream:
         stream_blocks(model, read)
     state = {**(checkpoint.tensors.block(None) if stream else checkpoint.tensors), **position}
-    # What is streamed stays without values, so that state is not all that the model has.
+    # Not strict, because streamed blocks stay without values.
     model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False, assign=True)
     model.backbone.place_rope(arch, new_grid)
     return model.eval().requires_grad_(False)
 
 
 def _position(checkpoint: Checkpoint, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Learned position embeddings for the wanted grid, where the model has such."""
+    """Learned position embeddings for ``grid``; empty if positions are rotary."""
     if checkpoint.architecture.rope_theta is not None:
         return {}
     position = checkpoint.tensors["backbone.pos_embed"]
     if checkpoint.native_grid is None:
         raise UsageError(
-            f"The checkpoint has {position.shape[1]} position embeddings, which is no square, "
-            "so its trained size is unknown.",
-            fix="Pass --native-size HxW, the size that it was trained at.",
+            "The trained size cannot be inferred from the checkpoint.",
+            why=f"Its {position.shape[1]} position embeddings do not form a square grid.",
+            fix="Pass the trained size: --native-size HxW.",
         )
-    # In float32: rounding resampled values to the checkpoint's 16 bits would lose accuracy.
+    # In float32, because rounding the resampled values to 16 bits would lose accuracy.
     resampled = resample_position(
         position.float(), checkpoint.native_grid, grid, offset=checkpoint.position_offset
     )
@@ -82,11 +83,11 @@ def _check_finite(checkpoint: Checkpoint) -> None:
     broken = [key for key, tensor in tensors if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise CheckpointError(
-            f"{len(broken)} tensors of the checkpoint hold NaN or infinity: "
+            f"{len(broken)} tensors of the checkpoint contain NaN or infinity: "
             + ", ".join(broken[:SHOWN_KEYS])
             + (", …" if len(broken) > SHOWN_KEYS else "."),
-            why="A training run that diverged, or a damaged file.",
-            fix="Pass an earlier checkpoint.",
+            why="The training diverged, or the file is damaged.",
+            fix="Use an earlier checkpoint.",
         )
 
 
@@ -115,6 +116,6 @@ def _check_keys(model: EoMT, tensors: Mapping[str, torch.Tensor]) -> None:
         if keys
     ]  # fmt: skip
     raise CheckpointError(
-        "The checkpoint's keys do not fit the network.\n  " + "\n  ".join(lines),
-        fix="Check that the file is whole and is an EoMT with a DINOv2 or DINOv3 backbone.",
+        "The keys of the checkpoint do not match the network.\n  " + "\n  ".join(lines),
+        fix="Check that the file is complete and is an EoMT with a DINOv2 or DINOv3 backbone.",
     )

@@ -1,4 +1,4 @@
-"""The Pareto front of a quantised export: how much is quantised against what it costs."""
+"""The Pareto front of a quantised export: quantised fraction against accuracy loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_matplotlib() -> None:
-    """Fail before the search if its plot could not be drawn.
+    """Check before the search that its plot can be drawn.
 
     Raises:
         MissingDependencyError: matplotlib is missing.
@@ -25,13 +25,13 @@ def check_matplotlib() -> None:
         import_matplotlib()
     except ImportError as error:
         raise MissingDependencyError(
-            "A search under a budget draws its Pareto front with matplotlib, which is missing.",
+            "--budget needs matplotlib for the Pareto plot, and it is not installed.",
             fix="pip install 'eomt-deploy[export]'",
         ) from error
 
 
 def write_front(verdict: Verdict, model: Path) -> tuple[Path, Path]:
-    """Write ``<model>.pareto.json`` and ``.png``, and return them."""
+    """Write ``<model>.pareto.json`` and ``.png``, and return their paths."""
     data, picture = model.with_suffix(FRONT_JSON), model.with_suffix(FRONT_PLOT)
     content = {"generator": GENERATOR, **verdict.to_dict()}
     write_atomically(data, json.dumps(content, indent=1).encode() + b"\n")
@@ -40,7 +40,7 @@ def write_front(verdict: Verdict, model: Path) -> tuple[Path, Path]:
 
 
 def draw_front(verdict: Verdict) -> bytes:
-    """The trials as a PNG picture."""
+    """The trials as a plot, in PNG format."""
     import io
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,7 +66,7 @@ def draw_front(verdict: Verdict) -> bytes:
     axes.set_xlim(-5, 105)
     highest = max([t.judgement.drop for t in verdict.trials] + [verdict.budget or 0])
     axes.set_ylim(min(0.0, *(t.judgement.drop for t in verdict.trials)) - 0.05, 1.2 * highest + 0.1)
-    axes.set_xlabel("share of the blocks' weights that is quantised, %")
+    axes.set_xlabel("quantised weights of the blocks, %")
     axes.set_ylabel(f"points of {verdict.unit} lost")
     axes.legend(loc="upper left", fontsize=8)
     buffer = io.BytesIO()

@@ -1,9 +1,9 @@
-"""Explicit Q/DQ: which layers run in INT8 or FP8, and with which scales.
+"""Quantisation to INT8 or FP8 with explicit Q/DQ nodes: choice of layers, and their scales.
 
-Only the linear layers of the blocks are quantised. Patch embedding, heads, upscaling and the
-attention products stay high: they are small, sensitive, or (attention) fused by the run-time only
-as long as nothing stands between them. Weights have a scale per output channel (FP8: one), inputs
-one each. Outputs stay float, so that bias, GELU and residual fuse into the matrix product.
+Only the linear layers of the blocks are quantised. Patch embedding, heads and upscaling are small
+or sensitive, and backends fuse attention only without Q/DQ nodes inside. Weights have one scale per
+output channel (FP8: one in total), inputs one scale per tensor. Outputs stay float, so that bias,
+GELU and residual fuse into the matrix product.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from eomt_deploy.network.folds import smoothable
 
 TOKENS_TRIED = 512
 CLIPS_TRIED = np.geomspace(1, 0.02, 24)
-"""Shares of the largest input that the search for the least output error tries."""
+"""Ranges that the search for the smallest output error tries, as fractions of the largest input."""
 LEAST_SCALE = float(np.finfo(np.float16).smallest_subnormal) * 8
-"""Scales are FP16 like the graph around them; below this they are too coarse to be one."""
+"""Minimum scale. Scales are FP16, as the graph around them; smaller ones are too coarse."""
 
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What is done to a layer's inputs before they are quantised: ``(x - center) * factor``, each
-    [D] and of values that FP16 holds. Weights and bias take it back, so that nothing changes but
-    the rounding.
+    """Change of a layer's inputs before quantisation: ``(x - center) * factor``.
+
+    Both are [D] and exact in FP16. Weights and bias compensate for it, so that only the rounding
+    changes.
     """
 
     center: Array
@@ -54,11 +55,11 @@ class QuantizedLayer:
     """One linear layer: ``y = (q(x) * input_scale) @ (weight * weight_scale) + bias``.
 
     Attributes:
-        input_scale: of its input.
-        weight: in the format's type, [in, out].
-        weight_scale: [out], or [] for one scale.
-        bias: [out], corrected for the mean error of weights and inputs.
-        adjustment: of its input before it is quantised.
+        input_scale: scale of the input.
+        weight: quantised weight, in the type of the format, [in, out].
+        weight_scale: [out], or [] for a single scale.
+        bias: [out], corrected for the mean error of quantisation.
+        adjustment: change of the input before quantisation, if any.
     """
 
     input_scale: np.float32
@@ -69,20 +70,21 @@ class QuantizedLayer:
 
 
 def _adjust(activations: Activations, weight: Array, strength: float) -> Adjustment:
-    """Inputs in the middle of the range, and SmoothQuant, for a layer that follows GELU.
+    """Centred inputs and SmoothQuant for a layer that follows GELU.
 
-    GELU gives nothing below -0.17, so half of a symmetric range is hardly used; and no layer in
-    front of it could take the scales. Subtraction and product fuse with GELU.
+    GELU never returns less than -0.17, so almost half of a symmetric range would be unused. Scales
+    cannot be folded into the layer before GELU. Subtraction and product fuse with GELU.
 
     Args:
+        activations: inputs of the layer.
         weight: [in, out].
-        strength: of SmoothQuant, 0 (off) to 1.
+        strength: SmoothQuant strength, 0 (off) to 1.
     """
     center = _half(0.5 * activations.lowest + 0.5 * activations.highest)
     if not strength:
         return Adjustment(center, np.ones_like(center))
     scales = smoothing_scales(activations.centred(center), weight.T, strength)
-    scales[~weight.any(1)] = LARGEST_SCALE  # what nothing reads must not widen the range
+    scales[~weight.any(1)] = LARGEST_SCALE  # unused inputs must not enlarge the range
     return Adjustment(center, _half(_inverse(scales)))
 
 
@@ -92,7 +94,7 @@ def _inverse(values: Array) -> Array:
 
 
 def _half(values: Array) -> Array:
-    """Rounded to what FP16 holds, and no zero that was none."""
+    """``values`` rounded to normal FP16 numbers; only exact zeros become zero."""
     largest, least = np.finfo(np.float16).max, np.finfo(np.float16).smallest_normal
     kept = np.where(values == 0, 0, np.sign(values) * np.clip(np.abs(values), least, largest))
     rounded: Array = kept.astype(np.float16).astype(np.float32)
@@ -108,10 +110,16 @@ def quantize_layers(
     smooth: float = 0,
     correct_bias: bool = True,
 ) -> dict[str, QuantizedLayer]:
-    """Scales, weights and biases of every linear layer of the blocks, by module name.
+    """Scales, weights and biases of each linear layer of the blocks, by module name.
 
     Args:
-        smooth: strength of SmoothQuant for what follows GELU; all else was smoothed in the network.
+        model: folded network.
+        activations: inputs of each layer, from :func:`observe`.
+        precision: ``int8`` or ``fp8``.
+        method: calibration method.
+        smooth: SmoothQuant strength for layers that follow GELU; the others are already smoothed
+            in the network.
+        correct_bias: correct the bias for the mean error of quantisation.
     """
     number = NUMBERS[precision]
     movable = smoothable(model)
@@ -119,7 +127,8 @@ def quantize_layers(
     for name, layer in linear_layers(model).items():
         weight, bias, inputs = layer.weight.numpy().T, layer.bias.numpy(), activations[name]
         adjustment = None
-        if name not in movable and precision == "int8":  # FP8 is finest around 0, as GELU is
+        # FP8 does not need it: its resolution is highest near 0, where most outputs of GELU are.
+        if name not in movable and precision == "int8":
             adjustment = _adjust(inputs, weight, smooth)
             bias = bias + adjustment.center @ weight
             weight = weight / adjustment.factor[:, None]
@@ -158,11 +167,11 @@ def _quantized(
 def _least_output_error(
     activations: Activations, weight: Array, restored: Array, number: Number
 ) -> float:
-    """The clip of the inputs that changes the layer's outputs least, their mean apart (the bias
-    takes it).
+    """The range of the inputs with the smallest error of the layer's outputs.
 
-    A few tokens of a Vision Transformer carry enormous values. Whether clipping them ruins the
-    result, and whether keeping them does, only the weights that they meet can tell.
+    The mean error is ignored, because the bias is corrected for it. A few tokens of a Vision
+    Transformer have extremely large values. Whether it is better to clip or to keep them depends on
+    the weights, so the error is measured after the layer.
     """
     whole = float(activations.largest.max())
     samples: Array = activations.samples[:: max(1, len(activations.samples) // TOKENS_TRIED)]
@@ -177,7 +186,7 @@ def _least_output_error(
 
 
 def _scale(largest: Array | np.float32, number: Number) -> Array:
-    """Scale for a magnitude, rounded up to what FP16 holds, so that nothing more is clipped."""
+    """Scale for the magnitude ``largest``, rounded up to FP16, so that it is not clipped."""
     wanted = np.maximum(np.asarray(largest, np.float32) / number.largest, LEAST_SCALE)
     half = wanted.astype(np.float16)
     half = np.where(half.astype(np.float32) < wanted, np.nextafter(half, np.float16(np.inf)), half)
@@ -188,7 +197,7 @@ def _scale(largest: Array | np.float32, number: Number) -> Array:
 def insert_qdq(
     model: ir.Model, layers: Mapping[str, QuantizedLayer], chosen: Iterable[str]
 ) -> ir.Model:
-    """A copy of an annotated FP32 graph with the chosen layers quantised."""
+    """A copy of an annotated FP32 graph in which the chosen layers are quantised."""
     model = model.clone()
     graph = model.graph
     wanted = set(chosen)

@@ -1,7 +1,8 @@
-"""Why FP16 gives NaN, told before it does: the largest magnitude of every tensor.
+"""Range analysis: tensors that would overflow or lose precision in FP16.
 
-The FP32 graph runs on calibration images with a probe on every computed tensor. Whatever leaves
-FP16's range, or comes close to it, names the nodes that must stay FP32: its *islands*.
+The FP32 graph runs on calibration images, and the largest magnitude of each tensor is measured. If
+it exceeds the FP16 range, or comes close to it, the nodes around this tensor stay in FP32. Such an
+FP32 exception is called an *island*.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from eomt_deploy.exporting.roles import Role, role_of
 
 FP16_MAX = 65504.0
 HEADROOM = 4.0
-"""A tensor within this factor of the limit counts as close: other images will be larger."""
+"""Safety factor: a tensor stays in FP32 if it would overflow with values this much larger."""
 WEIGHT_LOSS = 4e-3
-"""Relative RMS error from which FP16 does not resolve a weight; plain rounding costs 2e-4."""
+"""Maximum relative RMS error of a weight in FP16; normal rounding causes 2e-4."""
 BATCH = 4
 
 
 @dataclass(frozen=True)
 class Island:
-    """A tensor that FP16 cannot hold, and with it the nodes around that stay FP32.
+    """A tensor that FP16 cannot represent, and the nodes that stay in FP32 because of it.
 
     Attributes:
-        tensor: its name.
-        role: what the node that makes or reads it is for.
-        magnitude: largest absolute value seen.
-        reason: ``overflows``, ``comes close`` or ``loses precision``.
-        nodes: names of the nodes that stay FP32 for it.
+        tensor: name of the tensor.
+        role: role of the node that computes it (of a weight: that reads it).
+        magnitude: largest magnitude.
+        reason: ``overflows``, ``comes close to overflow`` or ``loses precision``.
+        nodes: names of the nodes that stay in FP32.
     """
 
     tensor: str
@@ -55,12 +56,12 @@ def measure_ranges(
     inputs: Iterable[npt.NDArray[np.uint8]],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Largest magnitude of every computed tensor, by name.
+    """Largest magnitude of each computed tensor, by name.
 
     Args:
-        model: FP32 graph with its description inside.
-        inputs: network inputs, uint8 [N, H, W, 3] each.
-        progress: told how many images were seen.
+        model: FP32 graph that contains its description.
+        inputs: network inputs of each image, uint8 [N, H, W, 3].
+        progress: called with a progress message for each image.
     """
     probed = model.clone()
     graph = probed.graph
@@ -82,7 +83,7 @@ def measure_ranges(
         progress(f"measuring ranges ({index + 1} inputs)")
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
-            if fixed and len(part) < fixed:  # repeated images change no maximum
+            if fixed and len(part) < fixed:  # repeated images do not change the maximum
                 part = np.resize(part, (fixed, *part.shape[1:]))
             found = np.abs(np.array(session.run(outputs, {"images": part})).reshape(-1, 2)).max(1)
             largest = np.fmax(largest, found)
@@ -97,18 +98,18 @@ def _probe(graph: ir.Graph, value: ir.Value, operator: str) -> None:
     output.shape = ir.Shape([])
     producer = value.producer()
     assert producer is not None  # only computed tensors are probed
-    graph.insert_after(producer, node)  # not at the end: the tensor is dropped sooner
+    graph.insert_after(producer, node)  # not at the end, so that the tensor is freed earlier
     graph.outputs.append(output)
 
 
 def find_islands(
     model: ir.Model, ranges: Mapping[str, float], *, headroom: float = HEADROOM
 ) -> list[Island]:
-    """What must stay FP32, in the order of the graph.
+    """The tensors that FP16 cannot represent: computed ones in graph order, then weights.
 
     Args:
         model: annotated FP32 graph.
-        ranges: largest magnitude by tensor, see :func:`measure_ranges`.
+        ranges: largest magnitude of each tensor, from :func:`measure_ranges`.
         headroom: see :data:`HEADROOM`.
     """
     islands = []
@@ -144,12 +145,12 @@ def _weight_problem(array: npt.NDArray[np.float32], magnitude: float, headroom: 
 
 
 def _chunks(values: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-    """Parts whose float64 copies are small."""
+    """``values`` in parts, so that float64 copies stay small."""
     return np.array_split(values, max(1, len(values) >> 22))
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """Nodes that compute with ``value``, seen through those that only move it."""
+    """Nodes that compute with ``value``, directly or after layout nodes such as Reshape."""
     found: list[ir.Node] = []
     for node in value.consumers():
         if node.op_type in LAYOUT:

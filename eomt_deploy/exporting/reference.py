@@ -1,4 +1,4 @@
-"""A checkpoint run by PyTorch as an engine, to hold exported artifacts against it."""
+"""A checkpoint in PyTorch as an engine, as the reference for exported model files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eomt_deploy.spec import ModelSpec
 
 
 class NetworkEngine(Engine):
-    """A network in memory, in float32 on the CPU."""
+    """A network in memory that runs in float32 on the CPU."""
 
     backend = "torch"
     device = "cpu"
@@ -35,22 +35,22 @@ class NetworkEngine(Engine):
 
 
 class TorchEngine(NetworkEngine):
-    """The network of a checkpoint before any fold.
+    """The network of a checkpoint, without folds.
 
     Args:
-        path: whatever :func:`eomt_deploy.checkpoints.read_checkpoint` takes.
-        spec: description of the artifact that it is compared with.
-        base_weights: what the checkpoint is a difference to, where it is one.
-        weights_key: which weights of the file; None takes those that the artifact was made of,
-            where the file has them, else the averaged ones (EMA).
-        insecure: download from ``http://`` without a hash, too.
+        path: anything that :func:`eomt_deploy.checkpoints.read_checkpoint` takes.
+        spec: description of the model file that it is compared with.
+        base_weights: DINOv3 weights that the checkpoint adds to, if it needs them.
+        weights_key: weights to take from the file; None takes those that the model file was
+            exported from, if the file has them, else the EMA weights, if any.
+        insecure: allow ``http://`` URLs without a hash.
 
     Attributes:
-        notes: what the user should know of how the checkpoint was read.
+        notes: warnings about how the checkpoint was read.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        UsageError: it does not have the artifact's shape.
+        UsageError: its network differs from that of the model file.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class TorchEngine(NetworkEngine):
         )  # fmt: skip
         if found != wanted:
             raise UsageError(
-                f"{path} (width, depth, queries, classes: {found}) is not the checkpoint of "
-                f"{spec.name} {wanted}."
+                f"{path} is not the checkpoint of {spec.name}: its width, depth, queries and "
+                f"classes are {found}, expected {wanted}."
             )
         super().__init__(build_network(checkpoint, spec.image_size), spec)
         self.notes = checkpoint.notes

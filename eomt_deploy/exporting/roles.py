@@ -1,8 +1,8 @@
-"""What each node of the graph is for, told by the module that it comes from.
+"""The role of each node in the network, derived from the PyTorch module that it comes from.
 
-The exporter notes the path of the PyTorch module behind every node. From it nodes, weights and
-tensors get names that people know from the checkpoint (``backbone.blocks.3.mlp.fc1/MatMul``), and
-precision is decided by *role*, never by a generated name.
+The exporter stores the module path of each node. Nodes, weights and tensors are named after it, as
+in the checkpoint (``backbone.blocks.3.mlp.fc1/MatMul``), and precision is chosen by *role*, never
+by a generated name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 _MODULE = "module"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _BLOCK = r"backbone\.blocks\.(\d+)"
-# The first pattern that fits the module's path (and operator) decides.
+# (module pattern, operator or any, role): the first match decides.
 _RULES: tuple[tuple[str, str, Role], ...] = (
     (r"backbone\.patch_embed", "", "patch_embedding"),
     (r".*\bnorm\d?$", "", "norm"),
@@ -58,7 +58,7 @@ def module_of(node: ir.Node) -> str:
 
 
 def role_of(node: ir.Node) -> Role:
-    """What ``node`` is for."""
+    """The role of ``node``."""
     module = module_of(node)
     return next(
         role
@@ -68,13 +68,13 @@ def role_of(node: ir.Node) -> Role:
 
 
 def block_of(node: ir.Node) -> int | None:
-    """Number of the transformer block that ``node`` belongs to."""
+    """Number of the transformer block that ``node`` belongs to, if any."""
     match = re.match(_BLOCK, module_of(node))
     return int(match[1]) if match else None
 
 
 def annotate(model: ir.Model) -> None:
-    """Name nodes, their outputs and their weights after the modules of the network."""
+    """Name nodes, their outputs and their weights after the network's modules, in place."""
     graph = model.graph
     used: Counter[str] = Counter()
     outputs = set(graph.outputs)
@@ -93,16 +93,16 @@ def annotate(model: ir.Model) -> None:
 
 def _traced_module(node: ir.Node) -> str:
     text = node.metadata_props.get(_SCOPES)
-    if text is None:  # nodes that the exporter's own rewrites made: as what they read from
+    if text is None:  # the exporter created the node: use the module of its input
         producers = [value.producer() for value in node.inputs if value is not None]
         return next((module_of(producer) for producer in producers if producer is not None), "")
-    # Network, modules from outer to inner, then the operation itself.
+    # The network, its modules from outer to inner, and the operation.
     scopes = ast.literal_eval(text)[:-1]
     return scopes[-1] if scopes and not scopes[-1].startswith("_") else ""
 
 
 def _name_weights(graph: ir.Graph, node: ir.Node, module: str) -> None:
-    """Weights that the exporter transposed have lost their names."""
+    """Restore the names of weights, which they lose if the exporter transposes them."""
     for value in node.inputs:
         if value is None or not value.is_initializer() or value.name in ("", None):
             continue
@@ -118,7 +118,7 @@ def _name_weights(graph: ir.Graph, node: ir.Node, module: str) -> None:
 
 
 def rename(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    """Give an initializer another name."""
+    """Rename an initializer."""
     graph.initializers.pop(str(value.name))
     value.name = name
     graph.register_initializer(value)

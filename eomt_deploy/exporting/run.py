@@ -1,4 +1,4 @@
-"""The whole export: read, build, fold, trace, lower, verify, publish."""
+"""The complete export: read, build, fold, trace, lower, verify, publish."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from eomt_deploy.spec import ModelSpec
 T = TypeVar("T")
 
 STREAMED_BYTES = 2_000_000_000
-"""Checkpoints beyond this size are exported a block at a time."""
+"""Larger checkpoints are exported one block at a time."""
 CALIBRATION_IMAGES = 128
 JUDGED_IMAGES = 128
 SHOWN_ISLANDS = 8
 HELD_OUT = 4
-"""Every fourth image of a calibration folder is kept for the verdict."""
+"""Every fourth image is held out from calibration to measure the accuracy loss."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how well it agrees with the checkpoint."""
+    """The files of an export, and their agreement with the checkpoint."""
 
     files: tuple[Path, ...]
     spec: ModelSpec
@@ -56,19 +56,19 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     """Export a checkpoint to a verified, self-describing ONNX file or AOTInductor package.
 
     Args:
-        config: what to export, and how.
-        progress: told each step in words.
+        config: options of the export.
+        progress: called with a progress message for each step.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or was not annealed.
-        UsageError: something that only the user knows is missing or contradicts.
+        UsageError: required information is missing, or options contradict the checkpoint.
         VerificationError: the export does not agree with the checkpoint; nothing is written.
         OutputError: the output cannot be written.
-        MissingDependencyError: no run-time to verify with is installed.
+        MissingDependencyError: no backend for the verification is installed.
     """
     config = replace(config, output=through_links(config.output))
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
-    choose_backend(config.output, None)  # verification will need it: say so now
+    choose_backend(config.output, None)  # fail early: verification needs it
     verifying = search_images([config.verify_images] if config.verify_images else built_in_photos())
     calibrating = search_images([config.calibrate]) if config.calibrate else None
     keep_files_of_torch()
@@ -95,7 +95,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         photos = usable(calibrating, "calibration", processor, notes, HELD_OUT * JUDGED_IMAGES)
     progress(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
     package = config.output.suffix.lower() == PACKAGE
-    # What is quantised, or compiled, is needed whole.
+    # Quantisation and compilation need the complete network in memory.
     stream = checkpoint.bytes > STREAMED_BYTES and not package and config.precision not in QUANTIZED
     reference = build_network(checkpoint, spec.image_size, stream=stream)
     if package:
@@ -123,25 +123,25 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     notes += [f"{island}: kept in FP32." for island in made.islands[:SHOWN_ISLANDS]]
     if len(made.islands) > SHOWN_ISLANDS:
         notes.append(
-            f"{len(made.islands) - SHOWN_ISLANDS} more tensors are kept in FP32; `eomt-deploy "
+            f"{len(made.islands) - SHOWN_ISLANDS} more tensors are kept in FP32. `eomt-deploy "
             "inspect` lists them."
         )
     if made.unfused:
         notes.append(
-            f"The attention of {made.unfused} blocks stays written out: a part of it is FP32."
+            f"The attention of {made.unfused} blocks is not fused, because a part of it is in FP32."
         )
     if config.attention == "fused" and made.spec.precision == "fp32":
-        notes.append("TensorRT-RTX builds fused attention in FP16 and BF16 only, not in FP32.")
+        notes.append("TensorRT-RTX supports fused attention in FP16 and BF16 only, not in FP32.")
     if made.spec.precision != config.precision:
         notes.append(
-            f"No layer could be {config.precision}: all are kept high by --budget or --high. This "
-            f"is an {made.spec.precision} model."
+            f"No layer is {config.precision}, because of --budget or --high. The model is "
+            f"{made.spec.precision}."
         )
     with staging_folder(config.output) as folder:
         progress("writing the graph")
         files = graph.save(made.model, made.spec, folder, config.output.name)
-        # Real FP16 and BF16 arithmetic is on the GPU: here its roundings are made by hand, and
-        # graphs that are larger than the memory run part by part.
+        # The emulation rounds as FP16 and BF16 hardware does, which CPU backends do not, and runs
+        # graphs that are larger than the memory part by part.
         backend = _verifier() if config.precision == "fp32" and not stream else "emulation"
         with open_engine(files[-1], backend=backend, device="cpu") as engine:
             result = verify.compare(engine, reference, images, progress)
@@ -166,10 +166,10 @@ def usable(
     notes: list[str],
     limit: int | None = None,
 ) -> list[Path]:
-    """The images that can be read, of at most ``limit``; what is left out is added to the notes.
+    """The readable images among at most ``limit``; adds notes about those that are left out.
 
     Raises:
-        ImageError: too few are left, see :func:`readable_images`.
+        ImageError: too few images are readable, see :func:`readable_images`.
     """
     paths = spread(found.paths, limit or len(found.paths))
     readable, unreadable = readable_images(paths, purpose, processor.preprocess)
@@ -180,21 +180,21 @@ def usable(
 
 
 def _verifier() -> str | None:
-    """ONNX Runtime where it is installed: another one would keep what it compiled."""
+    """ONNX Runtime if it is installed: other backends would cache what they compile."""
     return "onnxruntime" if BACKENDS["onnxruntime"].installed else None
 
 
 def split(
     photos: Sequence[Path], dataset: Dataset | None
 ) -> tuple[list[Path], list[Sample], list[str]]:
-    """Images to calibrate on, samples to judge on, and what the user should know of it."""
+    """Images to calibrate on, samples to measure the accuracy loss on, and warnings."""
     if dataset:
         return list(photos), spread(dataset.samples, JUDGED_IMAGES), list(dataset.notes)
     judged = list(photos[HELD_OUT - 1 :: HELD_OUT])
     if not judged:
         note = (
-            f"Only {len(photos)} calibration images: the verdict is made on the same ones and "
-            "flatters. Pass at least 4, better 100."
+            f"The accuracy loss is measured on the calibration images themselves ({len(photos)}), "
+            f"so it is too optimistic. Pass at least {HELD_OUT} images, better 100."
         )
         return list(photos), list(unlabelled(photos)), [note]
     rest = [photo for index, photo in enumerate(photos) if index % HELD_OUT != HELD_OUT - 1]
@@ -202,7 +202,7 @@ def split(
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` items, evenly spread over all."""
+    """At most ``count`` items, evenly spaced."""
     if len(items) <= count:
         return list(items)
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]

@@ -1,7 +1,8 @@
-"""What a precision costs, judged on images: error, label agreement, score, block by block.
+"""Accuracy loss of a precision on images, in total and for each block.
 
-The candidate runs as the hardware would, see :mod:`eomt_deploy.backends.emulation.engine`, and is
-compared with the checkpoint in PyTorch. A budget searches for the blocks that must stay FP16.
+The candidate runs in an emulation of the hardware (:mod:`eomt_deploy.backends.emulation.engine`)
+and is compared with the checkpoint in PyTorch: logits, labels and score. With a budget, a search
+finds the blocks that must stay in FP16.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ from eomt_deploy.labels import label_map
 from eomt_deploy.processing import Geometry, Processor
 
 SENSITIVITY_IMAGES = 4
-"""Images on which each block is judged alone: enough to order the blocks."""
+"""Number of images to measure each block alone: enough to rank the blocks."""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One candidate against the checkpoint.
+    """Comparison of a candidate with the checkpoint.
 
     Attributes:
-        images: judged on.
-        error: RMS error of the logits over their RMS, of class or mask logits, the larger.
-        agreement: share of pixels with the same label.
-        score, reference: points of the task's metric with labels, of both; None without labels.
+        images: number of images compared.
+        error: RMS error of the logits divided by their RMS; the larger one of class and mask
+            logits.
+        agreement: fraction of pixels with the same label.
+        score: score of the candidate in points of the task's metric; None without labels.
+        reference: score of the checkpoint; None without labels.
     """
 
     images: int
@@ -46,7 +49,7 @@ class Judgement:
 
     @property
     def drop(self) -> float:
-        """Points lost: of the metric where there are labels, else of label agreement."""
+        """Points lost: of the metric if there are labels, else of label agreement."""
         if self.score is not None and self.reference is not None:
             return self.reference - self.score
         return 100 * (1 - self.agreement)
@@ -54,11 +57,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Trial:
-    """Some blocks kept in FP16, and what came of it.
+    """A choice of blocks that stay in FP16, and its result.
 
     Attributes:
-        kept: numbers of the blocks kept.
-        share: share of the blocks' weights that is quantised.
+        kept: numbers of the blocks in FP16.
+        share: fraction of the blocks' weights that is quantised.
+        judgement: comparison with the checkpoint.
     """
 
     kept: tuple[int, ...]
@@ -68,14 +72,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The table that a quantised export ends with.
+    """Accuracy loss of a quantised export.
 
     Attributes:
-        unit: what a point is: the metric's name, or ``label agreement``.
-        budget: points that may be lost; None where none was given.
-        sensitivity: what quantising each block alone costs, by its number.
-        trials: everything that was tried.
-        chosen: the trial that was exported.
+        unit: unit of a point: name of the metric, or ``label agreement``.
+        budget: maximum loss in points, if any.
+        sensitivity: comparison with only one block quantised, by block number.
+        trials: all trials.
+        chosen: the trial that is exported.
     """
 
     unit: str
@@ -85,7 +89,7 @@ class Verdict:
     chosen: Trial
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON; ``front`` holds the trials that no other one beats in both share and drop."""
+        """JSON; ``front`` is the Pareto front of share and drop."""
         return {
             "unit": self.unit,
             "budget": self.budget,
@@ -97,7 +101,7 @@ class Verdict:
 
     @property
     def front(self) -> list[Trial]:
-        """The Pareto front, from the largest quantised share to the least."""
+        """The Pareto front, from the largest quantised fraction to the smallest."""
         best: list[Trial] = []
         for trial in sorted(self.trials, key=lambda t: (-t.share, t.judgement.drop)):
             if not best or trial.judgement.drop < best[-1].judgement.drop:
@@ -111,12 +115,13 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 @dataclass
 class Judge:
-    """Holds candidates against the checkpoint, whose results are computed once.
+    """Compares candidates with the checkpoint, whose results are computed only once.
 
     Args:
         reference: the checkpoint.
         samples: images; at least one.
-        labelled: the samples have labels, and the score counts.
+        labelled: whether the samples have labels, so that the score can be computed.
+        progress: called with progress messages.
     """
 
     reference: Engine
@@ -134,13 +139,14 @@ class Judge:
         return self._scorer.main if self.labelled else "label agreement"
 
     def __call__(self, candidate: Engine, limit: int | None = None) -> Judgement:
-        """Judge on the first ``limit`` images; None takes all.
+        """Compare a candidate with the checkpoint on the first ``limit`` images; None: on all.
 
         Raises:
-            VerificationError: the candidate gives NaN or infinity.
+            UsageError: the labels do not contain anything that counts for the metric.
+            VerificationError: logits of the candidate are NaN or infinite.
         """
         count = min(limit or len(self.samples), len(self.samples))
-        squares = np.zeros((2, 2))  # class, mask; error, size
+        squares = np.zeros((2, 2))  # rows: class, mask; columns: squared error, squared logits
         agreement: list[float] = []
         evidence: list[Evidence] = []
         for index in range(count):
@@ -151,7 +157,8 @@ class Judge:
                     raise VerificationError(
                         f"The {candidate.spec.precision} graph gives logits that are NaN or "
                         f"infinite on {self.samples[index].name}. Nothing was written.",
-                        fix="Let the range analysis keep FP32 islands (no --no-islands).",
+                        fix="Leave out --no-islands, so that layers whose values exceed the FP16 "
+                        "range stay in FP32.",
                     )
                 want = want.astype(np.float32)
                 squares[kind] += np.square(have - want).sum(), np.square(want).sum()
@@ -166,11 +173,10 @@ class Judge:
             reference = self._scorer.scores(wanted).value
             if score is None or reference is None:
                 raise UsageError(
-                    f"The labels of the {count} images judged on hold nothing that counts for "
+                    f"The labels of the {count} images have no content that counts for "
                     f"{self.unit}.",
-                    why="All of it is void, or of classes that the model does not know.",
-                    fix="Pass other --data, or leave it out: agreement with the checkpoint is "
-                    "judged then.",
+                    why="All of it is void, or of classes that the model does not have.",
+                    fix="Pass other --data, or leave it out to measure label agreement.",
                 )
         return Judgement(
             images=count,
@@ -183,7 +189,7 @@ class Judge:
     def _reference(self, index: int) -> _Seen:
         while len(self._seen) <= index:
             sample = self.samples[len(self._seen)]
-            self.progress(f"the checkpoint on {sample.name}")
+            self.progress(f"running the checkpoint on {sample.name}")
             image, truth = read_sample(sample) if self.labelled else (sample.image(), None)
             inputs, geometry = self._processor.preprocess(image)
             logits = run_in_parts(self.reference, inputs)
@@ -192,7 +198,7 @@ class Judge:
                 _Seen(
                     inputs,
                     geometry,
-                    # Half the memory; far finer than any difference that matters here.
+                    # FP16 halves the memory and is precise enough for this comparison.
                     (logits[0], logits[1].astype(np.float16)),
                     label_map(result),
                     truth,
@@ -213,7 +219,7 @@ class _Seen:
 
 
 Measure = Callable[[Sequence[int], int | None], Judgement]
-"""Judges the graph with the given blocks kept in FP16, on so many images (None: all)."""
+"""Compares the graph that keeps the given blocks in FP16, on a number of images (None: all)."""
 
 
 def search_blocks(
@@ -224,30 +230,31 @@ def search_blocks(
     budget: float | None,
     progress: Progress = lambda _: None,
 ) -> Verdict:
-    """Measure what each block costs, and keep as many in FP16 as the budget demands.
+    """Measure the accuracy loss of each block, and keep as many in FP16 as the budget requires.
 
     Args:
-        measure: judges a choice of blocks.
+        measure: compares a choice of blocks with the checkpoint.
         blocks: all blocks that can be quantised.
-        share: share of weights that is quantised with the given blocks kept.
-        unit: what a point is.
-        budget: points that may be lost; None keeps none.
+        share: fraction of weights that is quantised if the given blocks stay in FP16.
+        unit: unit of a point.
+        budget: maximum loss in points; None quantises all blocks.
+        progress: called with progress messages.
 
     Raises:
-        VerificationError: FP16 everywhere already loses more than the budget.
+        VerificationError: the loss exceeds the budget even with all blocks in FP16.
     """
     sensitivity: dict[int, Judgement] = {}
     for block in blocks:
-        progress(f"block {block} alone ({len(sensitivity) + 1} of {len(blocks)})")
+        progress(f"measuring block {block} ({len(sensitivity) + 1} of {len(blocks)})")
         sensitivity[block] = measure([b for b in blocks if b != block], SENSITIVITY_IMAGES)
-    # Whoever does most harm alone is kept first.
+    # Blocks with the largest error are kept first.
     order = sorted(blocks, key=lambda b: -sensitivity[b].error)
     trials: dict[int, Trial] = {}
 
     def attempt(count: int) -> Trial:
         if count not in trials:
             kept = tuple(sorted(order[:count]))
-            progress(f"judging with {count} of {len(blocks)} blocks in FP16")
+            progress(f"measuring with {count} of {len(blocks)} blocks in FP16")
             trials[count] = Trial(kept, share(kept), measure(kept, None))
         return trials[count]
 
@@ -256,11 +263,11 @@ def search_blocks(
         low, high = 0, len(blocks)
         if attempt(high).judgement.drop > budget:
             raise VerificationError(
-                f"FP16 everywhere already loses {attempt(high).judgement.drop:.2f} points of "
-                f"{unit}; the budget is {budget:g}. Nothing was written.",
-                fix="Allow more, or export --precision fp16 or fp32.",
+                f"Even with all blocks in FP16, {attempt(high).judgement.drop:.2f} points of "
+                f"{unit} are lost, but the budget is {budget:g}. Nothing was written.",
+                fix="Increase --budget, or use --precision fp16 or fp32.",
             )
-        while high - low > 1:  # more blocks in FP16 lose less, but for noise
+        while high - low > 1:  # apart from noise, more blocks in FP16 lose less
             middle = (low + high) // 2
             if attempt(middle).judgement.drop > budget:
                 low = middle

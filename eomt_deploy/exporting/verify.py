@@ -1,4 +1,4 @@
-"""Does the exported file compute what the checkpoint computes? Asked on real images."""
+"""Verification of an exported file against its checkpoint, on real images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Verification:
     """Differences between the exported file and the checkpoint in PyTorch.
 
     Attributes:
-        images: images compared.
-        inputs: network inputs compared (windows count apart).
-        class_max, class_mean: absolute error of the class logits.
-        mask_max, mask_mean: absolute error of the mask logits.
-        relative_max: largest error of either over the largest logit of its kind.
-        class_agreement: share of queries with the same best class.
-        mask_agreement: share of mask pixels on the same side of zero.
+        images: number of images compared.
+        inputs: number of network inputs compared (each window is one).
+        class_max, class_mean: maximum and mean absolute error of the class logits.
+        mask_max, mask_mean: maximum and mean absolute error of the mask logits.
+        relative_max: maximum error of class or mask logits, divided by the largest of these logits.
+        class_agreement: fraction of queries with the same best class.
+        mask_agreement: fraction of mask pixels with the same sign.
     """
 
     images: int
@@ -51,16 +51,16 @@ def compare(
     images: Sequence[Path],
     progress: Callable[[str], None] = lambda _: None,
 ) -> Verification:
-    """Run both on the same images.
+    """Run the exported file and its reference on the same images.
 
     Args:
         engine: the exported file.
         reference: the network before any fold.
         images: images; at least one.
-        progress: told which image is being compared.
+        progress: called with a progress message for each image.
 
     Raises:
-        VerificationError: the exported file gives NaN or infinity.
+        VerificationError: logits of the exported file are NaN or infinite.
     """
     processor = Processor(engine.spec)
     errors: dict[str, list[npt.NDArray[np.float32]]] = {"class": [], "mask": []}
@@ -79,10 +79,10 @@ def compare(
                 raise VerificationError(
                     f"The exported model gives {kind} logits that are NaN or infinite on "
                     f"{path.name}. Nothing was written.",
-                    why="A tensor leaves the range of FP16."
+                    why="A tensor exceeds the FP16 range."
                     if engine.spec.precision != "fp32"
                     else "",
-                    fix="Leave out --no-islands, so that such tensors stay FP32; or export "
+                    fix="Leave out --no-islands, so that such tensors stay in FP32, or use "
                     "--precision bf16."
                     if engine.spec.precision != "fp32"
                     else "",
@@ -106,32 +106,32 @@ def compare(
 
 
 def check(result: Verification, precision: str) -> None:
-    """Pass or raise.
+    """Check a verification against the tolerances of ``precision``.
 
     Raises:
-        VerificationError: an error or agreement is beyond the tolerance of ``precision``.
+        VerificationError: an error or agreement is outside the tolerances.
     """
     limits = PRECISIONS[precision]
     problems = []
     # Written so that NaN fails: a comparison with NaN is never true.
     if not result.relative_max <= limits.max_relative_error:
         problems.append(
-            f"relative error {result.relative_max:.2e} (allowed {limits.max_relative_error:.0e})"
+            f"relative error {result.relative_max:.2e} (maximum {limits.max_relative_error:.0e})"
         )
     for name in ("class_agreement", "mask_agreement"):
         if not getattr(result, name) >= limits.min_agreement:
             problems.append(
                 f"{name.replace('_', ' ')} {getattr(result, name):.4%} "
-                f"(needed {limits.min_agreement:.2%})"
+                f"(minimum {limits.min_agreement:.2%})"
             )
     if problems:
         raise VerificationError(
             f"The exported model differs from the checkpoint: {'; '.join(problems)}. "
             "Nothing was written.",
-            why=f"Compared on {result.images} images; largest errors: class logits "
-            f"{result.class_max:.3g}, mask logits {result.mask_max:.3g}.",
-            fix="Please report it with the checkpoint's architecture; this should not happen."
+            why=f"On {result.images} images, the maximum error of class logits is "
+            f"{result.class_max:.3g}, of mask logits {result.mask_max:.3g}.",
+            fix="This should not happen: report it with the architecture of the checkpoint."
             if precision == "fp32"
-            else "Calibrate on images like the model's own, keep more in FP32 (--high), or take a "
-            "higher precision.",
+            else "Calibrate on images like those that the model will see, keep more layers in FP32 "
+            "(--high), or use a higher precision.",
         )

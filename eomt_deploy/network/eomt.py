@@ -1,8 +1,8 @@
-"""EoMT at inference: a plain ViT whose last blocks also carry the queries.
+"""EoMT for inference: a plain ViT whose last blocks also process the queries.
 
-Module and parameter names give the official checkpoint keys without their
-``network.`` and ``network.encoder.`` prefixes. Masked attention is not here: annealed
-models do not use it (paper, section 3.3).
+Names of modules and parameters are the keys of official checkpoints without the prefixes
+``network.`` and ``network.encoder.``. There is no masked attention, because annealed models do not
+use it (paper, section 3.3).
 Shapes: B batch, Q queries, N patches, D width, C classes, P = 1 + registers.
 """
 
@@ -39,14 +39,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
-        # Batch stays -1: the only size that may be unknown when the graph is traced.
+        # Batch is -1, because it is the only size that can be dynamic in the traced graph.
         heads = (-1, x.shape[1], self.heads, self.head_width)
         q, k, v = (t.reshape(heads).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
         if rope is not None:
             q, k = turn(q, rope), turn(k, rope)
         if self.scale != 1.0:
             q = q * self.scale
-        # Written out, because run-times recognise MatMul-Softmax-MatMul as one attention.
+        # Separate operators, because backends recognise MatMul-Softmax-MatMul as attention.
         x = (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v  # [B, heads, tokens, head_width]
         x = self.proj(x.transpose(1, 2).flatten(2))
         return x
@@ -64,7 +64,7 @@ class GeluMlp(nn.Module):
 
 
 class SwigluMlp(nn.Module):
-    """``fc2(silu(gate) * value)`` with gate and value packed in ``fc1``, gate first."""
+    """``fc2(silu(gate) * value)``, with gate and value packed in ``fc1``, gate first."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class PatchEmbed(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The encoder's parameters under their timm names; :class:`EoMT` runs them."""
+    """Parameters of the encoder with their timm names; :class:`EoMT` runs them."""
 
     rope_cos: Tensor
     rope_sin: Tensor
@@ -125,11 +125,11 @@ class Backbone(nn.Module):
 
     @property
     def layers(self) -> list[Block]:
-        """``blocks`` with their type, which ModuleList forgets."""
+        """``blocks`` with their type, which ModuleList does not preserve."""
         return cast("list[Block]", list(self.blocks))
 
     def place_rope(self, arch: Architecture, grid: tuple[int, int]) -> None:
-        """Make the rotary tables, on the device that new tensors are made on."""
+        """Create the rotary tables on the default device; without effect for learned positions."""
         if arch.rope_theta is None:
             return
         plain = arch.num_queries + arch.num_prefix
@@ -138,13 +138,13 @@ class Backbone(nn.Module):
         self.register_buffer("rope_sin", sin, persistent=False)
 
     def rope(self, skipped: int = 0) -> Rope | None:
-        """Rotations of all tokens but the first ``skipped``; None where positions are learned."""
+        """Rotations of all tokens except the first ``skipped``; None if positions are learned."""
         if not hasattr(self, "rope_cos"):
             return None
         return self.rope_cos[skipped:], self.rope_sin[skipped:]
 
     def prefix(self) -> Tensor:
-        """Class and register tokens [1, P, D]; they carry no position."""
+        """Class and register tokens [1, P, D], which do not have a position."""
         registers = getattr(self, "reg_token", None)
         return self.cls_token if registers is None else torch.cat([self.cls_token, registers], 1)
 
@@ -199,8 +199,8 @@ class EoMT(nn.Module):
             images: uint8 [B, H, W, 3], RGB 0-255.
 
         Returns:
-            class logits [B, Q, C+1] (last column "no object") and
-            mask logits [B, Q, H/4, W/4] (patch 16), both before any activation.
+            class logits [B, Q, C+1] (the last column is "no object") and mask logits
+            [B, Q, H/4, W/4] (for patch size 16), both before any activation.
         """
         backbone, first = self.backbone, self.arch.depth - self.arch.num_blocks
         x = self.embed(images)
@@ -225,12 +225,12 @@ class EoMT(nn.Module):
         return torch.cat([backbone.prefix().expand(images.shape[0], -1, -1), x], dim=1)
 
     def with_queries(self, x: Tensor) -> Tensor:
-        """The learned queries before the other tokens, [B, Q + P + N, D]."""
+        """Prepend the learned queries to the tokens: [B, Q + P + N, D]."""
         queries = self.q.weight.unsqueeze(0).expand(x.shape[0], -1, -1)
         return torch.cat([queries, x], dim=1)
 
     def predict(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Class and mask logits of normalised tokens [B, Q + P + N, D]."""
+        """Class and mask logits from normalised tokens [B, Q + P + N, D]."""
         queries = tokens[:, : self.arch.num_queries]
         patches = tokens[:, self.arch.num_queries + self.arch.num_prefix :]
         features = patches.transpose(1, 2).reshape(-1, self.arch.width, *self.grid)

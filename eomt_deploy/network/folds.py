@@ -1,8 +1,8 @@
-"""Exact rewrites that move run-time arithmetic into the weights.
+"""Folds: exact rewrites that move arithmetic of the forward pass into the weights.
 
-Each fold changes an :class:`EoMT`, or a block of it, in place and leaves its outputs equal. The
-arithmetic is done in float64, a tensor at a time, so that a result is rounded once and no copy of
-the model is made.
+Each fold changes an :class:`EoMT`, or one of its blocks, in place and does not change the outputs.
+It computes in float64, one tensor at a time, so that results are rounded only once and the model is
+not copied.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from eomt_deploy.network.eomt import Block, EoMT, LayerScale
 
 @torch.no_grad()
 def fold_normalization(model: EoMT) -> None:
-    """Fold ``(x / 255 - mean) / std`` into the patch embedding, which then takes 0-255.
+    """Fold ``(x / 255 - mean) / std`` into the patch embedding, which then takes values 0-255.
 
-    Exact at the border too: the convolution has no padding.
+    This is also exact at the border, because the convolution has no padding.
     """
     if not model.normalize:
         return
@@ -55,28 +55,30 @@ def fold_attention_scale(block: Block) -> None:
 
 
 def fold_block(block: Block) -> None:
-    """Every fold inside a transformer block."""
+    """Apply all folds of a transformer block."""
     fold_layer_scale(block)
     fold_attention_scale(block)
 
 
 @torch.no_grad()
 def fold_smoothing(model: EoMT, layer: str, scales: Tensor) -> None:
-    """Divide the inputs of a linear layer by ``scales`` [D], exactly: whatever makes them is
-    divided, and the layer's columns are multiplied.
+    """Divide the input channels of a linear layer by ``scales``, without changing its outputs.
+
+    The weights that produce the inputs are divided, and the columns of the layer are multiplied.
 
     Args:
         model: folded network, changed in place.
-        layer: ``backbone.blocks.N.`` and a part, see :func:`smoothable`.
+        layer: module name of the layer, one of :func:`smoothable`.
+        scales: positive, [D].
     """
     index, part = layer.removeprefix("backbone.blocks.").split(".", 1)
     block = model.backbone.layers[int(index)]
     parts: dict[str, tuple[nn.Linear, list[Tensor]]] = {
         "attn.qkv": (block.attn.qkv, [block.norm1.weight, block.norm1.bias]),
-        # Attention mixes tokens, never channels: the values' channels are the projection's.
+        # Attention mixes tokens, not channels: channels of the values reach the projection.
         "attn.proj": (block.attn.proj, _last_rows(block.attn.qkv, len(scales))),
         "mlp.fc1": (block.mlp.fc1, [block.norm2.weight, block.norm2.bias]),
-        # SwiGLU: the value half is only multiplied by the gate.
+        # SwiGLU: the value is only multiplied by the gate.
         "mlp.fc2": (block.mlp.fc2, _last_rows(block.mlp.fc1, len(scales))),
     }
     linear, makers = parts[part]
@@ -91,7 +93,7 @@ def _last_rows(linear: nn.Linear, count: int) -> list[Tensor]:
 
 
 def smoothable(model: EoMT) -> list[str]:
-    """Linear layers whose inputs :func:`fold_smoothing` can divide: all but what follows GELU."""
+    """The linear layers that :func:`fold_smoothing` supports: all except those after GELU."""
     parts = ["attn.qkv", "attn.proj", "mlp.fc1"]
     if model.arch.mlp == "swiglu":
         parts.append("mlp.fc2")
@@ -99,7 +101,7 @@ def smoothable(model: EoMT) -> list[str]:
 
 
 def fold(model: EoMT) -> EoMT:
-    """Apply every fold."""
+    """Apply all folds in place, and return the model."""
     fold_normalization(model)
     for block in model.backbone.layers:
         fold_block(block)

@@ -1,6 +1,6 @@
-"""EoMT as it is trained: queries attend inside their own mask only (step 4 of the ladder).
+"""EoMT with masked attention, as in training: queries attend only to patches of their own mask.
 
-The exported network has none of this; it is here to be measured against it.
+Exported networks do not use it. It is step 4 of the paper's ladder (table 1), for benchmarks.
 Shapes: B batch, Q queries, N patches, P class token and registers, D width.
 """
 
@@ -16,8 +16,8 @@ from eomt_deploy.network.eomt import Attention, Backbone, Block, EoMT
 from eomt_deploy.network.position import Rope, turn
 
 AttentionKind = Literal["sdpa", "written"]
-"""``sdpa``: PyTorch's fused kernels, FlashAttention among them, as the paper measured.
-``written``: products and softmax apart, as export needs them."""
+"""``sdpa``: PyTorch's fused kernels, e.g. FlashAttention, as in the paper's measurements.
+``written``: separate products and softmax, as export needs them."""
 
 
 def attend(
@@ -26,8 +26,13 @@ def attend(
     """Attention of ``q`` [B, heads, n, d] over ``k`` and ``v`` [B, heads, m, d].
 
     Args:
-        allowed: bool, broadcast to [B, heads, n, m]; True where a query may look. No row may be
-            all False.
+        q: queries.
+        k: keys.
+        v: values.
+        allowed: bool, broadcast to [B, heads, n, m]: True where a query attends to a key. Each row
+            needs at least one True.
+        scale: factor of the scores.
+        kind: implementation.
     """
     if kind == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale)
@@ -38,7 +43,7 @@ def attend(
 
 
 class MaskableAttention(Attention):
-    """EoMT's attention, with the choice of kernel and of an attention mask."""
+    """EoMT's attention with a choice of implementation and an optional attention mask."""
 
     def __init__(self, width: int, heads: int, kind: AttentionKind) -> None:
         super().__init__(width, heads)
@@ -55,23 +60,23 @@ class MaskableAttention(Attention):
 
 
 def choose_attention(backbone: Backbone, kind: AttentionKind) -> None:
-    """Give every block a :class:`MaskableAttention` with the weights that it has."""
+    """Replace the attention of each block by a :class:`MaskableAttention` with the same weights."""
     for block in backbone.layers:
         old = block.attn
-        with torch.device("meta"):  # its own weights are thrown away
+        with torch.device("meta"):  # its own weights are not needed
             new = MaskableAttention(old.proj.in_features, old.heads, kind)
         new.qkv, new.proj, new.scale = old.qkv, old.proj, old.scale
         block.attn = new
 
 
 class MaskedEoMT(EoMT):
-    """EoMT that predicts masks before each of its last blocks and attends inside them.
+    """EoMT that predicts masks before each of its last blocks, and attends only inside them.
 
-    Call :func:`choose_attention` on its backbone before it runs.
+    Call :func:`choose_attention` on its backbone before running it.
     """
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`EoMT.forward`, the paper's figure 2 with masked attention."""
+        """As :meth:`EoMT.forward`, but with masked attention (figure 2 of the paper)."""
         backbone, first = self.backbone, self.arch.depth - self.arch.num_blocks
         x = self.embed(images)
         rope = backbone.rope(self.arch.num_queries)
@@ -85,10 +90,10 @@ class MaskedEoMT(EoMT):
         return self.predict(backbone.norm(x))
 
     def allowed(self, mask_logits: Tensor) -> Tensor:
-        """Who may look at whom, bool [B, 1, Q + P + N, Q + P + N].
+        """Attention mask, bool [B, 1, Q + P + N, Q + P + N].
 
-        A query sees all queries, the class token, the registers and the patches of its mask; every
-        other token sees everything. So no row is ever empty.
+        A query attends to all queries, the class token, the registers and the patches of its mask.
+        All other tokens attend to everything. So no row is empty.
         """
         logits = F.interpolate(mask_logits, self.grid, mode="bilinear", align_corners=False)
         inside = logits.flatten(2) > 0  # [B, Q, N]

@@ -1,4 +1,4 @@
-"""Where a patch is: learned embeddings at another image size, and rotary ones."""
+"""Position embeddings: resampling of learned ones to another image size, and rotary ones."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ def resample_position(
 ) -> Tensor:
     """Resample ``pos_embed`` [1, h*w, D] from one patch grid (h, w) to another.
 
-    Bicubic with antialiasing: what timm's ``resample_abs_pos_embed`` does and
-    therefore what the official code does at a size other than the trained one.
+    Bicubic with antialiasing, as in timm's ``resample_abs_pos_embed``, which the official code
+    uses.
 
     Args:
-        offset: added to the new size before the scale is taken, which is then used in place of
-            that of the sizes, without antialiasing: what DINOv2's own code does (0.1) for models
-            without registers.
+        pos_embed: embeddings on the old grid.
+        old_grid: (rows, columns) before.
+        new_grid: (rows, columns) after.
+        offset: if it is not 0, it is added to the new size to compute the scale factor, and there
+            is no antialiasing. DINOv2's code does this (0.1) for models without registers.
     """
     if old_grid == new_grid:
         return pos_embed
@@ -41,21 +43,21 @@ def resample_position(
 
 
 def rope_table(grid: tuple[int, int], plain: int, head_width: int, theta: float) -> Rope:
-    """The rotation of every token of DINOv3 (arXiv 2508.10104, section 3.2).
+    """Rotary position embedding of DINOv3 for all tokens (arXiv 2508.10104, section 3.2).
 
-    A quarter of a head turns with the row and a quarter with the column of a patch's centre, both
-    from -1 to 1 over the image; the other half of the head is the other side of each rotation.
-    Queries, class token and registers are not turned: angle 0.
+    Channel i of the first half of a head and channel i of the second half form a pair. The angles
+    of half of the pairs depend on the row of a patch's centre, those of the others on its column,
+    both from -1 to 1 over the image. Queries, class token and registers are not rotated.
 
     Args:
         grid: (rows, columns) of patches.
-        plain: tokens before the patches, which are not turned.
-        head_width: of the attention, a multiple of 4.
+        plain: number of tokens before the patches, which are not rotated.
+        head_width: number of channels of an attention head, a multiple of 4.
         theta: base of the frequencies.
 
     Returns:
-        cosines and sines [plain + rows * columns, head width], the sines negative in the first
-        half: ``x * cos + swapped(x) * sin`` turns ``x``.
+        cosines and sines [plain + rows * columns, head width]. The sines of the first half are
+        negated, so that ``x * cos + swapped(x) * sin`` rotates ``x``.
     """
     centres = (2 * (torch.arange(size) + 0.5) / size - 1 for size in grid)
     rows, columns = (2 * math.pi * places for places in centres)
@@ -63,8 +65,15 @@ def rope_table(grid: tuple[int, int], plain: int, head_width: int, theta: float)
 
 
 def axial_table(rows: Tensor, columns: Tensor, plain: int, head_width: int, theta: float) -> Rope:
-    """As :func:`rope_table`, for any places of the rows [h] and columns [w]: the angles of the
-    highest frequency, in radians."""
+    """As :func:`rope_table`, for any positions.
+
+    Args:
+        rows: angle of each row at the highest frequency, in radians, [h].
+        columns: angle of each column, likewise, [w].
+        plain: see :func:`rope_table`.
+        head_width: see :func:`rope_table`.
+        theta: see :func:`rope_table`.
+    """
     frequencies = theta ** -torch.arange(0, 1, 4 / head_width, dtype=torch.float32)
     places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
     angles = (places[:, :, None] * frequencies).flatten(1)  # [patches, head / 2]

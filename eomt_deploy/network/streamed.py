@@ -1,4 +1,4 @@
-"""Networks larger than the memory: a block's weights are read when they are needed, then dropped.
+"""Networks larger than the memory: the weights of a block are read when it runs, then freed.
 
 Everything outside the blocks is small and stays in memory.
 """
@@ -16,17 +16,17 @@ from eomt_deploy.network.folds import fold_block
 from eomt_deploy.network.position import Rope
 
 Values = Callable[[str], Tensor]
-"""A network's parameter by its name."""
+"""Returns a parameter of a network by name."""
 Weights = Mapping[str, Tensor]
 
 
 class StreamedBlock(Block):
-    """A block whose own weights have no values: they are read each time that it runs.
+    """A block without values of its own: its weights are read each time it runs.
 
     Args:
         arch: widths and counts.
-        read: gives the weights of a block, float32, in a copy that may be changed.
-        index: of the block.
+        read: returns a copy of a block's weights in float32, which may be changed.
+        index: number of the block.
     """
 
     def __init__(self, arch: Architecture, read: Callable[[int], Weights], index: int) -> None:
@@ -35,13 +35,13 @@ class StreamedBlock(Block):
         self._source = (arch, read, index)
 
     def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
-        # A copy for tracing has tensors without values that are not on the meta device.
+        # Copies for tracing have fake tensors, which are not on the meta device.
         if self.norm1.weight.is_meta:
             return self.loaded().forward(x, rope)
         return super().forward(x, rope)
 
     def loaded(self) -> Block:
-        """The block with weights of its own."""
+        """The block with its weights in memory."""
         arch, read, index = self._source
         with torch.device("meta"):
             block = Block(arch)
@@ -50,14 +50,16 @@ class StreamedBlock(Block):
 
 
 def stream_blocks(model: EoMT, read: Callable[[int], Weights]) -> None:
-    """Let the blocks of ``model`` read their weights when they run, see :class:`StreamedBlock`."""
+    """Replace the blocks of ``model`` by :class:`StreamedBlock`, which read weights lazily."""
     for index in range(model.arch.depth):
         model.backbone.blocks[index] = StreamedBlock(model.arch, read, index)
 
 
 def parameter_values(model: EoMT) -> Values:
-    """The parameters of a folded network; those of streamed blocks are read and folded, a block at
-    a time."""
+    """Access to the parameters of a folded network.
+
+    Those of streamed blocks are read and folded one block at a time.
+    """
     state = model.state_dict()
     kept: dict[int, Weights] = {}
 
@@ -76,7 +78,7 @@ def parameter_values(model: EoMT) -> Values:
 
 
 def _folded(block: Block) -> Weights:
-    assert isinstance(block, StreamedBlock)  # nothing else is without values
+    assert isinstance(block, StreamedBlock)  # only these have no values
     loaded = block.loaded()
     fold_block(loaded)
     return loaded.state_dict()

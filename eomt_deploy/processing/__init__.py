@@ -1,6 +1,6 @@
-"""Images to tensors and tensors to results, exactly as the official code does it.
+"""Pre- and post-processing, with the same results as the official code.
 
-Pure functions on arrays, and :class:`Processor`, which picks the ones of a model's task.
+Pure functions on arrays, and :class:`Processor`, which calls those of a model's task.
 """
 
 from eomt_deploy.processing.geometry import Geometry

@@ -1,4 +1,4 @@
-"""Where the pixels of an image stand in the network's input. All sizes are (H, W)."""
+"""Position of an image in the network's input. All sizes are (H, W) in pixels."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from eomt_deploy.spec import ResizeRule
 Size = tuple[int, int]
 
 MAX_WINDOWS = 64
-"""Aspect ratio from which the scores of all windows would fill the memory."""
+"""Maximum aspect ratio of a scaled image: more windows would not fit in memory."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How one image was brought to the network's input, kept to bring results back.
+    """How one image was resized and padded or cut; maps results back to the image.
 
     Attributes:
-        image_size: the image as given.
-        scaled_size: the image after resizing.
-        input_size: one network input.
-        windows: [start, end) of each window along ``axis``; empty for a letterbox, where
-            the scaled image stands at the top left and the rest is 0.
-        axis: 0 when windows slide down, 1 when they slide right.
+        image_size: size of the original image.
+        scaled_size: size of the image after resizing.
+        input_size: size of one network input.
+        windows: [start, end) of each window along ``axis``; empty for a letterbox, which has
+            the scaled image at the top left and 0 elsewhere.
+        axis: 0 if windows slide down, 1 if they slide right.
     """
 
     image_size: Size
@@ -35,12 +35,12 @@ class Geometry:
 
     @property
     def num_inputs(self) -> int:
-        """Network inputs that this image makes."""
+        """Number of network inputs for this image."""
         return max(1, len(self.windows))
 
     @property
     def merged_size(self) -> Size:
-        """All windows together; one network input where there are none."""
+        """Size of all windows together; if there are no windows, of one network input."""
         return self.scaled_size if len(self.windows) > 1 else self.input_size
 
 
@@ -48,15 +48,16 @@ def plan(image_size: Size, input_size: Size, rule: ResizeRule) -> Geometry:
     """The official geometry of an image.
 
     Raises:
-        ImageError: the image is so thin that nothing is left of a side.
+        ImageError: the aspect ratio of the image is too extreme.
     """
     if rule == "windows":
         scaled = cover_size(image_size, input_size)
         if max(s / i for s, i in zip(scaled, input_size, strict=True)) > MAX_WINDOWS:
             raise ImageError(
-                f"An image of {image_size[0]}x{image_size[1]} is so thin that it would take more "
-                f"than {MAX_WINDOWS} windows of {input_size[0]}x{input_size[1]}.",
-                fix="Cut the image into less extreme pieces.",
+                f"The image of {image_size[0]}x{image_size[1]} pixels needs more than "
+                f"{MAX_WINDOWS} windows of {input_size[0]}x{input_size[1]}.",
+                why="Its aspect ratio is too extreme.",
+                fix="Cut the image into pieces that are closer to a square.",
             )
         axis = 0 if scaled[0] * input_size[1] > scaled[1] * input_size[0] else 1
         windows = window_spans(scaled[axis], input_size[axis])
@@ -64,20 +65,21 @@ def plan(image_size: Size, input_size: Size, rule: ResizeRule) -> Geometry:
     scaled = letterbox_size(image_size, input_size)
     if min(scaled) < 1:
         raise ImageError(
-            f"An image of {image_size[0]}x{image_size[1]} shrinks to {scaled[0]}x{scaled[1]} "
-            f"in an input of {input_size[0]}x{input_size[1]}: nothing is left of it.",
-            fix="Cut the image into less extreme pieces.",
+            f"The image of {image_size[0]}x{image_size[1]} pixels shrinks to "
+            f"{scaled[0]}x{scaled[1]} in a network input of {input_size[0]}x{input_size[1]}.",
+            why="Its aspect ratio is too extreme.",
+            fix="Cut the image into pieces that are closer to a square.",
         )
     return Geometry(image_size, scaled, input_size)
 
 
 def cover_size(image_size: Size, input_size: Size) -> Size:
-    """Scaled size whose smaller side fills the input. ``round`` is half to even."""
+    """Smallest scaled size that covers the input. Halves are rounded to even."""
     return _scaled(image_size, max(input_size[0] / image_size[0], input_size[1] / image_size[1]))
 
 
 def letterbox_size(image_size: Size, input_size: Size) -> Size:
-    """Largest scaled size that fits into the input. ``round`` is half to even."""
+    """Largest scaled size that fits into the input. Halves are rounded to even."""
     return _scaled(image_size, min(input_size[0] / image_size[0], input_size[1] / image_size[1]))
 
 
@@ -88,8 +90,8 @@ def _scaled(image_size: Size, factor: float) -> Size:
 def window_spans(length: int, window: int) -> tuple[tuple[int, int], ...]:
     """[start, end) of the official overlapping windows over ``length`` pixels.
 
-    Flooring can leave the very last pixel uncovered (first seen with 8 windows: the official
-    result is NaN there); the last window is moved to the end then, and only then.
+    Rounding down can leave the last pixel uncovered (from 8 windows on), for which the official
+    code returns NaN. Only then is the last window moved to the end.
     """
     count = math.ceil(length / window)
     overlap = (count * window - length) / (count - 1) if count > 1 else 0

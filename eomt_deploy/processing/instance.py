@@ -1,7 +1,7 @@
 """Instance segmentation: the official top 100 over queries and classes.
 
-Three steps, of which only the middle one looks at pixels: :func:`rank_queries`,
-:func:`measure_masks` (on a GPU its kernel), :func:`instance_result`.
+Three steps: :func:`rank_queries`, :func:`measure_masks` (on a GPU: its kernel) and
+:func:`instance_result`. Only the second one reads pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOP_K = 100
 
 @dataclass(frozen=True)
 class Candidate:
-    """A query seen as one class; ``score`` is the class score alone."""
+    """A query with one of its classes; ``score`` is the class score, without mask quality."""
 
     query: int
     class_id: int
@@ -32,14 +32,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """A mask, and the mean mask probability inside it (0 for an empty one)."""
+    """A mask and the mean mask probability inside it (0 for an empty mask)."""
 
     mask: PackedMask
     quality: float
 
     @classmethod
     def of(cls, mask: PackedMask, inside: float) -> Measured:
-        """``inside``: the sum of the mask probabilities inside the mask."""
+        """The measured mask, from ``inside``: the sum of the mask probabilities inside it."""
         return cls(mask, inside / (mask.area + 1e-6))
 
 
@@ -51,16 +51,16 @@ def segment_instances(
     score_threshold: float,
     threads: int | None = None,
 ) -> Segmentation:
-    """The instances of one image, best first.
+    """The instances of one image, highest score first.
 
     Args:
         class_logits: [Q, C+1].
         mask_logits: [Q, h, w].
-        geometry: where the masks stand.
+        geometry: geometry of the image.
         classes: all classes of the model.
-        score_threshold: least final score, which is the class score times the mean mask
-            probability inside the mask; 0 keeps all 100, as the evaluation needs.
-        threads: CPU threads; None takes all.
+        score_threshold: minimum final score: class score times mean mask probability inside the
+            mask. 0 keeps all 100, as the evaluation requires.
+        threads: number of CPU threads; None uses all.
     """
     candidates = rank_queries(class_logits, score_threshold)
     queries = dict.fromkeys(candidate.query for candidate in candidates)
@@ -69,9 +69,9 @@ def segment_instances(
 
 
 def rank_queries(class_logits: Float, score_threshold: float) -> list[Candidate]:
-    """The top 100 over queries and classes that can still reach the threshold, best first."""
+    """The top 100 over queries and classes that can reach the threshold, highest score first."""
     scores = softmax(class_logits)[:, :-1]
-    # A mask quality is at most 1, so a class score below the threshold can be left out.
+    # The mask quality is at most 1: a class score below the threshold cannot reach it.
     order = np.argsort(-scores, axis=None, kind="stable")[:TOP_K]
     order = order[scores.ravel()[order] >= score_threshold]
     queries, class_ids = np.unravel_index(order, scores.shape)
@@ -87,7 +87,7 @@ def measure_masks(
     geometry: Geometry,
     threads: int | None = None,
 ) -> dict[int, Measured]:
-    """The masks of some queries [Q, h, w] at image size, by query."""
+    """The masks of the given queries at image size, by query; ``mask_logits`` is [Q, h, w]."""
     way = pixels.way_to_image(mask_logits.shape[-2:], geometry)
 
     def measure(query: int) -> tuple[int, Measured]:
@@ -104,12 +104,12 @@ def instance_result(
     size: Size,
     classes: tuple[ClassInfo, ...],
 ) -> Segmentation:
-    """Candidates with their final scores, best first, those below the threshold left out.
+    """The candidates whose final score reaches the threshold, highest score first.
 
     Args:
-        candidates: from :func:`rank_queries`.
-        measured: the mask of each candidate's query; classes of one query share it.
-        score_threshold: least final score.
+        candidates: candidates from :func:`rank_queries`.
+        measured: mask of each query; the classes of a query share it.
+        score_threshold: minimum final score.
         size: (H, W) of the image.
         classes: all classes of the model.
     """

@@ -1,4 +1,4 @@
-"""Do a network's outputs belong to this model and image, and are they numbers at all?"""
+"""Checks of a network's outputs: shapes and finite values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Shape = tuple[int, ...]
 def check_outputs(
     spec: ModelSpec, class_logits: Shape, mask_logits: Shape, geometry: Geometry
 ) -> None:
-    """Compare shapes with those of the model, for an image of this geometry.
+    """Compare output shapes with those that the model has for an image of this geometry.
 
     Raises:
-        UsageError: they are of another model or image.
+        UsageError: the shapes differ.
     """
     count = geometry.num_inputs
     expected = (
@@ -30,8 +30,8 @@ def check_outputs(
     )
     if (class_logits, mask_logits) != expected:
         raise UsageError(
-            f"Outputs of shape {list(class_logits)} and {list(mask_logits)} do not belong "
-            f"to {spec.name}: expected {list(expected[0])} and {list(expected[1])}."
+            f"Outputs of shapes {list(class_logits)} and {list(mask_logits)} do not belong "
+            f"to {spec.name}, which has {list(expected[0])} and {list(expected[1])} for this image."
         )
 
 
@@ -42,44 +42,44 @@ def check_finite(
     image: str | None = None,
     threads: int | None = None,
 ) -> None:
-    """Refuse logits that are infinite or not numbers: no result of them means anything.
+    """Reject infinite and NaN logits, because results from them are meaningless.
 
-    All values are looked at, also those of queries that no result rests on.
+    All values are checked, even those of queries that do not contribute to a result.
 
     Args:
-        logits: of any float type and shape.
-        backend: that computed them, for the message.
-        image: that they are of, likewise.
-        threads: CPU threads; None takes all.
+        logits: arrays of any float type and shape.
+        backend: backend that computed them, for the message.
+        image: image that they belong to, for the message.
+        threads: number of CPU threads; None uses all.
 
     Raises:
-        VerificationError: one of them is.
+        VerificationError: a value is infinite or NaN.
     """
     if not are_finite(*logits, threads=threads):
         raise not_finite(spec, backend=backend, image=image)
 
 
 def are_finite(*logits: npt.NDArray[Any], threads: int | None = None) -> bool:
-    """Whether no value is infinite or not a number."""
+    """Whether all values are finite."""
     return all(_finite(values, threads) for values in logits)
 
 
 def not_finite(
     spec: ModelSpec, *, backend: str | None = None, image: str | None = None
 ) -> VerificationError:
-    """The error of a model whose logits are not finite."""
+    """The error for a model whose logits are not finite."""
     facts = ", ".join(filter(None, (spec.precision, backend)))
     place = f" on {image}" if image else ""
     return VerificationError(
         f"{spec.name} ({facts}) gives NaN or infinite logits{place}.",
-        fix="Export again with a precision whose range its values fit, such as fp32.",
+        fix="Export again with a precision of a larger range, e.g. fp32.",
     )
 
 
 def _finite(values: npt.NDArray[Any], threads: int | None) -> bool:
     if values.dtype == np.float32:
         return not pixels.any_not_finite(np.ascontiguousarray(values), threads)
-    if values.dtype.itemsize > 4:  # it must also be finite as the FP32 that all work is done in
+    if values.dtype.itemsize > 4:  # post-processing uses FP32: values must be finite there, too
         with np.errstate(over="ignore"):
             values = values.astype(np.float32)
     return bool(np.isfinite(values).all())

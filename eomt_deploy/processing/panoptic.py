@@ -1,7 +1,7 @@
-"""Panoptic segmentation: every pixel at most one segment, by the official merging rule.
+"""Panoptic segmentation: each pixel belongs to at most one segment (official merging rule).
 
-:func:`choose_queries` looks at classes, :func:`join_queries` at areas; only what is between them
-and after them looks at pixels (on a GPU its kernels).
+:func:`choose_queries` needs only class logits and :func:`join_queries` only areas. The steps
+between and after them read pixels; on a GPU, they are kernels.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Painted:
-    """Which chosen query owns each pixel, and how many pixels they have.
+    """The chosen query that owns each pixel, and the areas of each chosen query.
 
     Attributes:
-        owner: int16 [H, W], index into the chosen queries; -1 where there is none, or where
-            the owner's own mask is off.
-        areas: int [3, K]: pixels of each mask; that each query won, also where its own mask is
-            off; and that it won inside its own mask.
+        owner: int16 [H, W], index into the chosen queries; -1 if there is none, or if the mask
+            of the owner is off at this pixel.
+        areas: int [3, K], in pixels: area of each mask; pixels that each query won, even where
+            its mask is off; pixels that it won inside its mask.
     """
 
     owner: npt.NDArray[np.int16]
@@ -46,8 +46,8 @@ class Painted:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A segment before its pixels are gathered."""
+class MergedSegment:
+    """Class, score and area of a segment, without its pixels."""
 
     class_id: int
     score: float
@@ -67,10 +67,10 @@ def segment_panoptic(
     Args:
         class_logits: [Q, C+1].
         mask_logits: [Q, h, w].
-        geometry: where the masks stand.
-        classes: stuff becomes at most one segment of each class.
-        thresholds: all three apply.
-        threads: CPU threads; None takes all.
+        geometry: geometry of the image.
+        classes: all classes of the model; a stuff class becomes at most one segment.
+        thresholds: score, mask and overlap thresholds; all three apply.
+        threads: number of CPU threads; None uses all.
     """
     chosen = choose_queries(class_logits, thresholds.score)
     if len(chosen.queries) == 0:
@@ -83,7 +83,10 @@ def segment_panoptic(
 
 
 def choose_queries(class_logits: Float, score_threshold: float) -> Chosen:
-    """Queries [Q, C+1] that see a class, and surely enough."""
+    """The queries whose best class is not "no object" and scores above the threshold.
+
+    ``class_logits`` is [Q, C+1].
+    """
     probabilities = softmax(class_logits)
     class_ids = probabilities.argmax(axis=1)
     scores = probabilities.max(axis=1)
@@ -116,7 +119,7 @@ def panoptic_result(
 
 
 def nothing(size: Size, classes: tuple[ClassInfo, ...]) -> Segmentation:
-    """The result when no query is chosen."""
+    """The result if no query is chosen."""
     return Segmentation("panoptic", size, classes, segment_map=np.full(size, VOID, np.int32))
 
 
@@ -125,15 +128,15 @@ def join_queries(
     areas: npt.NDArray[np.int64],
     stuff: Container[int],
     overlap_threshold: float,
-) -> tuple[npt.NDArray[np.int32], list[Found]]:
-    """Keep the queries that won enough of their mask, and join those of one stuff class.
+) -> tuple[npt.NDArray[np.int32], list[MergedSegment]]:
+    """Keep the queries that won enough of their mask, and merge those of the same stuff class.
 
     Returns:
-        int32 [K + 1], the segment of each chosen query, -1 for none and (last) for pixels
-        without owner; and the segments in order.
+        int32 [K + 1], the segment of each chosen query, or -1 (the last entry is for pixels
+        without an owner and always -1); and the segments in order.
     """
     segment_of = np.full(len(chosen.queries) + 1, VOID, np.int32)
-    found: list[Found] = []
+    found: list[MergedSegment] = []
     stuff_segment: dict[int, int] = {}
     for index, (class_id, score) in enumerate(
         zip(chosen.class_ids.tolist(), chosen.scores.tolist(), strict=True)
@@ -141,15 +144,16 @@ def join_queries(
         mask_area, won, seen = areas[:, index].tolist()
         if mask_area == 0 or seen == 0:
             continue
-        # A query's share counts all that it won, also where its own mask is off.
+        # As in the official code, pixels that a query won outside its mask count, too.
         if won / mask_area < overlap_threshold:
             continue
         if class_id in stuff and class_id in stuff_segment:
             first = stuff_segment[class_id]
             segment_of[index] = first
-            found[first] = Found(class_id, found[first].score, found[first].area + seen)
+            area = found[first].area + seen
+            found[first] = MergedSegment(class_id, found[first].score, area)
             continue
         segment_of[index] = len(found)
         stuff_segment[class_id] = len(found)
-        found.append(Found(class_id, score, seen))
+        found.append(MergedSegment(class_id, score, seen))
     return segment_of, found

@@ -1,9 +1,9 @@
-"""The work on single pixels: calls into the compiled kernels of ``native/``.
+"""Per-pixel post-processing: calls into the compiled kernels of ``native/``.
 
-The rows of an image are shared among threads; ctypes lets go of the interpreter meanwhile.
-Why C: the kernels leave out what cannot matter, tile by tile, which neither OpenCV's whole-image
-operations nor an ONNX graph can do. numba can, but is slower and compiles for 7 s at the first call
-(`benchmarks/results/amd-epyc-2-cores/numba_panoptic.json`).
+The rows of an image are divided among threads; ctypes releases the GIL during a call.
+Why C: the kernels skip, tile by tile, queries and classes that cannot change the result. OpenCV
+functions and ONNX graphs process complete images. numba is slower, and compiles for 7 s at the
+first call (`benchmarks/results/amd-epyc-2-cores/numba_panoptic.json`).
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ Float = npt.NDArray[np.float32]
 FOLDER = Path(__file__).parent / "native"
 SUFFIX = {"Windows": ".dll", "Darwin": ".dylib"}.get(platform.system(), ".so")
 AVX2, FMA3 = 11, 12
-"""OpenCV's numbers of what a CPU can do."""
+"""OpenCV's numbers of these CPU features."""
 
 TILE_ROWS = 32
-"""Of ``panoptic.c``; bands of whole tiles waste nothing."""
+"""Rows of a tile of ``panoptic.c``; bands are multiples of it, so that no tile is cut."""
 TILE_SIDE = 16
-"""Side of a tile of ``semantic.c`` in pixels of the merged windows."""
+"""Side of a tile of ``semantic.c``, in pixels of the merged windows."""
 LANES = 16
-"""Queries that ``semantic.c`` treats at once."""
+"""Number of queries that ``semantic.c`` processes at once (SIMD lanes)."""
 BANDS_PER_THREAD = 4
-"""Bands are unlike: some are all sky."""
+"""More than 1, because the work per band differs: some show only sky."""
 MOST_THREADS = 16
 VERSION = 2
-"""Of the kernels' arguments, as ``kernel_version`` of ``outputs.c``."""
+"""Version of the kernels' arguments; must equal ``kernel_version`` in ``outputs.c``."""
 NO_MEMORY, WRONG_ARGUMENTS = -1, -2
 MOST_SIDE, MOST_NUMBER = 1 << 15, (1 << 15) - 1
-"""Side of a mask or network input, and number of queries or classes, as in ``pixels.h``."""
+"""Maximum side of a mask or network input, and number of queries or classes: as in ``pixels.h``."""
 MOST_IMAGE_SIDE = 1 << 30
 CHECKED_ALONE, CHECKED_AT_ONCE = 1 << 23, 1 << 20
-"""Values that one thread looks at before it would pay to start others, and those of a band."""
+"""Maximum number of values that a single thread checks faster than several, and values per band."""
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The kernels, in the variant for this CPU.
+    """The compiled kernels, in the variant for this CPU.
 
     Raises:
-        MissingDependencyError: they were not compiled, or for another kind of machine.
+        MissingDependencyError: they are missing, or of another version or platform.
     """
     fast = cv2.checkHardwareSupport(AVX2) and cv2.checkHardwareSupport(FMA3)
     path = FOLDER / f"pixels-{'avx2' if fast else 'base'}{SUFFIX}"
@@ -68,17 +68,17 @@ def library() -> ctypes.CDLL:
         version = found.kernel_version()
         if version != VERSION:
             raise AttributeError(f"it has version {version}, this eomt-deploy needs {VERSION}")
-    except (OSError, AttributeError) as error:  # the latter: it is of another version
+    except (OSError, AttributeError) as error:  # AttributeError: another version
         raise MissingDependencyError(
             f"The compiled part of eomt-deploy cannot be loaded: {error}.",
-            fix="Install eomt-deploy again; in a clone: pip install -e .",
+            fix="Reinstall eomt-deploy; in a clone: pip install -e .",
         ) from error
     return found
 
 
 @dataclass(frozen=True)
 class Way:
-    """From mask logits to the image: a :func:`composed_table` down, and one across."""
+    """Resize tables from mask to image, vertical and horizontal: see :func:`composed_table`."""
 
     down: Table
     across: Table
@@ -86,10 +86,10 @@ class Way:
 
 @lru_cache(maxsize=64)
 def way_to_image(mask_size: Size, geometry: Geometry) -> Way:
-    """Like the reference: to the network's input, then without padding to the image.
+    """As in the official code: resize to the network's input, remove padding, resize to the image.
 
     Raises:
-        UsageError: the geometry contradicts itself.
+        UsageError: the geometry is inconsistent.
     """
     check_geometry(geometry)
     down, across = (
@@ -106,24 +106,25 @@ def way_to_image(mask_size: Size, geometry: Geometry) -> Way:
 def paint_queries(
     masks: Float, way: Way, scores: Float, mask_threshold: float, threads: int | None = None
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
-    """Give every pixel to the query with the highest class score x mask probability.
+    """Assign each pixel to the query with the highest class score x mask probability.
 
     Args:
         masks: mask logits [K, h, w].
-        way: to the image.
+        way: resize tables from the masks to the image.
         scores: class scores [K].
-        mask_threshold: least mask probability of a pixel that is on.
-        threads: CPU threads; None takes all, as everywhere here.
+        mask_threshold: minimum mask probability of a pixel inside a mask.
+        threads: number of CPU threads; None uses all, up to 16.
 
     Returns:
-        owner int16 [H, W], index into the masks, -1 where the owner's own mask is off, and
-        areas int64 [3, K]: pixels of each mask, that each query won, and won inside its mask.
+        owner int16 [H, W], index into the masks, -1 where the mask of the owner is off; and
+        areas int64 [3, K], in pixels: area of each mask, pixels that each query won, and pixels
+        that it won inside its mask.
     """
     masks, scores = readable(masks), np.ascontiguousarray(scores, np.float32)
     count, height, width = masks.shape
     size = len(way.down), len(way.across)
     if scores.shape != (count,):
-        raise UsageError(f"{count} masks need as many scores, got {list(scores.shape)}.")
+        raise UsageError(f"{count} masks need {count} scores, got shape {list(scores.shape)}.")
     owners = np.empty(size, np.int16)
 
     def paint(start: int, end: int) -> npt.NDArray[np.int64]:
@@ -141,7 +142,7 @@ def paint_queries(
 def label_segments(
     owners: npt.NDArray[np.int16], segment_of: npt.NDArray[np.int32], threads: int | None = None
 ) -> tuple[npt.NDArray[np.int32], list[Box]]:
-    """The segment of each pixel, and the box of each segment.
+    """The segment of each pixel, and the bounding box of each segment.
 
     Args:
         owners: int16 [H, W], index of a query or -1.
@@ -149,7 +150,8 @@ def label_segments(
         threads: see :func:`paint_queries`.
 
     Returns:
-        segment ids int32 [H, W], and (x0, y0, x1, y1) of each segment, ends exclusive.
+        segment ids int32 [H, W], and the box (x0, y0, x1, y1) of each segment, x1 and y1
+        exclusive.
     """
     owners = np.ascontiguousarray(owners, np.int16)
     segment_of = np.ascontiguousarray(segment_of, np.int32)
@@ -180,7 +182,7 @@ class Measure(ctypes.Structure):
 
 
 def measure_mask(mask: Float, way: Way) -> tuple[PackedMask, float]:
-    """The mask of mask logits [h, w] at image size, and the sum of its mask probabilities."""
+    """The mask at image size of mask logits [h, w], and the sum of the probabilities inside it."""
     size = len(way.down), len(way.across)
     on = mask > 0
     rows, columns = np.flatnonzero(on.any(axis=1)), np.flatnonzero(on.any(axis=0))
@@ -195,7 +197,7 @@ def measure_mask(mask: Float, way: Way) -> tuple[PackedMask, float]:
         pointer(mask), *mask.shape, pointer(way.down), pointer(way.across), *size, y0, y1, x0, x1,
         pointer(found), ctypes.byref(measure),
     ))  # fmt: skip
-    if measure.area == 0:  # on in the padding alone, or between the image's pixels
+    if measure.area == 0:  # on only in the padding, or only between pixels of the image
         return PackedMask.empty(size), 0.0
     left, top, right, bottom = measure.box
     inner = found[top - y0 : bottom - y0, left - x0 : right - x0]
@@ -204,7 +206,7 @@ def measure_mask(mask: Float, way: Way) -> tuple[PackedMask, float]:
 
 
 def _reach(table: Table, first: int, last: int) -> tuple[int, int]:
-    """Image rows or columns [start, end) that take values from ``first`` to ``last``."""
+    """Image rows or columns [start, end) that are interpolated from ``first`` to ``last``."""
     start = np.searchsorted(table["first"], first - 2)
     return int(start), int(np.searchsorted(table["first"], last, side="right"))
 
@@ -231,9 +233,9 @@ def classify_pixels(
     """The class with the highest mean over the windows of class x mask probability.
 
     Args:
-        probabilities: [N, Q, C], "no object" left out.
+        probabilities: class probabilities [N, Q, C], without "no object".
         masks: mask logits [N, Q, h, w].
-        geometry: where the N windows stand.
+        geometry: geometry of the image, with N network inputs.
         threads: see :func:`paint_queries`.
 
     Returns:
@@ -245,8 +247,8 @@ def classify_pixels(
     merged, size = geometry.merged_size, geometry.image_size
     if probabilities.shape != (windows, queries, classes) or windows != geometry.num_inputs:
         raise UsageError(
-            f"Class probabilities {list(probabilities.shape)}, mask logits {list(masks.shape)} and "
-            f"{geometry.num_inputs} network inputs do not belong together."
+            f"Class probabilities {list(probabilities.shape)} and mask logits {list(masks.shape)} "
+            f"do not match each other or the {geometry.num_inputs} network inputs of the geometry."
         )
     spans = geometry.windows if windows > 1 else ((0, merged[geometry.axis]),)
     padded = np.zeros((windows, classes, -(-queries // LANES) * LANES), np.float32)
@@ -280,7 +282,11 @@ def classify_pixels(
 
 
 def stretches(spans: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int32]:
-    """Where the same windows overlap: (start, end, first window, number of windows) each."""
+    """Parts of the axis that the same windows cover: [parts, 4], as ``Stretch`` in ``semantic.h``.
+
+    Args:
+        spans: [start, end) of each window.
+    """
     edges = sorted({edge for span in spans for edge in span})
     found = []
     for start, end in itertools.pairwise(edges):
@@ -292,7 +298,10 @@ def stretches(spans: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int32]:
 def in_bands(
     work: Callable[[int, int], Any], length: int, step: int, threads: int | None
 ) -> list[Any]:
-    """``work`` on bands [start, end) of ``length`` rows, whole steps each; what it returned."""
+    """Call ``work`` on bands [start, end) of ``length`` rows, in threads; return its results.
+
+    Each band is a multiple of ``step``, except the last one.
+    """
     threads = min(threads or usable_cores(), MOST_THREADS)
     steps = -(-length // step)
     band = max(1, -(-steps // (threads * BANDS_PER_THREAD))) * step
@@ -301,7 +310,7 @@ def in_bands(
 
 
 def in_threads(work: Callable[[Any], Any], items: list[Any], threads: int | None) -> list[Any]:
-    """``work`` on each item, in threads that end with the call: nothing is left for a fork."""
+    """As ``map``, but in threads, which end with the call: the process can be forked afterwards."""
     threads = min(threads or usable_cores(), MOST_THREADS, len(items))
     if threads <= 1:
         return [work(item) for item in items]
@@ -310,7 +319,7 @@ def in_threads(work: Callable[[Any], Any], items: list[Any], threads: int | None
 
 
 def readable(masks: Float) -> Float:
-    """Mask logits [..., h, w] as the kernels read them: in a row, three values a side at least."""
+    """Mask logits [..., h, w] as the kernels need them: C-contiguous FP32, h and w at least 3."""
     missing = [(0, 0)] * (masks.ndim - 2) + [(0, max(0, 3 - side)) for side in masks.shape[-2:]]
     if any(end for _, end in missing):
         masks = np.pad(masks, missing, mode="edge")
@@ -322,28 +331,28 @@ def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
 
 
 def check_done(result: int) -> None:
-    """What a kernel returned.
+    """Check the return value of a kernel.
 
     Raises:
-        MemoryError: there was no memory.
-        UsageError: it refused what it was given.
+        MemoryError: the kernel could not allocate memory.
+        UsageError: the kernel rejected its arguments.
     """
     if result == NO_MEMORY:
-        raise MemoryError("There is no memory left for the post-processing.")
+        raise MemoryError("Not enough memory for the post-processing.")
     if result == WRONG_ARGUMENTS:
         raise UsageError(
-            "The post-processing was given sizes, tables or numbers that contradict each other.",
-            why=f"Masks have sides of at most {MOST_SIDE} and at most {MOST_NUMBER} queries and "
-            "classes, and all positions lie inside their arrays.",
-            fix="Pass the geometry that Processor.preprocess returned with these outputs.",
+            "The sizes or tables passed to the post-processing are inconsistent or too large.",
+            why=f"Masks can have sides up to {MOST_SIDE}, and there can be up to {MOST_NUMBER} "
+            "queries and classes.",
+            fix="Pass the geometry that Processor.preprocess returned for these outputs.",
         )
 
 
 def check_geometry(geometry: Geometry) -> None:
-    """Sizes must be positive and not absurd, and windows inside the scaled image.
+    """Check that sizes are in range and that windows lie inside the scaled image.
 
     Raises:
-        UsageError: they are not.
+        UsageError: the geometry is inconsistent.
     """
     sides = (*geometry.image_size, *geometry.scaled_size)
     if (
@@ -359,7 +368,8 @@ def check_geometry(geometry: Geometry) -> None:
     ):
         return
     raise UsageError(
-        f"{geometry} contradicts itself.", fix="Take the one that Processor.preprocess returned."
+        f"The geometry is inconsistent: {geometry}.",
+        fix="Pass the geometry that Processor.preprocess returned.",
     )
 
 
@@ -368,10 +378,10 @@ def _inside(size: Size, other: Size) -> bool:
 
 
 def any_not_finite(values: Float, threads: int | None = None) -> bool:
-    """Whether any of the values is infinite or not a number; reads all of them once.
+    """Whether any value is infinite or NaN.
 
     Args:
-        values: C-contiguous, of any shape.
+        values: C-contiguous array of any shape.
         threads: see :func:`paint_queries`.
     """
     flat = values.reshape(-1)

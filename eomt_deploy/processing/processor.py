@@ -1,4 +1,4 @@
-"""A model's own pre- and post-processing, without any engine."""
+"""Pre- and post-processing of a model, without an engine."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Processor:
     """Images to network inputs, network outputs to a :class:`Segmentation`.
 
     Args:
-        spec: the model's description.
-        threads: CPU threads of the post-processing; None takes all, up to 16.
-        backend: that computes the outputs, for error messages.
+        spec: description of the model.
+        threads: number of CPU threads for post-processing; None uses all, up to 16.
+        backend: name of the backend that computes the outputs, for error messages.
 
     >>> processor = Processor(spec)  # doctest: +SKIP
     >>> images, geometry = processor.preprocess("street.jpg")  # doctest: +SKIP
@@ -47,17 +47,17 @@ class Processor:
         self.backend = backend
 
     def preprocess(self, image: ImageSource) -> tuple[npt.NDArray[np.uint8], Geometry]:
-        """Resize (Pillow bilinear) and pad or window one image.
+        """Resize one image (Pillow bilinear), and pad it or cut it into windows.
 
         Args:
             image: anything that :func:`eomt_deploy.load_image` takes.
 
         Returns:
-            uint8 [N, H, W, 3] (N = 1, or the number of windows) and the geometry that
+            uint8 [N, H, W, 3], RGB (N = 1, or the number of windows), and the geometry that
             :meth:`postprocess` needs.
 
         Raises:
-            ImageError: the image cannot be read or is too thin.
+            ImageError: the image cannot be read, or its aspect ratio is too extreme.
         """
         photo = load_image(image)
         height, width = self.spec.image_size
@@ -84,21 +84,22 @@ class Processor:
         overlap_threshold: float | None = None,
         image: str | None = None,
     ) -> Segmentation:
-        """Turn the outputs for one image into its segmentation at the image's own size.
+        """Turn the network outputs for one image into its segmentation, at the image's size.
 
         Args:
-            class_logits: [N, Q, C+1], N as :meth:`preprocess` returned.
+            class_logits: [N, Q, C+1], with N as :meth:`preprocess` returned it.
             mask_logits: [N, Q, h, w].
-            geometry: from :meth:`preprocess`.
-            score_threshold: panoptic: least class score of a query (strict); instance: least
-                final score. None takes the model's default; semantic has none.
-            mask_threshold: panoptic: least mask probability of a pixel.
-            overlap_threshold: panoptic: least share of its mask that a segment must win.
+            geometry: geometry from :meth:`preprocess`.
+            score_threshold: panoptic: the class score of a query must exceed it; instance:
+                minimum final score; semantic: none. None uses the model's default.
+            mask_threshold: panoptic: minimum mask probability of a pixel.
+            overlap_threshold: panoptic: minimum fraction of its mask that a query must win.
             image: name of the image, for error messages.
 
         Raises:
-            UsageError: a threshold that the task does not have, or outputs of another model.
-            VerificationError: an output is infinite or not a number.
+            UsageError: the task does not have a given threshold, or the outputs are of another
+                model.
+            VerificationError: an output is infinite or NaN.
         """
         thresholds = self.thresholds(score_threshold, mask_threshold, overlap_threshold)
         return self.postprocess_with(class_logits, mask_logits, geometry, thresholds, image)
@@ -111,7 +112,10 @@ class Processor:
         thresholds: Thresholds,
         image: str | None = None,
     ) -> Segmentation:
-        """As :meth:`postprocess`, with all thresholds at once; those of other tasks are unused."""
+        """As :meth:`postprocess`, with all thresholds in one object.
+
+        Thresholds that the task does not have are ignored.
+        """
         classes_given, masks = np.asarray(class_logits), np.asarray(mask_logits)
         check_outputs(self.spec, classes_given.shape, masks.shape, geometry)
         check_finite(
@@ -134,20 +138,20 @@ class Processor:
         mask: float | None = None,
         overlap: float | None = None,
     ) -> Thresholds:
-        """The model's defaults with the given ones put in.
+        """The model's default thresholds, replaced by the given ones.
 
         Raises:
-            UsageError: outside 0 to 1, or a threshold that the task does not have.
+            UsageError: a threshold is outside 0 to 1, or the task does not have it.
         """
-        asked = {"score": score, "mask": mask, "overlap": overlap}
-        given = {name: value for name, value in asked.items() if value is not None}
+        named = {"score": score, "mask": mask, "overlap": overlap}
+        given = {name: value for name, value in named.items() if value is not None}
         known = THRESHOLDS_OF[self.spec.task]
         for name, value in given.items():
             if name not in known:
                 raise UsageError(
-                    f"A {self.spec.task} model has no {name} threshold.",
-                    fix=f"It has: {', '.join(known) or 'none'}.",
+                    f"The {name} threshold does not apply to {self.spec.task} segmentation.",
+                    fix=f"Leave it out. Thresholds of this task: {', '.join(known) or 'none'}.",
                 )
             if not 0 <= value <= 1:
-                raise UsageError(f"The {name} threshold {value} is not between 0 and 1.")
+                raise UsageError(f"The {name} threshold must be between 0 and 1, got {value}.")
         return replace(self.spec.thresholds, **given)

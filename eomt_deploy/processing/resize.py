@@ -1,4 +1,4 @@
-"""Images to the network's size, and its class logits to probabilities."""
+"""Resizing of images to the network's input size, and softmax of class logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Float = npt.NDArray[np.float32]
 
 
 def resize_photo(image: RgbImage, size: Size) -> RgbImage:
-    """uint8 RGB [H, W, 3] to ``size``: Pillow bilinear, antialiased when shrinking."""
+    """Resize uint8 RGB [H, W, 3] to ``size``: Pillow bilinear, with antialiasing when shrinking."""
     if image.shape[:2] == size:
         return image
     photo = Image.fromarray(np.ascontiguousarray(image))

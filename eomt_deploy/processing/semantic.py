@@ -1,4 +1,4 @@
-"""Semantic segmentation: every pixel the class with the highest mean score."""
+"""Semantic segmentation: each pixel gets the class with the highest mean score."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def segment_semantic(
     Args:
         class_logits: [windows, Q, C+1].
         mask_logits: [windows, Q, h, w].
-        geometry: where the windows stand.
+        geometry: geometry of the image.
         classes: all classes of the model.
-        threads: CPU threads; None takes all.
+        threads: number of CPU threads; None uses all.
     """
     labels = pixels.classify_pixels(
         class_probabilities(class_logits), np.asarray(mask_logits, np.float32), geometry, threads
@@ -35,5 +35,5 @@ def segment_semantic(
 
 
 def class_probabilities(class_logits: Float) -> Float:
-    """[..., Q, C+1] to [..., Q, C]: "no object" takes its share and is dropped."""
+    """Softmax over [..., Q, C+1], then without "no object": [..., Q, C]."""
     return softmax(class_logits)[..., :-1]

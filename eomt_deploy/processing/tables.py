@@ -1,6 +1,6 @@
-"""Where resized pixels take their values from: small tables made for the kernels.
+"""Resize tables for the kernels: source positions and weights of each resized pixel.
 
-They hold all floating-point arithmetic of positions and weights, so that the kernels need none.
+All floating-point arithmetic of positions and weights is done here, once, not in the kernels.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ def photo_table(source: int, target: int) -> tuple[Int32, Int32]:
     step in float64, so that the weights are the same integers.
 
     Args:
-        source: pixels before.
-        target: pixels after.
+        source: number of pixels before.
+        target: number of pixels after.
 
     Returns:
-        [target, 2] first source pixel and number of source pixels; [target, taps] weights in
-        units of 2^-22, zero beyond that number.
+        int32 [target, 2]: first source pixel and number of source pixels; int32 [target, taps]:
+        weights in units of 2^-22, zero beyond that number.
     """
     scale = source / target
-    support = max(scale, 1.0)  # the bilinear filter reaches one pixel, stretched when shrinking
+    support = max(scale, 1.0)  # radius of the bilinear filter: 1 pixel, larger when shrinking
     taps = int(np.ceil(support)) * 2 + 1
     centers = (np.arange(target) + 0.5) * scale
     first = np.maximum((centers - support + 0.5).astype(np.int64), 0)
     count = np.minimum((centers + support + 0.5).astype(np.int64), source) - first
     weights = np.zeros((target, taps))
     total = np.zeros(target)
-    for tap in range(taps):  # one after another: the order of the sum is part of the result
+    for tap in range(taps):  # in this order: it changes the rounding of the sum
         distance = np.abs((tap + first - centers + 0.5) * (1.0 / support))
         weight = np.where((tap < count) & (distance < 1), 1 - distance, 0)
         weights[:, tap] = weight
         total += weight
-    # Pillow rounds halves away from zero; no weight of this filter is negative.
+    # Pillow rounds halves away from zero. Weights of this filter are never negative.
     fixed = (0.5 + weights / total[:, None] * (1 << PRECISION_BITS)).astype(np.int32)
     return np.stack([first, count], axis=1).astype(np.int32), fixed
 
 
 def shrinks_down_first(source: Size, target: Size) -> bool:
-    """Does the installed Pillow resize an image down its height before it does its width?
+    """Whether the installed Pillow resizes the height of an image before its width.
 
-    The bytes in between are rounded, so that the order changes the result by one here and there.
-    Across comes first, but for very tall images since Pillow 12.2, for many tall ones since 13.
+    The intermediate bytes are rounded, so that the order changes some results by 1. Pillow resizes
+    the width first, except for very tall images since 12.2 and many tall images since 13.
     """
     (height, width), (target_height, target_width) = source, target
     if target_height >= height or PILLOW < (12, 2):
@@ -75,12 +75,12 @@ def shrinks_down_first(source: Size, target: Size) -> bool:
 
 
 def logit_table(source: int, target: int) -> Table:
-    """Bilinear taps along one side: half-pixel centres, no antialias.
+    """Bilinear taps along one side: half-pixel centres, no antialiasing.
 
-    Positions in float64 and weights in float32 are what cv2 does on the CPU.
+    Positions are float64 and weights float32, as in cv2 on the CPU.
 
     Returns:
-        [target] of :data:`TAP`.
+        array [target] of type :data:`TAP`.
     """
     position = (np.arange(target) + 0.5) * (source / target) - 0.5
     low = np.clip(np.floor(position).astype(np.int32), 0, source - 1)
@@ -95,7 +95,7 @@ def logit_table(source: int, target: int) -> Table:
 
 @dataclass(frozen=True)
 class Band:
-    """Rows [start, end) of a resized map, and the rows of the source that they need."""
+    """Rows [start, end) of a resized map, and the source rows that they are computed from."""
 
     start: int
     end: int
@@ -104,7 +104,10 @@ class Band:
 
 
 def bands(table: Table, most_rows: int) -> Iterator[Band]:
-    """Cut the rows of a resized map so that each band needs at most ``most_rows`` (2 or more)."""
+    """Cut a resized map into bands of rows that need at most ``most_rows`` source rows each.
+
+    ``most_rows`` below 2 counts as 2.
+    """
     start = 0
     while start < len(table):
         first = int(table["low"][start])
@@ -114,16 +117,16 @@ def bands(table: Table, most_rows: int) -> Iterator[Band]:
 
 
 def composed_table(first: Table, second: Table, source: int) -> Table:
-    """Two resizings in a row along one side, as one.
+    """Combine two successive resizes along one side into one table.
 
     Args:
-        first: :func:`logit_table` that enlarges from ``source`` values (or keeps their number),
-            so that two neighbours of its result rest on at most three of its source.
-        second: :func:`logit_table` from the first entries of ``first``.
-        source: values before, at least 3.
+        first: :func:`logit_table` from ``source`` values to at least as many, so that two adjacent
+            results depend on at most three source values.
+        second: :func:`logit_table` from the first results of ``first``.
+        source: number of source values, at least 3.
 
     Returns:
-        [target] of :data:`SPAN`.
+        array [target] of type :data:`SPAN`.
     """
     table = np.zeros(len(second), SPAN)
     low = first["low"][second["low"]]
@@ -135,7 +138,7 @@ def composed_table(first: Table, second: Table, source: int) -> Table:
         for end, inner in (("low", "rest"), ("high", "weight")):
             position = between[end] - table["first"]
             share = second[outer].astype(np.float64) * between[inner]
-            used = share != 0  # the neighbour of the last pixel is itself, with weight 0
+            used = share != 0  # the last pixel is its own neighbour, with weight 0
             np.add.at(weights, (rows[used], position[used]), share[used])
     table["weights"] = weights
     return table

@@ -1,4 +1,4 @@
-"""Which of several networks in a file is taken."""
+"""Choice of one of several networks in a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eomt_deploy.errors import CheckpointError
 
 
 def keys(value: float, prefix: str = "", **changes):
-    """A whole network whose queries are all ``value``."""
+    """A complete network whose queries are all ``value``."""
     state = tiny.official_keys(tiny.network())
     state["network.q.weight"] = torch.full_like(state["network.q.weight"], value)
     return {f"{prefix}{key}": tensor for key, tensor in (state | changes).items()}
@@ -43,7 +43,7 @@ PAIRS = {
         {"state_dict": keys(RAW) | keys(EMA, "avg.module.") | {"avg.n_averaged": torch.tensor(3)}},
         "state_dict.avg.module",
     ),
-    # These two keep the average where others keep the weights themselves.
+    # These two store the averaged weights where others store the last ones.
     "lightning": (
         {
             "state_dict": keys(EMA),
@@ -72,7 +72,7 @@ def test_averaged_weights_are_taken_and_named(tmp_path, content, label):
 @pytest.mark.parametrize(("content", "label"), PAIRS.values(), ids=PAIRS)
 def test_the_others_on_request(tmp_path, content, label):
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="holds no network under 'nothing'") as caught:
+    with pytest.raises(CheckpointError, match="not contain a network under 'nothing'") as caught:
         read_checkpoint(tmp_path / "x.pt", weights_key="nothing")
     labels = caught.value.why.partition(": ")[2].partition(". A dot")[0].rstrip(".").split(", ")
     (other,) = set(labels) - {label}
@@ -87,9 +87,9 @@ def test_a_part_of_the_path_is_enough(tmp_path):
     content = {"a": {"model": keys(RAW)}, "b": {"model": keys(EMA)}}
     assert read(tmp_path, content, weights_key="a")[0] == RAW
     assert read(tmp_path, content, weights_key="b")[0] == EMA
-    with pytest.raises(CheckpointError, match=r"'model' fits several.*a\.model, b\.model"):
+    with pytest.raises(CheckpointError, match=r"'model' matches several.*a\.model, b\.model"):
         read(tmp_path, content, weights_key="model")
-    with pytest.raises(CheckpointError, match="no network under 'mode'"):
+    with pytest.raises(CheckpointError, match="not contain a network under 'mode'"):
         read(tmp_path, content, weights_key="mode")
 
 
@@ -130,7 +130,7 @@ def test_more_networks_than_anyone_trains(tmp_path):
 
 
 def test_an_average_of_the_parameters_alone(tmp_path):
-    """Buffers and frozen layers are in the model only, and the schedule is not to be averaged."""
+    """Only the model has buffers and frozen layers, and the schedule must not be averaged."""
     frozen = "network.encoder.backbone.cls_token"
     schedule = "network.attn_mask_probs"
     average = keys(EMA, **{schedule: torch.full((2,), 1e-4)})
@@ -143,7 +143,7 @@ def test_an_average_of_the_parameters_alone(tmp_path):
     assert found.attn_mask_probs == (0.0, 0.0)
     assert torch.equal(found.tensors["backbone.cls_token"], raw[frozen])
     assert float(found.tensors["pixel_mean"].mean()) == 0.25
-    assert any("2 tensors that the averaged weights lack are taken from model" in n
+    assert any("2 tensors are missing in the averaged weights and are taken from model" in n
                for n in found.notes)  # fmt: skip
     assert any("attn_mask_probs is taken from model" in n for n in found.notes)
     del average[schedule]
@@ -157,7 +157,7 @@ def test_averages_that_cannot_be_read_are_named(tmp_path):
     }})  # fmt: skip
     assert value == RAW
     (note,) = found.notes
-    assert "look like averaged (EMA) weights" in note
+    assert "seem to be averaged (EMA) weights" in note
     assert "ema.shadow_params.0" in note
 
 

@@ -33,7 +33,7 @@ def test_without_a_hash_it_is_fetched_anew(server, tmp_path):
 
 
 def test_another_file_than_expected_is_refused(server, tmp_path):
-    with pytest.raises(CheckpointError, match="not the file that its hash says") as caught:
+    with pytest.raises(CheckpointError, match="does not have the expected hash") as caught:
         fetch(server, f"w.pt#sha256={'0' * 64}")
     assert DIGEST in caught.value.why
     assert kept(tmp_path) == []
@@ -104,7 +104,7 @@ def test_redirects_are_followed(server):
 
 
 def test_redirects_to_what_is_not_secure(server):
-    """As over https://: the first server is the user's, the second is anyone's."""
+    """As over https://: the user trusts only the first server."""
     server.redirect = "http://127.0.0.1:1/w.pt"
     request = transfer.Request(f"{server.address}/redirected/w.pt", None, False, plain=False)
     with pytest.raises(transfer.TransferError, match="redirects to http:// on 127"):
@@ -118,7 +118,7 @@ def test_redirects_to_what_is_not_the_web(server, to):
         fetch(server, "redirected/w.pt")
 
 
-# Time-outs and bodies that end early
+# Timeouts and bodies that end early
 
 
 def test_a_server_that_never_answers(tmp_path, monkeypatch):
@@ -135,7 +135,9 @@ def test_a_server_that_never_answers(tmp_path, monkeypatch):
 
 def test_a_server_that_stalls_in_the_middle(server, tmp_path):
     server.stall_at = HALF
-    with pytest.raises(CheckpointError, match=rf"nothing came for 0\.5 seconds after {HALF:,} of"):
+    with pytest.raises(
+        CheckpointError, match=rf"no data was received for 0\.5 seconds after {HALF:,} of"
+    ):
         fetch(server)
     server.stall_at = None
     assert fetch(server).read_bytes() == CONTENT

@@ -1,4 +1,4 @@
-"""Files that no trainer wrote: one error each, at once, before anything large is made of them."""
+"""Files that no trainer wrote: each is rejected quickly, before it takes much memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eomt_deploy.checkpoints.pickles import MAX_NESTING
 from eomt_deploy.errors import CheckpointError
 
 SECONDS = 2.0
-"""Of the processor; most take a hundredth of it."""
+"""CPU time; most files take a hundredth of it."""
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +31,14 @@ def quickly():
 
 @pytest.fixture
 def unopened(monkeypatch):
-    """Nothing is made of the file."""
+    """The file must not be loaded."""
     monkeypatch.setattr(
         tensor_files.torch, "load", lambda *a, **k: pytest.fail("the file was loaded")
     )
 
 
 def archive(path: Path, content: bytes, *, legacy: bool = False) -> Path:
-    """A file of torch.save whose pickle is ``content``."""
+    """A file of torch.save that contains the pickle ``content``."""
     if legacy:
         numbers = [0x1950A86A20F9469CFC6C, 1001, {}]
         path.write_bytes(b"".join(pickle.dumps(n, 2) for n in numbers) + content)
@@ -53,7 +53,7 @@ def archive(path: Path, content: bytes, *, legacy: bool = False) -> Path:
 
 
 NESTED = {
-    # Hashing the key would overflow the stack, and the process would be gone.
+    # Hashing the key would overflow the stack and crash the process.
     "tuples": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
     "lists": b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".",
     "dictionaries": b"\x80\x02" + b"}" + b"K\x01}" * 50_000 + b"s" * 50_000 + b".",
@@ -68,7 +68,7 @@ NESTED = {
 @pytest.mark.parametrize("content", NESTED.values(), ids=NESTED)
 def test_deep_pickles(tmp_path, unopened, content, legacy):
     path = archive(tmp_path / "x.pt", content, legacy=legacy)
-    with pytest.raises(CheckpointError, match=f"nest more than {MAX_NESTING} levels"):
+    with pytest.raises(CheckpointError, match=f"nested more than {MAX_NESTING} levels"):
         read_checkpoint(path)
 
 
@@ -77,14 +77,14 @@ def test_settings_may_nest(tmp_path):
     for _ in range(30):
         settings = {"a": [settings]}
     content = {"hyper_parameters": settings, "state_dict": tiny.official_keys(tiny.network())}
-    content["me"] = content  # a checkpoint that holds itself
+    content["me"] = content  # a checkpoint that contains itself
     torch.save(content, tmp_path / "x.pt")
     assert read_checkpoint(tmp_path / "x.pt").architecture == tiny.ARCH
 
 
 def test_gigabytes_from_a_few_bytes(tmp_path, unopened):
     content = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R."
-    with pytest.raises(CheckpointError, match="makes a bytearray"):
+    with pytest.raises(CheckpointError, match="creates a bytearray"):
         read_checkpoint(archive(tmp_path / "x.pt", content))
 
 
@@ -181,12 +181,12 @@ HEADERS = {
 @pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
 def test_safetensors_headers(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_checkpoint(tmp_path / "x.safetensors")
 
 
 def folder(path: Path) -> Path:
-    """A model folder in Hugging Face's manner."""
+    """A Hugging Face model folder."""
     path.mkdir()
     state = {k: v.contiguous() for k, v in tiny.official_keys(tiny.network()).items()}
     save_file(state, path / "model.safetensors")
@@ -269,8 +269,8 @@ def test_settings_of_wrong_types(tmp_path, config):
 @pytest.mark.shared_data
 def test_index_with_a_number_for_a_file(shared, cli, tmp_path):
     place = shared / "cases/checkpoints/hf_int"
-    with pytest.raises(CheckpointError, match="it names 5"):
+    with pytest.raises(CheckpointError, match="it lists 5"):
         read_checkpoint(place)
     code, _, err = cli("export", place, "-o", tmp_path / "m.onnx", "--task", "semantic")
     assert code == 2
-    assert "it names 5" in err
+    assert "it lists 5" in err

@@ -1,4 +1,4 @@
-"""LightlyTrain's layout, made from our own network by the inverse of what is read."""
+"""LightlyTrain's layout, made from our own network by the inverse conversion."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_same_network_as_ours(tmp_path, arch, chunks):
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_the_file_alone_is_enough(tmp_path, task):
-    """Task, classes, sizes and normalisation are in it."""
+    """The file contains task, classes, sizes and normalisation."""
     path = write(tmp_path, network(ROTARY), task)
     report = export(ExportConfig(str(path), tmp_path / "m.onnx", heads=ROTARY.heads))
     spec = report.spec

@@ -1,4 +1,4 @@
-"""Keys as trainers leave them: under prefixes, in containers, with wrappers in the middle."""
+"""Keys as trainers write them: with prefixes, in containers, with wrappers in the middle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ FACTS = {
 def rotary():
     model = tiny.network(ROTARY)
     for block in model.backbone.layers:
-        block.attn.qkv.bias[ROTARY.width : 2 * ROTARY.width] = 0  # DINOv3's keys have none
+        block.attn.qkv.bias[ROTARY.width : 2 * ROTARY.width] = (
+            0  # the attention keys of DINOv3 have no bias
+        )
     return model
 
 
@@ -54,7 +56,7 @@ def under(prefix):
 
 
 def inside(state):
-    """As torch.compile and FSDP leave keys when they wrap parts of a network."""
+    """The keys after torch.compile and FSDP have wrapped parts of a network."""
     found = {}
     for key, value in state.items():
         first, dot, rest = key.partition(".")
@@ -102,7 +104,7 @@ def test_every_prefix_of_every_layout(tmp_path, layout, kind):
                                               "huggingface DINOv3")  # fmt: skip
     if no_part:
         stripped = "_fsdp_wrapped_module"
-    # What layouts have in any case is not worth a word.
+    # Prefixes that belong to the layout are not mentioned.
     assert bool(found.stripped) == bool(found.notes) == bool(stripped)
     assert stripped in found.stripped
     assert all(found.stripped in note for note in found.notes)
@@ -123,7 +125,7 @@ def test_every_container(tmp_path, container, keys):
 
 
 def test_averaged_model_of_pytorch(tmp_path):
-    """torch.optim.swa_utils itself, updated twice: what it saves is what is read."""
+    """Averaged weights from torch.optim.swa_utils, updated twice, are read as saved."""
 
     class Trained(torch.nn.Module):
         def __init__(self):
@@ -165,5 +167,7 @@ def test_other_tensors_beside_the_network_are_named(tmp_path):
     torch.save({"state_dict": {**state, "metric.table": torch.zeros(3)}}, tmp_path / "last.ckpt")
     found = read_checkpoint(tmp_path / "last.ckpt")
     assert found.architecture == tiny.ARCH
-    assert any("1 tensors beside the network are left out: " in n for n in found.notes)
+    assert any(
+        "1 tensors do not belong to the network and are left out: " in n for n in found.notes
+    )
     assert any("state_dict.metric.table" in n for n in found.notes)

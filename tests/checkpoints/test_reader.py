@@ -119,11 +119,11 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
 def test_damaged_and_foreign_files(tmp_path, files):
     whole = files.checkpoint.read_bytes()
     cases = {
-        "cut.bin": (whole[: len(whole) // 2], "cut off"),
+        "cut.bin": (whole[: len(whole) // 2], "is truncated"),
         "empty.bin": (b"", "is empty"),
         "text.bin": (b"hello, this is no checkpoint", "not a PyTorch or safetensors"),
         "photo.bin": (b"\xff\xd8\xff\xe0" + bytes(100), "not a PyTorch or safetensors"),
-        "cut.safetensors": (b"\x20\0\0\0\0\0\0\0" + b'{"a": ', "not a whole safetensors"),
+        "cut.safetensors": (b"\x20\0\0\0\0\0\0\0" + b'{"a": ', "not a complete safetensors"),
     }
     for name, (content, word) in cases.items():
         path = tmp_path / name
@@ -132,7 +132,7 @@ def test_damaged_and_foreign_files(tmp_path, files):
             read_checkpoint(path)
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         read_checkpoint(tmp_path / "none.bin")
-    with pytest.raises(CheckpointError, match="has no model"):
+    with pytest.raises(CheckpointError, match="does not contain model"):
         read_checkpoint(tmp_path)
 
 
@@ -146,11 +146,11 @@ def test_wrong_keys(tmp_path):
     state = tiny.official_keys(tiny.network())
     without = {k: v for k, v in state.items() if "q.weight" not in k}
     for content, word in (
-        ({"blocks.0.weight": torch.zeros(2)}, "no EoMT"),
-        ({"epoch": 3}, "no named tensors"),
-        ([1, 2], "no named tensors"),
+        ({"blocks.0.weight": torch.zeros(2)}, "does not contain an EoMT"),
+        ({"epoch": 3}, "must contain named tensors, got dict"),
+        ([1, 2], "must contain named tensors, got list"),
         (without, r"missing: q\.weight"),
-        (state | {"network.attn_mask_probs": torch.zeros(0)}, "0 blocks"),
+        (state | {"network.attn_mask_probs": torch.zeros(0)}, "must be between 1 and 3, got 0"),
         (state | {"network.encoder.backbone.reg_token": torch.zeros(5)}, "3 dimensions"),
         (state | {"network.encoder.backbone.pos_embed": torch.zeros(5)}, "3 dimensions"),
         ({k: v for k, v in state.items() if "attn_mask" not in k}, "--num-blocks"),
@@ -209,7 +209,7 @@ def test_names_are_read_by_their_number(tmp_path, labels):
 
 
 def test_names_of_more_than_ten_classes(tmp_path):
-    """As text, 10 comes before 2."""
+    """If sorted as text, 10 would come before 2."""
     names = {str(i): f"class {i}" for i in sorted(range(30), key=str)}
     (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
     assert read_config(tmp_path).class_names == tuple(f"class {i}" for i in range(30))
@@ -239,7 +239,7 @@ def test_download_without_network_says_so(monkeypatch, tmp_path):
 
 
 def test_download_takes_what_the_cache_holds(monkeypatch, tmp_path):
-    """The hub's own cache layout, as a finished download leaves it."""
+    """The Hugging Face cache layout after a complete download."""
     import huggingface_hub
 
     repository = tmp_path / "models--owner--tiny"
@@ -265,7 +265,7 @@ def test_download_takes_what_the_cache_holds(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("width", "heads"), [(1536, 24), (4096, 32)])
 def test_heads_of_the_published_sizes(width, heads):
-    """64 channels each, but for the 7B model's 128."""
+    """64 channels each, except 128 in the 7B model."""
     arch = replace(tiny.ARCH, width=width, heads=heads)
     with torch.device("meta"):
         state = EoMT(arch, tiny.SIZE).state_dict()

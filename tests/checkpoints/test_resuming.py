@@ -17,7 +17,7 @@ from eomt_deploy.errors import CheckpointError
 
 @pytest.fixture
 def interrupted(server):
-    """Half of the file is in the cache."""
+    """Put half of the file into the cache."""
     server.stop_at = HALF
     with pytest.raises(CheckpointError, match="ended"):
         fetch(server)
@@ -39,7 +39,7 @@ def test_a_file_that_changed_meanwhile(interrupted, trusts):
 @pytest.mark.parametrize("size", [10, HALF])
 def test_a_file_that_became_shorter(interrupted, size):
     interrupted.content = b"x" * size
-    if size == HALF:  # the same version as its ETag says: that is all of it
+    if size == HALF:  # the ETag is unchanged, so the file is complete
         assert fetch(interrupted).read_bytes() == CONTENT[:HALF]
     else:
         assert fetch(interrupted).read_bytes() == b"x" * size
@@ -78,7 +78,7 @@ def test_with_a_hash_everything_is_resumed_and_checked(server, tmp_path):
     with pytest.raises(CheckpointError, match="ended"):
         fetch(server, address)
     (partial,) = (tmp_path / "cache").rglob("*.partial")
-    partial.write_bytes(bytes(HALF))  # of another file: seen only by the hash
+    partial.write_bytes(bytes(HALF))  # another file, which only the hash reveals
     server.stop_at = None
     assert fetch(server, address).read_bytes() == CONTENT
     assert [("Range" in h) for h in server.headers] == [False, True, False]
@@ -93,7 +93,7 @@ def test_notes_that_were_cut_off(interrupted, tmp_path):
 
 def test_a_body_in_another_encoding(server):
     server.extra = {"Content-Encoding": "gzip"}
-    with pytest.raises(CheckpointError, match="sent it as gzip"):
+    with pytest.raises(CheckpointError, match="encoded the file as gzip"):
         fetch(server)
     assert server.headers[-1]["Accept-Encoding"] == "identity"
 
@@ -132,7 +132,7 @@ def test_two_processes_do_not_write_one_file(server, capfd, tmp_path):
         other.start()
         time.sleep(2.5)
         assert len(server.asked) == 1
-        target.write_bytes(CONTENT)  # the first one has it
+        target.write_bytes(CONTENT)  # the first process has downloaded it
     other.join(30)
     assert found == [target]
     assert len(server.asked) == 1

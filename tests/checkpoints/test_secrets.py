@@ -1,4 +1,4 @@
-"""Passwords and tokens in an address are shown nowhere and kept nowhere."""
+"""Passwords and tokens in a URL are never shown or stored."""
 
 from __future__ import annotations
 

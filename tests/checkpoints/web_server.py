@@ -1,4 +1,4 @@
-"""A web server with one file of weights, and what it was asked for."""
+"""A web server with one weight file, which records its requests."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ HALF = len(CONTENT) // 2
 
 @dataclass
 class Behaviour:
-    """What the server does, and what it was asked."""
+    """The behaviour of the server, and the requests that it received."""
 
     content: bytes = CONTENT
     etag: str | None = '"one"'
     modified: str | None = None
     ranges: bool = True
     trusts: bool = False
-    """Continues a range although the file is another one than If-Range says."""
+    """Continues a range even if If-Range does not match the file."""
     stop_at: int | None = None
-    """Closes the connection after so many bytes of the file."""
+    """Number of bytes of the file after which the server closes the connection."""
     stall_at: int | None = None
-    """Sends nothing any more after so many bytes of the file."""
+    """Number of bytes of the file after which the server stops sending."""
     extra: dict = field(default_factory=dict)
     chunked: bool = False
     redirect: str | None = None

@@ -1,4 +1,4 @@
-"""One unreadable image among those that an export is calibrated or verified on."""
+"""Unreadable images among those that an export is calibrated or verified on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eomt_deploy.sources import MIN_READABLE
 
 @pytest.fixture
 def folder(tmp_path):
-    """Nine images, and what else lies in a folder."""
+    """A folder with nine images and other files."""
     root = tmp_path / "images"
     root.mkdir()
     for index in range(9):
@@ -38,7 +38,7 @@ def test_calibration_leaves_it_out_and_names_it(files, tmp_path, folder):
     warnings = "\n".join(report.warnings)
     assert "2 of 10 images for calibration cannot be read and are left out" in warnings
     assert f"{folder / '3.jpg'} is not an image" in warnings
-    assert f"{folder / '8.png'}: An image of 1x5000" in warnings
+    assert f"{folder / '8.png'}: The image of 1x5000" in warnings
     assert "Images for calibration: left out 1 file: 1 .txt." in warnings
     assert report.verdict.chosen.judgement.images == 2  # every fourth of eight
 

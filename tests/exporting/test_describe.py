@@ -1,4 +1,4 @@
-"""What is described agrees with what was read, and the user hears of what does not."""
+"""The description agrees with the checkpoint, and the user is warned about contradictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = [c["name"] for c in tiny.CLASSES]
 
 
 def described(files, **changes):
-    """The spec and the notes of an export, without the export."""
+    """The spec and the warnings of an export, without the export itself."""
     config = ExportConfig(str(files.checkpoint), Path("m.onnx"), classes=files.classes)
     config = replace(config, **({"task": "panoptic"} | changes))
     source = describe.find_source(config)
@@ -55,21 +55,21 @@ def test_semantic_takes_any_list(files, tmp_path):
 
 
 def test_stuff_in_an_instance_model(files, tmp_path):
-    with pytest.raises(UsageError, match=r"2 of the 5 classes are stuff.*: sky, grass") as caught:
+    with pytest.raises(UsageError, match=r"2 of the 5 classes are stuff: sky, grass") as caught:
         described(files, task="instance")
     assert "--allow-stuff" in caught.value.fix
     spec, notes = described(files, task="instance", allow_stuff=True)
     assert [info.thing for info in spec.classes] == [c["thing"] for c in tiny.CLASSES]
     assert spec.provenance["stuff_in_instance"] == "allowed"
-    assert notes == ["2 of the 5 classes are stuff, as --allow-stuff allows."]
+    assert notes == ["2 of the 5 classes are stuff (allowed by --allow-stuff)."]
     spec, notes = described(files, task="instance", classes=class_list(tmp_path, [True] * 5))
     assert (notes, "stuff_in_instance" in spec.provenance) == ([], False)
 
 
 def test_allow_stuff_is_for_instance_models(files):
-    with pytest.raises(UsageError, match="does nothing for a panoptic model"):
+    with pytest.raises(UsageError, match="has no effect on a panoptic model"):
         described(files, allow_stuff=True)
-    with pytest.raises(UsageError, match="does nothing for a panoptic model"):
+    with pytest.raises(UsageError, match="has no effect on a panoptic model"):
         described(tiny.Files(Path("eomt-tiny-scenes"), None), task=None, allow_stuff=True)
 
 
@@ -98,7 +98,7 @@ def test_class_lists_as_users_write_them(files, tmp_path):
 
 
 def pair(folder):
-    """A checkpoint whose averaged weights see other classes than the last ones."""
+    """A checkpoint whose EMA weights predict other classes than its last weights."""
     raw = tiny.official_keys(tiny.network())
     average = raw | {"network.class_head.weight": -raw["network.class_head.weight"]}
     path = folder / "last.ckpt"
@@ -130,7 +130,7 @@ def test_what_was_stripped_is_in_the_provenance(files, tmp_path):
 
 
 def test_the_commit_of_a_repository_is_in_the_provenance(files, tmp_path, monkeypatch):
-    """The hub's own cache layout, as a finished download leaves it."""
+    """The Hugging Face cache layout after a complete download."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -155,7 +155,7 @@ def test_a_comparison_takes_the_weights_of_the_export(files, tmp_path, photo, cl
     compare = ("compare", model, checkpoint, photo, "--tolerance", "1")
     code, _, err = cli(*export, "--weights-key", "state_dict")
     assert code == 0
-    assert "warning: The file holds several copies of the network." in err
+    assert "warning: The file contains several copies of the network." in err
     assert "state_dict_ema" in err
     assert read_artifact(model).spec.provenance["weights_key"] == "state_dict"
     code, _, err = cli(*compare)
@@ -165,7 +165,7 @@ def test_a_comparison_takes_the_weights_of_the_export(files, tmp_path, photo, cl
     code, _, err = cli(*compare, "--weights-key", "nothing")
     assert code == 2
     assert "state_dict, state_dict_ema" in err
-    # Another checkpoint need not have the same dictionaries.
+    # Another checkpoint may have other dictionaries.
     engine = TorchEngine(files.checkpoint, read_artifact(model).spec)
     assert engine.notes == ()
     code, _, err = cli("compare", model, model, photo, "--weights-key", "state_dict")

@@ -63,20 +63,20 @@ def test_the_graph_is_the_network_and_nothing_else(exported):
     onnx.checker.check_model(model, full_check=True)
     operators = Counter(node.op_type for node in model.graph.node)
     depth, upscales = tiny.ARCH.depth, tiny.ARCH.num_upscale
-    # LayerNorm and GELU stay operators, for run-times to fuse and to keep precise.
+    # LayerNorm and GELU stay single operators, which backends can fuse and keep precise.
     assert operators["LayerNormalization"] == 2 * depth + 1 + upscales
     assert operators["Gelu"] == depth + 2 + upscales
     assert {o.domain: o.version for o in model.opset_import} == {"": graph.OPSET}
-    # One softmax per block, fed by the product of q and k alone: nothing masks or scales it.
+    # One softmax per block, directly after the product of q and k, without a mask or a scale.
     makers = {output: node for node in model.graph.node for output in node.output}
     softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
     assert len(softmaxes) == depth
     assert all(makers[node.input[0]].op_type == "MatMul" for node in softmaxes)
-    # Masked attention needs a comparison, a choice, or a resized mask; none may be left.
+    # Masked attention would need a comparison, a selection or a resized mask.
     masking = {"Where", "Less", "Greater", "GreaterOrEqual", "LessOrEqual", "Not", "And", "Or",
                "Resize", "Sigmoid", "ScatterND", "Equal", "If", "RandomUniform"}  # fmt: skip
     assert not masking & operators.keys()
-    # Folded: no normalisation, no LayerScale, no attention scale.
+    # Normalisation, LayerScale and attention scale are folded.
     assert not {"Mul", "Div", "Sub", "Sqrt", "Pow"} & operators.keys()
 
 
@@ -111,7 +111,7 @@ def test_fixed_batch(files, tmp_path):
 def test_other_sizes_warn_when_far_from_the_trained_one(files, tmp_path, size):
     report = export(config(files, tmp_path / "m.onnx", size=size))
     assert report.spec.image_size == size
-    assert any("far from the trained 64x64" in w for w in report.warnings)
+    assert any("far from the trained size 64x64" in w for w in report.warnings)
     with Segmenter(tmp_path / "m.onnx") as segmenter:
         assert segmenter.predict(np.zeros((50, 70, 3), np.uint8)).size == (50, 70)
 
@@ -120,7 +120,7 @@ def test_native_size_of_a_model_that_is_not_square(tmp_path):
     files = tiny.write(tmp_path, tiny.network(size=(48, 96)))
     with pytest.raises(UsageError, match="--native-size"):
         export(config(files, tmp_path / "m.onnx"))
-    with pytest.raises(UsageError, match="grid of 4x4"):
+    with pytest.raises(UsageError, match="has 4x4 patches"):
         export(config(files, tmp_path / "m.onnx", native_size=(64, 64)))
     report = export(config(files, tmp_path / "m.onnx", native_size=(48, 96)))
     assert report.spec.image_size == (48, 96)
@@ -131,7 +131,7 @@ def test_native_size_of_a_model_that_is_not_square(tmp_path):
 
 def test_classes_by_the_name_of_their_list(files, tmp_path):
     named = config(files, tmp_path / "m.onnx", classes=Path("coco_panoptic"))
-    with pytest.raises(UsageError, match="coco_panoptic has 133 classes, the checkpoint has"):
+    with pytest.raises(UsageError, match="coco_panoptic has 133 classes, but the checkpoint has"):
         export(named)
     with pytest.raises(UsageError, match="cannot be read"):
         export(replace(named, classes=Path("coco_panoptik")))
@@ -147,7 +147,7 @@ def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
     with Segmenter(path) as segmenter:
         segmenter.predict(np.zeros((50, 70, 3), np.uint8))
     monkeypatch.undo()
-    export(config(files, path))  # a smaller one of the same name leaves no orphan behind
+    export(config(files, path))  # a smaller model of the same name removes the old weights file
     assert sorted(f.name for f in tmp_path.iterdir()) == ["m.onnx"]
 
 
@@ -177,7 +177,7 @@ def test_models_larger_than_the_memory_give_the_same_file(tmp_path, monkeypatch,
 
 
 def test_a_streamed_export_is_verified(files, tmp_path, monkeypatch):
-    """The weights that are checked are those in the file, not those in the memory."""
+    """The verification checks the weights in the file, not those in memory."""
     monkeypatch.setattr(run, "STREAMED_BYTES", 0)
     monkeypatch.setattr(graph.save, "__kwdefaults__", {"limit": 1000})
     real = graph.save
@@ -246,11 +246,11 @@ def test_classes_must_be_known_and_fit(files, tmp_path):
         export(config(files, path, classes=None))
     short = tmp_path / "short.json"
     short.write_text(json.dumps(tiny.CLASSES[:3]))
-    with pytest.raises(UsageError, match="has 3 classes, the checkpoint has 5"):
+    with pytest.raises(UsageError, match="has 3 classes, but the checkpoint has 5"):
         export(config(files, path, classes=short))
-    with pytest.raises(UsageError, match="133 classes, the checkpoint has 5"):
+    with pytest.raises(UsageError, match="133 classes, but the checkpoint has 5"):
         export(config(files, path, classes=None, name="coco-panoptic-eomt-large-640"))
-    with pytest.raises(UsageError, match="which task"):
+    with pytest.raises(UsageError, match="task of the model is unknown"):
         export(config(files, path, task=None))
 
 
@@ -261,7 +261,7 @@ def test_classes_must_be_known_and_fit(files, tmp_path):
         ({"task": "depth"}, "depth"),
         ({"output": Path("model.engine")}, r"model\.onnx"),
         ({"output": Path("model")}, r"model\.onnx"),
-        ({"batch": 0}, "--batch 0"),
+        ({"batch": 0}, "--batch must be at least 1, got 0"),
     ],
 )
 def test_wrong_configurations(files, change, word):

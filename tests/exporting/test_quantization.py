@@ -137,7 +137,7 @@ def test_bias_correction_takes_the_mean_error_out(network, traced):
     errors = []
     for correct in (False, True):
         layers = quantize_layers(network, activations, "int8", "minmax", correct_bias=correct)
-        # A coarse range, so that the error is not lost in rounding noise.
+        # A coarse range, so that the error is larger than rounding noise.
         found = EmulatedEngine(insert_qdq(traced(), layers, layers)).run(images)
         errors.append(rms(found[1], wanted[1]))
     assert errors[1] < errors[0]
@@ -158,7 +158,7 @@ def test_what_follows_gelu_is_adjusted_exactly(network, traced, smooth):
         weight = layer.weight * layer.weight_scale
         restored = ((x - found.center) * found.factor) @ weight + layer.bias
         wanted = plain(torch.from_numpy(x)).numpy()
-        assert rms(restored, wanted) < 0.03  # the rounding of the weights is left
+        assert rms(restored, wanted) < 0.03  # only the rounding of the weights remains
     model = insert_qdq(traced(), layers, layers)
     steps = [node.op_type for node in model.graph if "fc2.input" in node.name]
     assert steps.count("Sub") == tiny.ARCH.depth
@@ -169,7 +169,7 @@ def test_what_follows_gelu_is_adjusted_exactly(network, traced, smooth):
 
 
 def test_a_range_above_zero_is_used_whole(network):
-    """GELU gives nothing below -0.17: around 0, half of a symmetric range would be empty."""
+    """GELU never returns less than -0.17: half of a range around 0 would be unused."""
     activations = observe(network, [tiny.photos(4)])
     layers = quantize_layers(network, activations, "int8", "minmax")
     for name, layer in layers.items():
@@ -217,7 +217,7 @@ def test_the_output_decides_whether_an_outlier_is_kept():
     activations = Activations(samples, samples.min(0), samples.max(0))
     heavy = RNG.normal(size=(16, 8)).astype(np.float32)
     light = heavy.copy()
-    light[3] = 0  # nothing depends on the outliers
+    light[3] = 0  # the outliers do not matter
     ranges = [
         _least_output_error(activations, weight, weight, NUMBERS["int8"])
         for weight in (heavy, light)

@@ -25,7 +25,7 @@ def test_ranges_are_those_of_the_values(traced):
     ranges = measure_ranges(model, [images[:5], images[5:]])
     assert ranges["network/Cast"] == images.max()
     class_logits, mask_logits = EmulatedEngine(model).run(images)
-    # The last operator before the reshape to the output.
+    # The last operator before the output is reshaped.
     assert ranges["network/MatMul"] == pytest.approx(np.abs(mask_logits).max(), rel=1e-5)
     assert ranges["class_logits"] == pytest.approx(np.abs(class_logits).max(), rel=1e-5)
     assert find_islands(model, ranges) == []
@@ -48,7 +48,7 @@ def test_what_overflows_is_named(overflowing):
     assert value.magnitude > FP16_MAX
     assert value.reason == "overflows"
     assert value.role == "projection"
-    # Seen through split, reshape and transpose: the products of the attention read it.
+    # The attention products read it after Split, Reshape and Transpose.
     assert "backbone.blocks.1.attn/MatMul_2" in value.nodes
     assert islands["backbone.blocks.1.attn.proj.weight"].reason == "loses precision"
     assert all(".blocks.1.attn" in name for name in islands)

@@ -1,4 +1,4 @@
-"""DINOv3 against transformers' own class, and the ways in which its weights come."""
+"""DINOv3 compared with the class of transformers, in all formats of its weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_model(*, gated: bool = False, eps: float = 1e-6):
                 value.normal_(std=0.3)
         model.class_predictor.weight.mul_(10)
         model.attn_mask_probs.zero_()
-    if gated:  # transformers gives the gate's activation to the heads, too; the official code not
+    if gated:  # unlike the official code, transformers also uses the gate's activation in the heads
         for module in (model.mask_head, *model.upscale_block.modules()):
             if hasattr(module, "activation"):
                 module.activation = torch.nn.GELU()
@@ -117,7 +117,7 @@ def official(model, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def split(whole: dict[str, torch.Tensor]) -> tuple[dict, dict, dict]:
-    """An official difference, its base as transformers names it, and their exact sum."""
+    """An official difference, its base with the names of transformers, and their exact sum."""
     generator = torch.Generator().manual_seed(1)
     delta, base, merged = {}, {}, dict(whole)
     for key, value in whole.items():
@@ -145,7 +145,7 @@ def test_official_file_has_its_own_epsilon(tmp_path, gated):
     assert checkpoint.architecture.norm_eps == 1e-5
     images = pictures(64, 64)
     close(build_network(checkpoint, (64, 64))(images), run(model, images))
-    with pytest.raises(CheckpointError, match="no base is added"):
+    with pytest.raises(CheckpointError, match="--base-weights has no effect here"):
         read_checkpoint(tmp_path / "whole.bin", heads=2, base_weights=tmp_path / "hf")
     if gated:
         with pytest.raises(CheckpointError, match="use_gated_mlp"):
@@ -176,7 +176,7 @@ def test_difference_and_base_are_the_merged_model_exactly(tmp_path, buffers):
 def test_difference_without_its_base_is_refused(tmp_path, cli):
     delta, base, _ = split(official(make_model(), tmp_path / "hf"))
     torch.save(delta, tmp_path / "delta.bin")
-    with pytest.raises(CheckpointError, match="only what training added") as error:
+    with pytest.raises(CheckpointError, match="contains only the difference") as error:
         read_checkpoint(tmp_path / "delta.bin", heads=2)
     assert "--base-weights" in error.value.fix
     (tmp_path / "classes.json").write_text(json.dumps(tiny.CLASSES))
@@ -186,16 +186,16 @@ def test_difference_without_its_base_is_refused(tmp_path, cli):
     )  # fmt: skip
     assert code == 2
     assert "--base-weights" in err
-    # Not the base of this model, no DINOv3 at all, nothing there.
+    # Bases: of another size, incomplete, not a DINOv3 model, missing.
     small = {k: v[..., :32] if v.ndim > 1 else v for k, v in base.items()}
     save_file({k: v.contiguous() for k, v in small.items()}, tmp_path / "small.safetensors")
     short = {k: v for k, v in base.items() if "layer.2." not in k}
     save_file(short, tmp_path / "short.safetensors")
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     for name, words in (
-        ("small", "tensors do not fit"),
+        ("small", "tensors do not match"),
         ("short", "missing in the base"),
-        ("other", "no DINOv3 model"),
+        ("other", "not a DINOv3 model"),
         ("none", "no base weights at"),
     ):
         with pytest.raises(CheckpointError, match=words):
@@ -211,7 +211,7 @@ def test_only_patches_turn_and_by_their_place():
     turned = turn(x, (cos, sin))
     torch.testing.assert_close(turned[..., :4, :], x[..., :4, :])
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
-    # The product of two turned tokens tells their distance only, to the right as to the left.
+    # The product of two rotated tokens depends only on their relative position.
     q, k = torch.randn(2, 8)
     grid = torch.zeros(1, 1, 4 + 12, 8)
     table = rope_table((1, 12), plain=4, head_width=8, theta=100.0)
@@ -248,9 +248,9 @@ def test_what_only_the_user_knows(tmp_path):
     torch.save(official(make_model(), tmp_path / "hf"), tmp_path / "whole.bin")
     (tmp_path / "classes.json").write_text(json.dumps(tiny.CLASSES))
     options = {"task": "panoptic", "classes": tmp_path / "classes.json", "heads": 2}
-    with pytest.raises(UsageError, match="trained size cannot be read"):
+    with pytest.raises(UsageError, match="trained size cannot be inferred"):
         export(ExportConfig(str(tmp_path / "whole.bin"), tmp_path / "m.onnx", **options))
-    with pytest.raises(UsageError, match="written out"):
+    with pytest.raises(UsageError, match="cannot be exported as one Attention operator"):
         export(
             ExportConfig(
                 str(tmp_path / "whole.bin"), tmp_path / "m.onnx", attention="fused",

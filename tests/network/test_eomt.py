@@ -82,7 +82,7 @@ def test_position_embeddings_that_are_no_square(tmp_path):
     files = tiny.write(tmp_path, tiny.network(size=(32, 96)))
     checkpoint = read_checkpoint(files.checkpoint)
     assert checkpoint.native_grid is None
-    # Also where the count fits: 32x96 and 64x48 have as many patches.
+    # Even if the number of patches is the same, as in 32x96 and 64x48.
     for size in ((64, 64), (32, 96), (64, 48)):
         with pytest.raises(UsageError, match="--native-size"):
             build_network(checkpoint, size)

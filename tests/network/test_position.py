@@ -10,7 +10,7 @@ from eomt_deploy.network.position import resample_position
 
 @pytest.mark.parametrize("new", [(8, 8), (3, 7), (16, 5), (5, 5)])
 def test_resampling_is_antialiased_bicubic(new):
-    """Pillow's bicubic on float images is the same filter, written by other hands."""
+    """Pillow's bicubic filter on float images is an independent implementation."""
     position = torch.randn(1, 6 * 6, 4, generator=torch.manual_seed(0))
     found = resample_position(position, (6, 6), new)
     assert found.shape == (1, new[0] * new[1], 4)

@@ -1,4 +1,4 @@
-"""Against transformers' own class and image processor, with random weights."""
+"""Comparison with the class and image processor of transformers, with random weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TASKS = ("semantic", "panoptic", "instance")
 
 
 def make_folder(folder: Path, *, swiglu: bool, annealed: bool = True):
-    """A Hugging Face model folder with random, confident weights; returns the model."""
+    """Write a Hugging Face model folder with random, confident weights; return the model."""
     torch.manual_seed(3)
     config = transformers.EomtConfig(
         hidden_size=64,
@@ -71,7 +71,7 @@ def test_same_logits_and_results(saved, task, tmp_path, files, photo):
     allow = task == "instance"
     export(ExportConfig(str(folder), path, task=task, classes=files.classes, allow_stuff=allow))
     theirs = processor_for(task)
-    # A size at which both codes round alike; theirs truncates, the official one rounds.
+    # A size at which truncation (transformers) and rounding (official code) agree.
     pixels = np.ascontiguousarray(load_image(photo)[:384, :576])
     inputs = theirs(images=pixels, return_tensors="pt")
     offsets = inputs.pop("patch_offsets", None)
@@ -86,7 +86,7 @@ def test_same_logits_and_results(saved, task, tmp_path, files, photo):
             (mask_logits, outputs.masks_queries_logits.numpy()),
         ):
             assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
-        # Random masks overlap far more than trained ones: keep segments that win a little.
+        # Random masks overlap much more than trained ones: keep segments that win few pixels.
         lenient = {"score_threshold": 0.5, "overlap_threshold": 0.05}
         thresholds = lenient if task == "panoptic" else {}
         result = segmenter.processor.postprocess(class_logits, mask_logits, geometry, **thresholds)
@@ -109,11 +109,11 @@ def test_same_logits_and_results(saved, task, tmp_path, files, photo):
         ]
         assert (result.segment_map == wanted["segmentation"].numpy()).mean() >= 0.999
     else:
-        assert len(result.segments) == 100  # the official rule; theirs is another
+        assert len(result.segments) == 100  # the official rule, which transformers does not follow
 
 
 def test_swiglu_folder_of_transformers_4(tmp_path, files):
-    """4.x packs gate and value; 5.x itself loads such folders with random weights."""
+    """4.x packs gate and value; 5.x loads such folders, but with random weights."""
     new, old = tmp_path / "new", tmp_path / "old"
     make_folder(new, swiglu=True)
     old.mkdir()

@@ -1,4 +1,4 @@
-"""The official code's own inputs, logits and results."""
+"""Comparison with inputs, logits and results of the official code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = {"semantic": "semantic_64", "panoptic": "panoptic_96", "instance": "inst
 
 
 class Golden:
-    """One official case: its processor and, for each photo, its part of the outputs."""
+    """One official case: its processor, and the slice of the outputs for each image."""
 
     def __init__(self, shared: Path, task: str) -> None:
         folder = shared / "golden" / CASES[task]
@@ -108,7 +108,7 @@ def test_instances(shared, key):
     np.testing.assert_allclose([s.score for s in result.segments], scores, atol=1e-4)
     packed = golden.outputs[f"masks_packed_{key}"]
     height, width = result.size
-    # Beyond the confident ones the order is noise, by the golden data's own word.
+    # Below this score, the order is noise (documented in the golden data).
     for index in np.flatnonzero(scores > 0.01):
         segment = result.segments[index]
         mask = np.unpackbits(packed[index])[: height * width].reshape(height, width)
@@ -139,7 +139,7 @@ def test_panoptic_merging_of_made_up_cases(shared):
             )
             segment_map = result.segment_map
             class_of = np.array([s.class_id for s in result.segments] + [info["num_classes"]])
-            # Scores that differ by one rounding decide these pixels on the official machine.
+            # Rounding on the official machine decides pixels whose best scores are almost equal.
             on = torch.from_numpy(masks).sigmoid().numpy()
             weighted = np.sort(softmax(classes).max(1)[:, None, None] * on, axis=0)
             decided = weighted[-1] - weighted[-2] > 1e-6 if len(masks) > 1 else True

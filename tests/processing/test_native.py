@@ -1,5 +1,5 @@
-"""What the compiled kernels are given is checked by themselves, too: no size, table or number that
-contradicts the others makes them read or write out of their arrays."""
+"""The compiled kernels check their arguments themselves, too: inconsistent sizes, tables or numbers
+never make them read or write outside their arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAR = (-1, 10_000, 2**31 - 1, -(2**31))
 @pytest.fixture
 def way() -> Way:
     found = pixels.way_to_image((16, 16), GEOMETRY)
-    return Way(found.down.copy(), found.across.copy())  # the original is kept and shared
+    return Way(found.down.copy(), found.across.copy())  # the original is cached
 
 
 MASKS = np.random.default_rng(0).normal(size=(3, 16, 16), scale=5).astype(np.float32)
@@ -36,20 +36,20 @@ SCORES = np.ones(3, np.float32)
 @pytest.mark.parametrize("side", ["down", "across"])
 def test_positions_outside_of_a_mask_are_refused(way, side, place, value):
     getattr(way, side)["first"][place] = value
-    with pytest.raises(UsageError, match="contradict each other"):
+    with pytest.raises(UsageError, match="are inconsistent"):
         pixels.paint_queries(MASKS, way, SCORES, 0.5)
-    with suppress(UsageError):  # it may also leave the wrong place out
+    with suppress(UsageError):  # it may also skip the wrong entry
         pixels.measure_mask(np.ones((16, 16), np.float32), way)
 
 
 def test_positions_that_go_back_are_refused(way):
-    way.down["first"][20] = 0  # the rows of a tile would be fewer than it reads
-    with pytest.raises(UsageError, match="contradict each other"):
+    way.down["first"][20] = 0  # a tile would read more rows than were computed for it
+    with pytest.raises(UsageError, match="are inconsistent"):
         pixels.paint_queries(MASKS, way, SCORES, 0.5)
 
 
 def test_scores_of_other_masks_are_refused(way):
-    with pytest.raises(UsageError, match="3 masks need as many scores"):
+    with pytest.raises(UsageError, match="3 masks need 3 scores"):
         pixels.paint_queries(MASKS, way, SCORES[:2], 0.5)
 
 
@@ -59,7 +59,7 @@ def test_owners_without_a_segment_are_refused():
     segments, boxes = pixels.label_segments(owners, np.array([0, 1, 2, -1], np.int32))
     assert segments[3, 39] == 2
     assert boxes == [(0, 0, 40, 4), (40, 4, 0, 0), (39, 3, 40, 4)]
-    with pytest.raises(UsageError, match="contradict each other"):
+    with pytest.raises(UsageError, match="are inconsistent"):
         pixels.label_segments(owners, np.array([0, 1, -1], np.int32))
 
 
@@ -72,7 +72,7 @@ TABLES = ("starts", "stretches", "input_down", "input_across", "image_down")
 
 
 def job(*, table: str = "", place: int = 0, value: int = 0, **numbers: int):
-    """A job of two windows with other numbers, and another value in a table; and its arrays."""
+    """A job of two windows with changed numbers or table entries, and its arrays."""
     assert [name for name, kind in pixels.Job._fields_ if kind is ctypes.c_int32] == [*NUMBERS]
     taps = pixels.logit_table
     arrays = [
@@ -88,7 +88,7 @@ def job(*, table: str = "", place: int = 0, value: int = 0, **numbers: int):
 def classify(**changes) -> int:
     made, arrays = job(**changes)
     result = pixels.library().classify_pixels(ctypes.byref(made), 0, 30)
-    assert (arrays[-1] == 0).all()  # equal classes: the first one, or nothing was written
+    assert (arrays[-1] == 0).all()  # all classes are equal: the first one wins, if any is written
     return result
 
 
@@ -97,7 +97,7 @@ def test_a_job_that_fits():
 
 
 UNBOUNDED = ("width", "height", "classes", "merged_height", "tile_rows", "tile_columns")
-"""Nothing that the kernel can see limits them upwards."""
+"""The kernel cannot check the maximum of these."""
 
 
 @pytest.mark.parametrize("value", [0, -1, -(2**31), 2**31 - 1])
@@ -136,7 +136,7 @@ def test_tiles_of_any_size():
 @pytest.mark.parametrize("image", [(60, 1), (1, 60), (33, 20), (17, 40)])
 @pytest.mark.parametrize("classes", [2, 40])
 def test_windows_of_a_few_pixels(size, image, classes):
-    """A tile then meets many windows: more than there once was room for."""
+    """A tile then overlaps many windows; earlier code had no room for so many."""
     try:
         geometry = plan(image, size, "windows")
     except Exception as error:
@@ -153,7 +153,7 @@ def test_windows_of_a_few_pixels(size, image, classes):
 
 
 def test_thousands_of_classes_and_queries():
-    """The lists of classes of a part once lay on the stack of a thread."""
+    """The class lists of a part do not fit on the stack of a thread."""
     spec = make_spec("semantic", (64, 64), queries=70, classes=5000)
     geometry = plan((90, 130), (64, 64), "windows")
     classes, masks = make_logits(spec, geometry.num_inputs, 1)
@@ -165,7 +165,7 @@ def test_thousands_of_classes_and_queries():
 
 
 def test_what_is_not_a_number_owns_nothing(way):
-    """Python refuses it before; the kernels still must not do anything undefined with it."""
+    """Python rejects NaN earlier, but the kernels must still be free of undefined behaviour."""
     masks = np.full((3, 16, 16), np.nan, np.float32)
     owner, areas = pixels.paint_queries(masks, way, SCORES, 0.5)
     assert (owner == -1).all()
@@ -174,7 +174,7 @@ def test_what_is_not_a_number_owns_nothing(way):
     masks[1] = np.inf
     masks[2] = -np.inf
     owner, _ = pixels.paint_queries(masks, way, SCORES, 0.5)
-    assert set(np.unique(owner)) <= {-1, 1}  # an infinity without weight is not a number
+    assert set(np.unique(owner)) <= {-1, 1}  # infinity times a weight of 0 is NaN
     spec = make_spec("semantic")
     geometry = plan((99, 77), (64, 64), "windows")
     logits, masks = make_logits(spec, geometry.num_inputs, 3)

@@ -1,4 +1,4 @@
-"""The compiled kernels: their variants, what becomes of odd sizes, and what is not there."""
+"""The compiled kernels: variants, unusual sizes, and a missing library."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def results(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_variant_gives_the_same(fresh_library, monkeypatch, task):
-    """Fused multiply-adds round differently: a pixel may differ, no more."""
+    """Fused multiply-adds round differently, so a few pixels may differ."""
     best = results(task)
     monkeypatch.setattr(cv2, "checkHardwareSupport", lambda feature: False)
     pixels.library.cache_clear()
@@ -82,4 +82,4 @@ def test_two_resizings_are_one(sides):
     found = sum(values[spans["first"] + i] * spans["weights"][:, i] for i in range(3))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     np.testing.assert_allclose(spans["weights"].sum(axis=1), 1, atol=1e-6)
-    assert (spans["weights"] >= 0).all()  # or nothing could be left out by its range
+    assert (spans["weights"] >= 0).all()  # required to skip work by the range of the logits

@@ -1,4 +1,4 @@
-"""Each task against a plain, literal reading of the rules, in torch."""
+"""Each task compared with a literal implementation of the rules in torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_spec(task, size=(64, 64), queries=6) -> ModelSpec:
 
 
 def make_logits(seed: int, shape: tuple[int, ...], queries: int = 6, number: int = NUM_CLASSES):
-    """Confident classes, and masks that are smooth blobs overlapping each other."""
+    """Confident class logits, and mask logits of smooth, overlapping blobs."""
     rng = np.random.default_rng(seed)
     classes = rng.normal(size=(*shape[:-2], queries, number + 1), scale=4)
     coarse = torch.from_numpy(rng.normal(size=(int(np.prod(shape[:-2])), queries, 4, 4), scale=9))
@@ -87,7 +87,7 @@ def test_panoptic_is_the_literal_rule(seed, image, size, mask, thresholds):
     if len(best) > 1:
         decided &= best[-1] - best[-2] > TIE
     undecided = int((~decided).sum())
-    if undecided:  # a pixel that rounding decides may make or break a segment
+    if undecided:  # a segment may exist or not, depending on the rounding of a single pixel
         margin = abs(areas[1] - thresholds.overlap * areas[0])
         if min(margin.min(), areas[0].min(), areas[2].min()) <= undecided:
             return
@@ -139,7 +139,7 @@ def test_instances_are_the_literal_rule(seed, queries, image):
     image=st.tuples(st.integers(20, 300), st.integers(20, 300)),
     size=st.sampled_from([(64, 64), (48, 96), (96, 48)]),
     number=st.sampled_from([2, 4, 60]),
-    sharpness=st.sampled_from([1.0, 0.05]),  # 0.05: nothing is sure, all classes stay possible
+    sharpness=st.sampled_from([1.0, 0.05]),  # 0.05: no class can be ruled out early
 )
 def test_semantic_is_the_literal_rule(seed, image, size, number, sharpness):
     geometry = plan(image, size, "windows")
@@ -187,13 +187,13 @@ def test_half_precision_logits(task):
 @pytest.mark.parametrize("which", ["classes", "masks"])
 @pytest.mark.parametrize("task", TASKS)
 def test_logits_that_are_no_numbers_are_refused(task, which, dtype, value):
-    """Wherever they are, also in queries that no result rests on."""
+    """At any position, even in queries that do not contribute to the result."""
     spec = make_spec(task)
     geometry = plan((99, 77), (64, 64), spec.resize)
     arrays = dict(
         zip(("classes", "masks"), make_logits(3, (geometry.num_inputs, 16, 16)), strict=True)
     )
-    arrays["classes"][:, 1:, -1] = 99  # nothing but the first query sees an object
+    arrays["classes"][:, 1:, -1] = 99  # only the first query sees an object
     arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     processor = Processor(spec, backend="onnxruntime")
     processor.postprocess(*arrays.values(), geometry)
@@ -214,7 +214,7 @@ def test_logits_beyond_fp32_are_refused_and_the_largest_of_it_are_not():
     spec = make_spec("panoptic")
     geometry = plan((99, 77), (64, 64), "letterbox")
     classes, masks = make_logits(3, (1, 16, 16))
-    masks[:] = np.finfo(np.float32).max  # whose sum is infinite
+    masks[:] = np.finfo(np.float32).max  # finite values whose sum is infinite
     Processor(spec).postprocess(classes, masks, geometry)
     masks = masks.astype(np.float64)
     masks[0, 0, 0, 0] = 1e300
@@ -257,7 +257,7 @@ def test_geometries_that_contradict_themselves(change):
     Processor(spec).postprocess(classes, masks, geometry)
     geometry = replace(geometry, **change)
     count = geometry.num_inputs
-    with pytest.raises(UsageError, match="contradict"):
+    with pytest.raises(UsageError, match="geometry is inconsistent"):
         Processor(spec).postprocess(classes[:count], masks[:count], geometry)
 
 
@@ -286,9 +286,9 @@ def test_letterbox_pads_right_and_bottom_with_zero():
 def test_thresholds_belong_to_tasks():
     processor = Processor(make_spec("panoptic"))
     assert processor.thresholds(score=0.5) == Thresholds(0.5, 0.5, 0.8)
-    with pytest.raises(UsageError, match="not between 0 and 1"):
+    with pytest.raises(UsageError, match=r"must be between 0 and 1, got 1\.5"):
         processor.thresholds(mask=1.5)
-    with pytest.raises(UsageError, match=r"no overlap threshold(.|\n)*score"):
+    with pytest.raises(UsageError, match=r"overlap threshold does not apply(.|\n)*score"):
         Processor(make_spec("instance")).thresholds(overlap=0.5)
     with pytest.raises(UsageError, match="none"):
         Processor(make_spec("semantic")).thresholds(score=0.5)

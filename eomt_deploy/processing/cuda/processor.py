@@ -1,4 +1,7 @@
-"""Pre- and post-processing on the GPU, equal to :class:`Processor`: only results cross the bus."""
+"""Pre- and post-processing on the GPU, with the same results as :class:`Processor`.
+
+Only results are copied to the CPU.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from eomt_deploy.spec import ModelSpec, Thresholds
 
 
 class CudaArray(Protocol):
-    """An array in GPU memory, of any library: torch, CuPy, Numba, PyCUDA, DeviceArray."""
+    """An array in GPU memory, e.g. from torch, CuPy, Numba or PyCUDA, or a DeviceArray."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
@@ -33,16 +36,16 @@ class CudaArray(Protocol):
 class CudaProcessor(Closing):
     """Images to network inputs, network outputs to a :class:`Segmentation`, on one GPU.
 
-    All work goes to one stream, and every call uses the same buffers again: take one processor
-    for each thread and stream.
+    All work is enqueued on one stream, and all calls share the same buffers. Use one processor per
+    thread and stream.
 
     Args:
-        spec: the model's description.
+        spec: description of the model.
         device: the GPU.
-        stream: CUDA stream of all work; it must outlive the processor and what it gives out, as
-            that of an engine does.
-        kernels: the kernels on that device; None takes them from the cache, or compiles them.
-        backend: that computes the outputs, for error messages.
+        stream: CUDA stream for all work, e.g. that of an engine. It must outlive the processor
+            and the arrays that it returns.
+        kernels: kernels for that device; None loads them from the cache or compiles them.
+        backend: name of the backend that computes the outputs, for error messages.
 
     Raises:
         MissingDependencyError: cuda-python or NVRTC is not installed.
@@ -65,12 +68,12 @@ class CudaProcessor(Closing):
         self.spec = spec
         self.backend = backend
         self._on_host = Processor(spec)
-        self._photo: DeviceArray | None = None  # being read
+        self._photo: DeviceArray | None = None  # kept alive while the stream reads it
         with device.active():
             self._workspace = steps.GpuWorkspace(
                 device, kernels or load_kernels(device), stream, Scratch(device, stream)
             )
-            self._uploaded = device.event()  # the last image has left its page-locked buffer
+            self._uploaded = device.event()  # the last image was copied from its pinned buffer
         weakref.finalize(self, _destroy, device, self._uploaded).atexit = False
 
     def preprocess(
@@ -80,28 +83,28 @@ class CudaProcessor(Closing):
         color_order: ColorOrder = "rgb",
         into: DeviceArray | None = None,
     ) -> tuple[DeviceArray, Geometry]:
-        """Resize (Pillow bilinear, bit for bit) and pad or window one image.
+        """Resize one image (bit-identical to Pillow bilinear), and pad it or cut it into windows.
 
         Args:
             image: anything that :func:`eomt_deploy.load_image` takes, or uint8 [H, W, 3] in GPU
-                memory, C-contiguous. The stream that it names may write it again at once.
-            color_order: channel order of an array; ``"bgr"`` for what OpenCV reads.
-            into: where the inputs are written, such as the input of an engine; None takes a
+                memory, C-contiguous. Its own stream can overwrite it right after this call.
+            color_order: channel order of an array; ``"bgr"`` for images read with OpenCV.
+            into: array to write the inputs to, such as the input of an engine; None uses a
                 buffer that the next call overwrites.
 
         Returns:
-            uint8 [N, H, W, 3], RGB (N = 1, or the number of windows), complete when the stream
-            is, and the geometry that :meth:`postprocess` needs.
+            uint8 [N, H, W, 3], RGB (N = 1, or the number of windows), ready when the stream has
+            finished, and the geometry that :meth:`postprocess` needs.
 
         Raises:
-            ImageError: the image cannot be read or is too thin.
+            ImageError: the image cannot be read, or its aspect ratio is too extreme.
             UsageError: ``into`` has another type or shape.
         """
         with self._workspace.device.active():
             if hasattr(image, "__cuda_array_interface__"):
                 return self._preprocess_on_device(image, color_order, into)
             pixels = load_image(image, color_order=color_order)
-            plan = self._plan(pixels.shape)  # refuses what is too thin, before it is copied
+            plan = self._plan(pixels.shape)  # before the copy: it rejects extreme aspect ratios
             inputs = self._inputs(plan, into)
             self._workspace.device.wait_event(self._uploaded)
             photo = self._workspace.scratch.upload("photo", pixels)
@@ -120,18 +123,19 @@ class CudaProcessor(Closing):
         overlap_threshold: float | None = None,
         image: str | None = None,
     ) -> Segmentation:
-        """As :meth:`Processor.postprocess`, complete on return.
+        """As :meth:`Processor.postprocess`. The result is complete on return.
 
         Args:
-            class_logits: [N, Q, C+1], float16 or float32, N as :meth:`preprocess` returned.
-            mask_logits: [N, Q, h, w], likewise.
-            geometry: from :meth:`preprocess`.
-            score_threshold: see :meth:`Processor.postprocess`, as for the other thresholds.
+            class_logits: float16 or float32 [N, Q, C+1], with N as :meth:`preprocess` returned it.
+            mask_logits: float16 or float32 [N, Q, h, w].
+            geometry: geometry from :meth:`preprocess`.
+            score_threshold: all thresholds: see :meth:`Processor.postprocess`.
             image: name of the image, for error messages.
 
         Raises:
-            UsageError: a threshold that the task does not have, or outputs of another model.
-            VerificationError: an output is infinite or not a number.
+            UsageError: the task does not have a given threshold, or the outputs are of another
+                model.
+            VerificationError: an output is infinite or NaN.
         """
         thresholds = self._on_host.thresholds(score_threshold, mask_threshold, overlap_threshold)
         return self.postprocess_with(class_logits, mask_logits, geometry, thresholds, image)
@@ -144,7 +148,10 @@ class CudaProcessor(Closing):
         thresholds: Thresholds,
         image: str | None = None,
     ) -> Segmentation:
-        """As :meth:`postprocess`, with all thresholds at once; those of other tasks are unused."""
+        """As :meth:`postprocess`, with all thresholds in one object.
+
+        Thresholds that the task does not have are ignored.
+        """
         workspace, spec = self._workspace, self.spec
         with workspace.device.active():
             on_device = self._logits(class_logits)
@@ -166,16 +173,16 @@ class CudaProcessor(Closing):
         self, image: object, color_order: ColorOrder, into: DeviceArray | None
     ) -> tuple[DeviceArray, Geometry]:
         if color_order not in ("rgb", "bgr"):
-            raise UsageError(f"color_order {color_order!r} is unknown.", fix="Use 'rgb' or 'bgr'.")
+            raise UsageError(f"color_order must be 'rgb' or 'bgr', got {color_order!r}.")
         workspace = self._workspace
         photo = DeviceArray.wrap(image, workspace.device, reader=workspace.stream)
         if photo.dtype != np.uint8 or len(photo.shape) != 3 or photo.shape[2] != 3:
             raise ImageError(
-                f"An image in GPU memory must be uint8 [H, W, 3], not {photo.dtype} "
+                f"An image in GPU memory must be uint8 [H, W, 3], got {photo.dtype} "
                 f"{list(photo.shape)}."
             )
         if 0 in photo.shape:
-            raise ImageError(f"The image is empty: {list(photo.shape)}.")
+            raise ImageError(f"The image is empty: its shape is {list(photo.shape)}.")
         plan = self._plan(photo.shape)
         inputs = self._inputs(plan, into)
         photo.make_wait(workspace.stream)
@@ -188,13 +195,13 @@ class CudaProcessor(Closing):
         return geo.plan((shape[0], shape[1]), self.spec.image_size, self.spec.resize)
 
     def _inputs(self, plan: Geometry, into: DeviceArray | None) -> DeviceArray:
-        """Where the network's inputs are written."""
+        """The array that the network's inputs are written to."""
         shape = (plan.num_inputs, *self.spec.image_size, 3)
         if into is None:
             return self._workspace.scratch.array("inputs", shape, np.uint8)
         if into.dtype != np.uint8 or into.shape != shape:
             raise UsageError(
-                f"The inputs of this image are uint8 {list(shape)}, not {into.dtype} "
+                f"`into` must be uint8 {list(shape)} for this image, got {into.dtype} "
                 f"{list(into.shape)}."
             )
         into.make_wait(self._workspace.stream)
@@ -210,12 +217,12 @@ class CudaProcessor(Closing):
     def _logits(self, array: CudaArray) -> DeviceArray:
         logits = DeviceArray.wrap(array, self._workspace.device, reader=self._workspace.stream)
         if logits.dtype not in (np.float16, np.float32):
-            raise UsageError(f"Logits must be float16 or float32, not {logits.dtype}.")
+            raise UsageError(f"Logits must be float16 or float32, got {logits.dtype}.")
         logits.make_wait(self._workspace.stream)
         return logits
 
     def close(self) -> None:
-        """Free the buffers once the stream is done; inputs given out stay alive."""
+        """Free the buffers when the stream has finished; returned arrays stay valid."""
         with self._workspace.device.active():
             self._workspace.scratch.free()
         self._photo = None

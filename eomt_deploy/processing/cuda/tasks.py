@@ -1,6 +1,6 @@
-"""The steps of :class:`CudaProcessor`: what each kernel is given, and what becomes of its result.
+"""The steps of :class:`CudaProcessor`: kernel launches, and results from their outputs.
 
-All that looks at pixels is a kernel; all that decides is the CPU path's own code.
+Kernels do the work on pixels; all decisions use the same code as on the CPU.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from eomt_deploy.result import PackedMask, Segmentation
 from eomt_deploy.spec import ModelSpec, Thresholds
 
 SCORE_BYTES = 64 << 20
-"""Class scores that are kept at a time: the [C, H, W] of a large photo would take gigabytes."""
+"""Maximum memory for class scores: all of them, [C, H, W], can take gigabytes."""
 VALUES_PER_THREAD = 16
-"""Logits that a thread of ``find_not_finite`` looks at."""
+"""Number of logits that a thread of ``find_not_finite`` checks."""
 SUM_UNIT = 2.0**-24
-"""Unit of the sums of ``measure_masks``."""
+"""Unit of the fixed-point sums of ``measure_masks``."""
 
 
 @dataclass(frozen=True)
 class GpuWorkspace:
-    """Where the steps work: a device, its kernels, one stream, and the buffers of that stream."""
+    """Shared by all steps: a device, its kernels, one stream, and the buffers of that stream."""
 
     device: Device
     kernels: Kernels
@@ -45,7 +45,7 @@ class GpuWorkspace:
         self.kernels.launch(name, threads, *arguments, stream=self.stream, rows=rows)
 
     def taps(self, name: str, source: Size, target: Size) -> tuple[int, int]:
-        """Pointers to the taps, rows and columns, of logits that are resized."""
+        """Pointers to the resize tables of logits: vertical, horizontal."""
         return (
             self._taps(f"{name} y", source[0], target[0]),
             self._taps(f"{name} x", source[1], target[1]),
@@ -58,7 +58,7 @@ class GpuWorkspace:
         return table.pointer
 
     def starts(self, geometry: Geometry) -> int:
-        """Pointer to int [N]: where each input begins along the axis."""
+        """Pointer to int32 [N]: start of each network input along the axis."""
         starts = tuple(start for start, _ in geometry.windows) or (0,)
         (array,) = self.scratch.tables("starts", starts, lambda: [np.array(starts, np.int32)])
         return array.pointer
@@ -67,10 +67,14 @@ class GpuWorkspace:
 def resample(
     workspace: GpuWorkspace, photo: DeviceArray, geometry: Geometry, swap: bool, inputs: DeviceArray
 ) -> None:
-    """Photo uint8 [H, W, 3] to network inputs uint8 [N, H, W, 3], as Pillow's bilinear.
+    """Resize an image uint8 [H, W, 3] as Pillow does (bilinear), and write the network inputs.
 
     Args:
+        workspace: device, kernels, stream and buffers.
+        photo: the image.
+        geometry: geometry of the image.
         swap: exchange the first and the last channel.
+        inputs: uint8 [N, H, W, 3], written.
     """
     sides = (0, 1) if shrinks_down_first(geometry.image_size, geometry.scaled_size) else (1, 0)
     for axis in sides:
@@ -86,7 +90,7 @@ def resample(
 def _resample_side(
     workspace: GpuWorkspace, photo: DeviceArray, axis: int, length: int
 ) -> DeviceArray:
-    """Photo uint8 [H, W, 3] with one side resized; itself where it has that length."""
+    """The image uint8 [H, W, 3] with one side resized; unchanged if it has that length."""
     height, width, _ = photo.shape
     old = photo.shape[axis]
     if old == length:
@@ -111,10 +115,10 @@ def _resample_side(
 
 
 def find_not_finite(workspace: GpuWorkspace, logits: DeviceArray) -> npt.NDArray[np.uint64]:
-    """Look for logits that are infinite or not numbers.
+    """Check for logits that are infinite or NaN.
 
     Returns:
-        [1] in page-locked memory, complete once the stream is: above 0 where there are any.
+        uint64 [1] in pinned memory, ready when the stream has finished; above 0 if there are any.
     """
     found = workspace.scratch.zeros("not finite", (1,), np.uint64)
     count = math.prod(logits.shape)
@@ -238,13 +242,13 @@ def semantic(
 
 
 def _maps(masks: DeviceArray) -> tuple[int, int, int, int]:
-    """What ``struct Maps`` holds."""
+    """The fields of ``struct Maps``."""
     height, width = masks.shape[-2:]
     return masks.pointer, masks.dtype == np.float16, height * width, width
 
 
 def _image_taps(workspace: GpuWorkspace, spec: ModelSpec, geometry: Geometry) -> tuple[int, ...]:
-    """Pointers that lead from mask logits to the network's input, and on to the image."""
+    """Pointers to the resize tables from mask to network input, and from there to the image."""
     return (
         *workspace.taps("input", spec.mask_size, geometry.input_size),
         *workspace.taps("image", geometry.scaled_size, geometry.image_size),

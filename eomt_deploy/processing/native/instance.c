@@ -1,18 +1,19 @@
-/* Where one mask is on, and how sure it is there. */
+/* One instance mask at image size, and the sum of the probabilities inside it. */
 #include <string.h>
 
 #include "pixels.h"
 
 enum { TILE_ROWS = 32, TILE_COLUMNS = 64, LANES = 8 };
 
-/* What is known of a mask so far. */
+/* Measurements of a mask, updated row by row. */
 typedef struct {
-    int64_t area;   /* pixels */
+    int64_t area;   /* pixels inside the mask */
     double inside;  /* sum of their probabilities */
     int32_t box[4]; /* (x0, y0, x1, y1) in the image, x1 and y1 exclusive */
 } Measure;
 
-/* Write the mask of one row of logits [count], at (x, y) of the image, and measure it. */
+/* Write the mask of one row of logits [count], which starts at (x, y) of the image, and add it to
+   `measure`. */
 static void measure_row(const float *logits, int count, int x, int y, uint8_t *restrict mask,
                         Measure *measure) {
     float probabilities[TILE_COLUMNS];
@@ -24,7 +25,7 @@ static void measure_row(const float *logits, int count, int x, int y, uint8_t *r
         area += on;
     }
     if (area == 0) return;
-    /* Side by side in a fixed order: the result is the same with any length of vectors. */
+    /* A fixed number of partial sums: the result does not depend on the CPU's vector length. */
     double sums[LANES] = {0};
     int i = 0;
     for (; i + LANES <= count; i += LANES)
@@ -40,10 +41,11 @@ static void measure_row(const float *logits, int count, int x, int y, uint8_t *r
     box[2] = larger(box[2], x + last), box[3] = larger(box[3], y + 1);
 }
 
-/* The part of the image in rows [y0, y1) and columns [x0, x1), outside of which the mask is off.
+/* Compute the mask in rows [y0, y1) and columns [x0, x1) of the image. Elsewhere it must be off.
 
-   map [mask_height, mask_width]; down [height] and across [width] lead from it to the image.
-   Written: mask uint8 [y1 - y0, x1 - x0], 1 where the logit is above 0, and measure. */
+   In: map [mask_height, mask_width], the mask logits; down [height] and across [width], the tables
+   that resize it to the image.
+   Out: mask uint8 [y1 - y0, x1 - x0], 1 where the logit is above 0; measure. */
 API int measure_instance(const float *map, int mask_height, int mask_width, const Span *down,
                          const Span *across, int height, int width, int y0, int y1, int x0,
                          int x1, uint8_t *mask, Measure *measure) {

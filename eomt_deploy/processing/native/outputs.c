@@ -1,14 +1,14 @@
-/* Are a network's outputs finite? */
+/* Check that the outputs of a network are finite. */
 #include <float.h>
 
 #include "pixels.h"
 
 enum { BLOCK = 1 << 14 };
 
-/* Changes with the arguments of any kernel; pixels.py must have the same number. */
+/* Increase it when the arguments of a kernel change; VERSION in pixels.py must be equal. */
 API int kernel_version(void) { return 2; }
 
-/* 1 where any of the values [count] is infinite or not a number, else 0. */
+/* Return 1 if any of the values [count] is infinite or NaN, else 0. */
 API int any_not_finite(const float *values, int64_t count) {
     for (int64_t start = 0; start < count; start += BLOCK) {
         const int length = count - start < BLOCK ? (int)(count - start) : BLOCK;

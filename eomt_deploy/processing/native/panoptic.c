@@ -1,25 +1,27 @@
-/* Which query owns each pixel: the highest class score x mask probability. */
+/* The query that owns each pixel: the one with the highest class score x mask probability. */
 #include "pixels.h"
 
 enum { TILE_ROWS = 32, TILE_COLUMNS = 64, TILE_PIXELS = TILE_ROWS * TILE_COLUMNS };
 
-/* One query that has to be looked at in a tile. */
+/* A query that must be computed in a tile. */
 typedef struct {
     int query;
-    int rival; /* -1 where it can own a pixel here, else 0 */
+    int rival; /* -1 if it can own a pixel of the tile, else 0 */
 } Entry;
 
 typedef struct {
     int y0, rows, x0, columns;
-    int top, bottom, left, right; /* the mask logits that it is interpolated from, inclusive */
-    int listed, rivals, partly;   /* entries; those that are rivals; those neither on nor off */
-    int32_t best[TILE_PIXELS];    /* bits of its value, which is never negative */
+    int top, bottom, left, right; /* range of the mask logits it is interpolated from, inclusive */
+    int listed, rivals, partly;   /* numbers of: entries; rivals; masks that are partly on */
+    int32_t best[TILE_PIXELS];    /* bits of the best score so far, which is never negative */
     int32_t owner[TILE_PIXELS];
-    int32_t inside[TILE_PIXELS]; /* -1 where the owner's own mask is on, else 0 */
+    int32_t inside[TILE_PIXELS]; /* -1 where the mask of the owner is on, else 0 */
 } Tile;
 
-/* Interpolation stays between its sources, so that a query whose highest possible value is
-   below another's lowest cannot own a pixel of the tile; lists those that must be looked at. */
+/* List the queries that must be computed in a tile.
+
+   An interpolated value lies between its source values. So a query whose highest possible score
+   is below the lowest possible score of another query cannot own a pixel of the tile. */
 static void list_queries(Tile *tile, const float *masks, int count, int64_t plane, int width,
                          const float *scores, float threshold, float *bounds, Entry *entries,
                          int64_t *mask_areas) {
@@ -45,7 +47,8 @@ static void list_queries(Tile *tile, const float *masks, int count, int64_t plan
     }
 }
 
-/* Give the pixels of the tile to a query where it beats those before; how many it is on in. */
+/* Assign to a query the pixels of the tile where its score is higher than those of the queries
+   before it. Return the area of its mask in the tile. */
 static int32_t paint_query(Tile *tile, const float *stretched, const Span *down, Entry entry,
                            float score, float threshold) {
     int32_t area = 0;
@@ -65,8 +68,9 @@ static int32_t paint_query(Tile *tile, const float *stretched, const Span *down,
                 float value;
                 int32_t bits;
             } weighted = {score * probability};
-            /* Strictly: the first query wins ties, as argmax does. In whole numbers and without
-               conditions: compilers would write through masks, at three times the cost. */
+            /* Use >, not >=, so that the first query wins ties, as in argmax. Use integers and no
+               conditions, because compilers turn those into masked stores, which take three times
+               as long. */
             const int32_t wins = -(weighted.bits > best[x]) & entry.rival;
             best[x] ^= (best[x] ^ weighted.bits) & wins;
             owner[x] ^= (owner[x] ^ entry.query) & wins;
@@ -88,12 +92,13 @@ static void count_pixels(const Tile *tile, int query, int64_t *won, int64_t *see
     *seen += mine_inside;
 }
 
-/* Rows [row_start, row_end) of the image.
+/* Compute the owners in rows [row_start, row_end) of the image.
 
-   masks [K, mask_height, mask_width] and scores [K] of the chosen queries; down and across
-   lead from a mask to the image. Written: owners int16 [height, width], -1 where the owner's
-   own mask is off. Added to: areas [3, K], the pixels that each mask has, that each query won,
-   and that it won inside its own mask. */
+   In: mask logits [K, mask_height, mask_width] and scores [K] of the chosen queries; down [height]
+   and across [width], the tables that resize a mask to the image.
+   Out: owners int16 [height, width], -1 where the mask of the owner is off.
+   Added to: areas [3, K], in pixels: area of each mask, pixels that each query won, and pixels
+   that it won inside its mask. */
 API int paint_panoptic(const float *masks, int count, int mask_height, int mask_width,
                        const Span *down, const Span *across, int height, int width,
                        const float *scores, float threshold, int row_start, int row_end,
@@ -152,10 +157,11 @@ API int paint_panoptic(const float *masks, int count, int mask_height, int mask_
     return ready ? DONE : NO_MEMORY;
 }
 
-/* Rows [row_start, row_end): the segment of each pixel, and the box of each segment.
+/* Find the segment of each pixel in rows [row_start, row_end), and the box of each segment.
 
-   segment_of [K + 1], its last entry for pixels without owner. Written: segments int32
-   [height, width]. Widened: boxes int32 [S, 4], (x0, y0, x1, y1), x1 and y1 exclusive. */
+   In: segment_of [K + 1], whose last entry is for pixels without an owner.
+   Out: segments int32 [height, width].
+   Enlarged: boxes int32 [S, 4], (x0, y0, x1, y1), x1 and y1 exclusive. */
 API int label_segments(const int16_t *owners, int height, int width, const int32_t *segment_of,
                        int count, int segment_count, int row_start, int row_end,
                        int32_t *segments, int32_t *boxes) {
@@ -168,7 +174,7 @@ API int label_segments(const int16_t *owners, int height, int width, const int32
         const int16_t *owner = owners + (int64_t)y * width;
         int32_t *segment = segments + (int64_t)y * width;
         for (int start = 0, end; start < width; start = end) {
-            /* Runs are long: they are looked through a block at a time. */
+            /* Runs are long, so they are compared in blocks. */
             const int16_t value = owner[start];
             for (end = start + 1; end + 32 <= width; end += 32) {
                 int32_t differs = 0;

@@ -1,5 +1,5 @@
-/* What the kernels of all tasks share; pixels.py calls them. Sizes are in pixels, images are
-   [height, width] row by row. */
+/* Shared by the kernels of all tasks, which pixels.py calls. Sizes are in pixels; images are
+   row-major [height, width]. */
 #pragma once
 
 #include <math.h>
@@ -12,29 +12,30 @@
 #define API __attribute__((visibility("default")))
 #endif
 
-/* A resized value from two source values along one side: tables.TAP. */
+/* One side of a bilinear resize, from two source values: TAP in tables.py. */
 typedef struct {
     int32_t low, high;
     float rest, weight;
 } Tap;
 
-/* Two resizings in a row along one side, as one: tables.SPAN. */
+/* One side of two successive resizes, combined: SPAN in tables.py. */
 typedef struct {
     int32_t first;
     float weights[3];
 } Span;
 
-/* What a kernel returns: what it was given is checked before anything is read or written by it. */
+/* Return values of a kernel. Arguments are checked before they are used. */
 enum { DONE = 0, NO_MEMORY = -1, WRONG_ARGUMENTS = -2 };
-/* Sides of masks and network inputs, and numbers of queries or classes: products of two such sides,
-   or of a side and a number, fit into 31 bits. */
+/* Maximum side of a mask or network input, and maximum number of queries or classes. Products of
+   two sides, or of a side and a number, fit into 31 bits. */
 enum { MOST_SIDE = 1 << 15, MOST_NUMBER = (1 << 15) - 1 };
 
 static inline int within(int64_t value, int64_t least, int64_t most) {
     return value >= least && value <= most;
 }
 
-/* Whether the spans [start, end) of a table of `length` ascend and stay in `source` values. */
+/* Whether the spans [start, end) of a table of `length` are in ascending order and refer only to
+   `source` values. */
 static inline int spans_fit(const Span *table, int start, int end, int length, int source) {
     if (!table || !within(start, 0, end) || end > length) return 0;
     int last = 0, fits = 1;
@@ -45,8 +46,8 @@ static inline int spans_fit(const Span *table, int start, int end, int length, i
     return fits;
 }
 
-/* Whether the taps [start, end) of a table of `length` ascend, by `step` at most, and stay in
-   `source` values. */
+/* Whether the taps [start, end) of a table of `length` are in ascending order, at most `step`
+   apart, and refer only to `source` values. */
 static inline int taps_fit(const Tap *table, int start, int end, int length, int source,
                            int step) {
     if (!table || !within(start, 0, end) || end > length) return 0;
@@ -62,9 +63,9 @@ static inline int taps_fit(const Tap *table, int start, int end, int length, int
 static inline int smaller(int a, int b) { return a < b ? a : b; }
 static inline int larger(int a, int b) { return a > b ? a : b; }
 
-/* Branchless, so that loops over it become vector code; within 2 ulp of the exact value.
-   exp(-x) = 2^n * exp(r), |r| <= ln(2)/2, with the Taylor series of degree 7 for exp(r).
-   What is not a number gives almost 0: the comparison with it is false, so that it is clamped. */
+/* Sigmoid within 2 ulp of the exact value, without branches, so that compilers vectorize loops
+   over it. exp(-x) = 2^n * exp(r), |r| <= ln(2)/2, with the Taylor series of degree 7 for exp(r).
+   NaN gives almost 0: comparisons with it are false, so that it is clamped. */
 static inline float sigmoid(float x) {
     float y = -x;
     y = y < 88.0f ? y : 88.0f;
@@ -88,8 +89,8 @@ static inline float sigmoid(float x) {
     return 1.0f / (1.0f + p * power.value);
 }
 
-/* The range of logits in rows [top, bottom] and columns [left, right], a little widened:
-   an interpolated value can leave the range of its sources by its rounding. */
+/* The range of the logits in rows [top, bottom] and columns [left, right], slightly enlarged,
+   because rounding can move an interpolated value out of the range of its source values. */
 static inline void find_range(const float *map, int width, int top, int bottom, int left,
                               int right, float *lowest, float *highest) {
     float low = INFINITY, high = -INFINITY;
@@ -104,7 +105,8 @@ static inline void find_range(const float *map, int width, int top, int bottom, 
     *highest = high + slack;
 }
 
-/* Mask rows [top, bottom] resized across to image columns [left, left + count): [., stride]. */
+/* Resize mask rows [top, bottom] horizontally to image columns [left, left + count).
+   Out: [rows, stride]. */
 static inline void stretch_rows(const float *map, int width, int top, int bottom,
                                 const Span *across, int left, int count, float *out,
                                 int stride) {
@@ -120,7 +122,7 @@ static inline void stretch_rows(const float *map, int width, int top, int bottom
     }
 }
 
-/* One image row from three stretched ones. */
+/* Interpolate one image row from three horizontally resized mask rows. */
 static inline void mix_rows(const float *rows, int stride, const float *weights, int count,
                             float *restrict out) {
     for (int x = 0; x < count; x++)

@@ -1,15 +1,17 @@
-/* The class of each pixel: the highest mean over the windows of class x mask probability.
+/* The class of each pixel: the one with the highest class x mask probability, summed over the
+   queries and averaged over the windows.
 
-   The result is exact though little is computed. In a part of the image each mask probability
-   lies between those of its lowest and highest logit, so that the lead of one class over another
-   has a highest possible value: a class that can never lead is left out, and where one class is
-   left its pixels are done. Other parts are cut into four, and at the end computed pixel by
-   pixel: first with the queries that matter there, and with all where the rest could decide. */
+   The result is exact, although most values are never computed. In a part of the image, each mask
+   probability is bounded by its lowest and highest logit there. This bounds the lead of one class
+   over another, and a class that can never lead is dropped. If one class remains, the part is
+   done. Otherwise it is cut into four parts. Small parts are computed pixel by pixel: first with
+   the important queries only, then with all queries if the others could change the result. */
 #include <string.h>
 
 #include "semantic.h"
 
-/* Leave out of the classes [count], ascending, those that cannot win; how many stay. */
+/* Remove the classes that cannot win in a region from classes [count], which keeps its ascending
+   order. Return the number of classes that remain. */
 static int cull_classes(Work *work, Region region, int *classes, int count) {
     const Job *job = work->job;
     const View **seen = work->seen;
@@ -31,7 +33,7 @@ static int cull_classes(Work *work, Region region, int *classes, int count) {
     }
     int left_over = 0;
     for (int i = 0; i < count; i++) {
-        /* Windows of one stretch are added up; of several stretches the highest lead counts. */
+        /* Add the windows of a stretch, and take the highest lead of all stretches. */
         float lead = -INFINITY;
         for (int j = 0; j < seen_count;) {
             float sum = 0;
@@ -47,9 +49,10 @@ static int cull_classes(Work *work, Region region, int *classes, int count) {
     return left_over;
 }
 
-/* Set aside the queries that hardly tell the classes apart in a region; how much they could.
+/* Keep only the queries that matter for the choice between the classes in a region.
 
-   What they give on average goes into base [count]. */
+   The contribution of the others, at the middle of their ranges, goes into base [count]. Return by
+   how much they could change the lead of a class at most. */
 static float keep_queries(Work *work, const View *view, Region seen, const int *classes,
                           int count, Queries *kept) {
     const Job *job = work->job;
@@ -101,7 +104,7 @@ static float keep_queries(Work *work, const View *view, Region seen, const int *
     return doubt;
 }
 
-/* Add one window's scores of the classes [count] to those of the pixels of a region. */
+/* Add the class scores [count] of one window to the scores of the pixels of a region. */
 static void add_scores(Work *work, const View *view, Region region, const Queries *queries,
                        const float *base, int count) {
     const Job *job = work->job;
@@ -133,7 +136,8 @@ static void add_scores(Work *work, const View *view, Region region, const Querie
     }
 }
 
-/* Label a part from the scores of the classes [count]; whether each best one leads by a margin. */
+/* Label a part from its class scores [count]. Return whether the best class of every pixel leads by
+   at least `margin`. */
 static int choose_best(const Work *work, Part part, Region region, const int *classes, int count,
                        float margin) {
     const Job *job = work->job;
@@ -153,7 +157,7 @@ static int choose_best(const Work *work, Part part, Region region, const int *cl
                 const float above = upper[low + i] * across.rest + upper[high + i] * across.weight;
                 const float below = lower[low + i] * across.rest + lower[high + i] * across.weight;
                 const float score = above * down.rest + below * down.weight;
-                /* Strictly: the first class wins ties, as argmax does. */
+                /* Use >, not >=, so that the first class wins ties, as in argmax. */
                 if (score > best_score)
                     second = best_score, best_score = score, best = i;
                 else if (score > second)
@@ -166,7 +170,7 @@ static int choose_best(const Work *work, Part part, Region region, const int *cl
     return sure;
 }
 
-/* Compute the scores of the classes [count] in each pixel of a part, and label it. */
+/* Compute the scores of the classes [count] for each pixel of a part, and label the part. */
 static void compare_classes(Work *work, Part part, Region region, const int *classes, int count) {
     const Job *job = work->job;
     const size_t bytes = sizeof(float) * count * (region.right - region.left + 1) *
@@ -196,8 +200,8 @@ static void compare_classes(Work *work, Part part, Region region, const int *cla
     choose_best(work, part, region, classes, count, 0);
 }
 
-/* Label a part in which only the classes [count] can win; behind them is room for the lists of
-   this part and those that it is cut into. */
+/* Label a part in which only the classes given [count] can win. The memory behind them has room for
+   the lists of this part and of the parts that it is cut into. */
 static void label_part(Work *work, Part part, int *given, int count) {
     const Job *job = work->job;
     const Region region = region_of(job, part);
@@ -224,7 +228,7 @@ static void label_part(Work *work, Part part, int *given, int count) {
         label_part(work, (Part){y, part.y1, x, part.x1}, classes, count);
 }
 
-/* Lists of classes that are in use at once: a part is cut until it is a pixel. */
+/* Maximum number of class lists in use at once, if a tile is cut down to single pixels. */
 static int most_lists(const Job *job) {
     int lists = 2;
     for (int64_t side = larger(job->tile_rows, job->tile_columns); side > 1; side = (side + 1) / 2)
@@ -232,14 +236,14 @@ static int most_lists(const Job *job) {
     return lists;
 }
 
-/* Views of all windows: a tile may meet each of them. */
+/* Maximum number of views: a tile can overlap every window. */
 static int64_t most_views(const Job *job) {
     int64_t views = 0;
     for (int i = 0; i < job->stretch_count; i++) views += job->stretches[i].count;
     return views;
 }
 
-/* Logits of the strips of any row of tiles in rows [row_start, row_end). */
+/* Maximum number of logits in the strips of a row of tiles, for rows [row_start, row_end). */
 static int64_t most_logits(const Job *job, int row_start, int row_end) {
     int64_t most = 0;
     for (int64_t y0 = row_start; y0 < row_end; y0 += job->tile_rows) {
@@ -253,7 +257,7 @@ static int64_t most_logits(const Job *job, int row_start, int row_end) {
     return most * job->mask_width * job->lanes;
 }
 
-/* Rows [row_start, row_end) of the image. */
+/* Label rows [row_start, row_end) of the image. */
 API int classify_pixels(const Job *job, int row_start, int row_end) {
     if (!job_fits(job, row_start, row_end)) return WRONG_ARGUMENTS;
     const int64_t lanes = job->lanes, views = most_views(job);

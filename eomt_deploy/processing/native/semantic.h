@@ -1,68 +1,69 @@
-/* Where semantic.c works: the job, the windows that meet a tile, and what their logits allow. */
+/* Data of semantic.c: the job, the windows that overlap a tile, and probability bounds. */
 #pragma once
 
 #include "pixels.h"
 
 enum { LANES = 16, MOST_WINDOWS = 1 << 12 };
-/* Side, in pixels of the merged windows, from which a part is computed and not cut further. */
+/* Maximum side, in pixels of the merged windows, of a part that is computed instead of being cut
+   further: SMALL_SIDE, or MANY_SIDE for more than MANY_CLASSES classes. */
 enum { SMALL_SIDE = 6, MANY_CLASSES = 24, MANY_SIDE = 20 };
-/* Of the merged pixels between two of the image: any number. */
+/* Two adjacent image pixels can be any number of merged pixels apart. */
 enum { MOST_STEP = INT32_MAX };
-/* Share of the best score up to which one query's differences are set aside at first. */
+/* A query is left out at first if it changes class scores by at most this fraction of the best. */
 static const float MINOR = 2e-5f;
 
-/* Part of the merged windows along their axis, and the windows [first, first + count) on it. */
+/* Part [start, end) of the axis that is covered by the windows [first, first + count). */
 typedef struct {
     int32_t start, end, first, count;
 } Stretch;
 
-/* All that classify_pixels needs; pixels.py fills it in. */
+/* Arguments of classify_pixels, filled in by pixels.py. */
 typedef struct {
     const float *masks;         /* [N, Q, mask_height, mask_width] */
-    const float *probabilities; /* [N, C, lanes]: queries come last, filled up with 0 */
-    const int32_t *starts;      /* [N] of each window along the axis */
+    const float *probabilities; /* [N, C, lanes]: queries are last, padded with 0 */
+    const int32_t *starts;      /* [N], start of each window along the axis */
     const Stretch *stretches;
     const Tap *input_down, *input_across; /* from a mask to a network input */
     const Tap *image_down, *image_across; /* from the merged windows to the image */
-    int32_t *labels;                      /* written: [height, width] */
+    int32_t *labels;                      /* out: [height, width] */
     int32_t windows, queries, lanes, classes, mask_height, mask_width;
-    int32_t input_height, input_width;   /* of a network input: a window */
-    int32_t merged_height, merged_width; /* of all windows together */
+    int32_t input_height, input_width;   /* size of a network input, i.e. of a window */
+    int32_t merged_height, merged_width; /* size of all windows together */
     int32_t axis, stretch_count;
-    int32_t height, width, tile_rows, tile_columns; /* of the image */
+    int32_t height, width, tile_rows, tile_columns; /* size of the image and of a tile of it */
 } Job;
 
-/* Mask logits of one window for one row of tiles, queries last: [rows, mask_width, lanes]. */
+/* Mask logits of one window for one row of tiles: [rows, mask_width, lanes]. */
 typedef struct {
     float *logits;
     int mask_top;
 } Strip;
 
-/* One window where it meets one tile. Rows and columns are those of the merged windows. */
+/* The part of a window that overlaps a tile. Rows and columns are those of the merged windows. */
 typedef struct {
     int top, bottom, left, right; /* inclusive */
     int row_offset, column_offset;
-    int window, sharing; /* windows on the same stretch, this one included */
-    float *middle, *half; /* [lanes] of the mask probabilities in the part looked at */
+    int window, sharing; /* sharing: number of windows on the same stretch, including this one */
+    float *middle, *half; /* [lanes], middle and half width of the range of mask probabilities */
 } View;
 
-/* Logits and probabilities of some of the queries: all, or those that matter in a part. */
+/* Logits and probabilities of all queries, or of those that matter in a part. */
 typedef struct {
-    const float *logits; /* [mask rows, mask_columns, lanes] */
-    const float *probabilities;
-    const int *rows; /* [count] of each class in the probabilities, [., lanes] */
+    const float *logits;        /* [mask rows, mask_columns, lanes] */
+    const float *probabilities; /* [., lanes] */
+    const int *rows;            /* [count], row of each class in the probabilities */
     int lanes, mask_top, mask_left, mask_columns;
 } Queries;
 
 typedef struct {
     const Job *job;
     Strip *strips;     /* [N] */
-    View *views;       /* of one tile */
-    const View **seen; /* of one part */
+    View *views;       /* views of one tile */
+    const View **seen; /* views that overlap one part */
     int view_count;
     float *logits, *bounds, *scores, *pixel, *lean_logits, *lean_probabilities, *base;
     int *lean_queries, *lean_rows;
-    float best_score; /* in the middle of the part looked at */
+    float best_score; /* highest class score of the current part, at the middle of all ranges */
 } Work;
 
 /* A rectangle of the image, ends exclusive. */
@@ -70,12 +71,12 @@ typedef struct {
     int y0, y1, x0, x1;
 } Part;
 
-/* The merged pixels that it is interpolated from, ends inclusive. */
+/* The merged pixels that a part is interpolated from, ends inclusive. */
 typedef struct {
     int top, bottom, left, right;
 } Region;
 
-/* Vectors of the compiler, which it splits where the CPU has shorter ones. */
+/* Compiler vector types. The compiler splits them if the CPU's vectors are shorter. */
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
 
@@ -97,7 +98,7 @@ static inline float dot(const float *a, const float *b, int length) {
     return add_up(sums);
 }
 
-/* The highest possible value of the sum of (a - b) * probability. */
+/* The maximum of the sum of (a - b) * probability, for probabilities in middle +- half. */
 static inline float highest_lead(const float *a, const float *b, const float *middle,
                                  const float *half, int length) {
     Lanes sums = {0};
@@ -114,7 +115,7 @@ static Region region_of(const Job *job, Part part) {
                     job->image_across[part.x0].low, job->image_across[part.x1 - 1].high};
 }
 
-/* The part of a region that a window covers; empty (top below bottom) where there is none. */
+/* The part of a region that a window covers; see is_empty if there is none. */
 static Region seen_by(const View *view, Region region) {
     return (Region){larger(region.top, view->top), smaller(region.bottom, view->bottom),
                     larger(region.left, view->left), smaller(region.right, view->right)};
@@ -140,7 +141,7 @@ static inline int window_length(const Job *job) {
     return job->axis == 0 ? job->input_height : job->input_width;
 }
 
-/* Whether a job's numbers and tables keep to its arrays, for rows [row_start, row_end). */
+/* Whether all indices of a job are inside its arrays, for image rows [row_start, row_end). */
 static int job_fits(const Job *job, int row_start, int row_end) {
     if (!job || !job->masks || !job->probabilities || !job->starts || !job->stretches ||
         !job->labels || !within(job->axis, 0, 1) || !within(job->windows, 1, MOST_WINDOWS) ||
@@ -152,7 +153,7 @@ static int job_fits(const Job *job, int row_start, int row_end) {
         job->tile_rows < 1 || job->tile_columns < 1 ||
         !within(job->stretch_count, 1, 2 * job->windows))
         return 0;
-    /* Windows slide along the axis; along the other side they are as long as all together. */
+    /* Windows slide along the axis; along the other side, they cover the complete image. */
     const int along = job->axis == 0 ? job->merged_height : job->merged_width;
     if ((job->axis == 0 ? job->merged_width > job->input_width
                         : job->merged_height > job->input_height))
@@ -170,7 +171,7 @@ static int job_fits(const Job *job, int row_start, int row_end) {
                 stretch.end > job->starts[j] + window_length(job))
                 return 0;
     }
-    /* Input pixels lie at most one mask pixel apart: lean_logits holds that many. */
+    /* lean_logits is large enough if adjacent input pixels are at most one mask pixel apart. */
     return taps_fit(job->image_down, row_start, row_end, job->height, job->merged_height,
                     MOST_STEP) &&
            taps_fit(job->image_across, 0, job->width, job->width, job->merged_width, MOST_STEP) &&
@@ -179,7 +180,7 @@ static int job_fits(const Job *job, int row_start, int row_end) {
            taps_fit(job->input_across, 0, job->input_width, job->input_width, job->mask_width, 1);
 }
 
-/* The mask rows of a window that image rows [y0, y1) need: the first one, and their number. */
+/* The mask rows of a window that image rows [y0, y1) need. Return their number; out: the first. */
 static int strip_rows(const Job *job, int window, int y0, int y1, int *first) {
     int top = job->image_down[y0].low, bottom = job->image_down[y1 - 1].high;
     if (job->axis == 0) {
@@ -192,7 +193,8 @@ static int strip_rows(const Job *job, int window, int y0, int y1, int *first) {
     return job->input_down[bottom].high - *first + 1;
 }
 
-/* Copy the logits that a row of tiles needs, queries last: all further work is vector code. */
+/* Copy the logits that a row of tiles needs, with queries last, so that loops over the queries
+   vectorize. */
 static void fill_strips(Work *work, int y0, int y1) {
     const Job *job = work->job;
     const int64_t plane = (int64_t)job->mask_height * job->mask_width;
@@ -216,7 +218,7 @@ static void fill_strips(Work *work, int y0, int y1) {
     }
 }
 
-/* Find the windows that meet a tile. */
+/* Find the windows that overlap a tile. */
 static void open_views(Work *work, Region region) {
     const Job *job = work->job;
     work->view_count = 0;
@@ -241,7 +243,7 @@ static void open_views(Work *work, Region region) {
     }
 }
 
-/* Middle and half width of the mask probabilities of a window in a region. */
+/* Middle and half width of the range of each query's mask probabilities, in a window's region. */
 static void find_probabilities(const Work *work, const View *view, Region seen) {
     const Job *job = work->job;
     const Region mask = mask_region(job, view, seen);

@@ -1,4 +1,4 @@
-"""What CudaProcessor allocates, copies and waits for, on a simulated GPU."""
+"""Allocations, copies and synchronization of CudaProcessor, on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_only_the_result_crosses_the_bus(host, task):
     before = host.device.bytes_to_host
     host.postprocess(spec, classes, masks, geometry)
     small = classes.nbytes + 3 * 8 * spec.num_queries
-    # Two bytes for each pixel; here the bits of twelve masks take less.
+    # Two bytes per pixel; the packed masks of instances take less here.
     assert host.device.bytes_to_host - before <= height * width * 2 + small
     host.processor(spec).close()
     host.device.check_guards()
@@ -55,7 +55,7 @@ def test_only_the_result_crosses_the_bus(host, task):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_work_of_other_streams_is_waited_for(tmp_path, seed):
-    """Logits and an image that are written while we already ask for what becomes of them."""
+    """Other streams still write the logits and the image when the processor is called."""
     device = HostDevice(tmp_path, seed, lazy=seed > 2)
     place = Place(device, twin())
     spec = make_spec("panoptic")
@@ -83,7 +83,7 @@ def test_work_of_other_streams_is_waited_for(tmp_path, seed):
 def test_photo_on_the_gpu_may_be_overwritten_at_once(tmp_path, seed):
     device = HostDevice(tmp_path, seed, lazy=True)
     with device.active():
-        writer = device.stream()  # older than ours: its work is done first, if it may
+        writer = device.stream()  # older than our stream: its work is done first if possible
     place = Place(device, twin())
     spec = make_spec("panoptic")
     image = np.random.default_rng(seed).integers(1, 256, (50, 60, 3), np.uint8)
@@ -111,7 +111,7 @@ def test_photo_on_the_gpu_is_kept_until_the_next(host):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_photos_may_follow_each_other_at_once(tmp_path, seed):
-    """Nothing is overwritten before it was used, though nobody waits in between."""
+    """Buffers are not overwritten before they were used, even without synchronization."""
     device = HostDevice(tmp_path, seed, lazy=seed > 2)
     place = Place(device, twin())
     spec = make_spec("panoptic")

@@ -1,4 +1,4 @@
-"""CudaProcessor against Processor, with the kernels as C++ and, where there is one, on a GPU."""
+"""CudaProcessor compared with Processor: kernels compiled as C++, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from eomt_deploy.processing.panoptic import choose_queries
 from eomt_deploy.spec import TASKS, Thresholds
 
 TIE = 2e-4
-"""Probabilities this close may be ordered either way by rounding; scores, relative to the best.
+"""Rounding may swap probabilities, or scores relative to the best, that differ by less than this.
 
-torch rounds the positions in small maps to float32, which moves a logit by up to 1e-3.
+torch rounds positions in small maps to float32, which changes a logit by up to 1e-3.
 """
 NEAR = 1e-3
-"""A logit this close to 0 may be in the mask or not."""
+"""A logit closer to 0 than this may be inside or outside the mask."""
 
 
 @pytest.fixture(scope="module", params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -43,7 +43,7 @@ dtypes = st.sampled_from([np.float32, np.float16])
 seeds = st.integers(0, 10_000)
 
 
-# ---- photo to network input --------------------------------------------------------------------
+# ---- image to network input --------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=80)
@@ -82,18 +82,18 @@ def test_inputs_are_written_where_they_are_wanted(place, photo):
     filled = batch.copy_to_host()
     np.testing.assert_array_equal(filled[1:2], wanted)
     assert (filled[[0, 2]] == 9).all()
-    with pytest.raises(UsageError, match=r"uint8 \[1, 64, 64, 3\], not uint8 \[3, 64"):
+    with pytest.raises(UsageError, match=r"uint8 \[1, 64, 64, 3\] .*, got uint8 \[3, 64"):
         processor.preprocess(photo, into=batch)
 
 
 def test_images_that_are_none(place):
     processor = place.processor(make_spec("panoptic"))
     for shape, dtype in (((9, 9), np.uint8), ((9, 9, 4), np.uint8), ((9, 9, 3), np.float32)):
-        with pytest.raises(ImageError, match=r"must be uint8 \[H, W, 3\], not"):
+        with pytest.raises(ImageError, match=r"must be uint8 \[H, W, 3\], got"):
             processor.preprocess(put(place.device, np.zeros(shape, dtype)))
     with pytest.raises(ImageError, match="empty"):
         processor.preprocess(put(place.device, np.zeros((0, 9, 3), np.uint8)))
-    with pytest.raises(ImageError, match="nothing is left"):
+    with pytest.raises(ImageError, match="shrinks to 0x64"):
         processor.preprocess(np.zeros((1, 900, 3), np.uint8))
     with pytest.raises(UsageError, match="color_order"):
         processor.preprocess(put(place.device, np.zeros((9, 9, 3), np.uint8)), color_order="gbr")
@@ -121,7 +121,7 @@ def check_panoptic(place, spec, classes, masks, geometry, thresholds):
     undecided = int((~decided).sum())
     margin = abs(areas[1] - thresholds.overlap * areas[0])
     if undecided and min(margin.min(), areas[0].min(), areas[2].min()) <= undecided:
-        return  # a pixel that rounding decides may make or break a segment
+        return  # a segment may exist or not, depending on the rounding of a single pixel
     assert [(s.id, s.class_id, s.score) for s in found.segments] == [
         (s.id, s.class_id, s.score) for s in wanted.segments
     ]
@@ -219,7 +219,7 @@ def test_a_band_at_a_time_makes_the_same_classes(place, monkeypatch):
 
 
 def blocks(*rows):
-    """Mask logits [64, 64] in blocks of these values."""
+    """Mask logits [64, 64] in blocks of the given values."""
     values = np.array(rows, np.float32)
     return np.kron(values, np.ones((64 // len(values), 64 // len(values)), np.float32))
 
@@ -232,11 +232,11 @@ ON, WEAK, OFF, NEVER = 4.0, -0.5, -6.0, -200.0
     [
         # Equal queries: the first wins every pixel.
         ([[[ON, ON], [OFF, OFF]], [[ON, ON], [OFF, OFF]]], [2, 3], [2]),
-        # The second wins only where its own mask is off: it is no segment.
+        # The second wins only where its own mask is off, so it is not a segment.
         ([[[ON, ON], [NEVER, NEVER]], [[1, 1], [WEAK, WEAK]]], [2, 3], [2]),
-        # The first loses its own mask, and wins what nobody wants: that counts for its share.
+        # The first loses its own mask but wins pixels outside all masks, which count as won.
         ([[[1] * 4, *[[NEVER] * 4] * 3], [[ON, ON, ON, OFF], *[[NEVER] * 4] * 3]], [2, 3], [2, 3]),
-        # Two segments of one stuff class are joined.
+        # Two segments of the same stuff class are merged.
         ([[[ON, OFF], [OFF, OFF]], [[OFF, OFF], [OFF, ON]]], [1, 1], [1]),
     ],
 )
@@ -272,7 +272,7 @@ def test_logits_that_are_no_numbers_are_refused(place, task, dtype, value):
     spec = make_spec(task)
     geometry = plan((99, 77), (64, 64), spec.resize)
     arrays = make_logits(spec, geometry.num_inputs, 3, dtype)
-    arrays[0][:, 1:, -1] = 99  # nothing but the first query sees an object
+    arrays[0][:, 1:, -1] = 99  # only the first query sees an object
     processor = place.processor(spec)
     processor.postprocess(*(put(place.device, array) for array in arrays), geometry)
     for which, array in enumerate(arrays):
@@ -294,11 +294,11 @@ def test_outputs_of_another_model_are_refused(place):
     on_device = put(place.device, classes), put(place.device, masks)
     with pytest.raises(UsageError, match="do not belong to panoptic"):
         processor.postprocess(on_device[0], on_device[0], geometry)
-    with pytest.raises(UsageError, match="float16 or float32, not float64"):
+    with pytest.raises(UsageError, match="float16 or float32, got float64"):
         processor.postprocess(on_device[0], put(place.device, masks.astype(float)), geometry)
     with pytest.raises(UsageError, match="no array in GPU memory"):
         processor.postprocess(classes, masks, geometry)
-    with pytest.raises(UsageError, match="not between 0 and 1"):
+    with pytest.raises(UsageError, match="must be between 0 and 1"):
         processor.postprocess(*on_device, geometry, score_threshold=2)
 
 
