@@ -1,4 +1,4 @@
-# Two commands for a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+# On a fresh machine with Python 3.11+ and make, run `make demo` or `make test`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,7 +28,7 @@ demo: $(RUN)
 	$(BIN)/eomt-deploy predict $(DEMO)/tiny.onnx examples/scenes -o $(DEMO)/out
 	$(BIN)/eomt-deploy bench --engine $(DEMO)/tiny.onnx --image examples/scenes/scene-1.png --json $(DEMO)/bench.json
 	@echo
-	@echo "Look at $(DEMO)/out/overlay/*.jpg"
+	@echo "The overlays are in $(DEMO)/out/overlay/"
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -40,12 +40,12 @@ check: $(READY)
 test: check
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# Every warning is an error, and so is every link to a page or heading that does not exist.
+# Warnings are errors, e.g. a link to a page or heading that does not exist.
 docs: $(READY)
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
-# One wheel for each machine; Zig compiles for all of them here.
+# One wheel per platform; Zig cross-compiles all of them on this machine.
 wheels: $(READY)
 	for target in linux-x86_64 linux-aarch64 darwin-arm64 darwin-x86_64 windows-amd64; do \
 		EOMT_DEPLOY_TARGET=$$target $(BIN)/python -m build --wheel . || exit 1; done

@@ -1,7 +1,7 @@
-"""Compiles the kernels of ``eomt_deploy/processing/native`` when the package is built.
+"""Compile the kernels of ``eomt_deploy/processing/native`` when the package is built.
 
-The compiler is Zig's (the PyPI package ziglang): the same one everywhere, nothing to install, and
-it compiles for any machine. ``EOMT_DEPLOY_TARGET`` names another machine than this one.
+The compiler is Zig's (PyPI package ziglang), which pip installs on all platforms and which
+cross-compiles. ``EOMT_DEPLOY_TARGET`` selects another target than this machine.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = Path("eomt_deploy/processing/native")
-# Fused multiply-adds change no result by more than rounding; nothing here asks for errno or traps.
+# Fused multiply-adds only change the rounding; the kernels do not use errno or traps.
 FLAGS = ["-O3", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-fvisibility=hidden", "-s", "-Wall", "-Wextra", "-Werror"]  # fmt: skip
 
 X86 = {"base": "x86_64_v2", "avx2": "x86_64_v3"}
 ARM = {"base": None}
-# Of each machine: Zig's name, the wheel's platform, the suffix of a library, CPU by variant.
+# Target: Zig's name, platform tag of the wheel, suffix of a library, CPU by variant.
 TARGETS: dict[str, tuple[str, str, str, dict[str, str | None]]] = {
     "linux-x86_64": ("x86_64-linux-gnu.2.17", "manylinux_2_17_x86_64", ".so", X86),
     "linux-aarch64": ("aarch64-linux-gnu.2.17", "manylinux_2_17_aarch64", ".so", ARM),
@@ -38,9 +38,9 @@ def this_machine() -> str:
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds the compiled libraries and the tables of benchmarks/ to a wheel.
+    """Add the compiled libraries and the tables of benchmarks/ to a wheel.
 
-    An editable install gets the libraries beside the sources.
+    An editable install has the libraries beside the sources.
     """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -49,7 +49,9 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         name = os.environ.get("EOMT_DEPLOY_TARGET") or this_machine()
         if name not in TARGETS:
             known = ", ".join(TARGETS)
-            raise RuntimeError(f"eomt-deploy cannot be compiled for {name}, only for {known}.")
+            raise RuntimeError(
+                f"eomt-deploy cannot be compiled for {name}. Supported targets: {known}."
+            )
         triple, tag, suffix, variants = TARGETS[name]
         for variant, cpu in variants.items():
             library = NATIVE / f"pixels-{variant}{suffix}"
@@ -66,8 +68,8 @@ def compile_library(root: Path, library: Path, triple: str, cpu: str | None) -> 
     where = ["-target", triple, *(["-mcpu=" + cpu] if cpu else [])]
     position = [] if "windows" in triple else ["-fPIC"]
     command = [sys.executable, "-m", "ziglang", "cc", *where, *FLAGS, *position, *sources]
-    # In a folder of its own, since a .dll comes with a .lib that nobody needs; then renamed, since
-    # a process that has the old library loaded would crash if its bytes changed.
+    # Compile in a temporary folder, since Zig also writes an unneeded .lib beside a .dll. Then
+    # rename, since a process that has loaded the old library would crash if its bytes changed.
     with tempfile.TemporaryDirectory(prefix="pixels-", dir=root / NATIVE) as folder:
         made = Path(folder) / library.name
         subprocess.run([*command, "-o", str(made)], check=True)

@@ -1,4 +1,4 @@
-"""Check that every local link in the documentation leads to a file and a heading.
+"""Check that every local link in the documentation leads to an existing file and heading.
 
     python docs/check_links.py
 
@@ -29,7 +29,7 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of the headings, as GitHub and MyST make them."""
+    """The anchors of the headings, as GitHub and MyST create them."""
     found = set()
     for heading in HEADING.findall(CODE.sub("", text)):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
@@ -38,7 +38,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken_links(page: Path) -> Iterator[str]:
-    """One sentence for each link that leads nowhere."""
+    """Yield one message for each broken link."""
     text = page.read_text(encoding="utf-8")
     for target in LINK.findall(INLINE_CODE.sub("", CODE.sub("", text))):
         if re.match(r"[a-z]+:", target):
@@ -46,12 +46,12 @@ def broken_links(page: Path) -> Iterator[str]:
         path, _, anchor = target.partition("#")
         file = (page.parent / path) if path else page
         if not file.exists():
-            yield f"{page}: {target}: there is no {path}"
+            yield f"{page}: {target}: {path} does not exist"
         elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
             yield f"{page}: {target}: {file.name} has no heading {anchor}"
 
 
 if __name__ == "__main__":
     problems = [problem for page in pages() for problem in broken_links(page)]
-    print("\n".join(problems) or f"{len(pages())} files: all local links are right")
+    print("\n".join(problems) or f"{len(pages())} files: all local links are valid")
     sys.exit(bool(problems))

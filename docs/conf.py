@@ -1,4 +1,4 @@
-"""Configuration of the documentation: plain Markdown, built by `make docs`."""
+"""Sphinx configuration of the documentation: plain Markdown, built by `make docs`."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ html_copy_source = False
 html_theme_options = {"source_edit_link": ""}
 
 OUTSIDE = re.compile(r"\]\(((?:\.\./)+(?:benchmarks|examples)/[^)#]+\.md)\)")
-"""A link to a Markdown file outside this folder: right on a code host, not a page of these docs."""
+"""A link to a Markdown file outside this folder. It works on GitHub, but the file is not a page of
+this documentation."""
 
 
 def setup(app: Sphinx) -> None:
-    """Let links to Markdown files outside this folder be downloads."""
+    """Turn links to Markdown files outside this folder into downloads."""
 
     def rewrite(_app: Sphinx, _name: str, source: list[str]) -> None:
         source[0] = OUTSIDE.sub(r"](path:\1)", source[0])

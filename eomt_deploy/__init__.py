@@ -2,7 +2,7 @@
 
 >>> from eomt_deploy import Segmenter
 >>> result = Segmenter("model.onnx").predict("street.jpg")  # doctest: +SKIP
->>> result.overlay().save("seen.png")  # doctest: +SKIP
+>>> result.overlay().save("overlay.png")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 switch_off()  # before any other library is imported
 
-# Names are resolved on first use, so that `import eomt_deploy` stays instant.
+# Names are imported on first use, so that `import eomt_deploy` is fast.
 _EXPORTS = {
     "EomtDeployError": "eomt_deploy.errors",
     "ModelSpec": "eomt_deploy.spec",

@@ -1,4 +1,4 @@
-"""Web addresses: what is one, and how one is shown without the secrets in it."""
+"""Web addresses: recognise them, and remove secrets before they are shown or stored."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ def is_address(text: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """An address without user, password, query and fragment: what may be printed and stored.
-    Anything else stays as it is."""
+    """Remove user, password, query and fragment from an address; other text stays unchanged."""
     if not is_address(text):
         return text
     scheme, _, rest = text.partition("://")
     authority, path = re.fullmatch(r"([^/?#]*)([^?#]*).*", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     host = authority.rpartition("@")[2]
-    # A password with a "?" ends the host too early: text that is not a port may be part of it.
+    # A password that contains "?" ends the authority too early. Then the text after the colon is
+    # not a port but the start of that password.
     host = re.sub(r"(?<!\[):(?!\d*$)[^\[\]]*$", "", host) if "[" not in host else host
     return f"{scheme}://{host}{path}"
 
 
 def scrubbed(text: str) -> str:
-    """The message of a library, in which every address is without its secrets."""
+    """Remove the secrets from every address in the error message of a library."""
     text = re.sub(
         r"https?://[^\s'\"<>]+", lambda match: without_secrets(match[0]), text, flags=re.I
     )

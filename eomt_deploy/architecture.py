@@ -1,4 +1,4 @@
-"""The numbers that define an EoMT network. No torch here: checkpoint readers fill them in."""
+"""The numbers that define an EoMT network. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from eomt_deploy.spec import Mlp
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything needed to build the network; all but ``heads`` shows in the shapes.
+    """Everything needed to build the network; all but ``heads`` follows from the weights' shapes.
 
     Attributes:
         width: token width D.
-        depth: transformer blocks.
-        heads: attention heads.
+        depth: number of transformer blocks.
+        heads: number of attention heads.
         mlp: ``gelu`` (fc1, GELU, fc2) or ``swiglu`` (fc1 packs gate and value, gate first).
         mlp_hidden: input width of fc2.
-        registers: register tokens beside the class token.
+        registers: number of register tokens, in addition to the class token.
         patch_size: side of a patch in pixels.
-        num_queries: learned queries Q.
-        num_blocks: last blocks that see the queries.
-        num_classes: classes C without "no object".
-        num_upscale: x2 upscaling steps of the patch grid.
+        num_queries: number of learned queries Q.
+        num_blocks: number of last blocks that process the queries together with the patches.
+        num_classes: number of classes C without "no object".
+        num_upscale: number of x2 upscaling steps of the patch grid.
         norm_eps: LayerNorm epsilon of the backbone.
         upscale_norm_eps: LayerNorm epsilon of the upscaling.
-        rope_theta: base of the rotary position embedding (DINOv3); None where positions are
-            learned (DINOv2).
+        rope_theta: base of the rotary position embedding (DINOv3); None for learned positions
+            (DINOv2).
     """
 
     width: int
@@ -46,10 +46,10 @@ class Architecture:
 
     @property
     def family(self) -> str:
-        """What the backbone was trained as."""
+        """Family of the backbone: ``dinov2`` or ``dinov3``."""
         return "dinov2" if self.rope_theta is None else "dinov3"
 
     @property
     def num_prefix(self) -> int:
-        """Class token and registers, which stand between queries and patches."""
+        """Number of tokens between queries and patches: class token and registers."""
         return 1 + self.registers

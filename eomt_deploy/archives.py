@@ -1,37 +1,37 @@
-"""What a zip archive declares is checked before anything in it is inflated."""
+"""Size checks of zip archives, made before anything is decompressed."""
 
 from __future__ import annotations
 
 import zipfile
 
 MAX_INFLATION = 100
-"""Times that an entry may grow; JSON and label maps grow 5 to 30 times."""
+"""Maximum ratio of decompressed to compressed size; JSON and label maps have 5 to 30."""
 SMALL_BYTES = 64 << 20
-"""Entries up to this size may grow more: they fill no memory."""
+"""Entries up to this size may exceed the ratio: they cannot fill the memory."""
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Content of an entry, inflated no further than the archive declares.
+    """Content of an entry, decompressed up to the size that the archive declares.
 
     Raises:
-        ValueError: it declares far more than its packed bytes can honestly hold.
-        zipfile.BadZipFile: it holds something else than it declares.
+        ValueError: the declared size is implausible for the compressed size.
+        zipfile.BadZipFile: the content does not match its declared size or checksum.
     """
     entry = archive.getinfo(name)
     if entry.file_size > max(SMALL_BYTES, MAX_INFLATION * entry.compress_size):
         raise ValueError(
-            f"it declares {entry.file_size:,} bytes in {entry.compress_size:,} packed ones, the "
-            f"limit is {MAX_INFLATION} times as many"
+            f"it declares {entry.file_size:,} bytes in {entry.compress_size:,} compressed bytes, "
+            f"the maximum ratio is {MAX_INFLATION}"
         )
     with archive.open(entry) as file:
-        return file.read(entry.file_size)  # ZipFile.read() inflates first and looks then
+        return file.read(entry.file_size)  # ZipFile.read() decompresses without a limit
 
 
 def check_zip_sizes(archive: zipfile.ZipFile, limit: int) -> None:
     """Refuse an archive whose entries together declare more than ``limit`` bytes.
 
     Raises:
-        ValueError: it does; the message has both numbers.
+        ValueError: the limit is exceeded; the message contains both numbers.
     """
     declared = sum(entry.file_size for entry in archive.infolist())
     if declared > limit:

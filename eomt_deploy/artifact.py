@@ -1,4 +1,4 @@
-"""What an exported file says of itself, read without running it."""
+"""The description stored in a model file, read without running the model."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     import onnx
 
 METADATA_FIELD = 14
-"""Of ONNX's ModelProto: metadata_props."""
+"""Field number of ``metadata_props`` in ONNX's ModelProto."""
 VARINT, LENGTH = 0, 2
-"""How a protobuf field is stored: as a number, or as a length and as many bytes."""
+"""Protobuf wire types: an integer, or a length followed by that many bytes."""
 MAX_PROTOBUF_BYTES = 2_000_000_000
 """A protobuf message cannot exceed 2 GiB: larger weights go to a side file."""
 MAX_METADATA_BYTES = 64 << 20
-"""Of all metadata of a file."""
+"""Maximum size of all metadata of a file."""
 MAX_FIELDS = 10_000
-"""Of an ONNX file beside its graph: versions of operators, functions, metadata."""
+"""Maximum number of fields of an ONNX file: opset versions, functions, metadata, one graph."""
 MAX_XML_DEPTH = 100
 MAX_XML_BYTES = 64 << 20
 """OpenVINO's .xml of the largest model has a few megabytes; the weights are in the .bin."""
 ARITHMETIC = ("f32", "bf16", "f16")
-"""What `build` writes into an .xml: the arithmetic of the unquantised part."""
+"""Values that `build` writes into an .xml: the arithmetic of the unquantised part."""
 EXTERNAL_SUFFIX = ".data"
-"""Weights of models too large for one protobuf stand in ``<model>.onnx.data``."""
+"""Models too large for one protobuf keep their weights in ``<model>.onnx.data``."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Name, dtype and shape of a graph input or output; free sizes are words."""
+    """Name, dtype and shape of a graph input or output; dynamic sizes are strings."""
 
     name: str
     dtype: str
@@ -50,7 +50,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Facts of an exported file: description, graph, size."""
+    """Facts of a model file: description, graph, size in bytes with all side files."""
 
     path: Path
     spec: ModelSpec
@@ -65,12 +65,13 @@ def parse_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
     """The description in an ONNX file's metadata.
 
     Raises:
-        ArtifactError: there is none, or it cannot be read.
+        ArtifactError: the description is missing or cannot be read.
     """
     if METADATA_KEY not in metadata:
         raise ArtifactError(
             f"{path} was not written by eomt-deploy: its metadata has no {METADATA_KEY}.",
-            why="Classes, task and sizes travel inside the file; without them nothing is exact.",
+            why="Classes, task and sizes are stored in the file; results cannot be computed "
+            "without them.",
             fix="Export the checkpoint: eomt-deploy export CHECKPOINT -o model.onnx",
         )
     try:
@@ -82,15 +83,15 @@ def parse_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
 def read_onnx_metadata(path: Path) -> dict[str, str]:
     """The metadata of an ``.onnx`` file, without reading its graph, which may be gigabytes.
 
-    A protobuf message is a row of fields, each with its length in front
-    (https://protobuf.dev/programming-guides/encoding): what is not wanted is skipped.
+    A protobuf message is a sequence of fields, each preceded by its length
+    (https://protobuf.dev/programming-guides/encoding), so that other fields can be skipped.
 
     Returns:
-        what was found; nothing if the file is not a message of this kind. Bytes that are not
-        UTF-8 become surrogates, which :func:`parse_spec` refuses.
+        the metadata by key; empty if the file is not an ONNX message. Bytes that are not UTF-8
+        become surrogates, which :func:`parse_spec` refuses.
 
     Raises:
-        ArtifactError: there is more metadata than any file of ours has.
+        ArtifactError: there is more metadata than eomt-deploy writes.
     """
     found: dict[str, str] = {}
     left = MAX_METADATA_BYTES
@@ -100,7 +101,7 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
             if left < 0 or number >= MAX_FIELDS:
                 raise ArtifactError(
                     f"{path} has more than {MAX_METADATA_BYTES >> 20} MiB of metadata or more than "
-                    f"{MAX_FIELDS} fields beside its graph.",
+                    f"{MAX_FIELDS} fields.",
                     fix="Export the checkpoint again.",
                 )
             if field == METADATA_FIELD:
@@ -111,12 +112,12 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
 
 
 def _text(value: str | bytes) -> str:
-    """Text of a protobuf message; its library gives bytes where they are no UTF-8."""
+    """Text of a protobuf message; the library returns bytes if they are not valid UTF-8."""
     return value if isinstance(value, str) else value.decode(errors="surrogateescape")
 
 
 def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Number and length of each field that is not a number, with the file at its content."""
+    """Yield number and length of each length-delimited field, with the file at its content."""
     while file.tell() < size:
         field, kind = divmod(_varint(file), 8)
         length = _varint(file)
@@ -130,10 +131,10 @@ def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _varint(file: BinaryIO) -> int:
-    """Seven bits a byte, the lowest first, until one lacks the eighth bit.
+    """Read a varint: seven bits per byte, lowest first, until a byte without the eighth bit.
 
     Raises:
-        IndexError: the file ends, or this is no number of 64 bits.
+        IndexError: the file ends, or the number has more than 64 bits.
     """
     value = 0
     for shift in range(0, 70, 7):
@@ -145,24 +146,25 @@ def _varint(file: BinaryIO) -> int:
 
 
 def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
-    """What OpenVINO's .xml says of its model, and of the arithmetic that `build` chose.
+    """Read the description and the arithmetic that `build` stored in OpenVINO's .xml.
 
     Raises:
-        ArtifactError: no such file, damaged, or not made of an export of ours.
+        ArtifactError: the file is missing, damaged, or was not written by eomt-deploy.
     """
     try:
         if (size := path.stat().st_size) > MAX_XML_BYTES:
             raise ArtifactError(
-                f"{path} has {size} bytes, the maximum of an .xml is {MAX_XML_BYTES}."
+                f"{path} has {size:,} bytes, the maximum of an .xml file is {MAX_XML_BYTES:,}.",
+                fix="Rebuild it: eomt-deploy build",
             )
         values = _xml_values(path.read_bytes())
     except OSError as error:
         raise ArtifactError(
             f"There is no model at {path}: {error.strerror}.", fix="Check the path."
         ) from error
-    except (expat.ExpatError, ValueError, LookupError) as error:  # the last: unknown encodings
+    except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: unknown encoding
         raise ArtifactError(
-            f"{path} is no .xml of OpenVINO: {error}.", fix="Build it again: eomt-deploy build"
+            f"{path} is not an .xml file of OpenVINO: {error}.", fix="Rebuild it: eomt-deploy build"
         ) from error
     return parse_spec(values, path), check_arithmetic(values.get("arithmetic"), path)
 
@@ -170,8 +172,8 @@ def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
 def _xml_values(content: bytes) -> dict[str, str]:
     """The values below net/rt_info/framework and net/rt_info/eomt_deploy, by name.
 
-    No tree is made of the file, and no entities are taken, so that neither its depth nor what it
-    expands to can fill the memory.
+    The file is not parsed into a tree and entities are refused, so that neither deep nesting nor
+    entity expansion can fill the memory.
     """
     values: dict[str, str] = {}
     open_tags: list[str] = []
@@ -193,20 +195,20 @@ def _xml_values(content: bytes) -> dict[str, str]:
     parser.StartElementHandler = start
     parser.EndElementHandler = lambda _: open_tags.pop()
     parser.StartDoctypeDeclHandler = refuse
-    parser.Parse(content, True)  # at once: long values in many pieces are slow
+    parser.Parse(content, True)  # in one call: long values are slow to parse in many pieces
     return values
 
 
 def check_arithmetic(value: str | None, path: Path) -> str | None:
-    """What `build` wrote about the arithmetic; None where it wrote nothing.
+    """Check the arithmetic that `build` wrote, and return it; None if it wrote none.
 
     Raises:
-        ArtifactError: it is another word.
+        ArtifactError: the value is not one of :data:`ARITHMETIC`.
     """
     if value is not None and value not in ARITHMETIC:
         raise ArtifactError(
             f"{path}: `arithmetic` must be {' or '.join(ARITHMETIC)}, got {shown(value)}.",
-            fix="Build it again: eomt-deploy build",
+            fix="Rebuild it: eomt-deploy build",
         )
     return value
 
@@ -215,7 +217,7 @@ def read_artifact(path: str | Path) -> Artifact:
     """Describe an exported ``.onnx`` file; weights in a side file are not read.
 
     Raises:
-        ArtifactError: no such file, not ONNX, or not written by eomt-deploy.
+        ArtifactError: the file is missing, not ONNX, or was not written by eomt-deploy.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -254,7 +256,7 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
     tensor = value.type.tensor_type
     try:
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    except KeyError:  # no tensor, or of a type that numpy has not
+    except KeyError:  # not a tensor, or a type that numpy does not have
         dtype = "unknown"
     shape = tuple(_text(d.dim_param) or d.dim_value for d in tensor.shape.dim)
     return TensorInfo(_text(value.name), dtype, shape)

@@ -1,9 +1,9 @@
-"""What can be made again, kept in the user's cache folder for the next start.
+"""The user's cache folder: files that can be recomputed, kept for the next start.
 
-Every file that we write there has a header with a SHA-256 over its name and content: a file that is
-damaged, cut off or of another name is never used. Files appear complete, under their final name, so
-that several processes may use the folder at once. When they exceed a limit, those that were not
-used for the longest time are removed.
+Every file that we write there has a header with a SHA-256 over its name and content; a file that is
+damaged, truncated or renamed is never used. Files appear complete under their final name, so that
+several processes can use the folder at once. When the cache exceeds its limit, the least recently
+used files are removed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from eomt_deploy.units import parse_bytes
 LIMIT = "EOMT_DEPLOY_CACHE_LIMIT"
 """Environment variable with the maximum size of the cache, e.g. 500MiB; 0 keeps nothing."""
 DEFAULT_LIMIT = 4 << 30
-"""Bytes; EoMT-L compiled by OpenVINO takes 1.3 GB. Downloads do not count."""
+"""In bytes. EoMT-L compiled by OpenVINO takes 1.3 GB. Downloads do not count."""
 
 MAGIC = b"eomt-deploy cache 1 "
 BLOCK_BYTES = 1 << 20
 HEADER_BYTES = 128
-"""A multiple of 64, so that weights in a mapped file stay aligned."""
+"""A multiple of 64, so that weights in a memory-mapped file stay aligned."""
 
 FILES = {
     ("openvino", ".blob"): "models compiled by OpenVINO",
@@ -42,17 +42,17 @@ FILES = {
     ("", ".jit"): "kernels of TensorRT-RTX",
     ("", ".timing"): "timings of TensorRT",
 }
-"""What we write, by folder and suffix."""
+"""Description of the files that we write, by (folder, suffix)."""
 FOLDERS = {
-    "matplotlib": "fonts that matplotlib found",
+    "matplotlib": "matplotlib's list of fonts",
     "torchinductor": "code compiled by PyTorch",
 }
-"""What other libraries write into folders that we give them."""
+"""Description of the folders that other libraries write to."""
 DOWNLOADS, DOWNLOAD_KIND = "checkpoints", "downloaded checkpoints"
 UNFINISHED, UNFINISHED_KIND = ".eomt-deploy-", "unfinished files"
-"""Folders that a process writes into before it renames the result, see `files.staging_folder`."""
+"""Prefix of the temporary folders of `files.staging_folder`, and how they are listed."""
 IN_USE_SECONDS = 3600
-"""A folder of another library that changed since then may be in use, and is not removed to save
+"""A folder of another library that changed more recently may be in use; it is not removed to save
 space."""
 
 
@@ -61,11 +61,11 @@ class Entry:
     """One file, or one folder of another library, in the cache.
 
     Attributes:
-        path: where it is.
-        kind: what it is, in words.
-        bytes: its size, of a folder with all that is in it.
-        used: when it was last used, in seconds since 1970.
-        files: how many files it is.
+        path: file or folder.
+        kind: description, e.g. ``CUDA kernels``.
+        bytes: size; of a folder, the size of all files in it.
+        used: time of the last use, in seconds since 1970.
+        files: number of files.
     """
 
     path: Path
@@ -86,14 +86,14 @@ def size_limit() -> int:
 
 
 def load(path: Path) -> memoryview | None:
-    """The content of a file that :func:`store` wrote, mapped and not copied.
+    """The content of a file that :func:`store` wrote, memory-mapped instead of copied.
 
     Returns:
-        the bytes, writable without changing the file; None for a file that is not there, cannot be
-        read, is damaged, or was written under another name.
+        the bytes, writable without changing the file; None if the file is missing, cannot be read,
+        is damaged, or was written under another name.
     """
     try:
-        if not path.is_file():  # a pipe would wait for somebody to write
+        if not path.is_file():  # reading a pipe would block
             return None
         with path.open("rb") as file:
             header = file.read(HEADER_BYTES)
@@ -103,8 +103,8 @@ def load(path: Path) -> memoryview | None:
     content = mapped[HEADER_BYTES:]
     if header != _header(path, [content]):
         return None
-    with suppress(OSError):  # a file system that cannot be written
-        os.utime(path)  # used now
+    with suppress(OSError):  # read-only file system
+        os.utime(path)  # the time of the last use
     return content
 
 
@@ -112,12 +112,13 @@ def store(path: Path, write: Callable[[io.BytesIO], object], *, estimate: int = 
     """Write a file into the cache, completely or not at all, and keep the cache within its limit.
 
     Args:
-        path: file in the cache folder; its name must say everything that its content depends on.
-        write: writes the content into the file that it gets.
-        estimate: bytes that the content will have, if known: what exceeds the limit is not written.
+        path: file in the cache folder; its name must identify everything that the content depends
+            on.
+        write: function that writes the content into the file object that it receives.
+        estimate: expected size in bytes, if known; a file above the limit is not written.
 
     Raises:
-        OutputError: it cannot be written, or is larger than the cache may be.
+        OutputError: the file cannot be written, or exceeds the limit of the cache.
         UsageError: the environment variable for the limit is not a size.
     """
     limit = size_limit()
@@ -132,7 +133,7 @@ def store(path: Path, write: Callable[[io.BytesIO], object], *, estimate: int = 
                     raise sink.error
                 size = file.seek(0, os.SEEK_END)
                 file.seek(HEADER_BYTES)
-                # Read, since mapped pages would count as memory of this process.
+                # Not memory-mapped: mapped pages would count as memory of this process.
                 header = _header(path, iter(partial(file.read, BLOCK_BYTES), b""))
                 file.seek(0)
                 file.write(header)
@@ -141,16 +142,19 @@ def store(path: Path, write: Callable[[io.BytesIO], object], *, estimate: int = 
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written: {error.strerror}.",
-            fix="Set XDG_CACHE_HOME to a folder that you may write to, with enough space.",
+            fix="Set XDG_CACHE_HOME to a writable folder with enough free space.",
         ) from error
     trim(limit, keep=path)
 
 
 def trim(limit: int, *, keep: Path | None = None) -> None:
-    """Remove what was not used for the longest time, until the rest is within ``limit`` bytes.
+    """Remove the least recently used entries until the rest is within ``limit`` bytes.
+
+    Downloads are kept and do not count, since the user requested them.
 
     Args:
-        keep: stays in any case. Downloads stay and do not count, since the user asked for them.
+        limit: maximum size in bytes.
+        keep: file that is never removed.
     """
     found = [e for e in entries() if e.kind not in (DOWNLOAD_KIND, UNFINISHED_KIND)]
     excess = sum(entry.bytes for entry in found) - limit
@@ -164,7 +168,7 @@ def trim(limit: int, *, keep: Path | None = None) -> None:
 
 
 def entries() -> list[Entry]:
-    """What we know in the cache folder. Links, and files that are not ours, are not among it.
+    """Entries of the cache folder, without links and files that are not ours.
 
     Raises:
         OutputError: the user has no cache folder.
@@ -183,7 +187,7 @@ def entries() -> list[Entry]:
 
 
 def unknown_files() -> list[Path]:
-    """Files and links in the cache folder that are not ours: they are never removed."""
+    """Files and links in the cache folder that are not ours; they are never removed."""
     ours = [entry.path for entry in entries()]
     files = set(ours)
     folders = {path for path in ours if path.is_dir()}
@@ -195,16 +199,16 @@ def unknown_files() -> list[Path]:
 
 
 def remove(entry: Entry) -> None:
-    """Remove an entry; of a link in it, the link and not what it points to.
+    """Remove an entry. Links inside a folder are removed, but not their targets.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: the entry cannot be removed.
     """
     if entry.path.is_dir():
         shutil.rmtree(entry.path)
         return
     entry.path.unlink(missing_ok=True)
-    with suppress(OSError):  # the folder may have other files
+    with suppress(OSError):  # the folder is not empty
         if entry.path.parent != cache_folder():
             entry.path.parent.rmdir()
 
@@ -212,9 +216,9 @@ def remove(entry: Entry) -> None:
 def keep_files_of_torch() -> None:
     """Let PyTorch's compiler keep its files in our cache folder, unless the user chose a folder.
 
-    Its own choice is a folder in the system's temporary folder that is never emptied.
+    Its default is in the system's temporary folder, where the files are never removed.
     """
-    with suppress(OSError, OutputError):  # without a cache folder it keeps its own choice
+    with suppress(OSError, OutputError):  # without a cache folder PyTorch keeps its default
         folder = cache_folder() / "torchinductor"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
@@ -222,12 +226,12 @@ def keep_files_of_torch() -> None:
 
 
 def import_matplotlib() -> None:
-    """Import matplotlib with its list of fonts, and the font tools' own, in our cache folder.
+    """Import matplotlib so that it and the font tools keep their font lists in our cache folder.
 
-    Its settings come from the same folder: our figures do not depend on the user's.
+    Its settings come from the same folder, so our figures do not depend on the user's settings.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: matplotlib is not installed.
     """
     if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ:
         import matplotlib.font_manager
@@ -235,17 +239,17 @@ def import_matplotlib() -> None:
         return
     try:
         folder = str(cache_folder() / "matplotlib")
-    except OutputError:  # it takes a temporary folder, then
+    except OutputError:  # then matplotlib uses a temporary folder
         folder = os.devnull
     with _environment(MPLCONFIGDIR=folder, XDG_CACHE_HOME=folder):
-        import matplotlib.font_manager  # noqa: F401  it makes the list
+        import matplotlib.font_manager  # noqa: F401  (writes the list of fonts)
 
 
 class _Sink(io.BytesIO):
-    """Passes on what is written to a file, behind the header.
+    """A ``BytesIO`` that writes to a file, after the header.
 
-    OpenVINO only takes a ``BytesIO``, goes back to fill in what it knows later, and hides an
-    exception of a write: it is kept in ``error``.
+    OpenVINO accepts only a ``BytesIO``, and seeks back to fill in earlier values. It also swallows
+    the exception of a failed write, so the exception is kept in ``error``.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -275,7 +279,7 @@ class _Sink(io.BytesIO):
 
 
 def _header(path: Path, content: Iterable[bytes | memoryview]) -> bytes:
-    """First bytes of a file: that it is ours, and a hash of its name and content."""
+    """Header of a file: a magic string and the SHA-256 of its name and content."""
     digest = hashlib.sha256(path.name.encode() + b"\n")
     for block in content:
         digest.update(block)
@@ -285,8 +289,8 @@ def _header(path: Path, content: Iterable[bytes | memoryview]) -> bytes:
 def _check_size(path: Path, size: int, limit: int) -> None:
     if size > limit:
         raise OutputError(
-            f"{path.name} has {size / 1e6:.0f} MB, more than the cache may have "
-            f"({limit / 1e6:.0f} MB).",
+            f"{path.name} has {size / 1e6:.0f} MB, but the limit of the cache is "
+            f"{limit / 1e6:.0f} MB.",
             fix=f"Set {LIMIT}, e.g. to {-(-2 * size // 2**30)}GiB.",
         )
 
@@ -306,12 +310,12 @@ def _folder(path: Path, kind: str) -> Entry:
 
 
 def _is_real(folder: Path) -> bool:
-    """Whether it is a folder, and not a link to one; the cache folder itself may be a link."""
+    """Whether a path is a folder and not a link to one; the cache folder itself may be a link."""
     return folder.is_dir() and (folder == cache_folder() or not folder.is_symlink())
 
 
 def _children(folder: Path) -> list[Path]:
-    """What is directly in a folder, sorted, without links."""
+    """Direct entries of a folder, sorted, without links."""
     if not _is_real(folder):
         return []
     with suppress(OSError):
@@ -326,7 +330,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files and links below a folder, without following links."""
+    """Yield files and links below a folder, without following links."""
     for root, folders, files in os.walk(folder):
         for name in sorted(folders):
             if (path := Path(root, name)).is_symlink():
@@ -337,7 +341,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Environment variables that are set meanwhile."""
+    """Set environment variables inside a ``with`` block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -16,7 +16,7 @@ from eomt_deploy.spec import ClassInfo, Task
 
 @dataclass(frozen=True)
 class Published:
-    """What the authors printed: the score of ``metric`` in percent, FPS on ``device``."""
+    """Numbers of the authors: the score of ``metric`` in percent, FPS on ``device``."""
 
     metric: str
     score: float
@@ -30,11 +30,11 @@ class CatalogEntry:
     """One published checkpoint.
 
     Attributes:
-        name: file name of its TOML, and what users type.
-        size: (H, W) it was trained at, pixels.
+        name: name that users pass; the file name of the TOML without its suffix.
+        size: (H, W) of the training images, in pixels.
         weights: ``hf://owner/name@revision``, ``https://…#sha256=…``, or a file beside the TOML.
         classes: name of a list in ``export/classes/``.
-        base_weights: what the weights are a difference to; gated, so that users get it themselves.
+        base_weights: gated weights that ``weights`` are the difference to; users download them.
     """
 
     name: str
@@ -53,7 +53,7 @@ class CatalogEntry:
 
     @property
     def source(self) -> str:
-        """What :func:`eomt_deploy.checkpoints.read_checkpoint` takes: hub name, address or path."""
+        """Hub name, address or path for :func:`eomt_deploy.checkpoints.read_checkpoint`."""
         return self.weights if "://" in self.weights else str(folder("export") / self.weights)
 
     def class_list(self) -> tuple[ClassInfo, ...]:
@@ -62,13 +62,13 @@ class CatalogEntry:
 
 @cache
 def checkpoints() -> dict[str, CatalogEntry]:
-    """All entries of ``export/``, by name."""
+    """All entries of ``export/`` by name."""
     return {path.stem: _checkpoint(path) for path in entries("export")}
 
 
 @cache
 def class_lists() -> dict[str, tuple[ClassInfo, ...]]:
-    """The data sets' classes in ``export/classes/``, by name."""
+    """The class lists in ``export/classes/`` by name."""
     files = sorted((folder("export") / "classes").glob("*.toml"))
     return {f.stem: make_classes(read_toml(f).get("classes", []), str(f)) for f in files}
 
@@ -77,22 +77,21 @@ def find_checkpoint(name: str) -> CatalogEntry:
     """The entry called ``name``.
 
     Raises:
-        UsageError: there is none; the message has the nearest names.
+        UsageError: the name is unknown; the message suggests similar names.
     """
     known = checkpoints()
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     raise UsageError(
-        f"{name!r} is neither a file, a folder, an hf:// name nor in the catalog.",
+        f"{name!r} is not a file, a folder, an hf:// name or a name in the catalog.",
         fix=(f"Did you mean {', '.join(near)}? " if near else "")
         + "`eomt-deploy list` shows the catalog.",
     )
 
 
 def match_weights(weights: str) -> CatalogEntry | None:
-    """The entry whose weights are ``weights``, so that an hf:// name brings its classes, whatever
-    its revision."""
+    """The entry with these weights, so that an hf:// name of any revision gets its classes."""
     name = _without_revision(weights)
     return next((e for e in checkpoints().values() if _without_revision(e.weights) == name), None)
 
@@ -104,7 +103,9 @@ def _without_revision(weights: str) -> str:
 def _checkpoint(path: Path) -> CatalogEntry:
     data = read_toml(path)
     if data.get("task") not in get_args(Task):
-        raise EomtDeployError(f"{path} has task {data.get('task')!r}.")
+        raise EomtDeployError(
+            f"{path}: `task` must be one of {', '.join(get_args(Task))}, got {data.get('task')!r}."
+        )
     if "published" in data:
         data["published"] = make_entry(Published, path, data["published"], named=False)
     entry: CatalogEntry = make_entry(CatalogEntry, path, data)

@@ -1,4 +1,4 @@
-"""Class lists: read from JSON as users write them, with colours for those that have none."""
+"""Class lists, read from the user's JSON files; classes without a colour get one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eomt_deploy.spec import ClassInfo, Task, check_class_name
 
 EXAMPLE = '[{"name": "road", "thing": false}, {"name": "car", "thing": true}]'
 IMPLIED_THING: dict[Task | None, bool] = {"semantic": False, "instance": True}
-"""Where an entry does not say whether its class is a thing. Panoptic lists must."""
+"""Default of ``thing`` for entries without it. It is required in panoptic lists."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class ClassList:
     """Classes in the order of the class logits.
 
     Attributes:
-        origin: names the list in messages.
-        note: what the user should know of how it was read; empty where nothing.
+        origin: name of the list in messages.
+        note: how the ids were renumbered, for the user; empty if they were not.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -34,8 +34,8 @@ class ClassList:
 
 
 def default_color(class_id: int) -> tuple[int, int, int]:
-    """A colour (RGB 0-255) for a class; neighbours in the list differ clearly in hue."""
-    hue = class_id * 0.6180339887 % 1.0  # golden ratio: never close to the last few
+    """A colour (RGB, 0-255) for a class; neighbours in the list differ clearly in hue."""
+    hue = class_id * 0.6180339887 % 1.0  # golden ratio: far from the hues of the last few classes
     saturation = (0.75, 0.5, 0.95)[class_id % 3]
     value = (0.95, 0.8, 0.65)[class_id // 3 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -43,12 +43,14 @@ def default_color(class_id: int) -> tuple[int, int, int]:
 
 
 def make_classes(entries: Iterable[Mapping[str, Any]], origin: str) -> tuple[ClassInfo, ...]:
-    """Classes from ``{"name": str, "thing": bool, "color": [r, g, b]?, "id": int?}``, in the order
-    of the list or of the ids.
+    """Make classes from objects ``{"name": str, "thing": bool, "color": [r, g, b]?, "id": int?}``.
+
+    Args:
+        entries: the objects, in the order of the class logits unless they have ids.
+        origin: name of the list in messages.
 
     Raises:
-        UsageError: an entry that is no such object, or ids that do not count from 0; ``origin``
-            names the list in the message.
+        UsageError: an entry is not such an object, or the ids do not count from 0.
     """
     classes = []
     for index, entry in enumerate(_by_id(list(entries), origin)):
@@ -72,21 +74,23 @@ def make_classes(entries: Iterable[Mapping[str, Any]], origin: str) -> tuple[Cla
 
 
 def read_classes(path: Path, task: Task | None = None) -> tuple[ClassInfo, ...]:
-    """Class list of a JSON file, in the order of the class logits, see :func:`read_class_list`."""
+    """Classes of a JSON file in the order of the class logits, see :func:`read_class_list`."""
     return read_class_list(path, task).classes
 
 
 def read_class_list(path: Path, task: Task | None = None) -> ClassList:
-    """Class list of a JSON file: a list of names or of objects as for :func:`make_classes`, or the
-    ``categories`` of a COCO file, whose classes count in the order of their ids.
+    """Read the class list of a JSON file.
+
+    The file contains a list of names, a list of objects as for :func:`make_classes`, or the
+    ``categories`` of a COCO file, which are numbered in the order of their ids.
 
     Args:
-        path: JSON in UTF-8, -16 or -32.
-        task: what is meant where an entry does not say whether it is a thing: semantic classes
-            are stuff, instance classes are things.
+        path: JSON in UTF-8, UTF-16 or UTF-32.
+        task: task of the model. Entries without ``thing`` are stuff in a semantic model and things
+            in an instance model.
 
     Raises:
-        UsageError: no such file, not JSON, or not a list of classes.
+        UsageError: the file is missing, not JSON, or not a list of classes.
     """
     try:
         content = read_json(path)
@@ -101,7 +105,7 @@ def read_class_list(path: Path, task: Task | None = None) -> ClassList:
         content, note = _renumbered(categories, origin)
     if not isinstance(content, list):
         raise UsageError(
-            f"The class list {path} is not a list, nor a COCO file with categories.",
+            f"The class list {path} is neither a list nor a COCO file with categories.",
             fix=f"Write a list like {EXAMPLE}.",
         )
     entries = [_completed(entry, index, origin, task) for index, entry in enumerate(content)]
@@ -114,34 +118,34 @@ def things_or_stuff(names: Sequence[str], thing: bool) -> tuple[ClassInfo, ...]:
 
 
 def _completed(entry: Any, index: int, origin: str, task: Task | None) -> Any:
-    """The entry as an object that says whether it is a thing.
+    """The entry as an object that has ``thing``.
 
     Raises:
-        UsageError: neither it nor the task says so.
+        UsageError: the entry has no ``thing``, and the task does not imply it.
     """
     if isinstance(entry, str):
         entry = {"name": entry}
     if not isinstance(entry, dict) or "thing" in entry:
         return entry
-    if entry.get("isthing") in (0, 1):  # COCO's word
+    if entry.get("isthing") in (0, 1):  # COCO's key
         return entry | {"thing": bool(entry["isthing"])}
     if task not in IMPLIED_THING:
         raise UsageError(
-            f"Entry {index} of {origin} does not say whether it is a thing: {_shown(entry)}.",
-            why="A panoptic model counts things one by one and merges stuff: each class must be "
-            "one of them."
+            f'Entry {index} of {origin} has no "thing": {_shown(entry)}.',
+            why="A panoptic model separates the instances of things and merges stuff, so each "
+            "class must be one of the two."
             if task == "panoptic"
-            else "Only the task could imply it, and it is not known here.",
+            else "It can only be inferred from the task, which is not known here.",
             fix=f"Write a list like {EXAMPLE}.",
         )
     return entry | {"thing": IMPLIED_THING[task]}
 
 
 def _by_id(entries: list[Any], origin: str) -> list[Any]:
-    """The entries in the order of their ids, where they have some.
+    """The entries in the order of their ids, or unchanged without ids.
 
     Raises:
-        UsageError: the ids are not the whole numbers from 0, each once.
+        UsageError: the ids do not count from 0 without gaps.
     """
     ids = [entry["id"] for entry in entries if isinstance(entry, Mapping) and "id" in entry]
     if not ids:
@@ -154,45 +158,44 @@ def _by_id(entries: list[Any], origin: str) -> list[Any]:
         raise UsageError(
             f"The ids of {origin} are not the numbers 0 to {len(entries) - 1}: {problem}.",
             why="An id is the column of the class in the model's class logits.",
-            fix="Number the classes from 0 without gaps, leave the ids out, or write a COCO file, "
-            '{"categories": […]}, whose classes count in the order of their ids.',
+            fix="Number the classes from 0 without gaps, leave out the ids, or write a COCO file, "
+            '{"categories": […]}, whose classes are numbered in the order of their ids.',
         )
     return sorted(entries, key=lambda entry: int(entry["id"]))
 
 
 def _renumbered(categories: list[Any], origin: str) -> tuple[list[Any], str]:
-    """COCO's categories without their ids, in the order of these, and a note that says so.
+    """COCO categories sorted by their ids and without them, and a note about the new numbers.
 
-    COCO's ids start at 1 and have gaps; every trainer that reads them counts them through in this
-    order.
+    COCO's ids start at 1 and have gaps. Training code numbers the classes from 0 in this order.
 
     Raises:
-        UsageError: a category without an id, or two with the same.
+        UsageError: a category has no id, or two have the same.
     """
     ids = [c["id"] for c in categories if isinstance(c, Mapping) and "id" in c]
     if problem := _problem_of(ids, len(categories)):
         raise UsageError(
             f"The categories of {origin} cannot be ordered by their ids: {problem}.",
-            fix="Give each category a whole number of its own as id.",
+            fix="Give each category a different integer as id.",
         )
     ordered = sorted(categories, key=lambda category: int(category["id"]))
     note = ""
     if ids and ids != list(range(len(ids))):
         note = (
-            f"The {len(ids)} categories of {origin} have the ids {min(ids)} to {max(ids)}; in "
-            f"this order they are the classes 0 to {len(ids) - 1}."
+            f"The {len(ids)} categories of {origin} have the ids {min(ids)} to {max(ids)}; they "
+            f"are numbered 0 to {len(ids) - 1} in this order."
         )
     return [{k: v for k, v in c.items() if k != "id"} for c in ordered], note
 
 
 def _problem_of(ids: list[Any], count: int) -> str:
-    """What is wrong with ids that should be different whole numbers, one for each entry."""
+    """The problem of ids that should be different integers, one for each entry; "" if none."""
     if len(ids) != count:
-        return f"{count - len(ids)} of {count} entries have none"
+        return f"{count - len(ids)} of {count} entries have no id"
     if wrong := [i for i in ids if not isinstance(i, int) or isinstance(i, bool)]:
-        return f"{_shown(wrong[0])} is not a whole number"
+        return f"{_shown(wrong[0])} is not an integer"
     repeated = [i for i, times in Counter(ids).items() if times > 1]
-    return f"{repeated[0]} is there twice" if repeated else ""
+    return f"{repeated[0]} is used more than once" if repeated else ""
 
 
 def _shown(value: Any) -> str:

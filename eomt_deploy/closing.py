@@ -7,10 +7,10 @@ from typing import Self
 
 
 class Closing:
-    """Gives a class with ``close()`` its ``with`` block."""
+    """Base of classes with ``close()`` that can be used in a ``with`` block."""
 
     def close(self) -> None:
-        """Free what the object holds. Closing twice is fine."""
+        """Free the object's resources. It can be called more than once."""
 
     def __enter__(self) -> Self:
         return self

@@ -22,10 +22,12 @@ OUTPUTS = ("class_logits", "mask_logits")
 def check_contract(
     spec: ModelSpec, tensors: Mapping[str, tuple[str, Sequence[int | str | None]]], path: Path
 ) -> None:
-    """The graph's tensors must be those that the description promises.
+    """Check that the graph has the tensors that the description specifies.
 
     Args:
-        tensors: type and shape by name; free sizes are no integers.
+        spec: the description.
+        tensors: type and shape of the graph's tensors by name; a dynamic size is not an integer.
+        path: model file, for the message.
 
     Raises:
         ArtifactError: a tensor is missing or has another shape.
@@ -40,8 +42,9 @@ def check_contract(
         sizes = tuple(size if isinstance(size, int) else None for size in found[1])
         if sizes != shape:
             raise ArtifactError(
-                f"{path} contradicts itself: by its description {name} is {_sizes(shape)}, "
-                f"in its graph {_sizes(sizes) if name in tensors else 'missing'}.",
+                f"The description and the graph of {path} do not match: {name} is {_sizes(shape)} "
+                f"in the description and {_sizes(sizes) if name in tensors else 'missing'} in the "
+                "graph.",
                 why="The file was changed after the export.",
                 fix="Export the checkpoint again.",
             )

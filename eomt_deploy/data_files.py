@@ -1,5 +1,5 @@
-"""The data that people add to: `export/`, `engines/` and `benchmarks/` at the top of the
-repository, one TOML file for each entry. They travel in the wheel as `eomt_deploy/_data/`."""
+"""Data that contributors add to: `export/`, `engines/` and `benchmarks/` at the top of the
+repository, one TOML file for each entry. The wheel contains them as `eomt_deploy/_data/`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).parent
 
 
 def folder(name: str) -> Path:
-    """``export``, ``engines`` or ``benchmarks``, in the wheel or in the repository."""
+    """Path of ``export``, ``engines`` or ``benchmarks``, in the wheel or in the repository."""
     packed = PACKAGE / "_data" / name
     return packed if packed.is_dir() else PACKAGE.parent / name
 
 
 def entries(name: str) -> list[Path]:
-    """The TOML files of a folder, by name."""
+    """The TOML files of a data folder, sorted by name."""
     return sorted(folder(name).glob("*.toml"))
 
 
@@ -27,7 +27,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file.
 
     Raises:
-        EomtDeployError: it cannot be read.
+        EomtDeployError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -37,14 +37,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def make_entry(kind: Any, path: Path, data: dict[str, Any], *, named: bool = True) -> Any:
-    """A dataclass from the values of a TOML file; lists become tuples.
+    """Make a dataclass from the values of a TOML file; lists become tuples.
 
     Args:
         kind: the dataclass.
-        named: its field ``name`` gets the name of the file.
+        path: the file, for messages.
+        data: the values.
+        named: set the field ``name`` to the file name without its suffix.
 
     Raises:
-        EomtDeployError: the values do not fit.
+        EomtDeployError: the values do not match the fields.
     """
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     if named:
@@ -53,6 +55,6 @@ def make_entry(kind: Any, path: Path, data: dict[str, Any], *, named: bool = Tru
         return kind(**values)
     except TypeError as error:
         raise EomtDeployError(
-            f"{path} is not a {kind.__name__}: {error}.",
-            fix="Compare it with its neighbours in the folder.",
+            f"{path} cannot be read as {kind.__name__}: {error}.",
+            fix="Compare it with the other files in the folder.",
         ) from error

@@ -1,4 +1,4 @@
-"""Encoded images: which formats are read, how large they may be, and which side is up."""
+"""Encoded images: supported formats, size limits, bit depth and EXIF orientation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from PIL import (
 
 from eomt_deploy.errors import EomtDeployError, ImageError, UsageError
 
-# Pillow logs some faults before it raises them; without a handler Python prints such lines.
+# Pillow logs some errors before it raises them; without a handler Python prints these lines.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 with suppress(ImportError):  # Pillow 11.3 and later
@@ -42,21 +42,22 @@ FORMATS = {
     GifImagePlugin.GifImageFile.format: (".gif",),
     "AVIF": (".avif",),
 }
-"""Pillow's name of each format that is read, and the suffixes of its files.
+"""Supported formats: Pillow's name -> suffixes.
 
-The content decides, not the suffix. Pillow could open 30 more, some by starting other programs
-(EPS starts Ghostscript). Of an animation or a file with several pages, the first image is read.
+The format is detected from the content, not from the suffix. Pillow can open 30 more, some by
+starting other programs (EPS starts Ghostscript). Only the first image of an animation or of a file
+with several pages is read.
 """
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 MAX_PIXELS = 100_000_000
-"""Default limit of one image: 300 MB as RGB. A few kB can decode to gigabytes."""
+"""Default limit of one image: 300 MB as RGB. A file of a few kB can decode to gigabytes."""
 ENCODED_BYTES_PER_PIXEL = 8
-"""A file with more bytes than this for each allowed pixel (RGBA of 16 bits) is not read at all."""
+"""A file with more bytes per allowed pixel (RGBA of 16 bits) is not read at all."""
 
-# Pillow would read these by keeping the high byte or refusing; both hide the user's range.
+# Pillow would keep the high byte of these modes or refuse them, whatever range the data use.
 DEEP_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N", "F"})
-DEEP_FIX = "Scale it to 8 bits yourself, with the range that your data use, and pass uint8."
+DEEP_FIX = "Scale the image to 8 bits with the value range of your data, and pass uint8."
 TIFF_BITS_PER_SAMPLE, TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 258, 322, 323
 ORIENTATION = 0x0112
 TURNS = {
@@ -68,37 +69,37 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation (TIFF 6.0, tag 274) -> what shows the stored pixels upright."""
+"""EXIF orientation (TIFF 6.0, tag 274) -> operation that turns the stored pixels upright."""
 
 
 def check_max_pixels(max_pixels: int | None) -> int:
-    """The limit that is used: the default for None.
+    """Check the limit and return it; the default for None.
 
     Raises:
-        UsageError: it is not a whole number of at least 1.
+        UsageError: the limit is not an integer of at least 1.
     """
     if max_pixels is None:
         return MAX_PIXELS
     whole = isinstance(max_pixels, int | np.integer) and not isinstance(max_pixels, bool)
     if not whole or max_pixels < 1:
         raise UsageError(
-            f"max_pixels must be a whole number of at least 1, got {max_pixels!r}.",
-            fix=f"Leave it out for the default of {MAX_PIXELS:,}, or pass 200000000.",
+            f"max_pixels must be an integer of at least 1, got {max_pixels!r}.",
+            fix=f"Leave it out for the default of {MAX_PIXELS:,}, or pass e.g. 200000000.",
         )
     return int(max_pixels)
 
 
 @contextmanager
 def opened(data: bytes, origin: str, max_pixels: int) -> Iterator[Image.Image]:
-    """An encoded image, opened by Pillow and not decoded yet.
+    """Open an encoded image with Pillow, without decoding it.
 
     Args:
         data: the file's content.
-        origin: names the image in errors.
-        max_pixels: limit that is checked on the header, before anything is decoded.
+        origin: name of the image in errors.
+        max_pixels: limit that is checked in the header, before anything is decoded.
 
     Raises:
-        ImageError: not an image, too large, or anything that a decoder raises in the block.
+        ImageError: not an image, too large, or the decoder fails inside the ``with`` block.
     """
     try:
         with limited(origin, max_pixels), _open(io.BytesIO(data)) as image:
@@ -108,24 +109,24 @@ def opened(data: bytes, origin: str, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{origin} is not an image that can be read.",
+            f"{origin} is not an image, or its format is not supported.",
             fix=f"Pass a file of one of these formats: {', '.join(FORMATS)}.",
         ) from error
-    except Exception as error:  # decoders raise everything: KeyError, AssertionError, MemoryError
+    except Exception as error:  # decoders also raise KeyError, AssertionError, MemoryError, …
         raise undecodable(origin, error) from error
 
 
 def undecodable(origin: str, error: Exception) -> ImageError:
-    """The one error that everything becomes that a decoder raises."""
+    """The error for any exception of a decoder."""
     reason = str(error) or type(error).__name__
     return ImageError(f"{origin} cannot be decoded: {reason.rstrip('.')}.")
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """A JPEG whose metadata Pillow leaves alone.
+    """A JPEG whose metadata Pillow does not parse.
 
-    It would look for the resolution in EXIF tags, and for further images in an index (MPO). Both
-    may be broken in an image that is fine, and neither is needed.
+    Pillow would read the resolution from EXIF tags, and an index of further images (MPO). Both can
+    be damaged in an otherwise valid image, and neither is needed.
     """
 
     def _read_dpi_from_exif(self) -> None:
@@ -137,12 +138,12 @@ def _open(file: io.BytesIO) -> Image.Image:
     file.seek(0)
     if signature == b"\xff\xd8\xff":
         return _Jpeg(file)
-    # AVIF needs a Pillow that was built with it.
+    # AVIF is missing in some builds of Pillow.
     return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 class _Policy(threading.local):
-    """The limit of the image that this thread decodes: its name and pixels."""
+    """Name and maximum number of pixels of the image that this thread decodes."""
 
     limit: tuple[str, int] | None = None
 
@@ -152,10 +153,10 @@ _pillows_own_check = Image._decompression_bomb_check
 
 
 def _check_allocation(size: tuple[int, int], **options: Any) -> None:
-    """Pillow calls this before it allocates pixels.
+    """Check the limit of this thread; Pillow calls this function before it allocates pixels.
 
-    Its own limit is one for the process, and a warning below that. Where this package decodes, its
-    limit counts instead; any other use of Pillow in the process keeps Pillow's.
+    Pillow's own check has one limit for the process, and warns before it is reached. Our limit
+    replaces it only while this package decodes; other users of Pillow keep Pillow's check.
     """
     if _policy.limit is None:
         _pillows_own_check(size, **options)
@@ -168,7 +169,7 @@ setattr(Image, "_decompression_bomb_check", _check_allocation)  # noqa: B010
 
 @contextmanager
 def limited(origin: str, max_pixels: int) -> Iterator[None]:
-    """In this block and thread, Pillow allocates no image of more than ``max_pixels``."""
+    """Limit the images that Pillow allocates in this ``with`` block and thread."""
     before = _policy.limit
     _policy.limit = (origin, max_pixels)
     try:
@@ -178,15 +179,15 @@ def limited(origin: str, max_pixels: int) -> Iterator[None]:
 
 
 def check_size(image: Image.Image, origin: str, max_pixels: int) -> None:
-    """Refuse an image, by its header, that decodes to too many pixels.
+    """Refuse an image whose header declares more than ``max_pixels``.
 
     Raises:
-        ImageError: it has more than ``max_pixels``.
+        ImageError: the image or one of its tiles is too large.
     """
     _check_pixels(image.size, origin, max_pixels)
     tags = getattr(image, "tag_v2", None)
     if tags and TIFF_TILE_WIDTH in tags and TIFF_TILE_LENGTH in tags:
-        # A tile may be larger than its image, and is decoded as a whole.
+        # A tile can be larger than its image, and is decoded completely.
         _check_pixels((tags[TIFF_TILE_WIDTH], tags[TIFF_TILE_LENGTH]), origin, max_pixels)
 
 
@@ -200,7 +201,7 @@ def _check_pixels(size: tuple[int, int], origin: str, max_pixels: int) -> None:
     raise ImageError(
         f"{origin} has {width}x{height} (width x height) = {pixels:,} pixels, more than the limit "
         f"of {max_pixels:,}.",
-        why="A small file can decode to gigabytes, so the size is checked before it is decoded.",
+        why="A small file can decode to gigabytes, so the size is checked before decoding.",
         fix=f"Shrink the image, or raise the limit: --max-pixels {enough}; in Python "
         f"Segmenter(..., max_pixels={enough}) or load_image(..., max_pixels={enough}).",
     )
@@ -210,30 +211,30 @@ def check_encoded_size(size: int, origin: str, max_pixels: int) -> None:
     """Refuse a file that is too large to be an image of the allowed size.
 
     Raises:
-        ImageError: it has more than 8 bytes for each pixel of the limit.
+        ImageError: the file has more than 8 bytes for each allowed pixel.
     """
     largest = max_pixels * ENCODED_BYTES_PER_PIXEL
     if size > max(largest, 1 << 20):
         raise ImageError(
-            f"{origin} is larger than {largest / 1e6:,.0f} MB; an image of at most {max_pixels:,} "
-            "pixels does not need that.",
+            f"{origin} is larger than {largest / 1e6:,.0f} MB, the maximum for an image of "
+            f"{max_pixels:,} pixels.",
             fix="Check that it is an image, or raise the limit: --max-pixels, in Python "
             "max_pixels=.",
         )
 
 
 def check_depth(image: Image.Image, data: bytes, origin: str) -> None:
-    """Refuse an image of more than 8 bits per channel.
+    """Refuse an image with more than 8 bits per channel.
 
     Raises:
-        ImageError: it is.
+        ImageError: it has more.
     """
     if image.mode in DEEP_MODES or _bits_per_channel(image, data) > 8:
         raise ImageError(f"{origin} has more than 8 bits per channel.", fix=DEEP_FIX)
 
 
 def _bits_per_channel(image: Image.Image, data: bytes) -> int:
-    """Depth as the file states it: Pillow itself quietly brings 16-bit colour down to 8."""
+    """Bit depth in the file: Pillow converts 16-bit colour to 8 bits without a warning."""
     if image.format == "PNG" and data[12:16] == b"IHDR":
         return data[24]  # signature 8, length 4, "IHDR" 4, width 4, height 4
     if image.format == "TIFF":
@@ -248,10 +249,10 @@ def _bits_per_channel(image: Image.Image, data: bytes) -> int:
 
 
 def to_rgb(image: Image.Image, *, turn: int = 1) -> npt.NDArray[np.uint8]:
-    """Decode: uint8 [H, W, 3], RGB, turned from the EXIF orientation ``turn`` to upright."""
+    """Decode to uint8 [H, W, 3], RGB, and turn EXIF orientation ``turn`` upright."""
     image.load()
     if image.mode != "RGB":
-        # A palette with transparency must go through RGBA or Pillow warns and guesses.
+        # Without the detour through RGBA, Pillow warns about a palette with transparency.
         through_rgba = image.mode == "P" and "transparency" in image.info
         image = (image.convert("RGBA") if through_rgba else image).convert("RGB")
     if turn in TURNS:
@@ -260,13 +261,13 @@ def to_rgb(image: Image.Image, *, turn: int = 1) -> npt.NDArray[np.uint8]:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation of a decoded image, 1 to 8; 1 where it has none.
+    """EXIF orientation of a decoded image, 1 to 8; 1 if it has none.
 
-    Only this tag is read: Pillow's ``exif_transpose`` also writes the others again, and fails on
-    those that it does not understand. Pillow turns a TIFF by itself, and leaves no EXIF then.
+    Only this tag is read: Pillow's ``exif_transpose`` also rewrites the other tags, and fails on
+    tags that it does not know. Pillow turns a TIFF itself, and removes its EXIF data then.
     """
     exif = image.info.get("exif")
-    if exif is None:  # as ImageMagick stores it in a PNG
+    if exif is None:  # ImageMagick stores it like this in a PNG
         lines = str(image.info.get("Raw profile type exif", "")).split("\n")[3:]
         with suppress(ValueError):
             exif = bytes.fromhex("".join(lines))
@@ -274,7 +275,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def _orientation_tag(exif: bytes) -> int:
-    """The tag in the first directory of an EXIF block, which is a TIFF file without an image."""
+    """Orientation in the first directory of an EXIF block, which has TIFF format; 1 if none."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -290,6 +291,6 @@ def _orientation_tag(exif: bytes) -> int:
             if tag == ORIENTATION:
                 (value,) = struct.unpack_from(order + ("I" if kind == 4 else "H"), exif, entry + 8)
                 return int(value) if value in TURNS else 1
-    except struct.error:  # cut off before the tag
+    except struct.error:  # truncated before the tag
         pass
     return 1

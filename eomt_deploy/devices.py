@@ -1,4 +1,4 @@
-"""What hardware is here, found without any framework."""
+"""The hardware of this machine, detected without any framework."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ISA_FLAGS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd",
     "sve",
 )  # fmt: skip
-"""Instruction sets that decide how fast a network runs."""
+"""Instruction sets that affect the speed of a network."""
 EXACT_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
-"""x86 CPUs without any of these add up INT8 products in 16 bits, which can overflow."""
+"""x86 CPUs without any of these accumulate INT8 products in 16 bits, which can overflow."""
 
 # CUdevice_attribute numbers of the CUDA driver API.
 COMPUTE_CAPABILITY_MAJOR = 75
@@ -23,12 +23,12 @@ COMPUTE_CAPABILITY_MINOR = 76
 
 
 def is_x86() -> bool:
-    """Whether this machine's processor is an x86 one."""
+    """Whether this machine has an x86 processor."""
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def cuda_device_count() -> int:
-    """NVIDIA GPUs that the driver reports; 0 without a driver. Never raises."""
+    """Number of NVIDIA GPUs that the driver reports; 0 without a driver. Never raises."""
     name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
@@ -54,7 +54,13 @@ def cuda_device_names() -> list[str]:
 
 @dataclass(frozen=True)
 class Gpu:
-    """Name, compute capability as "8.9", and version of the NVIDIA driver where it tells."""
+    """An NVIDIA GPU.
+
+    Attributes:
+        name: name of the GPU.
+        compute_capability: e.g. ``8.9``.
+        driver: version of the driver; None if it is not known.
+    """
 
     name: str
     compute_capability: str
@@ -76,7 +82,7 @@ def current_gpu() -> Gpu | None:
 
 
 def _driver_version() -> str | None:
-    """``580.65.06``, from the management library that comes with the driver."""
+    """Version such as ``580.65.06``, from the management library (NVML) of the driver."""
     try:
         nvml = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
     except OSError:
@@ -98,7 +104,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> list[str]:
-    """Those of :data:`ISA_FLAGS` that the processor has (Linux; empty elsewhere)."""
+    """The :data:`ISA_FLAGS` that the processor has (only on Linux; empty elsewhere)."""
     for line in _cpuinfo():
         if line.lower().startswith(("flags", "features")):
             present = set(line.split(":", 1)[1].split())
@@ -107,20 +113,20 @@ def cpu_flags() -> list[str]:
 
 
 def may_overflow_in_int8() -> bool:
-    """Whether this CPU is known to add up INT8 products in too few bits."""
+    """Whether this CPU is known to accumulate INT8 products in only 16 bits."""
     flags = cpu_flags()
     return is_x86() and bool(flags) and EXACT_INT8_FLAGS.isdisjoint(flags)
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may use."""
+    """Number of logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def memory_bytes() -> int | None:
-    """Physical memory, or None where the system does not tell."""
+    """Physical memory in bytes; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -1,4 +1,4 @@
-"""A result painted over its image."""
+"""Overlays: a result drawn over its image."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from eomt_deploy.sources import RgbImage
 
 INSTANCE_SHADES = (1.0, 0.72, 0.86, 0.6)
-"""Instances of one class stand apart by brightness."""
+"""Brightness factors that distinguish the instances of one class."""
 SMALLEST_LABEL = 0.004
-"""Share of the image that a region needs to carry its name."""
+"""Minimum area of a region with a label, as a share of the image."""
 
 
 def draw_overlay(
     result: Segmentation, image: RgbImage, *, alpha: float, labels: bool, min_score: float
 ) -> Image.Image:
-    """Colours, outlines and names over a copy of ``image`` (uint8 RGB [H, W, 3])."""
-    # Small pictures are enlarged, so that names and outlines stay readable.
+    """Draw colours, outlines and class names over a copy of ``image`` (uint8 RGB [H, W, 3])."""
+    # Small images are enlarged, so that names and outlines are readable.
     scale = max(1, min(round(480 / min(result.size)), 2048 // max(result.size)))
     height, width = result.size[0] * scale, result.size[1] * scale
     canvas: npt.NDArray[Any] = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     least = min_score if result.task == "instance" else 0
     shown = [s for s in result.regions() if s.area and s.score >= least]
     tags: list[tuple[str, tuple[int, int], tuple[int, int, int]]] = []
-    # Large regions first: small ones stay visible on top.
+    # Large regions come first, so that small ones stay visible on top.
     for segment in sorted(shown, key=lambda s: -s.area):
         mask: npt.NDArray[Any] = segment.mask.astype(np.uint8)
         color = _color(result, segment)
@@ -53,7 +53,7 @@ def draw_overlay(
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one height in a row."""
+    """Images of the same height in one row, with a gap of 4 pixels."""
     height = max(picture.height for picture in pictures)
     row = Image.new("RGB", (sum(p.width for p in pictures) + 4 * (len(pictures) - 1), height))
     left = 0
@@ -72,7 +72,7 @@ def _color(result: Segmentation, segment: Segment) -> tuple[int, int, int]:
 
 
 def _centre(mask: npt.NDArray[Any]) -> tuple[int, int]:
-    """(x, y) of the pixel farthest from the region's border: always inside it."""
+    """(x, y) of the pixel farthest from the region's border, which is always inside the region."""
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
     _, _, _, (x, y) = cv2.minMaxLoc(distance)

@@ -1,8 +1,8 @@
-"""Every error that a user can meet: what happened, why, and how to fix it.
+"""All errors for users: what happened, why, and how to fix it.
 
-Each class has an id that stays the same in all versions, such as E201. The command line prints it,
+Each class has an id that stays the same in all versions, e.g. E201. The command line prints it,
 and `docs/errors.md` explains it. The first digit is the exit code (E1xx: 1), the others count the
-classes. A new class gets the next free number; a number is never used twice.
+classes. A new class gets the next free number; a number is never reused.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ FILE_SYSTEM_ID = "E207"
 
 
 class EomtDeployError(Exception):
-    """Base of all errors that eomt-deploy raises on purpose.
+    """Base class of all errors that eomt-deploy raises on purpose.
 
     Args:
-        what: one sentence about what went wrong, with the found values.
-        why: the rule or cause behind it, if it is not obvious.
-        fix: what the user can do about it.
+        what: what happened, in one sentence with the found and the expected value.
+        why: the cause or the reason, if it is not obvious.
+        fix: what the user can do, as an imperative.
 
     Attributes:
         id: stable id of the class, explained in `docs/errors.md`.
@@ -46,7 +46,7 @@ class EomtDeployError(Exception):
 
 
 def _shortened(text: str) -> str:
-    """A text of limited length: a hostile file can put megabytes into the names that it shows."""
+    """Limit the length of a text: a hostile file can put megabytes into the names in a message."""
     if len(text) <= MAX_TEXT:
         return text
     return f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
@@ -74,7 +74,7 @@ class ImageError(EomtDeployError):
 
 
 class DatasetError(EomtDeployError):
-    """Labelled data are incomplete, contradict themselves or do not fit the model."""
+    """A labelled data set is incomplete, inconsistent or does not match the model."""
 
     id = "E204"
     exit_code = 2
@@ -116,7 +116,7 @@ class VerificationError(EomtDeployError):
 
 
 class BuildError(EomtDeployError):
-    """An engine cannot be built here; the message contains the reasons of the library."""
+    """An engine cannot be built on this machine; the message contains the library's errors."""
 
     id = "E303"
     exit_code = 3

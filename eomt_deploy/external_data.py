@@ -1,8 +1,8 @@
-"""Weights that an ``.onnx`` file keeps in files beside it, found without reading the weights.
+"""Find the side files that contain the weights of an ``.onnx`` file, without reading the weights.
 
-A model may name any file as its weights. We only follow names inside the model's own folder, so
-that a hostile model cannot read other files; the name itself may be a link, as in the cache of
-huggingface_hub, where every file is a link to a blob elsewhere.
+A model can name any file as its weights. Only names inside the model's folder are accepted, so
+that a hostile model cannot read other files. The named file itself may be a link, as in the cache
+of huggingface_hub, where every file is a link to a blob elsewhere.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from eomt_deploy.errors import ArtifactError, OutputError
 from eomt_deploy.files import cache_folder, staging_folder
 
 VARINT, FIXED64, LENGTH, GROUP, GROUP_END, FIXED32 = 0, 1, 2, 3, 4, 5
-"""How protobuf stores a field, see https://protobuf.dev/programming-guides/encoding."""
+"""Protobuf wire types, see https://protobuf.dev/programming-guides/encoding."""
 MAX_DEPTH = 100
-"""Protobuf's own limit on messages in messages."""
+"""Maximum nesting of messages, as in protobuf itself."""
 
-# Field numbers of onnx.proto: where messages are that may have a tensor.
+# Field numbers of onnx.proto that lead to tensors: message -> field number -> message.
 CHILDREN: Mapping[str, Mapping[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -36,29 +36,30 @@ CHILDREN: Mapping[str, Mapping[int, str]] = {
     "tensor": {13: "entry"},
 }
 DATA_LOCATION, EXTERNAL = 14, 1
-"""Of a tensor: the field that says where its values are, and its value for a side file."""
+"""Field number of `data_location` in a tensor, and its value for a side file."""
 KEY, VALUE = 1, 2
-"""Fields of an entry of a tensor's `external_data`."""
+"""Field numbers in an entry of a tensor's `external_data`."""
 
 Bytes = bytes | mmap.mmap
 
 
 class _DamagedError(Exception):
-    """Not a protobuf message: the backend will say so."""
+    """The file is not a protobuf message. The backend reports that later."""
 
 
 Sides = dict[str, int]
-"""Name of a side file -> the bytes that it must have at least."""
+"""Name of a side file -> its minimum size in bytes."""
 
 
 def side_files(path: Path, *, complete: bool = True) -> tuple[Path, ...]:
-    """The files that hold weights of an ``.onnx`` file, sorted, once each.
+    """The files with the weights of an ``.onnx`` file, sorted, without duplicates.
 
     Args:
-        complete: whether they must be there. If not, those that are not there are left out.
+        path: the ``.onnx`` file.
+        complete: whether all files must exist. If False, missing files are left out.
 
     Raises:
-        ArtifactError: a name leads outside the model's folder; or a file is missing or cut off.
+        ArtifactError: a name leads outside the model's folder, or a file is missing or truncated.
     """
     found: Sides = {}
     with suppress(_DamagedError), path.open("rb") as file:
@@ -76,10 +77,10 @@ def side_files(path: Path, *, complete: bool = True) -> tuple[Path, ...]:
 
 @contextmanager
 def without_links(path: Path) -> Iterator[Path]:
-    """A path at which a model and its side files are no links.
+    """A path at which a model and its side files are regular files, not symbolic links.
 
-    OpenVINO follows a link before it looks whether a file is in the model's folder. So files that
-    are links are linked by a second name (a hard link), or else copied, into a temporary folder.
+    OpenVINO resolves links before it checks whether a file is in the model's folder. If any file is
+    a link, all files are hard-linked, or copied if that fails, into a temporary folder.
     """
     sides = side_files(path)
     if not any(map(_through_link, sides)):
@@ -95,10 +96,10 @@ def _through_link(path: Path) -> bool:
 
 @contextmanager
 def _second_names(files: list[Path], root: Path) -> Iterator[Path]:
-    """A folder with the same files under the same relative names."""
+    """A temporary folder with the same files under the same relative names."""
     places = [Path(gettempdir())]
     with suppress(OutputError):
-        places.insert(0, cache_folder())  # more often on the same disk
+        places.insert(0, cache_folder())  # first: more often on the same disk
     reason = ""
     actions: tuple[Callable[[str, Path], object], ...] = (os.link, shutil.copyfile)
     for make, place in product(actions, places):
@@ -118,7 +119,8 @@ def _second_names(files: list[Path], root: Path) -> Iterator[Path]:
             yield folder
             return
     raise ArtifactError(
-        f"The weights of {files[0]} are links, and cannot be copied for OpenVINO.",
+        f"The weights of {files[0]} are links, which OpenVINO does not read, and they cannot be "
+        "copied.",
         why=reason,
         fix="Copy the model with its weights into one folder (cp -L), or use "
         "--backend onnxruntime.",
@@ -126,7 +128,7 @@ def _second_names(files: list[Path], root: Path) -> Iterator[Path]:
 
 
 def _read(data: Bytes, start: int, end: int, kind: str, found: Sides, depth: int) -> None:
-    """Collect the side files of a message and of those inside."""
+    """Collect the side files of a message and of the messages in it."""
     if depth > MAX_DEPTH:
         raise _DamagedError
     children = CHILDREN[kind]
@@ -153,7 +155,7 @@ def _number(entries: Mapping[bytes, bytes], key: bytes) -> int:
 
 
 def _fields(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
-    """Number and content of each field: (start, end) in ``data``, or (value, None)."""
+    """Yield each field as (number, start, end) in ``data``, or as (number, value, None)."""
     while start < end:
         tag, start = _varint(data, start, end)
         number, kind = tag >> 3, tag & 7
@@ -169,14 +171,14 @@ def _fields(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int |
         elif kind in (FIXED32, FIXED64):
             start += 4 if kind == FIXED32 else 8
         elif kind in (GROUP, GROUP_END):
-            # What is in a group cannot be skipped without reading it, and nobody writes any.
-            raise ArtifactError("The model has a protobuf group, which ONNX does not know.")
+            # A group has no length: it cannot be skipped without reading its content.
+            raise ArtifactError("The model contains a protobuf group, which ONNX does not use.")
         else:
             raise _DamagedError
 
 
 def _varint(data: Bytes, start: int, end: int) -> tuple[int, int]:
-    """Seven bits a byte, the lowest first, until one lacks the eighth bit."""
+    """Read a varint (seven bits per byte, lowest first): its value and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if start >= end:
@@ -190,14 +192,14 @@ def _varint(data: Bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _check_name(model: Path, name: str) -> None:
-    """A side file must be below the model's folder by its name."""
+    """Refuse a side file whose name leads outside the model's folder."""
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     absolute = name.startswith(("/", "\\")) or PureWindowsPath(name).drive
     if absolute or ".." in parts or not parts or "\0" in name:
         raise ArtifactError(
-            f"{model} names {name!r} as the file of its weights, which is not inside its folder.",
+            f"{model} names {name!r} as its weights file, which is not inside its folder.",
             why="A model must not read other files of this machine.",
-            fix="Do not use this file unless you know who made it; export the checkpoint again.",
+            fix="Do not use this file unless you trust its source; export the checkpoint again.",
         )
 
 
@@ -208,6 +210,6 @@ def _check_size(model: Path, path: Path, least: int) -> None:
             f"{path} is missing."
             if size is None
             else f"{path} is cut off: it has {size:,} of {least:,} bytes.",
-            why=f"It holds weights of {model.name}.",
-            fix="Copy both files together, or export again.",
+            why=f"It contains weights of {model.name}.",
+            fix="Copy both files again, or repeat the export.",
         )

@@ -1,8 +1,8 @@
-"""What the fields of a description must be: a table of rules, checked when one is read.
+"""Rules for the fields of a description (JSON), checked when it is read.
 
-A description comes out of a file, and a file may hold anything. A rule checks type and range of
-one value and says in words what it expects, so that an error can name the field, what was found
-and what was expected.
+A description comes from a file, which can contain anything. A rule checks type and range of one
+value and states in words what it expects, so that an error can name the field, the found and the
+expected value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from eomt_deploy.errors import ArtifactError
 
 MAX_LENGTH = 8 << 20
-"""Characters of a description: 16,384 classes with long names need fewer."""
+"""Maximum number of characters of a description: 16,384 classes with long names need fewer."""
 MAX_DIGITS = 100
 SHOWN_PROBLEMS = 3
 UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
@@ -25,19 +25,19 @@ UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
 
 
 class Rule:
-    """What a value must be."""
+    """A rule that a value must satisfy."""
 
     fits: Callable[[Any], bool]
-    """Whether a value is that: quick, as nearly all are."""
+    """Whether a value satisfies the rule. Fast, since nearly all values do."""
 
     def problems(self, value: Any, name: str) -> Iterator[str]:
-        """One sentence for each thing that is wrong; ``name`` is the field's."""
+        """Yield one sentence for each violation; ``name`` is the name of the field."""
         raise NotImplementedError
 
 
-# Plain classes: decorating dataclasses takes longer than the rest of this module's import.
+# Plain classes: creating dataclasses takes longer than the rest of this module's import.
 class One(Rule):
-    """A single value: what it must be, in words and as a test."""
+    """Rule for a single value: the expected value in words, and a test."""
 
     def __init__(self, words: str, fits: Callable[[Any], bool]) -> None:
         self.words, self.fits = words, fits
@@ -48,7 +48,7 @@ class One(Rule):
 
 
 class Items(Rule):
-    """A list of ``least`` to ``most`` values of one rule."""
+    """Rule for a list of ``least`` to ``most`` values that all satisfy one rule."""
 
     def __init__(self, rule: Rule, least: int, most: int) -> None:
         self.rule, self.least, self.most = rule, least, most
@@ -72,8 +72,12 @@ class Items(Rule):
 
 
 class Words(Rule):
-    """An object of at most ``most`` texts with any keys, such as provenance; each key and value
-    has at most so many characters."""
+    """Rule for an object with any keys and text values, such as provenance.
+
+    Args:
+        most: maximum number of entries.
+        characters: maximum length of each key and value.
+    """
 
     def __init__(self, most: int, characters: int) -> None:
         self.most, self.text = most, text(characters, least=0)
@@ -98,12 +102,12 @@ class Words(Rule):
 
 
 class Record(Rule):
-    """An object with named fields, read from JSON or already made.
+    """Rule for an object with named fields: a JSON object, or an instance of ``kind``.
 
     Args:
-        kind: class that is made of it.
-        fields: rules by the name of the field.
-        optional: fields that older files may lack.
+        kind: class that the object is converted to.
+        fields: rules by field name.
+        optional: fields that may be missing, e.g. in older files.
     """
 
     def __init__(
@@ -141,13 +145,13 @@ class Record(Rule):
 
 
 def whole(least: int, most: int) -> One:
-    """A whole number; True and 1.0 are none."""
-    words = f"a whole number from {least} to {most}"
+    """Rule for an integer; True and 1.0 are not integers."""
+    words = f"an integer from {least} to {most}"
     return One(words, lambda value: type(value) is int and least <= value <= most)
 
 
 def share() -> One:
-    """A number from 0 to 1."""
+    """Rule for a number from 0 to 1."""
     return One(
         "a number from 0 to 1",
         lambda value: type(value) in (int, float) and 0 <= value <= 1,  # NaN is not
@@ -165,7 +169,7 @@ def one_of(*names: str) -> One:
 
 
 def text(most: int, least: int = 1) -> One:
-    """Text that can be printed, encoded and drawn."""
+    """Rule for text that can be printed, encoded and drawn."""
     words = f"printable text of {f'{least} to' if least else 'at most'} {most} characters"
     return One(
         words,
@@ -176,29 +180,30 @@ def text(most: int, least: int = 1) -> One:
 
 
 def optional(rule: One) -> One:
-    """The same, or nothing."""
+    """Rule for a value that may also be null."""
     return One(f"{rule.words}, or null", lambda value: value is None or rule.fits(value))
 
 
 def is_printable(value: str) -> bool:
-    """Whether text has neither control characters, line breaks nor surrogates: it can be encoded,
-    drawn, and shown on one line of a terminal."""
+    """Whether text can be encoded, drawn and printed in one line.
+
+    Text with control characters, line breaks or surrogates cannot.
+    """
     return value.isprintable() or printable(value) == value
 
 
 def printable(value: str) -> str:
-    """Text with a question mark for each character that :func:`is_printable` refuses: file names
-    may hold any."""
+    """Replace the characters that :func:`is_printable` refuses, e.g. in file names, by "?"."""
     from unicodedata import category
 
     return "".join("?" if category(c) in UNPRINTABLE else c for c in value)
 
 
 def shown(value: object) -> str:
-    """A value in a few words for an error message, whatever it is."""
+    """Shortened representation of any value for an error message."""
     try:
         return _SHORT.repr(value)
-    except (ValueError, RecursionError):  # a number of too many digits
+    except (ValueError, RecursionError):  # ValueError: an integer with too many digits
         return f"a value of type {type(value).__name__}"
 
 
@@ -209,26 +214,35 @@ _SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 4
 
 
 def check_fields(rule: Rule, value: object, what: str, fix: str = "", *, name: str = "") -> None:
-    """A description must keep its rules.
+    """Check that a description satisfies its rule.
 
     Args:
-        what: names the description in the message.
+        rule: the rule.
+        value: the description.
+        what: name of the description in the message.
         fix: what the user can do.
-        name: of the value itself; a :class:`Record` needs none.
+        name: name of the value itself; not needed for a :class:`Record`.
 
     Raises:
-        ArtifactError: it does not; the first few fields are named.
+        ArtifactError: it does not; the message lists the first violations.
     """
     if rule.fits(value):
         return
     found = list(islice(rule.problems(value, name), SHOWN_PROBLEMS + 1))
     if found:
         more = "; and more" if len(found) > SHOWN_PROBLEMS else ""
-        raise ArtifactError(f"{what} is wrong: {'; '.join(found[:SHOWN_PROBLEMS])}{more}.", fix=fix)
+        raise ArtifactError(
+            f"{what} is invalid: {'; '.join(found[:SHOWN_PROBLEMS])}{more}.", fix=fix
+        )
 
 
 def read_object(content: str | bytes, what: str, fix: str = "") -> dict[str, Any]:
-    """The JSON object of a description.
+    """Parse the JSON object of a description.
+
+    Args:
+        content: the JSON.
+        what: name of the description in the message.
+        fix: what the user can do.
 
     Raises:
         ArtifactError: not UTF-8, not JSON, not an object, too large or nested too deeply.
@@ -249,5 +263,5 @@ def read_object(content: str | bytes, what: str, fix: str = "") -> dict[str, Any
 
 
 def _number(digits: str) -> int | float:
-    """A whole number; one with hundreds of digits, which no field takes, becomes infinity."""
+    """Parse an integer; more than 100 digits become infinity, which every field refuses."""
     return int(digits) if len(digits) <= MAX_DIGITS else math.copysign(math.inf, float(digits[:2]))

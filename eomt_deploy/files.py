@@ -1,4 +1,7 @@
-"""Files are written completely or not at all, and what a killed process left is removed."""
+"""Atomic writes: a file is written completely or not at all.
+
+Temporary files that a killed process left behind are removed by a later write.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +32,25 @@ if TYPE_CHECKING:
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 JPEG_MAX_SIDE = 65_500
-"""Pixels; libjpeg writes no longer side."""
+"""Maximum width and height of a JPEG in pixels (libjpeg)."""
 GENERATOR = f"eomt-deploy {__version__}"
 """Written into every result, so that a later run recognises the file as ours."""
 
 STAGING_PREFIX = ".eomt-deploy-"
 STAGED_FILE = re.compile(re.escape(STAGING_PREFIX) + r"[0-9a-f]{16}\.part")
-"""Exact, since a file of the user could have a similar name."""
+"""The exact name, since a file of the user can have a similar one."""
 LOCK_NAME = ".lock"
 """Locked by the owner of a staging folder; the system unlocks it when the process ends."""
 ABANDONED_SECONDS = 3600
-"""Age from which a staging folder that cannot be locked counts as abandoned."""
+"""On systems without file locks: age from which a temporary file counts as abandoned."""
 BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 
 JSON_LIMIT = 16 << 20
-"""Bytes of a JSON file that people or trainers write; parsed it needs far more memory."""
+"""Maximum size of a JSON input in bytes; the parsed content needs far more memory."""
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
-    """JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+    """Read JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
         OSError: the file cannot be read.
@@ -67,11 +70,11 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
 def staging_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target``, for files that are renamed into place at the end.
 
-    The same file system makes the rename atomic. The folder is removed at the end; folders that
-    killed processes left beside ``target`` are removed, too.
+    The rename is atomic, since both are on the same file system. The folder is removed at the end.
+    Folders that killed processes left beside ``target`` are removed, too.
 
     Raises:
-        OutputError: the folder of ``target`` cannot be written.
+        OutputError: the folder of ``target`` is not writable.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +116,7 @@ def _locked_file(path: Path) -> int | None:
 
 @cache
 def _remove_leftovers(parent: str) -> None:
-    """Remove what killed processes left in a folder; each process looks once."""
+    """Remove temporary files of killed processes from a folder; once per process and folder."""
     with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             if entry.name.startswith(STAGING_PREFIX):
@@ -133,10 +136,14 @@ def _remove_folder_if_abandoned(folder: Path) -> None:
 
 
 def _remove_file_if_abandoned(path: Path, folder: Path | None = None) -> bool:
-    """Remove a file that no living process has locked, and before it all else in its folder."""
+    """Remove a file that no running process has locked, and first the other files in ``folder``.
+
+    Returns:
+        whether it was removed.
+    """
     if fcntl is None:
         if folder is None and time.time() - path.stat().st_mtime < ABANDONED_SECONDS:
-            return False  # it may be closed already, and about to get its name
+            return False  # its owner may have closed it and be about to rename it
         path.unlink()  # fails while the owner has it open
         return True
     lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
@@ -152,7 +159,7 @@ def _remove_file_if_abandoned(path: Path, folder: Path | None = None) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Remove everything but the lock, which goes last: it says that the rest may be removed."""
+    """Remove everything except the lock file: without it, nobody may remove the other files."""
     with suppress(OSError):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -162,7 +169,7 @@ def _empty(folder: Path) -> None:
 
 
 def _is_owned(lock: int) -> bool:
-    """Whether a living process holds a lock file; if not, this process holds it from now on."""
+    """Whether a running process holds a lock file; if not, this process locks it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -173,14 +180,14 @@ def _is_owned(lock: int) -> bool:
 
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write ``content`` (in one part, or in several) to ``path``, or leave what was there.
+    """Write ``content`` (one part or several) to ``path``; an error leaves the old file unchanged.
 
     Raises:
         OutputError: the file cannot be written.
     """
     parts = [content] if isinstance(content, bytes) else content
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device: there is nothing to replace
+        if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
             with path.open("wb") as file:
                 file.writelines(parts)
             return
@@ -190,7 +197,7 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def _write_and_rename(target: Path, parts: Iterable[bytes]) -> None:
-    """Write a locked file beside ``target`` and give it its name; a folder would take longer."""
+    """Write a locked file beside ``target`` and rename it; faster than a staging folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(os.path.abspath(target.parent))
     while True:
@@ -205,7 +212,7 @@ def _write_and_rename(target: Path, parts: Iterable[bytes]) -> None:
             if fcntl is not None:
                 file.flush()
                 os.replace(temporary, target)  # while it is locked
-        if fcntl is None:  # Windows does not rename an open file
+        if fcntl is None:  # Windows cannot rename an open file
             os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -213,12 +220,12 @@ def _write_and_rename(target: Path, parts: Iterable[bytes]) -> None:
 
 
 def through_links(path: Path) -> Path:
-    """The file that a symbolic link points to, so that writing it keeps the link."""
+    """The target of a symbolic link, so that writing to it keeps the link; else ``path``."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of its suffix, marked as ours.
+    """Write an image in the format of the suffix of ``path``, marked as ours.
 
     Raises:
         OutputError: the file cannot be written.
@@ -227,15 +234,15 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def overlay_suffix(picture: Image.Image) -> str:
-    """``.jpg``, or ``.png`` for a picture that is too long for a JPEG."""
+    """``.jpg``, or ``.png`` for an image that is too large for a JPEG."""
     return ".jpg" if max(picture.size) <= JPEG_MAX_SIDE else ".png"
 
 
 def encode_picture(picture: Image.Image, path: Path) -> bytes:
-    """The bytes of a picture in the format of the suffix of ``path``.
+    """Encode an image in the format of the suffix of ``path``.
 
     Raises:
-        OutputError: the format has no room for it.
+        OutputError: the image is too large for the format.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -251,21 +258,23 @@ def encode_picture(picture: Image.Image, path: Path) -> bytes:
         raise OutputError(
             f"An image of {picture.width}x{picture.height} pixels cannot be written as "
             f"{path.name}: {error}.",
-            why=f"A JPEG has at most {JPEG_MAX_SIDE} pixels a side.",
+            why=f"The maximum width and height of a JPEG is {JPEG_MAX_SIDE} pixels.",
             fix=f"Write a PNG: {path.with_suffix('.png').name}.",
         ) from error
     return buffer.getvalue()
 
 
 def check_writable(path: Path) -> None:
-    """Fail early where a long job would fail late.
+    """Check that a file can be written, so that a long job does not fail at its end.
 
     Raises:
-        OutputError: ``path`` is a folder, or its folder cannot be written.
+        OutputError: ``path`` is a folder, or its folder is not writable.
     """
     try:
         if path.is_dir():
-            raise OutputError(f"{path} is a folder.", fix="Name the file inside it.")
+            raise OutputError(
+                f"{path} is a folder, not a file.", fix="Pass the path of a file inside it."
+            )
         if path.exists() and not path.is_file():
             return
         folder = next(p for p in Path(os.path.abspath(path)).parents if p.exists())
@@ -276,16 +285,16 @@ def check_writable(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """The user's own folder for things that can be made again.
+    """The user's cache folder.
 
     Raises:
-        OutputError: the user has no home folder, and no variable names another place.
+        OutputError: the user has no home folder, and no environment variable sets another folder.
     """
     if _cache_folders:
         return _cache_folders[-1]
     try:
         from platformdirs import user_cache_path
-    except ImportError as error:  # benchmarks also run on a bare machine with PyTorch
+    except ImportError as error:  # benchmarks also run with only PyTorch installed
         raise OutputError(
             "There is no cache folder: platformdirs is not installed.",
             fix="pip install platformdirs",
@@ -304,7 +313,7 @@ _cache_folders: list[Path] = []
 
 @contextmanager
 def temporary_cache(folder: Path) -> Iterator[None]:
-    """Use another cache folder, for what nobody will need again."""
+    """Use another cache folder inside a ``with`` block."""
     _cache_folders.append(folder)
     try:
         yield
@@ -313,8 +322,8 @@ def temporary_cache(folder: Path) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:
-    """The error for a file that the system does not let us write."""
+    """The error for a file that cannot be written."""
     return OutputError(
         f"{path} cannot be written: {error.strerror or error}.",
-        fix="Choose a place that you may write to, with enough free space.",
+        fix="Choose a writable folder with enough free space.",
     )

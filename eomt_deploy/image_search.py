@@ -1,4 +1,4 @@
-"""The image files that paths, folders and globs stand for, and what was left out of folders."""
+"""Find the image files of paths, folders and globs, and list what was left out."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from eomt_deploy.decoding import IMAGE_SUFFIXES
 from eomt_deploy.errors import ImageError
 
 JUNK_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
-"""Folders of copies and thumbnails that macOS, Synology and Windows leave."""
+"""Folders that macOS, Synology and Windows create for copies and thumbnails."""
 LINK, SPECIAL, LOCKED, FOLDER = "broken link", "special file", "unreadable folder", "folder"
 SHOWN_REASONS = 6
 
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        paths: image files, each once.
-        left_out: files inside the searched folders that were not taken -> why: a suffix, or words.
+        paths: image files, without duplicates.
+        left_out: (path, reason) of each file in the searched folders that was left out; the reason
+            is its suffix or e.g. ``hidden``.
     """
 
     paths: tuple[Path, ...]
@@ -32,7 +33,7 @@ class FoundImages:
 
     @property
     def note(self) -> str:
-        """One line, such as ``left out 3 files: 2 .txt, 1 hidden``; empty where all were taken."""
+        """One line, e.g. ``left out 3 files: 2 .txt, 1 hidden``; empty if nothing was left out."""
         if not self.left_out:
             return ""
         counts = Counter(reason for _, reason in self.left_out)
@@ -49,28 +50,28 @@ def _counted(count: int, what: str) -> str:
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is one that systems and tools leave behind.
+    """Whether a file or folder with this name was created by the system or by a tool.
 
-    Hidden ones (``._a.jpg`` of macOS, ``.ipynb_checkpoints``, ``.thumbnails``, ``.git``), and
-    folders such as ``__MACOSX``.
+    These are hidden names (``._a.jpg`` of macOS, ``.ipynb_checkpoints``, ``.thumbnails``,
+    ``.git``) and folders such as ``__MACOSX``.
     """
     return name.startswith(".") or name in JUNK_FOLDERS
 
 
 def find_images(sources: Iterable[str | Path]) -> list[Path]:
-    """As :func:`search_images`, without what was left out."""
+    """The paths that :func:`search_images` finds."""
     return list(search_images(sources).paths)
 
 
 def search_images(sources: Iterable[str | Path]) -> FoundImages:
-    """Image files that paths, folders and globs stand for, sorted in each folder, once each.
+    """Find the image files of paths, folders and globs, sorted per source, without duplicates.
 
-    Folders are searched deeply, also through links, and each folder once. Whatever has a suffix of
-    :data:`eomt_deploy.decoding.FORMATS` is taken, apart from hidden files and folders. A file that
-    is named itself, or matched by a glob, is taken whatever it is called.
+    Folders are searched recursively, also through links, and each folder only once. Files with a
+    suffix of :data:`eomt_deploy.decoding.FORMATS` are taken, except hidden files and files in
+    hidden folders. A file that is given by its path, or matched by a glob, is always taken.
 
     Raises:
-        ImageError: a path that is not there, a glob or folder without any image.
+        ImageError: a path does not exist, or a glob or folder contains no image.
     """
     found: dict[str, Path] = {}
     left_out: dict[str, tuple[Path, str]] = {}
@@ -87,9 +88,9 @@ def search_images(sources: Iterable[str | Path]) -> FoundImages:
                     matches.append(inside)
             if not matches:
                 raise ImageError(
-                    f"The folder {path} holds no image.",
+                    f"The folder {path} contains no image.",
                     why=FoundImages((), tuple(left_out.values())).note,
-                    fix=f"Known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}.",
+                    fix=f"Use files with these suffixes: {', '.join(sorted(IMAGE_SUFFIXES))}.",
                 )
         elif glob.has_magic(str(source)):
             matches = []
@@ -102,7 +103,7 @@ def search_images(sources: Iterable[str | Path]) -> FoundImages:
                 raise ImageError(f"No file matches {source}.")
         else:
             raise ImageError(f"There is no image or folder at {path}.")
-        for match in sorted(matches):  # one image named twice, as a/x.jpg and ./a/x.jpg, is one
+        for match in sorted(matches):  # a/x.jpg and ./a/x.jpg are the same image
             found.setdefault(os.path.abspath(match), match)
     for taken in found:
         left_out.pop(taken, None)
@@ -117,10 +118,10 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, str]]:
-    """Every file below a folder, and why it is left out ("" for an image).
+    """Yield every file below a folder with the reason to leave it out ("" for an image).
 
-    Real folders come first, then linked ones, then hidden ones: a folder that can be reached in
-    several ways is searched once, under its best name, and a link that leads back ends there.
+    Real folders come first, then linked ones, then hidden ones. So a folder with several paths is
+    searched once, under the best of them, and a link to a parent folder causes no endless loop.
     """
     real, linked, hidden = deque([root]), deque[Path](), deque[Path]()
     seen: set[str] = set()
@@ -157,5 +158,5 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
 def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False

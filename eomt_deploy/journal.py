@@ -1,8 +1,8 @@
-"""The journal of a folder of results: which files in it are ours, and how far a run got.
+"""The journal of an output folder: which files in it are ours, and how far a run got.
 
-A result is announced before its files are written and recorded with their sizes and times
-afterwards. So a later run knows every file that we wrote, also after kill -9, and a file that
-somebody else changed or added is not taken for ours.
+The names of files are recorded before they are written, their sizes and times afterwards. So a
+later run knows every file that we wrote, even after kill -9, and a file that somebody else changed
+or added is not treated as ours.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Stamp = tuple[int, int]
 
 @dataclass
 class Journal:
-    """What earlier runs wrote into a folder.
+    """Files that earlier runs wrote into a folder.
 
     Attributes:
-        folder: the folder of results.
-        places: names of the files and subfolders that results go to; ``*`` stands for every file
-            at the top of the folder. Other files are never looked at.
-        settings: what the last run was made with; empty without a journal.
+        folder: the output folder.
+        places: names of the files and subfolders that results are written to; ``*`` means every
+            file directly in the folder. Other files are ignored.
+        settings: settings of the last run; empty without a journal.
         files: stamp of every finished file, by its POSIX path inside the folder.
         unfinished: files that were being written when a run was killed.
     """
@@ -46,7 +46,7 @@ class Journal:
 
     @classmethod
     def read(cls, folder: Path, places: tuple[str, ...]) -> Journal:
-        """The journal of a folder; empty where there is none or where it cannot be read."""
+        """Read the journal of a folder; it is empty if the file is missing or unreadable."""
         journal = cls(folder, places)
         for record in read_records(folder):
             journal.settings = record.get("settings", journal.settings)
@@ -58,46 +58,51 @@ class Journal:
         return journal
 
     def _has_place(self, name: str) -> bool:
-        """A journal may come from anywhere: it must not lead to files that are not results."""
+        """Whether results are written to this name: an untrusted journal can name other files."""
         parts = PurePosixPath(name).parts
         return parts[0] in self.places or ("*" in self.places and len(parts) == 1)
 
     def is_ours(self, name: str) -> bool:
-        """Whether we wrote the file of this name, and nobody has changed it since."""
+        """Whether we wrote the file with this name and it has not changed since."""
         if name in self.unfinished:
             return True
         return name in self.files and stamp(self.folder / name) == self.files[name]
 
     def foreign_files(self) -> list[str]:
-        """Existing files in the places of results that are not ours."""
+        """Existing files in ``places`` that are not ours."""
         found: set[Path] = set()
         for place in self.places:
             top = self.folder / place
             found.update(self.folder.glob("*") if place == "*" else [top, *top.rglob("*")])
         names = (p.relative_to(self.folder).as_posix() for p in found if p.is_file())
-        # What a killed process was writing: the next write beside it removes it.
+        # Leave out temporary files of killed processes: the next write in the folder removes them.
         names = (name for name in names if not _is_staged(name))
         return sorted(n for n in names if n != JOURNAL_NAME and not self.is_ours(n))
 
     def check_foreign(self) -> None:
-        """Refuse a folder that holds somebody else's files where results go.
+        """Refuse a folder with foreign files where results are written.
 
         Raises:
-            OutputError: it does.
+            OutputError: there are foreign files.
         """
         foreign = self.foreign_files()
         if foreign:
             shown = ", ".join(str(self.folder / name) for name in foreign[:3])
             raise OutputError(
-                f"{self.folder} holds {len(foreign)} files that eomt-deploy did not write, or that "
-                f"were changed since: {shown}{', …' if len(foreign) > 3 else ''}.",
-                why="Results go to the same place, and a file of yours is never replaced.",
+                f"{self.folder} contains {len(foreign)} files that eomt-deploy did not write or "
+                f"that changed since: {shown}{', …' if len(foreign) > 3 else ''}.",
+                why="Results are written to the same names or subfolders, and your files are not "
+                "replaced.",
                 fix="Choose another output folder, or pass --overwrite to replace the files whose "
                 "names are needed.",
             )
 
     def remove_files(self, names: Iterable[str] | None = None) -> int:
-        """Remove those of our files (None: all), and subfolders that are empty then; how many."""
+        """Remove our files with these names (None: all), and subfolders that become empty.
+
+        Returns:
+            number of removed files.
+        """
         count = 0
         parents: set[Path] = set()
         for name in {*self.files, *self.unfinished} if names is None else names:
@@ -112,18 +117,19 @@ class Journal:
         return count
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Refuse to continue a run that was made with something else.
+        """Refuse to continue a run with other settings.
 
         Raises:
-            UsageError: it was.
+            UsageError: the settings of the earlier run are different.
         """
         before = self.settings
         changed = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
         if before and changed:
             differences = (f"{k} was {before.get(k)}, now it is {settings.get(k)}" for k in changed)
             raise UsageError(
-                f"{self.folder} holds results of another run: {'; '.join(differences)}.",
-                fix="Repeat the earlier command, leave --resume out to replace its results, or "
+                f"{self.folder} contains results of a run with other settings: "
+                f"{'; '.join(differences)}.",
+                fix="Repeat the earlier command, leave out --resume to replace its results, or "
                 "choose another folder.",
             )
 
@@ -132,9 +138,9 @@ class JournalWriter(Closing):
     """Appends to the journal of a folder.
 
     Args:
-        folder: the folder of results.
-        settings: what the results are made with, ready for JSON.
-        records: earlier records that stay valid; without them the journal starts anew.
+        folder: the output folder.
+        settings: settings that the results depend on, JSON-serialisable.
+        records: earlier records to keep; all others are dropped.
     """
 
     def __init__(
@@ -151,11 +157,11 @@ class JournalWriter(Closing):
             raise unwritable(path, error) from error
 
     def announce(self, names: Iterable[str]) -> None:
-        """Say which files are about to be written."""
+        """Record the files that are about to be written."""
         self._append({"writing": list(names)})
 
     def record(self, names: Iterable[str], **facts: Any) -> None:
-        """Say that files are finished, with facts that belong to them."""
+        """Record that files are finished, with additional facts."""
         self._append({"files": {name: stamp(self._folder / name) for name in names}, **facts})
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -170,7 +176,7 @@ class JournalWriter(Closing):
 
 
 def read_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of a folder's journal, up to the first that is damaged or incomplete."""
+    """Yield the records of a folder's journal up to the first damaged or incomplete one."""
     try:
         file = (folder / JOURNAL_NAME).open(encoding="utf-8")
     except OSError:
@@ -215,7 +221,7 @@ def _is_stamp(value: Any) -> bool:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Size and time of a file; None where there is none."""
+    """Size and modification time of a file; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""One class for each pixel, of the result of any task."""
+"""Convert the result of any task to one class per pixel."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from eomt_deploy.result import SHOWN_SCORE, VOID, Segment, Segmentation
 
 
 def shown_segments(result: Segmentation) -> list[Segment]:
-    """Segments that a user sees: of an instance result only the likely ones."""
+    """The segments that are shown to users; instances only from a score of 0.5."""
     least = SHOWN_SCORE if result.task == "instance" else 0
     return [segment for segment in result.segments if segment.score >= least]
 
 
 def label_map(result: Segmentation) -> npt.NDArray[np.int32]:
-    """Class of every pixel, int32 [H, W]; -1 where there is none. The best instance is on top."""
+    """Class of every pixel, int32 [H, W]; -1 for no class. Better instances hide worse ones."""
     if result.class_map is not None:
         return result.class_map
     labels = np.full(result.size, VOID, np.int32)

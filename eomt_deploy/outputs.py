@@ -1,4 +1,4 @@
-"""Which files a command may write: new ones and our own earlier results, never a user's file."""
+"""Output checks: a command may write new files and replace our own, but not the user's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from eomt_deploy.files import check_writable
 
 MARKER = b"eomt-deploy "
 JSON_START = re.compile(rb'\s*\{\s*(?:"info":\s*\{\s*)?"generator":\s*"eomt-deploy ')
-"""Every JSON file of ours names its generator first; COCO has the place ``info`` for it."""
+"""All our JSON files start with their generator; COCO files have it in ``info``."""
 MARKDOWN_START = re.compile(rb"<!-- eomt-deploy ")
 HEAD_BYTES = 200
 
@@ -21,17 +21,17 @@ HEAD_BYTES = 200
 def check_outputs(
     outputs: Mapping[str, Path | None], *, inputs: Iterable[Path | None], overwrite: bool
 ) -> None:
-    """Fail before the work if an output would destroy something.
+    """Check before the work that no output destroys an input or a foreign file.
 
     Args:
-        outputs: what will be written, by the option or description that names it. Entries that
-            are None or ``-`` (stdout) are left out.
-        inputs: files and folders that the command reads; they are never replaced, and neither is
-            a file inside such a folder unless eomt-deploy wrote it.
-        overwrite: replace files that eomt-deploy did not write, too.
+        outputs: files that will be written, by the option or name that messages show. Entries that
+            are None or ``-`` (stdout) are ignored.
+        inputs: files and folders that the command reads. They are never replaced; files in these
+            folders are only replaced if eomt-deploy wrote them.
+        overwrite: also replace files that eomt-deploy did not write.
 
     Raises:
-        UsageError: an output is an input, or two outputs are one file.
+        UsageError: an output is an input, or two outputs are the same file.
         OutputError: an output exists and is not ours, or it cannot be written.
     """
     named = {name: path for name, path in outputs.items() if path and str(path) != "-"}
@@ -51,7 +51,7 @@ def check_outputs(
 def check_output(path: Path, *, name: str, inputs: Iterable[Path], overwrite: bool) -> None:
     """As :func:`check_outputs`, for one file."""
     check_writable(path)
-    if not path.is_file():  # nothing there yet, or a pipe or a device
+    if not path.is_file():  # it does not exist, or is a pipe or a device
         return
     ours = is_ours(path)
     for source in inputs:
@@ -74,7 +74,7 @@ def not_ours(path: Path, name: str) -> OutputError:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file says that eomt-deploy wrote it. Never raises."""
+    """Whether a file is marked as written by eomt-deploy. Never raises."""
     check = _CHECKS.get(path.suffix.lower())
     try:
         return check is not None and check(path)
@@ -88,7 +88,7 @@ def _starts(path: Path, pattern: re.Pattern[bytes]) -> bool:
 
 
 def _json(path: Path) -> bool:
-    """A report or result, or the description beside an engine."""
+    """Whether a file is our report or result, or the description beside an engine."""
     from eomt_deploy.sidecar import read_sidecar
 
     if _starts(path, JSON_START):
@@ -141,7 +141,7 @@ def _xml(path: Path) -> bool:
 
 
 def _openvino_weights(path: Path) -> bool:
-    """``m.bin`` belongs to ``m.xml``; alone it may be anything, such as a checkpoint."""
+    """``m.bin`` belongs to ``m.xml``; without it, it can be anything, e.g. a checkpoint."""
     return is_ours(path.with_suffix(".xml"))
 
 
@@ -171,7 +171,7 @@ _CHECKS: Mapping[str, Callable[[Path], bool]] = {
 def _is_same(path: Path, other: Path) -> bool:
     try:
         return path.samefile(other)
-    except OSError:  # an address, a name of the catalog, a glob
+    except OSError:  # not a file: an address, a name in the catalog, a glob
         return False
 
 

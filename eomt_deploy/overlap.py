@@ -1,4 +1,4 @@
-"""Three steps on each of many items, on neighbouring items at once."""
+"""A pipeline of three steps that process neighbouring items at the same time."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ def overlap(
     *,
     ahead: int,
 ) -> Iterator[Result]:
-    """``finish(run(prepare(item)))`` of each item, in order.
+    """Yield ``finish(run(prepare(item)))`` of each item, in order.
 
-    While ``run`` works on an item in the caller's thread, one thread finishes the item before and
-    another prepares those after it. What fails, fails in its turn: first come all results of the
-    items before it. Items are taken in the caller's thread.
+    While ``run`` processes an item in the caller's thread, one thread finishes the previous item
+    and another prepares the next ones. An exception is raised after all results of the items
+    before it. Items are taken from ``items`` in the caller's thread.
 
     Args:
-        ahead: items that are taken and prepared early; 0 does one thing after another.
+        items: the items.
+        prepare: first step.
+        run: second step.
+        finish: third step.
+        ahead: number of items that are taken and prepared early; 0 runs all steps in sequence.
     """
     if ahead == 0:
         for item in items:
@@ -41,7 +45,7 @@ def overlap(
         try:
             early.take(ahead)
             while early.waiting:
-                while finished and finished[0].done():  # before a slow source is asked again
+                while finished and finished[0].done():  # before waiting for the next item
                     yield finished.popleft().result()
                 try:
                     ready = early.waiting.popleft().result()
@@ -66,7 +70,10 @@ def overlap(
 
 
 class _Early(Generic[Item, Ready]):
-    """Items that are taken early; when no more can be had, those taken are still there."""
+    """Items that are taken and prepared early.
+
+    If the source fails, its exception is kept in ``failure``, and the items before it remain.
+    """
 
     def __init__(self, items: Iterable[Item], submit: Callable[[Item], Future[Ready]]) -> None:
         self.waiting: deque[Future[Ready]] = deque()
@@ -75,11 +82,11 @@ class _Early(Generic[Item, Ready]):
         self._submit = submit
 
     def take(self, count: int) -> None:
-        """Until so many are waiting, or there are no more."""
+        """Take items until ``count`` are waiting or there are no more."""
         while self._source is not None and len(self.waiting) < count:
             try:
                 self.waiting.append(self._submit(next(self._source)))
             except StopIteration:
                 self._source = None
-            except Exception as error:  # of whoever makes the items
+            except Exception as error:  # raised by the caller's iterator
                 self.failure, self._source = error, None

@@ -12,25 +12,25 @@ from eomt_deploy.fields import MAX_LENGTH, Words, check_fields, read_object
 
 METADATA_FILE = "wrapper_metadata.json"
 METADATA = Words(1000, MAX_LENGTH)
-FIX = "Make it again from its checkpoint."
+FIX = "Export the checkpoint again: eomt-deploy export CHECKPOINT -o model.pt2"
 MAX_RATIO, ALWAYS_ALLOWED = 50, 64 << 20
-"""A package may unpack to this many times its size on disk, and always to these bytes. Weights
-hardly shrink, machine code does so by 3 to 5 times; a zip file made to fill a disk reaches 1000."""
+"""Maximum ratio of unpacked size to file size, and the unpacked size in bytes that is always
+allowed. Weights hardly compress, machine code 3 to 5 times, a zip bomb 1000 times."""
 DAMAGED = (
     zipfile.BadZipFile, OSError, ValueError, EOFError, LookupError, RuntimeError, zlib.error,
     lzma.LZMAError,
 )  # fmt: skip
-"""What the standard library raises for zip files that are damaged, encrypted or packed by a method
-that it does not know."""
+"""Exceptions of the standard library for zip files that are damaged, encrypted or compressed with
+an unknown method."""
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a package says of itself, without loading its machine code.
+    """Read the metadata of a package without loading its machine code.
 
-    What the zip file declares is checked before anything in it is unpacked.
+    The sizes that the zip file declares are checked before anything in it is unpacked.
 
     Raises:
-        ArtifactError: it is no package, or what it declares cannot be true.
+        ArtifactError: the file is not a package, or the declared sizes are implausible.
     """
     try:
         size = path.stat().st_size
@@ -44,29 +44,29 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise ArtifactError(f"There is no model at {path}.", fix="Check the path.") from error
     except DAMAGED as error:
         raise ArtifactError(
-            f"{path} is no AOTInductor package, or it is damaged ({error}).", fix=FIX
+            f"{path} is not an AOTInductor package, or it is damaged ({error}).", fix=FIX
         ) from error
     check_fields(METADATA, found, f"The metadata of {path}", FIX, name="metadata")
     return found
 
 
 def check_declared(declared: int, size: int) -> None:
-    """The bytes that a zip file unpacks to must be possible for one of ``size`` bytes. Pure.
+    """Check that the declared unpacked size is plausible for a zip file of ``size`` bytes.
 
     Raises:
-        ValueError: they are not.
+        ValueError: the declared size exceeds the maximum.
     """
     limit = max(ALWAYS_ALLOWED, MAX_RATIO * size)
     if declared > limit:
         raise ValueError(
-            f"its {size:,} bytes declare {declared:,} bytes of content, the maximum is {limit:,}"
+            f"its {size:,} bytes declare {declared:,} unpacked bytes, the maximum is {limit:,}"
         )
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     if entry.file_size <= MAX_LENGTH:
         with archive.open(entry) as file:
-            content = file.read(MAX_LENGTH + 1)  # what it declares may be wrong
+            content = file.read(MAX_LENGTH + 1)  # the declared size can be wrong
         if len(content) <= MAX_LENGTH:
             return content
     raise ValueError(

@@ -30,7 +30,7 @@ Logits = npt.NDArray[Any]
 
 
 class Photo(NamedTuple):
-    """An image: its pixels, and its name for error messages; None if it has no name."""
+    """Pixels of an image and its name in error messages (None if it has no name)."""
 
     pixels: RgbImage
     name: str | None
@@ -38,7 +38,7 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What a caller wants of a group of images."""
+    """The settings of a call that apply to all its images."""
 
     color_order: ColorOrder
     thresholds: Thresholds
@@ -51,20 +51,20 @@ class Request:
 
 
 class Pipeline(Protocol):
-    """The three steps, in this order; each may run in a thread of its own."""
+    """The three steps, in this order; each can run in its own thread."""
 
     def prepare(self, group: Sequence[ImageSource]) -> Any:
-        """Read the images, and what can be done before the network is free."""
+        """Read the images and do everything that does not need the network."""
 
     def run(self, ready: Any) -> Any:
         """Run the network."""
 
     def finish(self, done: Any) -> list[Segmentation]:
-        """Make the results."""
+        """Compute the results from the outputs of the network."""
 
 
 class _Input(NamedTuple):
-    """One image, resized: uint8 [N, H, W, 3], and where it is in the image."""
+    """One image, its network inputs uint8 [N, H, W, 3], and their position in the image."""
 
     photo: Photo
     images: npt.NDArray[np.uint8]
@@ -72,7 +72,7 @@ class _Input(NamedTuple):
 
 
 class _Output(NamedTuple):
-    """One image: class logits [N, Q, C+1], mask logits [N, Q, h, w]."""
+    """One image, its class logits [N, Q, C+1] and mask logits [N, Q, h, w]."""
 
     photo: Photo
     class_logits: Logits
@@ -82,7 +82,7 @@ class _Output(NamedTuple):
 
 @dataclass(frozen=True)
 class HostPipeline:
-    """Resizing and post-processing on the CPU, around any engine."""
+    """Resizing and post-processing on the CPU, with any engine."""
 
     engine: Engine
     processor: Processor
@@ -94,7 +94,7 @@ class HostPipeline:
         return [_Input(photo, *self.processor.preprocess(photo.pixels)) for photo in photos]
 
     def run(self, ready: list[_Input]) -> list[_Output]:
-        """The network, on all images of the group at once."""
+        """Run the network on all images of the group together."""
         classes, masks = run_in_parts(self.engine, np.concatenate([item.images for item in ready]))
         ends = np.cumsum([len(item.images) for item in ready])[:-1]
         parts = zip(ready, np.split(classes, ends), np.split(masks, ends), strict=True)
@@ -104,7 +104,7 @@ class HostPipeline:
         ]
 
     def finish(self, done: list[_Output]) -> list[Segmentation]:
-        """Logits to results."""
+        """Convert logits to results."""
         return [replace(self._result(output), image=output.photo.pixels) for output in done]
 
     def _result(self, output: _Output) -> Segmentation:
@@ -119,29 +119,29 @@ class HostPipeline:
 
 @dataclass(frozen=True)
 class DevicePipeline:
-    """Everything but reading on the GPU: an image goes in, and only its result comes back."""
+    """All steps on the GPU except reading: an image is uploaded, and only its result returns."""
 
     device: OnDevice
     request: Request
 
     def prepare(self, group: Sequence[ImageSource]) -> list[Photo]:
-        """Read."""
+        """Read the images."""
         return [self.request.load(image) for image in group]
 
     def run(self, ready: list[Photo]) -> list[Segmentation]:
-        """Resize, network and post-processing, image by image."""
+        """Resize, run the network and post-process, image by image."""
         thresholds = self.request.thresholds
         return [
             replace(self.device.segment(*photo, thresholds), image=photo.pixels) for photo in ready
         ]
 
     def finish(self, done: list[Segmentation]) -> list[Segmentation]:
-        """Nothing is left to do."""
+        """Return the results unchanged."""
         return done
 
 
 class OnDevice:
-    """The processors of a GPU engine: one for each thread, on the engine's stream for it."""
+    """The processors of a GPU engine: one for each thread, on the engine's stream of the thread."""
 
     def __init__(self, engine: DeviceEngine) -> None:
         self._engine = engine
@@ -149,7 +149,7 @@ class OnDevice:
         self._processors: weakref.WeakSet[CudaProcessor] = weakref.WeakSet()
 
     def segment(self, pixels: RgbImage, name: str | None, thresholds: Thresholds) -> Segmentation:
-        """From pixels to the result."""
+        """Segment one image."""
         processor = self._processor()
         images, geometry = processor.preprocess(pixels)
         outputs = self._engine.run_device(images)
@@ -175,7 +175,7 @@ class OnDevice:
 
 
 def name_of(image: ImageSource) -> str | None:
-    """The file that an image comes from; None if it is not known."""
+    """The file name of an image; None if it is not known."""
     if isinstance(image, str | Path):
         return str(image)
     found = getattr(image, "filename", None)  # of Pillow
@@ -183,7 +183,7 @@ def name_of(image: ImageSource) -> str | None:
 
 
 def keep_errors(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A step that gives an image's error as its result, also one from the step before."""
+    """Make a step return an ``ImageError`` instead of raising it, and pass on an earlier one."""
 
     def run(value: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""The precisions: one table. The precision of a model is decided in its graph, at export."""
+"""Table of the precisions. The export writes the precision of a model into its graph."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Precision:
-    """What the heavy layers of a network compute in.
+    """Data type of the expensive layers of a network, and limits for its verification.
 
     Attributes:
-        dtype: numpy's and PyTorch's name of the type that unquantised layers compute in.
-        quantized: weights and activations are scaled to 8 bits; the rest computes in FP16.
-        compute_capability: the first NVIDIA GPUs whose tensor cores compute in it.
-        max_relative_error: limit for an export: largest error of a logit over the largest logit.
-            Loose enough for the nature of the format, tight enough for a broken layer.
-        min_agreement: limit for an export: share of queries with the same class, and of mask
-            pixels on the same side of zero.
+        dtype: type of the unquantised layers, as named by numpy and PyTorch.
+        quantized: whether weights and activations are scaled to 8 bits; the rest computes in FP16.
+        compute_capability: minimum compute capability of NVIDIA GPUs with tensor cores for it.
+        max_relative_error: maximum error of a logit in an export, relative to the largest logit.
+            It allows the rounding of the format and detects a broken layer.
+        min_agreement: minimum share of queries with the same class, and of mask pixels with the
+            same sign, in an export.
     """
 
     dtype: str
@@ -34,7 +34,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "fp8": Precision("float16", 5e-1, 0.9, quantized=True, compute_capability="8.9"),
     "int8": Precision("float16", 5e-1, 0.9, quantized=True),
 }
-"""By name, the widest first."""
+"""Precisions by name, the widest first."""
 QUANTIZED = tuple(name for name, precision in PRECISIONS.items() if precision.quantized)
 UNQUANTIZED = tuple(name for name, precision in PRECISIONS.items() if not precision.quantized)
 AUTOCAST = ("amp-fp16", "amp-bf16")
@@ -42,6 +42,6 @@ AUTOCAST = ("amp-fp16", "amp-bf16")
 
 
 def wider(precision: str) -> tuple[str, ...]:
-    """The precisions that are wider than one."""
+    """The precisions that are wider than ``precision``."""
     names = tuple(PRECISIONS)
     return names[: names.index(precision)]

@@ -1,4 +1,4 @@
-"""The results of a run in a folder: overlays, labels, and one JSON file in COCO's format."""
+"""The output folder of a run: overlays, labels, and one JSON file in COCO's format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLACES = (OVERLAYS, LABELS, SUMMARY)
 
 
 class PredictionFolder(Closing):
-    """A folder that a run writes its results to; what is finished survives any stop.
+    """A folder that a run writes its results to; finished results are kept if the run stops.
 
     Args:
         folder: the output folder.
@@ -40,13 +40,13 @@ class PredictionFolder(Closing):
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self.folder = folder
         self.done: dict[str, str] = {}
-        """Source -> name of the results that an earlier run left and this one keeps."""
+        """Results of an earlier run that are kept: source -> name."""
         self._spec = spec
         self._journal = Journal.read(folder, PLACES)
         self._writer: JournalWriter | None = None
 
     def is_done(self, source: Path) -> bool:
-        """Whether the results of an image are kept from an earlier run."""
+        """Whether the results of an image exist already and are kept."""
         return os.path.abspath(source) in self.done
 
     def is_result(self, path: Path) -> bool:
@@ -64,20 +64,20 @@ class PredictionFolder(Closing):
         resume: bool,
         overwrite: bool,
     ) -> int:
-        """Make room for new results: remove earlier ones, or keep them with ``resume``.
+        """Remove the results of an earlier run, or keep them with ``resume``.
 
         Args:
-            names: where the results of each image go, see :func:`output_names`.
-            settings: what the results are made with, ready for JSON.
+            names: image -> name of its results, see :func:`output_names`.
+            settings: settings that the results depend on, JSON-serialisable.
             resume: keep the results of an earlier run with the same settings.
-            overwrite: replace files that eomt-deploy did not write, too.
+            overwrite: also replace files that eomt-deploy did not write.
 
         Returns:
-            how many earlier results were removed.
+            number of removed files.
 
         Raises:
-            OutputError: the folder holds files of somebody else where results go.
-            UsageError: ``resume``, and the earlier run had other settings.
+            OutputError: the folder contains foreign files where results are written.
+            UsageError: ``resume`` is set, and the earlier run had other settings.
         """
         journal = self._journal
         if not overwrite:
@@ -92,7 +92,7 @@ class PredictionFolder(Closing):
         return removed
 
     def _finished(self, wanted: Mapping[str, str]) -> dict[str, str]:
-        """Sources whose results are complete and would get the same names again."""
+        """Source -> name of the results that are complete and would get the same names again."""
         taken = {name: source for source, name in wanted.items()}
         found = {}
         for record in self._records():
@@ -104,7 +104,7 @@ class PredictionFolder(Closing):
         return found
 
     def _files_of_others(self) -> list[str]:
-        """Our files that belong to no kept result."""
+        """Our files that do not belong to a kept result."""
         kept = {name for record in self._kept() for name in record["files"]}
         known = (*self._journal.files, *self._journal.unfinished)
         return [name for name in known if name not in kept]
@@ -118,8 +118,13 @@ class PredictionFolder(Closing):
     def write(self, result: Segmentation, name: str, source: Path) -> str | None:
         """Write overlay and labels of one image.
 
+        Args:
+            result: its result.
+            name: name of its files, without folder and suffix.
+            source: the image file.
+
         Returns:
-            what the user should know of these files, if anything.
+            a remark for the user about these files, or None.
 
         Raises:
             OutputError: a file cannot be written.
@@ -151,23 +156,23 @@ class PredictionFolder(Closing):
         if overlay_name.endswith(".jpg"):
             return None
         return (
-            f"the overlay of {source} has {overlay.width}x{overlay.height} pixels; a JPEG has at "
-            f"most {JPEG_MAX_SIDE} a side, so it was written as {overlay_name}"
+            f"the overlay of {source} has {overlay.width}x{overlay.height} pixels, more than the "
+            f"JPEG maximum of {JPEG_MAX_SIDE} per side, so it was written as {overlay_name}"
         )
 
     def finish(self) -> None:
-        """Write predictions.json with all results that are there."""
+        """Write predictions.json with all finished results."""
         assert self._writer is not None  # start() comes first
         self._writer.announce([SUMMARY])
         write_atomically(self.folder / SUMMARY, (part.encode() for part in self.summary()))
         self._writer.record([SUMMARY])
 
     def summary(self) -> Iterator[str]:
-        """predictions.json in parts: the results may be larger than the memory.
+        """Yield predictions.json in parts, since all results may not fit into memory.
 
-        The format is COCO's (https://cocodataset.org/#format-data): for a panoptic model that of
-        panoptic segmentation, else that of instance annotations. Ids count from 1; categories have
-        the class ids of the model.
+        The format is COCO's (https://cocodataset.org/#format-data): the panoptic format for a
+        panoptic model, otherwise the format of instance annotations. Ids count from 1; categories
+        have the class ids of the model.
         """
         spec = self._spec
         info = {
@@ -203,25 +208,25 @@ class PredictionFolder(Closing):
 
 
 def _annotations(result: Segmentation, label_file: str) -> list[dict[str, Any]]:
-    """COCO annotations without ids: one for the image (panoptic), or one for each region."""
+    """COCO annotations without ids: one per image (panoptic), or one per region."""
     if result.task == "panoptic":
         return [{"file_name": label_file, "segments_info": result.to_panoptic()[1]}]
     return result.to_coco()
 
 
 def output_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Where results go below the output folder: the images' own names, kept apart.
+    """Image -> name of its results inside the output folder, without duplicates.
 
-    ``x.jpg`` gives ``x``; where several images would give the same, all keep their suffix.
+    ``x.jpg`` becomes ``x``; images that would get the same name all keep their suffix.
     """
-    # abspath, not resolve: "a/../b" must not climb out of the output folder, but a linked
-    # image keeps the name that the user gave it.
+    # abspath, not resolve: "a/../b" must not lead out of the output folder, but a linked image
+    # keeps the name of the link.
     absolute = [Path(os.path.abspath(path)) for path in paths]
     common = Path(os.path.commonpath([path.parent for path in absolute]))
     relative = [path.relative_to(common) for path in absolute]
     stems = Counter(path.with_suffix("") for path in relative)
     names = [p.with_suffix("") if stems[p.with_suffix("")] == 1 else p for p in relative]
-    # x.png beside x.bmp is "x.png" now, and so is x.png.jpg without its suffix.
+    # x.png beside x.bmp is named "x.png" now, and so is x.png.jpg.
     unique = names if len(set(names)) == len(names) else relative
     return {path: name.as_posix() for path, name in zip(paths, unique, strict=True)}
 

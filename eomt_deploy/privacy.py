@@ -1,10 +1,10 @@
-"""Nobody is contacted: reports of other libraries about their users are switched off.
+"""Switch off the telemetry of other libraries.
 
-ONNX Runtime sends events to Microsoft and keeps a device id in the user's cache; OpenVINO sends
-events to Google Analytics and keeps a client id in the home folder; huggingface_hub adds facts
-about the machine to its requests. PyTorch, onnx, TensorRT, OpenCV and matplotlib report nothing.
+ONNX Runtime sends events to Microsoft and keeps a device id in the user's cache. OpenVINO sends
+events to Google Analytics and keeps a client id in the home folder. huggingface_hub adds facts
+about the machine to its requests. PyTorch, onnx, TensorRT, OpenCV and matplotlib send nothing.
 
-A choice that the user made is left as it is.
+A choice that the user already made is not changed.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any
 ONNXRUNTIME_SWITCH = "ORT_DISABLE_TELEMETRY"
 HUB_SWITCH = "HF_HUB_DISABLE_TELEMETRY"
 HUB_SWITCHES = (HUB_SWITCH, "DISABLE_TELEMETRY", "DO_NOT_TRACK")
-"""Each of them alone switches it off."""
+"""Each of these variables alone switches the telemetry off."""
 YES = ("1", "true", "yes", "on")
-"""Values that both libraries take for a yes, in any case."""
+"""Values that both libraries accept as yes; upper and lower case are equal."""
 OPENVINO_REPORTER = "openvino_telemetry"
-"""The package that OpenVINO reports with; without it OpenVINO uses its own empty stand-in."""
+"""OpenVINO's telemetry package; without it OpenVINO uses functions that do nothing."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Whether a library reports about its user.
+    """Whether a library sends telemetry.
 
     Attributes:
         library: its import name.
-        sends: whether it does, in this process.
-        reason: what switched it off, or who left it on.
+        sends: whether it sends telemetry in this process.
+        reason: the setting that switches it on or off.
     """
 
     library: str
@@ -44,27 +44,33 @@ class Report:
 
 
 def switch_off() -> None:
-    """Set the environment variables that libraries read when they are imported, unless they are
-    set. Processes that this one starts inherit them."""
+    """Set the environment variables that libraries read at import, unless the user set them.
+
+    Child processes inherit them.
+    """
     for name in (ONNXRUNTIME_SWITCH, HUB_SWITCH):
         os.environ.setdefault(name, "1")
 
 
 def quiet_onnxruntime(module: Any) -> None:
-    """Switch off what ONNX Runtime still sends if it was imported before us, and on Windows, where
-    builds with the system's event tracing do not read the environment variable."""
+    """Switch off the telemetry of an imported ONNX Runtime.
+
+    The environment variable has no effect if ONNX Runtime was imported before this package, or in
+    Windows builds that use the system's event tracing.
+    """
     if _says_yes(ONNXRUNTIME_SWITCH):
         module.disable_telemetry_events()
 
 
 def import_openvino() -> Any:
-    """The module ``openvino``, imported without a report.
+    """Import ``openvino`` without telemetry.
 
-    OpenVINO has no variable for this. Its own opt-out is a file in the home folder, and choosing it
-    sends a report, too. But its reporting package is optional, and so it is hidden meanwhile.
+    OpenVINO has no environment variable for this. Its own opt-out is a file in the home folder, and
+    even opting out sends an event. But its telemetry package is optional, so it is hidden during
+    the import.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: OpenVINO is not installed.
     """
     if "openvino" not in sys.modules and not _opted_in_to_openvino():
         with _hidden(OPENVINO_REPORTER):
@@ -75,7 +81,7 @@ def import_openvino() -> Any:
 
 
 def reports() -> list[Report]:
-    """What the libraries that are installed here report, and why."""
+    """Telemetry state of the installed libraries."""
     found = []
     if find_spec("onnxruntime"):
         found.append(_by_variable("onnxruntime", (ONNXRUNTIME_SWITCH,)))
@@ -83,14 +89,14 @@ def reports() -> list[Report]:
         if _opted_in_to_openvino():
             found.append(Report("openvino", True, f"you opted in ({_openvino_consent()})"))
         else:
-            found.append(Report("openvino", False, "its reporting package is not loaded"))
+            found.append(Report("openvino", False, "its telemetry package is not loaded"))
     if find_spec("huggingface_hub"):
         found.append(_by_variable("huggingface_hub", HUB_SWITCHES))
     return found
 
 
 def _by_variable(library: str, names: tuple[str, ...]) -> Report:
-    """A library that any of these environment variables switches off."""
+    """State of a library whose telemetry any of these environment variables switches off."""
     for name in names:
         if _says_yes(name):
             return Report(library, False, f"{name}={os.environ[name]}")
@@ -104,7 +110,7 @@ def _says_yes(name: str) -> bool:
 
 
 def _openvino_consent() -> Path:
-    """Where OpenVINO's program `opt_in_out` writes down the user's choice."""
+    """The file that OpenVINO's program `opt_in_out` writes the user's choice to."""
     if os.name == "nt":
         return Path(os.environ.get("LOCALAPPDATA", "")) / "Intel Corporation" / OPENVINO_REPORTER
     return Path.home() / "intel" / OPENVINO_REPORTER
@@ -119,10 +125,10 @@ def _opted_in_to_openvino() -> bool:
 
 @contextmanager
 def _hidden(package: str) -> Iterator[None]:
-    """Importing ``package`` fails meanwhile, as if it were not installed."""
+    """Make the import of ``package`` fail in a ``with`` block, as if it were not installed."""
     missing = object()
     before: Any = sys.modules.get(package, missing)
-    sys.modules[package] = None  # type: ignore[assignment]  # Python's own way to say so
+    sys.modules[package] = None  # type: ignore[assignment]  # makes Python raise ImportError
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Segmentation: one result type for all tasks, which knows how to become other formats."""
+"""Segmentation: one result type for all tasks, with conversions to other formats."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ if TYPE_CHECKING:
     import supervision
 
 Box = tuple[int, int, int, int]
-"""(x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for nothing."""
+"""(x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask."""
 Rle = dict[str, Any]
 """COCO's compressed run-length encoding: ``{"size": [H, W], "counts": bytes}``."""
 
 VOID = -1
 VOID_LABEL = 255
-"""Void in 8-bit label pictures, by custom; more classes than this need 16 bits."""
+"""Conventional void label of 8-bit label images; more classes than this need 16 bits."""
 SHOWN_SCORE = 0.5
-"""Instances below this score are kept in the result but not drawn."""
+"""Instances below this score are in the result, but not in the overlay."""
 
 
 def encode_mask(mask: npt.NDArray[np.bool_]) -> Rle:
-    """Boolean [H, W] to COCO RLE."""
+    """Convert a boolean mask [H, W] to COCO RLE."""
     rle: Rle = coco_mask.encode(np.asarray(mask, dtype=bool))
     return rle
 
 
 def decode_mask(rle: Rle) -> npt.NDArray[np.bool_]:
-    """COCO RLE to boolean [H, W]."""
+    """Convert COCO RLE to a boolean mask [H, W]."""
     return np.asarray(coco_mask.decode(rle), dtype=bool)
 
 
 @dataclass(frozen=True, eq=False)
 class PackedMask:
-    """A mask inside its box, eight pixels to a byte.
+    """A mask inside its bounding box, with eight pixels per byte.
 
     Attributes:
         size: (H, W) of the image.
-        box: where the mask is on.
-        area: pixels.
-        bits: uint8 [y1 - y0, ceil((x1 - x0) / 8)], as numpy.packbits makes them by row.
+        box: bounding box of the mask.
+        area: number of pixels.
+        bits: uint8 [y1 - y0, ceil((x1 - x0) / 8)], from numpy.packbits along the rows.
     """
 
     size: tuple[int, int]
@@ -80,7 +80,7 @@ class PackedMask:
         return cls(size, (x0, y0, x1, y1), area, np.packbits(inner, axis=1))
 
     def unpack(self) -> npt.NDArray[np.bool_]:
-        """Boolean [H, W]."""
+        """The mask, boolean [H, W]."""
         mask = np.zeros(self.size, bool)
         if self.area:
             x0, y0, x1, y1 = self.box
@@ -93,13 +93,14 @@ class Segment:
     """One segment of a panoptic or instance result.
 
     Attributes:
-        id: its value in ``segment_map`` (panoptic), its rank by score (instance).
+        id: its value in ``segment_map`` (panoptic) or its rank by score from 0 (instance).
         class_id: column of the class logits.
         class_name: name of the class.
-        thing: countable thing (True) or stuff.
+        thing: whether the class is a thing (countable) or stuff.
         score: 0 to 1.
-        area: pixels.
-        box: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
+        area: number of pixels.
+        box: bounding box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
+        pixels: function that returns the mask.
     """
 
     id: int
@@ -139,7 +140,7 @@ class Segment:
         area: int,
         box: Box,
     ) -> Segment:
-        """The pixels of ``segment_map`` [H, W] that are ``segment_id``; the map is not copied."""
+        """The segment ``segment_id`` of ``segment_map`` [H, W], which is not copied."""
         pixels = partial(np.equal, segment_map, segment_id)
         return cls._of(segment_id, info, score, area, box, pixels)
 
@@ -162,22 +163,22 @@ class Segment:
 
     @cached_property
     def rle(self) -> Rle:
-        """The mask as COCO RLE, encoded on the first call: it costs more than finding the mask."""
+        """The mask as COCO RLE. Encoding is slow, so it happens on first use and is cached."""
         return encode_mask(self.mask)
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a model saw in one image.
+    """The result of one image.
 
     Attributes:
         task: ``semantic``, ``instance`` or ``panoptic``.
         size: (H, W) of the image.
         classes: all classes of the model.
-        class_map: semantic: class ids, int32 [H, W].
-        segment_map: panoptic: segment ids, int32 [H, W], -1 where there is none.
-        segments: panoptic and instance: the segments; instances best first, may overlap.
-        image: the image, uint8 RGB [H, W, 3], where it is known; not copied.
+        class_map: class ids, int32 [H, W]; only semantic.
+        segment_map: segment ids, int32 [H, W], -1 for no segment; only panoptic.
+        segments: the segments; empty for semantic. Instances are sorted by score and can overlap.
+        image: the image, uint8 RGB [H, W, 3], not copied; None if it is not known.
     """
 
     task: Task
@@ -207,7 +208,7 @@ class Segmentation:
         return f"Segmentation({self.task}, {self.size[0]}x{self.size[1]}, {what})"
 
     def regions(self) -> tuple[Segment, ...]:
-        """The segments; for a semantic result one region per class that occurs, score 1."""
+        """The segments; a semantic result has one region with score 1 per class in the image."""
         if self.class_map is None:
             return self.segments
         present = np.unique(self.class_map)
@@ -217,7 +218,7 @@ class Segmentation:
         )
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """COCO annotations with RLE masks, ready for JSON.
+        """COCO annotations with RLE masks, JSON-serialisable.
 
         ``category_id`` is the class id of the model; ``bbox`` is (x, y, width, height).
         """
@@ -240,16 +241,17 @@ class Segmentation:
         ]
 
     def to_panoptic(self) -> tuple[Image.Image, list[dict[str, Any]]]:
-        """COCO's panoptic format: the id picture and its ``segments_info``.
+        """COCO's panoptic format: the id image and its ``segments_info``.
 
-        Ids are segment ids + 1, written as R + 256 G + 65536 B; 0 is void.
+        Ids are segment ids + 1, stored as R + 256 G + 65536 B; 0 is void.
 
         Raises:
             UsageError: the result is not panoptic.
         """
         if self.segment_map is None:
             raise UsageError(
-                f"A {self.task} result has no panoptic picture.", fix="Use to_coco() instead."
+                f"to_panoptic() needs a panoptic result, this one is {self.task}.",
+                fix="Use to_coco() instead.",
             )
         ids = (self.segment_map + 1).astype(np.uint32)
         channels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1)
@@ -269,7 +271,7 @@ class Segmentation:
         return Image.fromarray(channels.astype(np.uint8)), info
 
     def to_supervision(self) -> supervision.Detections:
-        """``supervision.Detections`` with masks; class names in ``data["class_name"]``.
+        """Convert to ``supervision.Detections`` with masks and ``data["class_name"]``.
 
         Raises:
             MissingDependencyError: supervision is not installed.
@@ -292,10 +294,12 @@ class Segmentation:
         )
 
     def label_image(self) -> Image.Image:
-        """The result as a lossless picture: class ids (semantic) or COCO panoptic ids.
+        """The result as a lossless image: class ids (semantic) or COCO panoptic ids.
+
+        Class ids are stored in 8 bits, or in 16 bits for more than 255 classes.
 
         Raises:
-            UsageError: instances overlap and have no such picture.
+            UsageError: the result is an instance result, whose masks can overlap.
         """
         if self.class_map is not None:
             dtype = np.uint8 if len(self.classes) <= VOID_LABEL else np.uint16
@@ -310,40 +314,43 @@ class Segmentation:
         labels: bool = True,
         min_score: float = SHOWN_SCORE,
     ) -> Image.Image:
-        """The segments painted over the image; small images are enlarged to be readable.
+        """Draw the segments over the image; small images are enlarged.
 
         Args:
-            image: anything that load_image takes; None takes the image that was predicted.
+            image: any input of load_image(); None takes the predicted image.
             alpha: opacity of the colours, 0 to 1.
-            labels: write class names.
-            min_score: instances below it are left out.
+            labels: whether to draw class names.
+            min_score: minimum score of an instance to be drawn.
+
+        Returns:
+            the overlay, RGB.
 
         Raises:
-            UsageError: no image is known, or one of another size is given.
+            UsageError: the image is not known, or has another size than the result.
         """
         from eomt_deploy.drawing import draw_overlay
 
         if not 0 <= alpha <= 1:
-            raise UsageError(f"alpha {alpha} is not between 0 and 1.")
+            raise UsageError(f"alpha must be between 0 and 1, got {alpha}.")
         pixels = self.image if image is None else load_image(image)
         if pixels is None or pixels.shape != (*self.size, 3):
             raise UsageError(
-                "There is no image to draw on."
+                "The overlay needs the image, which is not stored in this result."
                 if pixels is None
-                else f"The image is {list(pixels.shape)}, the result needs {[*self.size, 3]}.",
-                fix="Pass it: result.overlay(image).",
+                else f"The image must have shape {[*self.size, 3]}, got {list(pixels.shape)}.",
+                fix="Pass the predicted image: result.overlay(image).",
             )
         return draw_overlay(self, pixels, alpha=alpha, labels=labels, min_score=min_score)
 
     def save(self, path: str | Path) -> None:
-        """Write the result; the suffix decides how.
+        """Write the result in the format of the suffix.
 
         ``.png``, ``.jpg``: :meth:`overlay`. ``.json``: :meth:`to_coco` with size and task.
         ``.npz``: maps, boxes, scores, class ids and bit-packed masks. For a lossless label
-        picture use :meth:`label_image`.
+        image use :meth:`label_image`.
 
         Raises:
-            UsageError: another suffix, or no image is known to draw on.
+            UsageError: the suffix is not supported, or the image for the overlay is not known.
             OutputError: the file cannot be written.
         """
         path = Path(path)
@@ -365,7 +372,7 @@ class Segmentation:
         else:
             raise UsageError(
                 f"A result cannot be saved as {suffix or 'a file without suffix'}.",
-                fix="Use .png or .jpg (picture), .json (COCO) or .npz (arrays).",
+                fix="Use .png or .jpg (overlay), .json (COCO) or .npz (arrays).",
             )
 
     def _arrays(self) -> dict[str, Any]:

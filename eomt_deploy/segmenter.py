@@ -1,4 +1,4 @@
-"""Segmenter: preprocess, run, postprocess."""
+"""Segmenter: preprocess images, run the network, post-process its outputs."""
 
 from __future__ import annotations
 
@@ -27,28 +27,30 @@ from eomt_deploy.sources import ColorOrder, ImageSource, load_image
 from eomt_deploy.spec import ModelSpec, Thresholds
 
 AHEAD = 2
-"""Images that are read before the network is free for them."""
+"""Default number of images that are read and prepared before the network needs them."""
 
 
 class Segmenter(Closing):
-    """Segments images with an exported model.
+    """Segment images with a model file.
 
     Args:
         engine: path of a model file that eomt-deploy wrote, or an open :class:`Engine`.
-        backend: backend by name; None selects by suffix and by what is installed.
+        backend: name of the backend; None selects by suffix and installed packages.
         device: ``"cpu"`` or ``"cuda"``; None takes the best that works.
-        threads: CPU threads of the network and of the post-processing; None leaves it to them.
+        threads: number of CPU threads of the network and of the post-processing; None takes their
+            defaults.
         mode: ``"latency"`` or ``"throughput"``, see :func:`open_engine`.
-        max_pixels: limit of each image file, see :func:`eomt_deploy.load_image`; None takes
-            100,000,000.
+        max_pixels: maximum number of pixels of an image file, see :func:`eomt_deploy.load_image`;
+            None takes 100,000,000.
 
     Raises:
-        ArtifactError: no such file, damaged, or not written by eomt-deploy.
-        MissingDependencyError: no backend for it is installed.
+        ArtifactError: the model file is missing, damaged, or not written by eomt-deploy.
+        MissingDependencyError: no backend for the model file is installed.
         DeviceError: the device cannot be used.
+        UsageError: an option is invalid.
 
     >>> with Segmenter("model.onnx") as segmenter:  # doctest: +SKIP
-    ...     segmenter.predict("street.jpg").overlay().save("seen.png")
+    ...     segmenter.predict("street.jpg").overlay().save("overlay.png")
     """
 
     def __init__(
@@ -65,14 +67,15 @@ class Segmenter(Closing):
         given = {"backend": backend, "device": device, "threads": threads, "mode": mode}
         if not isinstance(engine, str | Path) and any(v is not None for v in given.values()):
             raise UsageError(
-                "backend, device, threads and mode are for a path; this engine is open already.",
+                "backend, device, threads and mode need the path of a model file, but this engine "
+                "is already open.",
                 fix="Pass them to open_engine().",
             )
         if isinstance(engine, str | Path):
             engine = open_engine(engine, backend=backend, device=device, threads=threads, mode=mode)
         self.engine: Engine = engine
         self.processor = Processor(engine.spec, threads=threads, backend=engine.backend)
-        # Not isinstance: it would ask a thread's stream, and so start an execution context.
+        # isinstance() would evaluate the property `stream`, which creates an execution context.
         on_device = hasattr(engine, "run_device")
         self._on_device = OnDevice(cast("DeviceEngine", engine)) if on_device else None
 
@@ -94,24 +97,26 @@ class Segmenter(Closing):
 
         Args:
             image: path, uint8 array [H, W, 3] or PIL image.
-            color_order: channel order of an array; ``"bgr"`` for what OpenCV reads.
-            score_threshold: see :meth:`Processor.postprocess`, as for the other thresholds.
+            color_order: channel order of an array: ``"rgb"``, or ``"bgr"`` as in OpenCV.
+            score_threshold: see :meth:`Processor.postprocess`; None takes the model's default.
+            mask_threshold: as ``score_threshold``.
+            overlap_threshold: as ``score_threshold``.
 
         Raises:
             ImageError: the image cannot be read.
-            UsageError: a threshold that the task does not have.
-            VerificationError: the model gives NaN or infinite logits.
+            UsageError: the task does not have a given threshold.
+            VerificationError: the logits contain NaN or infinity.
         """
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         steps = self._pipeline(color_order, thresholds)
         return steps.finish(steps.run(steps.prepare([image])))[0]
 
     def logits(self, image: ImageSource) -> tuple[Logits, Logits, Geometry]:
-        """What the network says of one image, ready for :meth:`Processor.postprocess`.
+        """Outputs of the network for one image, for :meth:`Processor.postprocess`.
 
         Returns:
             class logits [N, Q, C+1], mask logits [N, Q, H/4, W/4] (N = 1, or the number of
-            windows), and where they stand in the image.
+            windows), and the geometry that maps them to the image.
         """
         pixels = load_image(image, max_pixels=self.max_pixels)
         images, geometry = self.processor.preprocess(pixels)
@@ -126,9 +131,10 @@ class Segmenter(Closing):
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
     ) -> list[Segmentation]:
-        """Segment several images together; arguments as in :meth:`predict`.
+        """Segment several images; arguments and errors as in :meth:`predict`.
 
-        The network sees up to 8 at once; others are read and finished meanwhile.
+        The network processes up to 8 images at once, while other images are read and
+        post-processed.
         """
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         steps = self._pipeline(color_order, thresholds)
@@ -173,24 +179,27 @@ class Segmenter(Closing):
         ahead: int = AHEAD,
         return_errors: bool = False,
     ) -> Iterator[Segmentation | ImageError]:
-        """Segment images one after another, without keeping any; as :meth:`predict`.
+        """Segment images one after another, with constant memory.
 
-        While the network works on an image, the next ones are read and resized, and the one before
-        is finished, in threads of their own.
+        While the network processes an image, other threads read and resize the next images and
+        post-process the previous one.
 
         Args:
-            images: anything to iterate over. An array must stay as it is until its result is there.
-            color_order: as in :meth:`predict`, like the thresholds.
-            ahead: images that are taken early; 0 takes one only when the result before it is out,
-                for a camera, or a source that fills the same array again.
-            return_errors: give an :class:`ImageError` in the place of an image that cannot be
-                read, and go on; otherwise it is raised, after the results before it.
+            images: iterable of images. An array must not change before its result is returned.
+            color_order: as in :meth:`predict`.
+            score_threshold: as in :meth:`predict`.
+            mask_threshold: as in :meth:`predict`.
+            overlap_threshold: as in :meth:`predict`.
+            ahead: number of images that are taken early. With 0, an image is taken after the
+                previous result was returned: for a camera, or a source that reuses one array.
+            return_errors: return an :class:`ImageError` in the place of an image that cannot be
+                read, and continue. Otherwise it is raised after the results before it.
 
         Raises:
             ImageError: an image cannot be read.
-            UsageError: a threshold that the task does not have, or ``ahead`` below 0.
-            VerificationError: the model gives NaN or infinite logits; also with
-                ``return_errors``, since it is not the image's fault.
+            UsageError: the task does not have a given threshold, or ``ahead`` is negative.
+            VerificationError: the logits contain NaN or infinity. It is raised even with
+                ``return_errors``, since the model is the cause and not the image.
         """
         if ahead < 0:
             raise UsageError(f"`ahead` must be 0 or more, got {ahead}.")
@@ -209,7 +218,7 @@ class Segmenter(Closing):
         return HostPipeline(self.engine, self.processor, request)
 
     def close(self) -> None:
-        """Free the engine."""
+        """Close the engine."""
         try:
             if self._on_device:
                 self._on_device.close()

@@ -1,7 +1,7 @@
-"""``<engine>.json``: what a compiled engine, which carries no metadata, says of itself.
+"""``<engine>.json``: the description of a compiled engine, which cannot contain metadata itself.
 
-The plan stays a plain plan, so that other tools open it. What is needed to refuse a wrong machine
-*before* the run-time is called stands here.
+The engine file stays an unmodified plan of TensorRT, so that other tools can open it. Its
+description contains everything needed to detect a wrong machine *before* TensorRT is called.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Target = Literal["tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 SCHEMA_VERSION = 1
 AND_LATER = "+"
-"""Ends a compute capability that stands for all later ones, too: "8.0+"."""
+"""Suffix of a compute capability that includes all later ones: "8.0+"."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,23 @@ class Sidecar:
 
     Attributes:
         spec: the model's description, as in the ONNX file.
-        target: ``tensorrt`` or ``tensorrt-rtx``.
-        library_version: of the library that built it.
-        precision: what it computes in: held against the engine's own inspector by TensorRT, and
-            against the types of the parsed network by TensorRT-RTX, which compiles its kernels
-            when an engine is loaded. ``settings`` says which, and counts the layers.
-        batch: (least, optimal, largest) batch.
-        compute_capabilities: GPUs it was built for, as "8.9", or "8.0+" for 8.0 and later.
-        gpu: name of the GPU it was built on; None when built without one.
-        driver: NVIDIA driver at build time; None without one.
-        version_compatible: runs with other versions of the library.
+        target: library that runs it: ``tensorrt`` or ``tensorrt-rtx``.
+        library_version: version of the library that built it.
+        precision: precision of its computation. For TensorRT it was checked with the engine
+            inspector. TensorRT-RTX compiles its kernels when it loads an engine, so there the types
+            of the parsed network were checked. ``settings`` contains the layer counts.
+        batch: (minimum, optimal, maximum) batch size.
+        compute_capabilities: GPUs it was built for, e.g. "8.9", or "8.0+" for 8.0 and later.
+        gpu: name of the GPU it was built on; None if it was built without a GPU.
+        driver: version of the NVIDIA driver at build time; None without a driver.
+        version_compatible: whether it runs with other versions of the library.
         hardware_compatibility: ``none``, ``ampere_plus`` or ``same_compute_capability``.
-        stripped: the weights are not inside; refit from the ONNX file is needed.
-        plan_bytes: size of the plan file.
-        plan_sha256: of the plan file.
+        stripped: whether the weights are left out; they are refitted from the ONNX file.
+        plan_bytes: size of the engine file.
+        plan_sha256: SHA-256 of the engine file.
         onnx: file name of the ONNX model.
-        onnx_sha256: of the ONNX file (of both files, where weights stand beside it).
-        settings: what else was asked of the builder (workspace, optimisation level …).
+        onnx_sha256: SHA-256 of the ONNX file, or of both files if it has a side file.
+        settings: other settings of the builder (workspace, optimisation level, …).
     """
 
     spec: ModelSpec
@@ -84,7 +84,7 @@ class Sidecar:
     schema_version: int = SCHEMA_VERSION
 
     def runs_on(self, compute_capability: tuple[int, int]) -> bool:
-        """Whether a GPU of this (major, minor) is among those that it was built for."""
+        """Whether the engine was built for GPUs of this compute capability (major, minor)."""
         return any(
             compute_capability >= _capability(entry)
             if entry.endswith(AND_LATER)
@@ -96,14 +96,14 @@ class Sidecar:
         """All facts as one JSON object."""
         data = asdict(self)
         data["spec"] = json.loads(self.spec.to_json())
-        return json.dumps(data, indent=1)  # plain ASCII: file names may be no text
+        return json.dumps(data, indent=1)  # plain ASCII, since file names may not be valid text
 
     @classmethod
     def from_json(cls, content: str | bytes) -> Sidecar:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ArtifactError: not JSON, a field missing or wrong, or another schema.
+            ArtifactError: not JSON, a missing or invalid field, or another schema.
         """
         data = read_object(content, WHAT, FIX)
         version = data.get("schema_version")
@@ -111,18 +111,18 @@ class Sidecar:
             raise ArtifactError(
                 f"{WHAT} has schema {shown(version)}, this eomt-deploy reads schema "
                 f"{SCHEMA_VERSION}.",
-                fix="Build the engine again, or install the eomt-deploy that built it.",
+                fix="Rebuild the engine, or install the version of eomt-deploy that built it.",
             )
         check_fields(SIDECAR, data, WHAT, FIX)
         spec = ModelSpec.from_data(data["spec"])
         least, optimal, largest = data["batch"]
         problem = ""
         if not least <= optimal <= largest:
-            problem = f"`batch` must ascend, got {least}, {optimal}, {largest}"
+            problem = f"`batch` must be in ascending order, got {least}, {optimal}, {largest}"
         elif spec.batch is not None and (least, largest) != (spec.batch, spec.batch):
-            problem = f"`batch` is {least} to {largest}, and the model's is {spec.batch}"
+            problem = f"`batch` must be {spec.batch} as in the model, got {least} to {largest}"
         if problem:
-            raise ArtifactError(f"{WHAT} is wrong: {problem}.", fix=FIX)
+            raise ArtifactError(f"{WHAT} is invalid: {problem}.", fix=FIX)
         made = {"spec": spec, "batch": (least, optimal, largest)}
         return cls(**data | made | {"compute_capabilities": tuple(data["compute_capabilities"])})
 
@@ -131,38 +131,39 @@ def known_target(sidecar: Sidecar) -> Target:
     """The library that runs the engine.
 
     Raises:
-        ArtifactError: one that we do not know.
+        ArtifactError: the library is unknown.
     """
     if sidecar.target not in TARGETS:
         raise ArtifactError(
             f"The engine was built for {sidecar.target!r}, which this eomt-deploy does not know.",
-            fix=f"Known: {', '.join(TARGETS)}. A newer eomt-deploy may open it.",
+            fix=f"Update eomt-deploy. This version knows {', '.join(TARGETS)}.",
         )
     return sidecar.target
 
 
 def sidecar_path(engine: Path) -> Path:
-    """``m.engine`` -> ``m.engine.json``; for a link, beside the file that it points to."""
+    """Path of the description: ``m.engine`` -> ``m.engine.json``; for a link, beside its target."""
     path = engine.with_name(engine.name + ".json")
     real = through_links(engine)
     return path if real == engine or path.exists() else real.with_name(real.name + ".json")
 
 
 def read_sidecar(engine: Path) -> Sidecar:
-    """What stands beside an engine file.
+    """Read the description beside an engine file.
 
     Raises:
-        ArtifactError: there is none, it cannot be read, or it is no engine description.
+        ArtifactError: the description is missing, cannot be read, or is invalid.
     """
     path = sidecar_path(engine)
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_LENGTH + 1)  # a longer one is refused
+            content = file.read(MAX_LENGTH + 1)  # from_json() refuses more than MAX_LENGTH
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{engine} has no description: {path.name} is missing beside it.",
-            why="A plan says neither which classes it knows nor which machine it was built for.",
-            fix="Copy the .json file along with its engine, or build it: "
+            f"{engine} has no description: {path.name} is missing.",
+            why="The engine file itself contains neither its classes nor the machine that it was "
+            "built for.",
+            fix="Copy the .json file together with the engine, or build the engine: "
             "eomt-deploy build model.onnx -o model.engine",
         ) from error
     except OSError as error:
@@ -174,10 +175,10 @@ def read_sidecar(engine: Path) -> Sidecar:
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> Path:
-    """Write ``<engine>.json``, whole or not at all, and return its path.
+    """Write ``<engine>.json`` atomically and return its path.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     path = sidecar_path(engine)
     write_atomically(path, sidecar.to_json().encode() + b"\n")
@@ -185,24 +186,26 @@ def write_sidecar(engine: Path, sidecar: Sidecar) -> Path:
 
 
 def check_plan(engine: Path, sidecar: Sidecar, *, whole: bool = False) -> None:
-    """The engine file must be the one that its description describes.
+    """Check that an engine file matches its description.
 
     Args:
-        whole: also compare the SHA-256, which reads the whole file.
+        engine: the engine file.
+        sidecar: its description.
+        whole: also compare the SHA-256, which reads the complete file.
 
     Raises:
-        ArtifactError: it is missing, cut or another file.
+        ArtifactError: the engine is missing, cut off or another file.
     """
     try:
         size = engine.stat().st_size
     except OSError as error:
         raise ArtifactError(f"{engine} cannot be read: {error.strerror}.") from error
-    fix = f"Copy it and {sidecar_path(engine).name} again, both, or build it again."
+    fix = f"Copy the engine and {sidecar_path(engine).name} again, or rebuild the engine."
     if size != sidecar.plan_bytes:
         kind = "cut off" if size < sidecar.plan_bytes else "another file"
         raise ArtifactError(
-            f"{engine} has {size} bytes, by its description it should have "
-            f"{sidecar.plan_bytes}: it is {kind}.",
+            f"{engine} has {size:,} bytes, but {sidecar.plan_bytes:,} according to its "
+            f"description: it is {kind}.",
             fix=fix,
         )
     if whole and (found := sha256(engine)) != sidecar.plan_sha256:
@@ -230,7 +233,7 @@ def _capability(entry: str) -> tuple[int, int]:
 
 
 WHAT = "The engine's description"
-FIX = "Build the engine again with this version of eomt-deploy."
+FIX = "Rebuild the engine with this version of eomt-deploy."
 
 
 def _matching(words: str, pattern: str) -> One:
@@ -239,7 +242,7 @@ def _matching(words: str, pattern: str) -> One:
 
 
 def _is_file_name(value: object) -> bool:
-    """Without a folder. It may hold characters that are not text."""
+    """Whether a value is a file name without a folder. It may contain invalid Unicode."""
     if not isinstance(value, str) or len(value) > MAX_NAME or value in ("", ".", ".."):
         return False
     return "/" not in value and "\0" not in value
@@ -274,4 +277,4 @@ SIDECAR = Record(
         ),
     },
 )
-"""Every field of an engine's description, and what it must be."""
+"""Rules for the fields of an engine's description."""

@@ -1,4 +1,4 @@
-"""From what users have (path, array, PIL image) to RGB pixels, and nothing guessed silently."""
+"""Read images (path, array, PIL image) as RGB pixels; ambiguous inputs raise an error."""
 
 from __future__ import annotations
 
@@ -48,43 +48,43 @@ ColorOrder = Literal["rgb", "bgr"]
 ImageSource = str | Path | npt.NDArray[Any] | Image.Image
 
 MIN_READABLE = 4
-"""Images that must be left when some of a set cannot be read: with fewer, none of them can be held
-out to judge the others (every fourth is), and one odd image decides the result."""
+"""Minimum number of readable images if some of a set cannot be read. With fewer, no image could be
+held out for validation (every fourth is), and one unusual image would decide the result."""
 NAMED = 5
-"""Unreadable images that a warning names; of the others, it gives the number."""
+"""Maximum number of unreadable images that a warning names; the others are only counted."""
 
 
 def load_image(
     source: ImageSource, *, color_order: ColorOrder = "rgb", max_pixels: int | None = None
 ) -> RgbImage:
-    """Pixels of one image.
+    """Read the pixels of one image.
 
-    The EXIF orientation is applied; greyscale is repeated to three channels; palette and CMYK
-    are converted; transparency is dropped, as the data sets' own loaders do. Of an animation or a
-    file with several pages, the first image is taken.
+    The EXIF orientation is applied. Greyscale is repeated to three channels, palette and CMYK
+    images are converted, and transparency is dropped, as in the loaders of the data sets. Only the
+    first image of an animation or of a file with several pages is read.
 
     Args:
-        source: path, PIL image, or array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8.
-        color_order: channel order of an array; OpenCV reads ``"bgr"``.
-        max_pixels: limit of a file, or of a PIL image that is not loaded yet, which is checked
-            before anything is decoded; None takes 100,000,000 (300 MB as RGB). Arrays have none.
+        source: path, PIL image, or uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+        color_order: channel order of an array: ``"rgb"``, or ``"bgr"`` as in OpenCV.
+        max_pixels: maximum number of pixels of a file, or of a PIL image that is not loaded yet,
+            checked before decoding; None takes 100,000,000 (300 MB as RGB). Arrays have no limit.
 
     Returns:
-        uint8 [H, W, 3], RGB. A view of ``source`` where nothing had to change.
+        uint8 [H, W, 3], RGB. A view of ``source`` if no conversion is needed.
 
     Raises:
-        ImageError: not an image, damaged, empty, too large, or deeper than 8 bits.
-        UsageError: an unknown color_order, or a max_pixels below 1.
+        ImageError: not an image, damaged, empty, too large, or more than 8 bits per channel.
+        UsageError: color_order is unknown, or max_pixels is below 1.
     """
     if color_order not in ("rgb", "bgr"):
-        raise UsageError(f"color_order {color_order!r} is unknown.", fix="Use 'rgb' or 'bgr'.")
+        raise UsageError(f"color_order must be 'rgb' or 'bgr', got {color_order!r}.")
     limit = check_max_pixels(max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, color_order)
     if color_order != "rgb":
         raise UsageError(
-            "color_order is for arrays; files and PIL images know their own.",
-            fix="Leave color_order out.",
+            "color_order is only for arrays; files and PIL images define their channel order.",
+            fix="Leave out color_order, or pass an array.",
         )
     if isinstance(source, Image.Image):
         return _from_pil(source, "the PIL image", limit)
@@ -101,11 +101,12 @@ def _from_path(path: Path, max_pixels: int) -> RgbImage:
     shown = str(path).encode(errors="backslashreplace").decode()
     if shown.startswith(("http:/", "https:/")):
         raise ImageError(
-            f"{shown} is an address; images are read from files.", fix="Download it first."
+            f"{shown} is a web address; images are read from files.",
+            fix="Download the image first.",
         )
     try:
         check_encoded_size(path.stat().st_size, shown, max_pixels)
-        with path.open("rb") as file:  # a device has no size: what it gives is bounded, too
+        with path.open("rb") as file:  # with a limit, since the size of a device is not known
             data = file.read(max_pixels * ENCODED_BYTES_PER_PIXEL + (1 << 20))
     except IsADirectoryError as error:
         raise ImageError(
@@ -121,7 +122,7 @@ def _from_path(path: Path, max_pixels: int) -> RgbImage:
 
 
 def decode_image(data: bytes, origin: str, *, max_pixels: int | None = None) -> RgbImage:
-    """Pixels of an encoded image; as :func:`load_image`, ``origin`` names it in errors."""
+    """Decode an encoded image as in :func:`load_image`; ``origin`` is its name in errors."""
     with opened(data, origin, check_max_pixels(max_pixels)) as image:
         check_depth(image, data, origin)
         image.load()
@@ -131,28 +132,28 @@ def decode_image(data: bytes, origin: str, *, max_pixels: int | None = None) -> 
 def decode_labelled(
     data: bytes, origin: str, size: tuple[int, int], *, max_pixels: int | None = None
 ) -> tuple[RgbImage, int, bool]:
-    """Pixels of an encoded image as its labels see them.
+    """Decode an encoded image in the orientation of its labels.
 
     The official data set reader ignores the EXIF orientation, so labels belong to the stored
-    pixels. They are taken wherever they have the labels' size, also where turned ones would have
-    it, too (180 degrees, or a square). Labels that only fit the upright image were drawn on that.
+    pixels. These are used whenever they have the size of the labels, even if the upright image has
+    the same size (a rotation by 180 degrees, or a square). Labels that only match the size of the
+    upright image were drawn on it.
 
     Args:
         data: the file's content.
-        origin: names the image in errors.
+        origin: name of the image in errors.
         size: (H, W) of the labels.
         max_pixels: as in :func:`load_image`.
 
     Returns:
-        uint8 [H, W, 3], RGB; the EXIF orientation (1 where there is none), and whether it was
-        applied.
+        uint8 [H, W, 3], RGB; the EXIF orientation (1 if there is none); whether it was applied.
     """
     with opened(data, origin, check_max_pixels(max_pixels)) as image:
         check_depth(image, data, origin)
         image.load()
         turn = orientation(image)
         stored = (image.height, image.width)
-        # From 5 on, orientations exchange height and width.
+        # Orientations 5 to 8 exchange height and width.
         applied = turn >= 5 and stored != size and stored[::-1] == size
         return to_rgb(image, turn=turn if applied else 1), turn, applied
 
@@ -179,21 +180,21 @@ def _from_pil(image: Image.Image, origin: str, max_pixels: int) -> RgbImage:
 def _from_array(array: npt.NDArray[Any], color_order: ColorOrder) -> RgbImage:
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
         raise ImageError(
-            f"The array is masked at {int(np.ma.getmaskarray(array).sum())} values.",
-            why="A model has no masked pixels; it would see whatever lies under the mask.",
-            fix="Fill them with the values that you want: array.filled(0).",
+            f"The array has {int(np.ma.getmaskarray(array).sum())} masked values.",
+            why="A network has no masked pixels; it would use the values under the mask.",
+            fix="Fill them, e.g. array.filled(0).",
         )
-    array = np.asarray(array)  # np.matrix and other subclasses index in ways of their own
+    array = np.asarray(array)  # np.matrix and other subclasses have their own indexing
     if array.dtype != np.uint8:
         raise ImageError(
-            f"The array is {array.dtype}, an image must be uint8.",
+            f"The array must be uint8, got {array.dtype}.",
             fix=DEEP_FIX if array.dtype.kind in "ui" else "Scale it to 0-255 and cast to uint8.",
         )
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
         raise ImageError(
             f"An array of shape {list(array.shape)} is not one image.",
-            fix="Pass [H, W, 3] (also [H, W], [H, W, 1] or [H, W, 4]); channels come last.",
+            fix="Pass [H, W, 3], [H, W], [H, W, 1] or [H, W, 4], with the channels last.",
         )
     if channels == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
@@ -209,18 +210,19 @@ def built_in_photos() -> list[Path]:
 def readable_images(
     paths: Sequence[Path], purpose: str, read: Callable[[Path], object] = load_image
 ) -> tuple[list[Path], list[str]]:
-    """Those of a set of images that can be read, so that one broken file does not end a long job.
+    """Find the readable images of a set, so that one damaged file does not end a long job.
 
     Args:
-        paths: images; at least one. All are read.
-        purpose: what they are for, in messages, such as ``calibration``.
-        read: how each is read; it raises an :class:`ImageError` for one that cannot be used.
+        paths: images, at least one. All are read.
+        purpose: their purpose in messages, e.g. ``calibration``.
+        read: function that reads an image; it raises an :class:`ImageError` if it is not usable.
 
     Returns:
-        the readable ones in their order, and a warning that names the others, if there are any.
+        the readable images in their order, and a list with one warning that names the others, or
+        without any.
 
     Raises:
-        ImageError: fewer than :data:`MIN_READABLE` are left, and some are not readable.
+        ImageError: some images are not readable, and fewer than :data:`MIN_READABLE` are left.
     """
     readable: list[Path] = []
     reasons: list[str] = []
@@ -239,7 +241,7 @@ def readable_images(
         named += f" … and {len(reasons) - NAMED} more."
     if len(readable) < min(MIN_READABLE, len(paths)):
         raise ImageError(
-            f"{len(readable)} of {len(paths)} images for {purpose} can be read; at least "
+            f"Only {len(readable)} of {len(paths)} images for {purpose} can be read, at least "
             f"{min(MIN_READABLE, len(paths))} are needed.",
             why=named,
             fix="Replace or remove the files that cannot be read.",

@@ -1,4 +1,4 @@
-"""ModelSpec: the contract that travels inside every exported model."""
+"""ModelSpec: the description that is stored in every exported model."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Mlp = Literal["gelu", "swiglu"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
 MIN_SIDE, MAX_SIDE = 8, 16_384
-"""Sides of a network's input in pixels."""
+"""Minimum and maximum height and width of the network's input, in pixels."""
 MAX_MASK_LOGITS = 2**31
-"""Mask logits of one network input: 8 GiB as FP32."""
+"""Maximum number of mask logits of one network input: 8 GiB as FP32."""
 MAX_CLASSES, MAX_QUERIES, MAX_BATCH = 16_384, 16_384, 65_536
 MAX_NAME = 255
-"""Characters of a name."""
+"""Maximum number of characters of a name."""
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "eomt_deploy.spec"
@@ -62,12 +62,12 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Defaults of the run-time thresholds (paper code: 0.8 / 0.5 / 0.8 for panoptic).
+    """Default thresholds of the post-processing (0.8 / 0.5 / 0.8 for panoptic, as in the paper).
 
     Attributes:
-        score: least class score of a query (panoptic) or final score of an instance.
-        mask: least mask probability of a pixel (panoptic).
-        overlap: least share of its own mask that a segment must win (panoptic).
+        score: minimum class score of a query (panoptic), or minimum final score of an instance.
+        mask: minimum mask probability of a pixel (panoptic).
+        overlap: minimum share of its own mask that a segment must keep (panoptic).
     """
 
     score: float = 0.8
@@ -77,7 +77,7 @@ class Thresholds:
 
 TASK_THRESHOLDS: dict[Task, Thresholds] = {
     "semantic": Thresholds(score=0.0),
-    # The official instance result is the top 100 whatever their score.
+    # The official instance result contains the best 100 instances, even with a low score.
     "instance": Thresholds(score=0.0),
     "panoptic": Thresholds(),
 }
@@ -85,7 +85,7 @@ TASK_THRESHOLDS: dict[Task, Thresholds] = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """Facts of the Vision Transformer, as read from the checkpoint."""
+    """Facts of the Vision Transformer, read from the checkpoint."""
 
     family: str
     width: int
@@ -98,23 +98,24 @@ class Backbone:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a run-time must know about a model to turn images into segments.
+    """Everything that is needed to run a model and to interpret its outputs.
 
     Attributes:
-        name: short name shown to people.
+        name: short name of the model, for people.
         task: ``semantic``, ``instance`` or ``panoptic``.
         image_size: network input (H, W) in pixels.
         patch_size: side of a patch in pixels.
-        num_queries: queries Q.
-        num_blocks: last blocks that see the queries.
-        num_upscale: x2 upscaling steps between patch grid and mask logits.
-        classes: all C classes in the order of the class logits ("no object" excluded).
-        resize: how an image is brought to ``image_size``.
-        thresholds: defaults of the run-time thresholds.
+        num_queries: number of queries Q.
+        num_blocks: number of last blocks that process the queries together with the patches.
+        num_upscale: number of x2 upscaling steps between patch grid and mask logits.
+        classes: all C classes in the order of the class logits, without "no object".
+        resize: method that brings an image to ``image_size``: ``letterbox`` or ``windows``.
+        thresholds: default thresholds of the post-processing.
         backbone: facts of the encoder.
-        precision: arithmetic of the graph, ``fp32`` in this version.
-        batch: fixed batch size, or None when it is free.
-        provenance: checkpoint SHA-256, source format, tool and library versions.
+        precision: precision of the graph, e.g. ``fp16``.
+        batch: fixed batch size; None for a dynamic batch size.
+        provenance: checkpoint SHA-256, source format, versions of tools and libraries.
+        schema_version: version of this format.
     """
 
     name: str
@@ -144,13 +145,13 @@ class ModelSpec:
             )
         if 2**self.num_upscale > self.patch_size:
             problems.append(
-                f"num_upscale {self.num_upscale} gives masks larger than the image: 2 to its power "
-                f"must be at most patch_size {self.patch_size}"
+                f"2**num_upscale must be at most patch_size {self.patch_size}, so that masks are "
+                f"not larger than the image, got num_upscale {self.num_upscale}"
             )
         elif self.num_queries * self.mask_size[0] * self.mask_size[1] > MAX_MASK_LOGITS:
             problems.append(
-                f"{self.num_queries} masks of {self.mask_size[0]}x{self.mask_size[1]} are more "
-                f"than {MAX_MASK_LOGITS} mask logits"
+                f"there must be at most {MAX_MASK_LOGITS} mask logits, got {self.num_queries} "
+                f"masks of {self.mask_size[0]}x{self.mask_size[1]}"
             )
         if self.resize != RESIZE_RULES[self.task]:
             problems.append(
@@ -161,7 +162,7 @@ class ModelSpec:
         if ids != list(range(len(ids))):
             problems.append(f"class ids must count from 0 without gaps, got {shown(ids)}")
         if problems:
-            raise ArtifactError(f"{WHAT} is wrong: {'; '.join(problems)}.", fix=FIX)
+            raise ArtifactError(f"{WHAT} is invalid: {'; '.join(problems)}.", fix=FIX)
 
     @property
     def mask_size(self) -> tuple[int, int]:
@@ -179,7 +180,7 @@ class ModelSpec:
         """Read a spec written by :meth:`to_json`.
 
         Raises:
-            ArtifactError: not JSON, a field missing or wrong, or another schema.
+            ArtifactError: not JSON, a missing or invalid field, or another schema.
         """
         return cls.from_data(read_object(content, WHAT, FIX))
 
@@ -188,7 +189,7 @@ class ModelSpec:
         """As :meth:`from_json`, from parsed JSON.
 
         Raises:
-            ArtifactError: a field is missing or wrong, or it has another schema.
+            ArtifactError: a field is missing or invalid, or it has another schema.
         """
         version = data.get("schema_version")
         if version != SCHEMA_VERSION and type(version) is int:
@@ -215,17 +216,17 @@ class ModelSpec:
 
 
 def check_class_name(name: str, where: str) -> None:
-    """A class name must be something that can be drawn, printed and encoded.
+    """Check that a class name can be drawn, printed and encoded.
 
     Raises:
-        UsageError: it is not; ``where`` names the entry.
+        UsageError: it cannot; the message contains ``where``, the position of the entry.
     """
     if len(name) > MAX_NAME or not is_printable(name):
         raise UsageError(
             f"The class name {shown(name)} ({where}) is not printable text of at most {MAX_NAME} "
             "characters.",
             why="Surrogates and control characters cannot be drawn or saved.",
-            fix="Write another name.",
+            fix="Choose another name.",
         )
 
 
@@ -284,4 +285,4 @@ SPEC = Record(
     },
     optional=("precision", "batch", "provenance"),
 )
-"""Every field of a description, and what it must be."""
+"""Rules for the fields of a description."""

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import os
 
-# Before NumPy and PyTorch are loaded: their threads only wait for each other on tensors as small as
-# those of tiny networks, and with several workers for each other's processes, too.
+# Must be set before NumPy and PyTorch are imported. On the small tensors of tiny networks, several
+# threads are slower than one, above all with several test workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
@@ -33,9 +33,9 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The development data beside the repository; tests that need it carry `shared_data`."""
+    """The development data beside the repository; tests that need it are marked `shared_data`."""
     if not SHARED.is_dir():
-        pytest.skip(f"the development data are not here ({SHARED})")
+        pytest.skip(f"the development data are missing ({SHARED})")
     return SHARED
 
 
@@ -48,7 +48,7 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def traces(common: Path) -> Iterator[None]:
-    """Each structure of a network is traced once in a run."""
+    """Trace each network structure only once in a test run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.onnx.export", Traces(common / "traces", torch.onnx.export))
         patch.setenv(VARIABLE, str(common / "traces"))
@@ -123,7 +123,7 @@ def lowered(traced: Callable[[int | None], ir.Model]) -> Callable[..., ir.Model]
 
 @pytest.fixture(scope="session")
 def photo() -> Path:
-    """A real photo, 400x600."""
+    """Path of a photograph, 400x600 pixels."""
     import eomt_deploy
 
     return Path(eomt_deploy.__file__).parent / "assets" / "coffee.jpg"
@@ -131,7 +131,7 @@ def photo() -> Path:
 
 @pytest.fixture
 def gradient() -> np.ndarray:
-    """A small colourful picture without symmetry, uint8 [37, 53, 3]."""
+    """A small colour image without symmetry, uint8 [37, 53, 3]."""
     y, x = np.mgrid[:37, :53]
     return np.stack([y * 6, x * 4, (x * y) % 256], axis=-1).astype(np.uint8)
 

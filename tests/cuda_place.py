@@ -1,4 +1,4 @@
-"""Where CudaProcessor is tried: a model, outputs for it, and a device with our kernels."""
+"""Test setup for CudaProcessor: a model description, outputs, and a device with our kernels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_spec(task, size=(64, 64), queries=12, classes=5) -> ModelSpec:
 
 
 def make_logits(spec: ModelSpec, number: int, seed: int, dtype=np.float32):
-    """Confident classes, and masks that are smooth blobs overlapping each other."""
+    """Class logits with clear winners, and mask logits of smooth overlapping blobs."""
     rng = np.random.default_rng(seed)
     queries = spec.num_queries
     classes = rng.normal(size=(number, queries, len(spec.classes) + 1), scale=4)
@@ -41,7 +41,7 @@ def make_logits(spec: ModelSpec, number: int, seed: int, dtype=np.float32):
 
 
 class Place:
-    """A device with our kernels, and processors on it."""
+    """A device with our kernels, and its processors."""
 
     def __init__(self, device, binary=None) -> None:
         self.device = device
@@ -51,7 +51,7 @@ class Place:
         self._known = {}
 
     def processor(self, spec) -> CudaProcessor:
-        """The same for equal models, so that its buffers are used again and again."""
+        """One processor for equal models, so that its buffers are reused."""
         key = spec.to_json()
         if key not in self._known:
             self._known[key] = CudaProcessor(spec, self.device, self.stream, kernels=self.kernels)

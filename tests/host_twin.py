@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: the same source as plain C++, behind the same device layer."""
+"""The CUDA kernels without a GPU: the same source as C++, with the same device interface."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from eomt_deploy.cuda.kernels import SOURCE
 from eomt_deploy.errors import EomtDeployError
 
 GUARD = 64
-"""Bytes before and after every allocation that no kernel may touch; keeps the alignment, too."""
+"""Bytes before and after every allocation that no kernel may touch. They keep the alignment."""
 POISON = 0xCD
 
 
 @cache
 def twin() -> bytes:
-    """The kernels as a shared library; the test is skipped where there is no C++ compiler."""
+    """The kernels as a shared library; the test is skipped without a C++ compiler."""
     compiler = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
     if compiler is None:
         pytest.skip("there is no C++ compiler here")
@@ -40,7 +40,7 @@ def twin() -> bytes:
 
 
 def gpu_device() -> Device:
-    """The first GPU; the test is skipped with the reason where there is none."""
+    """The first GPU; the test is skipped without one."""
     try:
         return open_device()
     except EomtDeployError as error:
@@ -58,10 +58,10 @@ def put(device: Device, values: Array, stream: int | None = None) -> DeviceArray
 
 
 class HostDevice(SimulatedGpu):
-    """The simulated GPU, whose kernels are the host's C++; if ``lazy``, it works only when it must.
+    """A simulated GPU that runs the kernels as C++; if ``lazy``, work starts as late as possible.
 
-    A kernel that writes outside of its buffers, or is launched with arguments of other types than
-    it has, is an AssertionError.
+    A kernel that writes outside its buffers, or is launched with arguments of the wrong types,
+    raises an AssertionError.
     """
 
     def __init__(self, folder: Path, seed: int = 0, *, lazy: bool = False) -> None:
@@ -84,7 +84,7 @@ class HostDevice(SimulatedGpu):
         if not self._lazy:
             return super()._advance()
         ready = [s for s, queue in self._queues.items() if queue and queue[0].ready()]
-        if ready:  # the oldest stream alone, as long as it need not wait for another
+        if ready:  # only the oldest stream, until it must wait for another one
             self._run_next(min(ready))
         return bool(ready)
 
@@ -116,7 +116,7 @@ class HostDevice(SimulatedGpu):
         self.check_guards()
 
     def load(self, binary: bytes) -> int:
-        """``binary`` is that of a shared library."""
+        """Load ``binary``, the content of a shared library."""
         path = self._folder / f"module{len(self._libraries)}.so"
         path.write_bytes(binary)
         self._libraries.append(ctypes.CDLL(str(path)))
@@ -154,7 +154,7 @@ class HostDevice(SimulatedGpu):
         run = getattr(library, f"run_{name}")
 
         def work() -> None:
-            assert len(values) == len(pointers)  # both must live until now
+            assert len(values) == len(pointers)  # keep both alive until now
             run(ctypes.c_void_p(sizes.ctypes.data), ctypes.c_void_p(pointers.ctypes.data))
 
         self.submit(stream, Work(work))

@@ -1,4 +1,4 @@
-"""The tiny network's weights in the layouts that others write."""
+"""The tiny network's weights in the layouts of other libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from eomt_deploy.network.eomt import EoMT
 
 
 def huggingface_keys(model: EoMT) -> dict[str, Tensor]:
-    """The state dict as transformers saves it: DINOv3's words for rotary positions."""
+    """The state dict with transformers' names: DINOv3's for rotary positions, else DINOv2's."""
     rotary = model.arch.rope_theta is not None
     patches = "embeddings.patch_embeddings." + "projection." * (not rotary)
     words = (
@@ -57,7 +57,7 @@ def huggingface_keys(model: EoMT) -> dict[str, Tensor]:
 
 
 def lightly_keys(model: EoMT, *, chunks: bool = False) -> dict[str, Tensor]:
-    """The weights as LightlyTrain exports them: the inverse of what is read."""
+    """The weights as LightlyTrain exports them: the inverse of our reader."""
     rotary = model.arch.rope_theta is not None
     found = {}
     for key, value in model.state_dict().items():

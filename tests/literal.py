@@ -1,4 +1,4 @@
-"""The rules of post-processing, read literally and in torch: what the kernels are held against."""
+"""A literal implementation of the post-processing in torch, as reference for the kernels."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from eomt_deploy.spec import Thresholds
 
 
 def resize(maps, size) -> torch.Tensor:
-    """[N, h, w] to ``size``."""
+    """Resize maps [N, h, w] to ``size``."""
     maps = torch.as_tensor(np.asarray(maps, np.float32))
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def at_image(masks, geometry: Geometry) -> torch.Tensor:
-    """Mask logits [Q, h, w] to image size: to the input, then without padding to the image."""
+    """Resize mask logits [Q, h, w] to the network input, crop the padding, resize to the image."""
     height, width = geometry.scaled_size
     return resize(resize(masks, geometry.input_size)[:, :height, :width], geometry.image_size)
 
 
 def panoptic(classes, logits, stuff: Container[int], thresholds: Thresholds):
-    """Class logits [Q, C+1] and mask logits [Q, H, W] to segment ids [H, W], and what they are.
+    """Compute segment ids [H, W] and segments from class logits [Q, C+1] and mask logits [Q, H, W].
 
-    Also, of the kept queries, how many pixels: each mask, won, won inside the mask [3, K].
+    Also returns pixel counts [3, K] of the kept queries: the mask, the pixels that the query wins,
+    and the won pixels inside the mask.
     """
     scores, labels = torch.as_tensor(np.asarray(classes, np.float32)).softmax(-1).max(-1)
     masks = torch.as_tensor(logits).sigmoid()
@@ -55,7 +56,7 @@ def panoptic(classes, logits, stuff: Container[int], thresholds: Thresholds):
 
 
 def instances(classes, logits):
-    """The same to scores [N], class ids [N] and masks [N, H, W], best first."""
+    """Compute scores [N], class ids [N] and masks [N, H, W], best first, from the same logits."""
     scores = torch.as_tensor(np.asarray(classes, np.float32)).softmax(-1)[:, :-1]
     top, index = scores.flatten().topk(min(100, scores.numel()))
     chosen = torch.as_tensor(logits)[index // scores.shape[1]]
@@ -66,7 +67,7 @@ def instances(classes, logits):
 
 
 def class_scores(classes, masks, geometry: Geometry) -> torch.Tensor:
-    """Class logits [N, Q, C+1] and mask logits [N, Q, h, w] to scores [C, H, W]."""
+    """Compute scores [C, H, W] from class logits [N, Q, C+1] and mask logits [N, Q, h, w]."""
     inputs = [resize(window, geometry.input_size).sigmoid() for window in masks]
     probabilities = torch.as_tensor(np.asarray(classes, np.float32)).softmax(-1)[..., :-1]
     per_window = torch.einsum("nqhw,nqc->nchw", torch.stack(inputs), probabilities)

@@ -1,4 +1,4 @@
-"""One-field changes of JSON descriptions: every field, and what a hostile file may hold there."""
+"""Change one field of a JSON description to every value that a hostile file may contain."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ VALUES: tuple[str, ...] = (
     "[null, null]", "[[]]", "[{}]", '{"a": 1}', '{"a": "b"}', '{"a": null}', nested(50),
     nested(900), nested(10_000),
 )  # fmt: skip
-"""As JSON text: not all of it can be written by ``json.dumps``."""
+"""Values as JSON text, since ``json.dumps`` cannot write all of them."""
 
 
 def paths(data: Any, start: Path = ()) -> Iterator[Path]:
-    """All places of a JSON value, those of objects and lists included."""
+    """Yield the paths of all values in a JSON value, including objects and lists."""
     if start:
         yield start
     if isinstance(data, dict | list):
@@ -57,7 +57,7 @@ def without(data: Any, path: Path) -> str:
 
 
 def names_it(message: str, path: Path) -> bool:
-    """Whether an error says which field is wrong."""
+    """Whether an error names the invalid field."""
     field = next(str(key) for key in reversed(path) if isinstance(key, str))
     said = {"schema_version": "has schema", "spec": "The model description"}.get(field, field)
     return field in message or said in message or "nested too deeply" in message

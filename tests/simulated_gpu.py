@@ -1,7 +1,7 @@
-"""A GPU of our own interface in host memory, for what must be right about order and lifetime.
+"""A simulated GPU in host memory, to test the order of operations and the lifetime of memory.
 
-Its streams run as late, and interleaved, as CUDA allows: only what an event or a synchronisation
-orders is ordered. Memory is checked on every access, and spoilt when it is freed.
+Its streams run as late and as interleaved as CUDA allows: only events and synchronisation define an
+order. Memory is checked on every access, and overwritten when it is freed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Event:
 
 
 class SimulatedGpu(Device):
-    """Host memory behind the device interface; ``seed`` chooses among the orders."""
+    """Host memory with the device interface; ``seed`` selects one of the possible orders."""
 
     binding = "simulated"
     index = 0
@@ -61,7 +61,7 @@ class SimulatedGpu(Device):
 
     @property
     def live(self) -> set[int]:
-        """Addresses of what is allocated."""
+        """Addresses of the allocated buffers."""
         return set(self._memory)
 
     @contextmanager
@@ -73,7 +73,7 @@ class SimulatedGpu(Device):
             self.depth -= 1
 
     def view(self, pointer: int, size: int) -> Array:
-        """Bytes of live memory; anything else fails the test."""
+        """A view of allocated memory; any other address fails the test."""
         for start, buffer in self._memory.items():
             if start <= pointer and pointer + size <= start + len(buffer):
                 return np.frombuffer(buffer, np.uint8, size, pointer - start)
@@ -90,10 +90,10 @@ class SimulatedGpu(Device):
             self._advance()
 
     def _queue(self, stream: int) -> deque[Work]:
-        return self._queues[int(stream)]  # a plain number: a driver keeps nobody's stream alive
+        return self._queues[int(stream)]  # int: a driver does not keep a stream object alive
 
     def _advance(self) -> bool:
-        """Do one piece of work that may be done now."""
+        """Run one operation that may run now; return whether there was one."""
         ready = [s for s, queue in self._queues.items() if queue and queue[0].ready()]
         if not ready:
             return False
@@ -102,7 +102,7 @@ class SimulatedGpu(Device):
 
     def _run_next(self, stream: int) -> None:
         queue = self._queues[stream]
-        if queue:  # else the garbage collector freed memory just now, which waits for all work
+        if queue:  # else the garbage collector just freed memory, which waits for all work
             queue.popleft().run()
 
     def _until(self, reached: Callable[[], bool]) -> None:

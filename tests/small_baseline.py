@@ -1,4 +1,4 @@
-"""The paper's baseline with one layer of each kind and scale: the others only take time."""
+"""The paper's baseline with one layer of each kind and scale, which is enough for the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eomt_deploy.benchmarking.paper.baseline import adapter, mask_decoder, pixel
 
 @contextmanager
 def small_baseline() -> Iterator[None]:
-    """Shorten step 0 of the ladder, and count each network once."""
+    """Use fewer layers in step 0 of the ladder, and count each network only once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter, "STAGES", 1)
         patch.setattr(adapter, "EXTRA_EXTRACTORS", 0)

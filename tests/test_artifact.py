@@ -85,7 +85,7 @@ def test_file_that_contradicts_its_own_description(tmp_path, exported):
 
 
 def with_metadata(exported, path, value, key=METADATA_KEY):
-    """The exported model with other metadata; bytes need not be text."""
+    """The exported model with other metadata, which may be invalid text."""
     model = onnx.load(exported("panoptic"))
     del model.metadata_props[:]
     content = model.SerializeToString()
@@ -159,13 +159,13 @@ def test_description_in_an_xml(tmp_path):
         (openvino_xml(SPEC_JSON, head=LAUGHS), "document type declaration"),
         (openvino_xml("&j;", head=LAUGHS), "document type declaration"),
         (openvino_xml(SPEC_JSON, head='<!DOCTYPE l SYSTEM "file:///etc/passwd">'), "document type"),
-        (openvino_xml(SPEC_JSON).replace(b"made", b"ma\xffde"), "is no .xml of OpenVINO"),
-        (openvino_xml(SPEC_JSON)[:-9], "is no .xml of OpenVINO"),
+        (openvino_xml(SPEC_JSON).replace(b"made", b"ma\xffde"), "is not an .xml file of OpenVINO"),
+        (openvino_xml(SPEC_JSON)[:-9], "is not an .xml file of OpenVINO"),
         (openvino_xml("[" * 50_000), "nested too deeply"),
         (openvino_xml(json.dumps({"schema_version": 1})), "`name` is missing"),
         (b"<a>" * 1_000_000, "nested more than 100 levels"),
-        (b"\0" * 1000, "is no .xml of OpenVINO"),
-        (b"", "is no .xml of OpenVINO"),
+        (b"\0" * 1000, "is not an .xml file of OpenVINO"),
+        (b"", "is not an .xml file of OpenVINO"),
     ],
 )
 def test_hostile_xml(tmp_path, content, words):
@@ -181,7 +181,7 @@ def test_an_xml_of_gigabytes_is_not_read(tmp_path):
     path = tmp_path / "m.xml"
     with path.open("wb") as file:
         file.truncate(5 << 30)
-    with pytest.raises(ArtifactError, match=r"5368709120 bytes, the maximum of an \.xml is"):
+    with pytest.raises(ArtifactError, match=r"5,368,709,120 bytes, the maximum of an \.xml file"):
         read_xml(path)
 
 

@@ -35,7 +35,7 @@ def test_what_is_stored_is_loaded(folder):
     path = keep("kernels/a.cubin", b"x" * 1000)
     found = cache.load(path)
     assert found == b"x" * 1000
-    assert not found.readonly  # OpenVINO takes no other memory, and a change stays in this process
+    assert not found.readonly  # OpenVINO needs writable memory; changes stay in this process
     found[0] = 0
     assert cache.load(path) == b"x" * 1000
     assert [p.name for p in path.parent.iterdir()] == ["a.cubin"]
@@ -46,7 +46,7 @@ def test_what_is_stored_is_loaded(folder):
 
 
 def test_a_writer_may_go_back(folder):
-    """As OpenVINO does, which fills in sizes at the end."""
+    """OpenVINO also seeks back to fill in sizes."""
 
     def write(file: io.BytesIO) -> None:
         file.write(b"size?")
@@ -75,7 +75,7 @@ def test_what_is_not_ours_is_not_loaded(folder):
     path = keep("a.timing")
     foreign = keep("b.timing", b"other")
     path.write_bytes(foreign.read_bytes())
-    assert cache.load(path) is None  # right for b, not for a
+    assert cache.load(path) is None  # valid as b, but not as a
     for content in (b"", b"plain", foreign.read_bytes()[:-1], foreign.read_bytes() + b"x"):
         foreign.write_bytes(content)
         assert cache.load(foreign) is None
@@ -83,7 +83,7 @@ def test_what_is_not_ours_is_not_loaded(folder):
     assert cache.load(folder / "missing.timing") is None
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe.timing")
-        assert cache.load(folder / "pipe.timing") is None  # and does not wait for ever
+        assert cache.load(folder / "pipe.timing") is None  # and does not block
 
 
 def test_a_file_that_cannot_be_read_is_not_loaded(folder, monkeypatch):
@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_what_was_there(folder):
 
 
 def test_an_error_that_the_writer_hides_is_found(folder):
-    """OpenVINO goes on after a write that failed."""
+    """OpenVINO continues after a failed write."""
     program = (
         "import resource, sys\n"
         "from pathlib import Path\n"
@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_written(folder):
 
 def test_no_home_folder_is_an_error_with_a_remedy(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without one
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user without a home folder
     with pytest.raises(OutputError, match=r"no home folder(.|\n)*XDG_CACHE_HOME"):
         cache_folder()
 
@@ -165,7 +165,7 @@ def test_the_least_recently_used_go_first(folder, monkeypatch):
     assert used.exists()
     assert new.exists()
     assert fourth.exists()
-    fifth = keep("a.timing", b"z" * 2000)  # needs the room of two
+    fifth = keep("a.timing", b"z" * 2000)  # needs as much space as two others
     assert not new.exists()
     assert fifth.exists()
     assert sum(entry.bytes for entry in cache.entries()) <= 3 * size
@@ -197,10 +197,10 @@ def test_folders_of_other_libraries_go_when_nobody_uses_them(folder, monkeypatch
 def test_what_is_larger_than_the_limit_is_not_written(folder, monkeypatch):
     old = keep("a.jit")
     monkeypatch.setenv(cache.LIMIT, "1K")
-    with pytest.raises(OutputError, match=f"more than the cache may have(.|\n)*{cache.LIMIT}"):
+    with pytest.raises(OutputError, match=f"the limit of the cache is(.|\n)*{cache.LIMIT}"):
         keep("b.jit", b"x" * 2000)
-    with pytest.raises(OutputError, match="more than the cache may have"):
-        cache.store(folder / "b.jit", None, estimate=2000)  # not even called
+    with pytest.raises(OutputError, match="the limit of the cache is"):
+        cache.store(folder / "b.jit", None, estimate=2000)  # `write` is not called
     assert old.exists()
     monkeypatch.setenv(cache.LIMIT, "some")
     with pytest.raises(UsageError, match="not a size"):

@@ -1,4 +1,4 @@
-"""A really trained network on real photos, from checkpoint to score."""
+"""A trained network on photographs, from checkpoint to score."""
 
 from __future__ import annotations
 

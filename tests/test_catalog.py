@@ -64,14 +64,14 @@ def test_stages_measure_something():
 
 
 SIZES = {"S": "small", "B": "base", "L": "large", "g": "giant"}
-# Published in a table of ours nowhere: width, depth, heads, MLP width, MLP, last blocks.
+# Facts that are not in the catalog: width, depth, heads, MLP width, MLP type, last blocks.
 OTHERS = {
     "T": (192, 12, 3, 768, "gelu", 3),
     "T+": (192, 12, 3, 1152, "gelu", 3),
     "7B": (4096, 32, 32, 10928, "swiglu", 5),
 }
 LIGHTLY = {"T": 6.0, "T+": 7.7, "S": 23.4, "B": 92.5, "L": 315.1}
-"""LightlyTrain's published millions of parameters, with 133 classes and patch 16."""
+"""Published parameters of LightlyTrain's models in millions, with 133 classes and patch 16."""
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ LIGHTLY = {"T": 6.0, "T+": 7.7, "S": 23.4, "B": 92.5, "L": 315.1}
     ids=lambda e: e.name,
 )
 def test_parameters_are_those_of_the_network(entry):
-    """Built without memory, from its size and its own numbers of queries and classes."""
+    """The network is built on the meta device, with its own size, queries and classes."""
     family, size = entry.backbone.split("-")
     size, _, patch = size.partition("/")
     if size in SIZES:
@@ -122,6 +122,6 @@ def test_both_orders_of_ade20k():
     assert facts[0] == facts[1]
     assert [c.thing for c in things_first] == [True] * 100 + [False] * 50
     assert [c.name for c in usual[:4]] == ["wall", "building", "sky", "floor"]
-    for thing in (True, False):  # the order inside each half is the usual one
+    for thing in (True, False):  # the order within things and within stuff is the usual one
         names = [[c.name for c in order if c.thing == thing] for order in (usual, things_first)]
         assert names[0] == names[1]

@@ -43,9 +43,9 @@ def test_entries_that_are_no_class_are_named(entry):
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("{}", "not a list"),
-        ("5", "not a list"),
-        ('{"categories": 5}', "not a list"),
+        ("{}", "neither a list"),
+        ("5", "neither a list"),
+        ('{"categories": 5}', "neither a list"),
         ("[", "not JSON"),
         ("[]", "empty"),
         ('{"categories": []}', "empty"),
@@ -94,7 +94,7 @@ def test_plain_names(tmp_path, entries):
     assert pairs(read_classes(path, "semantic")) == [(0, "road", False), (1, "car", False)]
     assert pairs(read_classes(path, "instance")) == [(0, "road", True), (1, "car", True)]
     for task, why in (("panoptic", "each class must be"), (None, "not known here")):
-        with pytest.raises(UsageError, match="does not say whether it is a thing") as caught:
+        with pytest.raises(UsageError, match='has no "thing"') as caught:
             read_classes(path, task)
         assert why in caught.value.why
 
@@ -117,13 +117,13 @@ def test_ids_decide_the_order(tmp_path):
         ([1, 2, 3], "they go from 1 to 3"),
         ([0, 1, 3], "they go from 0 to 3"),
         ([-1, 0, 1], "they go from -1 to 1"),
-        ([0, 1, 1], "1 is there twice"),
-        (["0", "1", "2"], '"0" is not a whole number'),
-        ([0, 1.0, 2], "1.0 is not a whole number"),
-        ([0, True, 2], "true is not a whole number"),
-        ([0, None, 2], "null is not a whole number"),
-        ([0, [1], 2], "is not a whole number"),
-        ([0, 1, "missing"], "1 of 3 entries have none"),
+        ([0, 1, 1], "1 is used more than once"),
+        (["0", "1", "2"], '"0" is not an integer'),
+        ([0, 1.0, 2], "1.0 is not an integer"),
+        ([0, True, 2], "true is not an integer"),
+        ([0, None, 2], "null is not an integer"),
+        ([0, [1], 2], "is not an integer"),
+        ([0, 1, "missing"], "1 of 3 entries have no id"),
     ],
 )
 def test_ids_that_are_no_columns(tmp_path, ids, found):
@@ -137,7 +137,7 @@ def test_ids_that_are_no_columns(tmp_path, ids, found):
 
 
 def test_categories_of_coco_count_in_the_order_of_their_ids(tmp_path):
-    """As trainers count them: ids start at 1 and have gaps."""
+    """Ids that start at 1 and have gaps are numbered as in training code."""
     categories = [
         {"id": 90, "name": "toothbrush", "isthing": 1, "supercategory": "x"},
         {"id": 1, "name": "person", "isthing": 1},
@@ -147,11 +147,11 @@ def test_categories_of_coco_count_in_the_order_of_their_ids(tmp_path):
     found = read_class_list(write(tmp_path, content))
     assert pairs(found.classes) == [(0, "person", True), (1, "toothbrush", True), (2, "rug", False)]
     assert found.classes[2].color == (1, 2, 3)
-    assert "have the ids 1 to 200; in this order they are the classes 0 to 2" in found.note
+    assert "have the ids 1 to 200; they are numbered 0 to 2 in this order" in found.note
     for category in categories:
         del category["isthing"]
     assert all(info.thing for info in read_classes(write(tmp_path, content), "instance"))
-    with pytest.raises(UsageError, match="whether it is a thing"):
+    with pytest.raises(UsageError, match='has no "thing"'):
         read_classes(write(tmp_path, content), "panoptic")
     content["categories"] = [{"id": 0, "name": "road"}, {"id": 1, "name": "sky"}]
     assert read_class_list(write(tmp_path, content), "semantic").note == ""
@@ -160,10 +160,10 @@ def test_categories_of_coco_count_in_the_order_of_their_ids(tmp_path):
 @pytest.mark.parametrize(
     ("categories", "found"),
     [
-        ([{"name": "a"}], "1 of 1 entries have none"),
-        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "1 is there twice"),
-        ([{"id": "1", "name": "a"}], "not a whole number"),
-        ([5], "1 of 1 entries have none"),
+        ([{"name": "a"}], "1 of 1 entries have no id"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "1 is used more than once"),
+        ([{"id": "1", "name": "a"}], "not an integer"),
+        ([5], "1 of 1 entries have no id"),
     ],
 )
 def test_categories_without_an_order(tmp_path, categories, found):

@@ -1,4 +1,4 @@
-"""Files that decoders stumble on, files that decode to gigabytes, and which side is up."""
+"""Damaged files, files that decode to gigabytes, and the EXIF orientation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eomt_deploy.errors import ImageError
 from eomt_deploy.sources import decode_image, decode_labelled, load_image, readable_images
 
 ORIENTATION = 0x0112
-# What shows an image upright, in NumPy's words.
+# NumPy operations that turn an image upright, by EXIF orientation.
 UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -29,7 +29,7 @@ UPRIGHT = {
     7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
     8: lambda a: np.rot90(a),
 }
-# A lossless encoding for each format that has one, else the best.
+# A lossless encoding for each format, or the best quality if there is none.
 SAVE = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True},
         "AVIF": {"quality": 100, "subsampling": "4:4:4"}}  # fmt: skip
 
@@ -41,7 +41,7 @@ def encoded(array: np.ndarray, format: str = "JPEG", **options: object) -> bytes
 
 
 def exif(*entries: tuple[int, int, int, bytes], order: str = ">") -> bytes:
-    """An EXIF block with tags as they are given: (tag, type, count, 4 bytes)."""
+    """An EXIF block with the given tags: (tag, type, count, 4 bytes)."""
     block = b"Exif\0\0" + (b"MM\0*" if order == ">" else b"II*\0")
     block += struct.pack(f"{order}IH", 8, len(entries))
     for tag, kind, count, value in entries:
@@ -70,12 +70,12 @@ def test_every_orientation_becomes_upright(gradient, format, value):
     "odd",
     [
         (0x0106, 3, 2, b"\0\1\0\2"),  # PhotometricInterpretation with two values
-        (0x0131, 5, 1, b"\0\0\0\0"),  # Software as a fraction, which lies outside
+        (0x0131, 5, 1, b"\0\0\0\0"),  # Software as a fraction whose offset is outside the block
         (0x011A, 5, 1, b"\0\0\0\1"),  # a resolution of 0/0
         (0x010F, 2, 0xFFFF, b"\0\0\1\0"),  # a text longer than the block
         (0x0110, 99, 1, b"abcd"),  # a type that does not exist
         (0x0103, 7, 0xFFFFFFFF, b"\xff\xff\xff\xff"),
-        (0x8769, 4, 1, b"\xff\xff\xff\xff"),  # a directory that lies outside
+        (0x8769, 4, 1, b"\xff\xff\xff\xff"),  # a directory outside the block
         (0x0128, 2, 4, b"\0\0\0\0"),
     ],
 )
@@ -88,7 +88,7 @@ def test_an_odd_tag_does_not_matter(gradient, tmp_path, odd, order):
 
 
 def cv2_stored(path: Path, folder: Path) -> Path:
-    """The pixels as OpenCV reads them without any orientation, as a file."""
+    """The content of a file with the stored pixels, which OpenCV reads without the orientation."""
     target = folder / "stored.png"
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     cv2.imwrite(str(target), cv2.imread(str(path), flags))
@@ -192,10 +192,10 @@ def test_what_is_not_an_image_of_our_formats(monkeypatch, tmp_path, kind):
         load_image(path)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's words about broken TIFF tags
+@pytest.mark.filterwarnings("ignore")  # Pillow's warnings about damaged TIFF tags
 @pytest.mark.parametrize("format", FORMATS)
 def test_damaged_files_are_one_error(gradient, format):
-    """A few hundred mutations of each format; tests/hostile makes more."""
+    """A few hundred mutations of each format; tests/hostile runs more."""
     data = encoded(gradient, format)
     rng = random.Random(0)
     failed = []
@@ -218,7 +218,7 @@ def test_names_that_cannot_be_files(tmp_path):
     for name in ("a\0b.jpg", "\ud800.jpg", "x" * 5000 + ".jpg", tmp_path / "a\0b.jpg"):
         with pytest.raises(ImageError) as caught:
             load_image(name)
-        str(caught.value).encode()  # can be printed
+        str(caught.value).encode()  # the message can be printed
 
 
 def test_labels_belong_to_the_stored_pixels(gradient):
@@ -248,7 +248,7 @@ def test_one_unreadable_image_among_many(tmp_path, gradient):
     assert str(paths[3]) in notes[0]
     for path in paths[4:]:
         path.write_bytes(b"broken")
-    with pytest.raises(ImageError, match=r"3 of 9 images for calibration can be read; at least 4"):
+    with pytest.raises(ImageError, match=r"3 of 9 images for calibration can be read, at least 4"):
         readable_images(paths, "calibration")
     assert readable_images(paths[:1], "calibration") == (paths[:1], [])
     with pytest.raises(ImageError, match=r"0 of 1 images(.|\n)*3\.png"):

@@ -1,4 +1,4 @@
-"""The documentation is true: its links, commands, options, files and outputs."""
+"""The documentation is correct: its links, commands, options, files and outputs."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_every_class_list_is_named():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A copy of the repository, made of links, to which files can be added."""
+    """A copy of the repository that consists of links, so that files can be added."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("eomt_deploy", "engines", "examples"):
         (folder / name).symlink_to(ROOT / name)
@@ -148,7 +148,7 @@ def clone(tmp_path_factory):
 
 
 def run(clone, *arguments):
-    """The output of a command of the copy."""
+    """Run a command in the copy and return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "eomt_deploy", *arguments],
         env=os.environ | {"PYTHONPATH": str(clone)},

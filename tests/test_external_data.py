@@ -57,12 +57,12 @@ def outputs(path: Path, backend: str) -> list[np.ndarray]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All but what is in the cache."""
+    """All files except those in the cache."""
     return sorted(p for p in folder.rglob("*") if p.relative_to(folder).parts[0] != "cache")
 
 
 def hub_layout(path: Path, data: Path, folder: Path) -> Path:
-    """Both files as links into a folder of blobs, as huggingface_hub keeps what it downloads."""
+    """Both files as links into a folder of blobs, as in the cache of huggingface_hub."""
     blobs, snapshot = folder / "blobs", folder / "snapshots" / "0123abc"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
@@ -78,7 +78,7 @@ def test_the_layout_of_the_hugging_face_cache(external, exported, tmp_path, back
     linked = hub_layout(path, path.with_name("made.data"), tmp_path / "hub")
     before = files_below(tmp_path)
     wanted = outputs(exported("semantic"), backend)
-    for _ in range(2):  # the second time OpenVINO takes its compiled model
+    for _ in range(2):  # the second time, OpenVINO loads its compiled model
         for have, want in zip(outputs(linked, backend), wanted, strict=True):
             np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
     monkeypatch.chdir(linked.parent)
@@ -146,7 +146,7 @@ def test_files_outside_the_folder_are_refused_by_every_backend(external, locatio
 
 def test_what_is_missing_or_cut_off_is_named(external, cli):
     path = external()
-    assert read_artifact(path).spec.task == "semantic"  # which needs no weights
+    assert read_artifact(path).spec.task == "semantic"  # this does not need the weights
     with pytest.raises(ArtifactError, match=r"m.onnx.data is missing"):
         open_engine(path)
     data = path.with_name("made.data").read_bytes()
@@ -159,7 +159,7 @@ def test_what_is_missing_or_cut_off_is_named(external, cli):
         open_engine(path)
 
 
-# --- Where a tensor may hide
+# --- Places of tensors in a model
 
 
 def hidden_tensor(location: str = "../secret") -> TensorProto:
@@ -219,7 +219,7 @@ def test_no_place_of_a_tensor_is_forgotten(tmp_path, place):
 
 
 def test_the_table_has_every_message_that_may_have_a_tensor():
-    """Held against onnx's own description of the format."""
+    """Compare our table with onnx's own description of the format."""
     names = {
         "model": onnx.ModelProto, "graph": onnx.GraphProto, "node": onnx.NodeProto,
         "attribute": onnx.AttributeProto, "sparse": onnx.SparseTensorProto,
@@ -233,7 +233,7 @@ def test_the_table_has_every_message_that_may_have_a_tensor():
             for field in names[name].DESCRIPTOR.fields
             if field.message_type is not None and field.message_type.full_name in known
         }
-        if name != "tensor":  # strings about a model are no tensors
+        if name != "tensor":  # entries of a model's metadata are not tensors
             wanted = {number: child for number, child in wanted.items() if child != "entry"}
         else:
             wanted = {13: "entry"}
@@ -241,7 +241,7 @@ def test_the_table_has_every_message_that_may_have_a_tensor():
 
 
 def test_a_group_is_refused(tmp_path):
-    """Other readers skip it, and read on behind it."""
+    """Other readers skip a group and continue after it."""
     path = tmp_path / "m.onnx"
     path.write_bytes(b"\x5b\x5c" + model_with("initializer").SerializeToString())
     with pytest.raises(ArtifactError, match="protobuf group"):

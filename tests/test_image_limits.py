@@ -1,4 +1,4 @@
-"""Small files that decode to gigabytes are refused on their header, before any memory is taken."""
+"""Small files that decode to gigabytes are refused after reading the header, without allocation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoded(array: np.ndarray, format: str = "JPEG", **options: object) -> bytes
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG of 1-bit pixels whose header claims a size."""
+    """A PNG of 1-bit pixels whose header declares a size."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(
@@ -40,7 +40,7 @@ def png(width: int, height: int, data: bytes = b"") -> bytes:
 
 
 def tiled_tiff(side: int, tile: int) -> bytes:
-    """A TIFF of one tile that is larger than the image."""
+    """A TIFF with one tile that is larger than the image."""
     content = zlib.compress(bytes(tile), 9)
     entries = [(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile),
                (323, tile), (324, 134), (325, len(content))]  # fmt: skip
@@ -74,7 +74,7 @@ def test_small_files_of_gigabytes_are_refused(tmp_path, kind):
         "from eomt_deploy.errors import ImageError\n"
         "from eomt_deploy.sources import load_image\n"
         "try:\n    load_image(sys.argv[1])\nexcept ImageError as error:\n    print(error)\n"
-        # Not ru_maxrss: a child begins with that of its parent.
+        # Not ru_maxrss: a child process inherits that of its parent.
         "print(re.search('VmHWM:(.*) kB', Path('/proc/self/status').read_text())[1])"
     )
     done = subprocess.run(
@@ -100,7 +100,7 @@ def test_the_error_says_how_to_go_on(tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_our_limit_and_not_pillows(monkeypatch, gradient):
-    """Pillow's own one neither warns nor refuses here, and still counts everywhere else."""
+    """Pillow's own limit has no effect here, but is still valid for other users of Pillow."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for format in FORMATS:
         data = encoded(gradient, format)

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and what is said about the others."""
+"""The image files of a folder, and the note about the other files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from eomt_deploy.image_search import find_images, search_images
 
 
 def fill(root: Path, *names: str) -> Path:
-    """Files of these names, which are not read here."""
+    """Create files with these names; their content is not read."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def test_find_images_in_folders_and_globs(tmp_path, gradient):
 
 def test_find_images_finds_nothing(tmp_path):
     for source, word in (
-        (tmp_path, "holds no image"),
+        (tmp_path, "contains no image"),
         (tmp_path / "*.png", "No file matches"),
         (tmp_path / "none", "no image or folder"),
     ):
@@ -66,7 +66,7 @@ def test_what_is_left_out_is_counted(tmp_path):
     found = search_images([tmp_path])
     assert [path.name for path in found.paths] == ["a.jpg"]
     assert found.note == "left out 9 files: 5 hidden, 2 .txt, 1 .heic, 1 without a suffix"
-    # Naming a folder twice, or a part of it, counts nothing twice.
+    # A folder that is passed twice, or partly, is not counted twice.
     assert len(search_images([tmp_path, tmp_path, tmp_path / "deep/../deep/.."]).left_out) == 9
 
 
@@ -146,7 +146,7 @@ def test_globs(tmp_path):
 
 def test_why_a_folder_holds_no_image(tmp_path):
     fill(tmp_path, "a.heic", "b.heic")
-    with pytest.raises(ImageError, match=r"holds no image(.|\n)*left out 2 files: 2 \.heic"):
+    with pytest.raises(ImageError, match=r"contains no image(.|\n)*left out 2 files: 2 \.heic"):
         find_images([tmp_path])
 
 

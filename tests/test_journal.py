@@ -32,7 +32,7 @@ def test_finished_files_are_ours_until_somebody_changes_them(tmp_path):
     (tmp_path / "labels/new.png").write_text("new")
     (tmp_path / "notes.txt").write_text("not where results go")
     assert journal.foreign_files() == ["labels/a.png", "labels/new.png"]
-    with pytest.raises(OutputError, match=r"holds 2 files that .*labels/a\.png"):
+    with pytest.raises(OutputError, match=r"contains 2 files that .*labels/a\.png"):
         journal.check_foreign()
     assert journal.remove_files() == 2
     left = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
@@ -59,7 +59,7 @@ def test_what_was_being_written_when_a_run_was_killed_is_ours(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/a.png").write_text("half")
     with (tmp_path / JOURNAL_NAME).open("a") as file:
-        file.write('{"writing": ["labels/b')  # and the power went
+        file.write('{"writing": ["labels/b')  # then the power failed
     found = Journal.read(tmp_path, PLACES)
     assert found.unfinished == {"labels/a.png"}
     assert found.foreign_files() == []

@@ -18,7 +18,7 @@ def check(path, *inputs, overwrite=False):
 
 
 def users_files(folder):
-    """One file of every suffix that we write, made by somebody else."""
+    """A foreign file for every suffix that we write."""
     Image.new("RGB", (4, 4)).save(folder / "x.png")
     Image.new("RGB", (4, 4)).save(folder / "x.jpg")
     np.savez(folder / "x.npz", a=np.zeros(2))
@@ -64,7 +64,7 @@ def test_our_results_are_recognised(tmp_path, exported):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_input_is_never_replaced(tmp_path, overwrite):
     image, link, twin = tmp_path / "a.jpg", tmp_path / "link.jpg", tmp_path / "twin.jpg"
-    save_picture(Image.new("RGB", (4, 4)), image)  # not even where we wrote it
+    save_picture(Image.new("RGB", (4, 4)), image)  # not even if we wrote it
     link.symlink_to(image)
     os.link(image, twin)
     for target in (image, link, twin, tmp_path / "." / "a.jpg"):

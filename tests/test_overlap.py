@@ -86,7 +86,7 @@ def test_run_stays_in_the_callers_thread_and_the_others_leave_it():
 
 
 def test_steps_overlap():
-    """Each step waits until another item is in another step: it would hang one after another."""
+    """Each step waits until another item is in another step, so a sequential run would hang."""
     meeting = threading.Barrier(3, timeout=20)
 
     def meet(value):

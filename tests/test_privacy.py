@@ -1,4 +1,4 @@
-"""Nobody is contacted, and nothing is written outside the output and the cache folder."""
+"""No telemetry is sent, and nothing is written outside the output and the cache folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from watched import REPOSITORY, Watched, compile_shim
 from eomt_deploy import privacy
 
 OUTLIVING_SECONDS = 4
-"""Children of a command may report after its end; OpenVINO gives its own 3 seconds."""
+"""Seconds to wait for child processes that send telemetry later; OpenVINO's have 3 seconds."""
 CLI = ("-m", "eomt_deploy")
 SPAWNS = """
 import multiprocessing, sys
@@ -58,7 +58,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory, shim, files, data) -> Iterator[dict[str, Watched]]:
-    """Each command once, in a home of its own; all have ended some seconds ago."""
+    """Run each command once in its own home folder, and wait for late child processes."""
     root = tmp_path_factory.mktemp("commands")
     model, image = root / "m.onnx", data / "images" / "0.png"
     program = root / "program.py"
@@ -112,20 +112,20 @@ def test_doctor_says_what_is_switched_off(tmp_path):
     chosen = Watched(tmp_path / "chosen", None, {"ORT_DISABLE_TELEMETRY": "0"})
     opt_in_to_openvino(chosen)
     out = chosen.run(*CLI, "doctor")
-    assert "onnxruntime: SENDS USAGE REPORTS, you set ORT_DISABLE_TELEMETRY=0" in out
-    assert "openvino: SENDS USAGE REPORTS, you opted in" in out
-    assert "huggingface_hub: no usage reports (HF_HUB_DISABLE_TELEMETRY=1)" in out
+    assert "onnxruntime: SENDS TELEMETRY, you set ORT_DISABLE_TELEMETRY=0" in out
+    assert "openvino: SENDS TELEMETRY, you opted in" in out
+    assert "huggingface_hub: no telemetry (HF_HUB_DISABLE_TELEMETRY=1)" in out
 
 
 def opt_in_to_openvino(one: Watched) -> None:
-    """As its program `opt_in_out --opt_in` does."""
+    """Opt in like OpenVINO's program `opt_in_out --opt_in`."""
     folder = one.home / ("cache/Intel Corporation" if os.name == "nt" else "intel")
     folder.mkdir()
     (folder / "openvino_telemetry").write_text("1")
 
 
 def test_a_users_own_choice_stays(tmp_path, shim):
-    """Also shows that the counting sees both libraries, if they report."""
+    """Also checks that our counters detect the telemetry of both libraries."""
     pytest.importorskip("openvino_telemetry")
     one = Watched(tmp_path, shim, {"ORT_DISABLE_TELEMETRY": "0", "HF_HUB_DISABLE_TELEMETRY": "0"})
     opt_in_to_openvino(one)
@@ -151,7 +151,7 @@ def onnxruntime_privacy_statement() -> str:
 
 
 def test_openvino_is_only_imported_without_its_reports():
-    """Whoever imports it in another way would report."""
+    """Any other import of OpenVINO would send telemetry."""
     guilty = []
     for folder in ("eomt_deploy", "benchmarks", "examples", "tests"):
         for file in (REPOSITORY / folder).rglob("*.py"):

@@ -89,7 +89,7 @@ def test_long_photos_run_a_bounded_number_of_windows_at_a_time(exported, monkeyp
 
 def test_options_of_an_engine_that_is_open_already(exported):
     engine = open_engine(exported("semantic"))
-    with pytest.raises(UsageError, match="open already"):
+    with pytest.raises(UsageError, match="already open"):
         Segmenter(engine, threads=2)
 
 
@@ -138,7 +138,7 @@ def test_a_camera_that_fills_the_same_array_again(exported, photo):
 
 @pytest.fixture
 def broken(exported, tmp_path):
-    """A model one of whose mask logits is not a number."""
+    """A model with NaN in its mask logits."""
     with Segmenter(exported("panoptic")) as segmenter:
         real = segmenter.engine.run
 
@@ -164,7 +164,7 @@ def test_a_model_that_gives_nan_is_refused_by_every_way_to_predict(broken, photo
                         broken.stream([source], ahead=ahead, return_errors=keep)
                     )
                     for ahead in (0, 2)
-                    for keep in (False, True)  # it is not the image's fault
+                    for keep in (False, True)  # the model is the cause, not the image
                 ),
             ]
             for way in ways:

@@ -30,7 +30,7 @@ def test_path_and_pil_agree(picture, gradient):
 
 def test_exif_orientation_is_applied(tmp_path, gradient):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    exif[0x0112] = 6  # must be rotated by 90 degrees clockwise
     path = tmp_path / "turned.png"
     Image.fromarray(gradient).save(path, exif=exif)
     assert (load_image(path) == np.rot90(gradient, k=-1)).all()
@@ -60,7 +60,7 @@ def test_16_bit_is_refused_with_words(tmp_path, gradient):
     deep = gradient.astype(np.uint16) * 257
     for name, array in (("grey.png", deep[:, :, 0]), ("colour.png", deep)):
         cv2.imwrite(str(tmp_path / name), array)
-        with pytest.raises(ImageError, match=r"bits(.|\n)*Scale it to 8 bits"):
+        with pytest.raises(ImageError, match=r"bits(.|\n)*Scale the image to 8 bits"):
             load_image(tmp_path / name)
     with pytest.raises(ImageError, match="uint16"):
         load_image(deep)
@@ -71,7 +71,7 @@ def test_16_bit_is_refused_with_words(tmp_path, gradient):
     [
         (np.zeros((4, 4, 3), np.float32), "float32"),
         (np.zeros((4, 4, 2), np.uint8), "shape"),
-        (np.zeros((3, 40, 50), np.uint8), "channels come last"),
+        (np.zeros((3, 40, 50), np.uint8), "channels last"),
         (np.zeros((1, 4, 4, 3), np.uint8), "shape"),
         (np.zeros((0, 4, 3), np.uint8), "shape"),
     ],
@@ -149,7 +149,7 @@ def test_subclasses_of_arrays(gradient, make):
 def test_a_masked_array_is_refused(gradient):
     mask = np.zeros(gradient.shape, bool)
     mask[3, 4] = True
-    with pytest.raises(ImageError, match=r"masked at 3 values(.|\n)*filled"):
+    with pytest.raises(ImageError, match=r"3 masked values(.|\n)*filled"):
         load_image(np.ma.masked_array(gradient, mask))
 
 

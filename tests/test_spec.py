@@ -69,12 +69,12 @@ def test_mask_size_is_a_quarter_of_the_image():
         ({"image_size": (60, 64)}, "multiple of patch_size 16, got 60x64"),
         ({"image_size": (1, 1), "patch_size": 1}, r"`image_size\[0\]` must be .* from 8 to 16384"),
         ({"image_size": (100_000, 100_000)}, r"`image_size\[0\]` .* got 100000"),
-        ({"patch_size": 0}, "`patch_size` must be a whole number from 1 to 1024, got 0"),
+        ({"patch_size": 0}, "`patch_size` must be an integer from 1 to 1024, got 0"),
         ({"classes": ()}, "`classes` must have 1 to 16384 entries, got 0"),
         ({"classes": CLASSES[:1] * (MAX_CLASSES + 1)}, "got 16385"),
         ({"num_queries": 0}, "`num_queries` .* got 0"),
-        ({"num_upscale": 5}, "masks larger than the image"),
-        ({"num_upscale": 10**30}, "`num_upscale` must be a whole number from 0 to 10"),
+        ({"num_upscale": 5}, "masks are not larger than the image"),
+        ({"num_upscale": 10**30}, "`num_upscale` must be an integer from 0 to 10"),
         ({"num_queries": 10_000, "image_size": (16_384, 16_384)}, "mask logits"),
         ({"classes": CLASSES[1:]}, r"ids must count from 0 without gaps, got \[1\]"),
         ({"batch": 0}, "`batch` .* got 0"),
@@ -99,7 +99,7 @@ DATA = json.loads(SPEC.to_json())
 
 @pytest.mark.parametrize("path", list(paths(DATA)), ids=str)
 def test_any_value_in_any_field_is_read_or_refused(path):
-    """One error that names the field, within a second, or a description that can be used."""
+    """Within a second: one error that names the field, or a valid description."""
     accepted = 0
     for value in VALUES:
         text = changed(DATA, path, value)

@@ -1,4 +1,4 @@
-"""The wheel, in environments that hold nothing else."""
+"""The wheel in environments without other packages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Environment:
     def install(self, what: object) -> None:
         self.run(
             "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-            "--no-compile",  # all of PyTorch, which takes longer than the rest of this test
+            "--no-compile",  # compiling PyTorch takes longer than the rest of this test
             "-c", ROOT / "constraints.txt", what,
         )  # fmt: skip
 

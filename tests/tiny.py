@@ -1,4 +1,4 @@
-"""Tiny EoMT checkpoints with random weights, made in a moment."""
+"""Tiny EoMT checkpoints with random weights, which are created quickly."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Files:
 
 
 def network(arch: Architecture = ARCH, size: tuple[int, int] = SIZE, seed: int = 0) -> EoMT:
-    """A network whose random weights give confident classes and structured masks."""
+    """A network with random weights that predicts confident classes and structured masks."""
     torch.manual_seed(seed)
     model = EoMT(arch, size).eval()
     with torch.no_grad():
@@ -77,12 +77,12 @@ def official_keys(model: EoMT) -> dict[str, Tensor]:
 
 
 def files(folder: Path) -> Files:
-    """Where :func:`write` puts them."""
+    """The files that :func:`write` creates."""
     return Files(folder / "tiny.bin", folder / "classes.json")
 
 
 def write(folder: Path, model: EoMT | None = None) -> Files:
-    """Checkpoint and class list in ``folder``."""
+    """Write checkpoint and class list to ``folder``."""
     made = files(folder)
     torch.save(official_keys(model or network()), made.checkpoint)
     made.classes.write_text(json.dumps(CLASSES))
@@ -117,7 +117,7 @@ def photos(count: int = 4) -> np.ndarray:
 
 
 def overflowing() -> EoMT:
-    """A network that computes the same in FP32, but whose values leave FP16's range in block 1."""
+    """An equivalent network in FP32 whose activations exceed the FP16 range in block 1."""
     model = network()
     block = model.backbone.layers[1]
     with torch.no_grad():

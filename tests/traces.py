@@ -1,6 +1,6 @@
-"""Remembers what PyTorch traced: it takes seconds for the smallest network.
+"""A cache of traced graphs, since PyTorch needs seconds to trace even the smallest network.
 
-`python -m traces FOLDER export …` is the command line that remembers it, too.
+`python -m traces FOLDER export …` is the command line with the same cache.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from eomt_deploy.network.eomt import EoMT
 
 Export = Callable[..., Any]
 VARIABLE = "EOMT_DEPLOY_TEST_TRACES"
-"""Names the folder for processes that a test starts."""
+"""Environment variable with the folder of the cache, for processes that a test starts."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is used of `torch.onnx.ONNXProgram`."""
+    """The part of `torch.onnx.ONNXProgram` that is used."""
 
     model: ir.Model
 
@@ -38,13 +38,13 @@ class Program:
 
 
 class Traces:
-    """In place of `torch.onnx.export`: networks of the same structure are traced once.
+    """Replacement of `torch.onnx.export` that traces networks of the same structure only once.
 
-    A graph refers to weights by name, so that it holds for other weights of the same shapes.
+    A graph refers to weights by name, so it can be used with other weights of the same shapes.
 
     Args:
-        folder: shared with other processes.
-        export: the real one.
+        folder: folder of the cache, which processes share.
+        export: the original function.
     """
 
     def __init__(self, folder: Path, export: Export) -> None:
@@ -72,7 +72,7 @@ class Traces:
             if not path.exists():
                 graph = self._export(*what, **options).model
                 for name, value in graph.graph.initializers.items():
-                    if name in tensors:  # only their place is kept
+                    if name in tensors:  # keep the name and the shape, but not the values
                         empty = np.zeros(tuple(tensors[name].shape), np.float32)
                         value.const_value = ir.tensor(empty, name=name)
                 partial = path.with_suffix(f".{os.getpid()}")
@@ -82,7 +82,7 @@ class Traces:
 
 
 def later(name: str, tensor: Tensor, value: ir.Value) -> ir.LazyTensor:
-    """A weight, which is read when PyTorch traces no longer."""
+    """A weight that is read later, after tracing."""
     assert value.shape is not None
     return ir.LazyTensor(
         lambda: ir.tensor(tensor.detach().numpy(), name=name),
@@ -93,7 +93,7 @@ def later(name: str, tensor: Tensor, value: ir.Value) -> ir.LazyTensor:
 def structure(
     model: nn.Module, tensors: dict[str, Tensor], images: tuple[Tensor, ...], options: Any
 ) -> str | None:
-    """Of everything that decides a graph but the weights; None for what is not to be remembered."""
+    """Hash of everything that determines a graph except the weights; None if it is not cached."""
     if type(model) is not EoMT or any(t.dtype != torch.float32 for t in tensors.values()):
         return None
     if sum(t.nbytes for t in tensors.values()) > 32 << 20:
@@ -106,16 +106,16 @@ def structure(
     shapes = [(name, tuple(t.shape)) for name, t in tensors.items()]
     inputs = [(tuple(t.shape), t.dtype) for t in images]
     text = repr((modules, shapes, inputs, sorted(options.items())))
-    if " at 0x" in text:  # a function that a test put in place of another
+    if " at 0x" in text:  # a function that a test patched
         return None
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def command_line(arguments: Sequence[object]) -> list[str]:
-    """The command that runs `eomt-deploy` with these arguments in a process of its own.
+    """The command that runs `eomt-deploy` with these arguments in a new process.
 
-    An export there takes 12 seconds without the graphs that are known; `tests` must be in
-    PYTHONPATH."""
+    Without the cached graphs, an export takes 12 seconds there. `tests` must be in PYTHONPATH.
+    """
     verb, *rest = map(str, arguments)
     module = ["traces", os.environ[VARIABLE]] if verb == "export" else ["eomt_deploy"]
     return [sys.executable, "-m", *module, verb, *rest]

@@ -1,4 +1,4 @@
-"""Runs a program in a home of its own, and sees whom it contacts and what it writes there."""
+"""Run a program in a separate home folder, and record its connections and the files it writes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_prox
 
 
 class Proxy:
-    """Counts connections, and answers none."""
+    """Counts connections without answering them."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
@@ -46,7 +46,7 @@ class Proxy:
 
 
 def compile_shim(folder: Path) -> Path | None:
-    """A library that notes calls to the network; None without a C compiler, or off Linux."""
+    """A library that records network calls; None without a C compiler or without Linux."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None or sys.platform != "linux":
         return None
@@ -58,12 +58,12 @@ def compile_shim(folder: Path) -> Path | None:
 
 @dataclass
 class Watched:
-    """A fresh home folder, and what a program does in it.
+    """A new home folder, and the actions of programs that run in it.
 
     Attributes:
-        root: folder that everything is in.
-        shim: from :func:`compile_shim`.
-        variables: of the environment, besides what every program has.
+        root: folder that contains all files.
+        shim: library of :func:`compile_shim`.
+        variables: additional environment variables.
     """
 
     root: Path
@@ -103,7 +103,7 @@ class Watched:
         }
 
     def run(self, *arguments: object) -> str:
-        """Output of Python with these arguments, which must succeed."""
+        """Run Python with these arguments, which must succeed, and return its output."""
         command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(
             command, cwd=self.root, env=self.environment, capture_output=True, text=True
@@ -113,12 +113,12 @@ class Watched:
 
     @property
     def contacts(self) -> list[str]:
-        """Connections to the proxy, and calls that would have gone around it."""
+        """Connections to the proxy, and network calls that bypass it."""
         calls = self.log.read_text().splitlines() if self.log.exists() else []
         return [*self.proxy.requests, *calls]
 
     def files(self, allowed: Sequence[str] = ("cache/eomt-deploy/",)) -> list[str]:
-        """Files and folders in the home that are not below ``allowed``."""
+        """Files and folders in the home folder that are not below ``allowed``."""
         made = {"cache", "config", "data", "temporary", *(a.rstrip("/") for a in allowed)}
         found = (path.relative_to(self.home).as_posix() for path in self.home.rglob("*"))
         return sorted(p for p in found if p not in made and not p.startswith(tuple(allowed)))

@@ -77,7 +77,7 @@ def _check_engines(config: EngineBench) -> None:
         )
     if len(set(zip(config.engine, _backends(config), strict=True))) < engines:
         raise UsageError(
-            "An engine is given twice.", fix="Copy the file to compare it with itself."
+            "The same engine is given twice.", fix="Copy the file to compare it with itself."
         )
     if scores and (len(scores) != engines or not all(map(math.isfinite, scores))):
         raise UsageError(

@@ -48,12 +48,12 @@ class _Measured(_Shown):
     ] = None
     serve_seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds for which each rate is served (default: 20)."),
+        typer.Option(help="Duration of the server scenario per rate, in seconds (default: 20)."),
     ] = None
     iterations: Annotated[int | None, typer.Option(help="Number of measured iterations.")] = None
     warmup: Annotated[int | None, typer.Option(help="Minimum number of warm-up iterations.")] = None
     pause: Annotated[
-        float | None, typer.Option(help="Seconds of rest before each round (default: 0).")
+        float | None, typer.Option(help="Pause before each round, in seconds (default: 0).")
     ] = None
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: the best that works).")
@@ -118,11 +118,11 @@ class SuiteBench(_Measured):
     ] = "grid_sample"
     seconds: Annotated[
         float | None,
-        typer.Option(help="End the measured rounds of a group after this many seconds."),
+        typer.Option(help="Maximum time of the measured rounds of a group, in seconds."),
     ] = None
     count_only: Annotated[
         bool,
-        typer.Option("--count-only", help="Count parameters and MACs only, without timing."),
+        typer.Option("--count-only", help="Only count parameters and MACs, without timing."),
     ] = False
     report_dir: Annotated[
         Path | None, typer.Option(help="Write JSON, Markdown and all plots into this folder.")

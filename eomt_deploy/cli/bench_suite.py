@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def bench_suite(options: SuiteBench) -> None:
-    """Count or measure a suite, and show it."""
+    """Count or measure a suite, and show the report."""
     suite = find_suite(options.suite)
     if options.count_only:
         _count(options)
@@ -85,7 +85,7 @@ def bench_report(options: ReportBench) -> None:
 
 
 def print_sheet(sheet: Sheet) -> None:
-    """A table on the terminal."""
+    """Print a table on the terminal."""
     say("")
     say(sheet.title)
     table = Table(box=None)
@@ -99,7 +99,7 @@ def print_sheet(sheet: Sheet) -> None:
 
 
 def _count(options: SuiteBench) -> None:
-    """Parameters and MACs of the rows, beside the paper's."""
+    """Show parameters and MACs of the rows beside those of the paper."""
     suite = find_suite(options.suite)
     rows = suite.select(_split(options.rows), parse_size(options.size), options.backbone)
     try:
@@ -234,6 +234,6 @@ def _with_rounds(config: SuiteConfig, options: SuiteBench) -> SuiteConfig:
 
 
 def _split(values: tuple[str, ...]) -> tuple[str, ...]:
-    """``("step 0,step 5", "step 4")`` -> three names, each once."""
+    """Split at commas: ``("step 0,step 5", "step 4")`` -> three names, without duplicates."""
     names = [name.strip() for value in values for name in value.split(",")]
     return tuple(dict.fromkeys(name for name in names if name))

@@ -1,4 +1,4 @@
-"""`eomt-deploy build`: converts an exported model to the format of a backend.
+"""`eomt-deploy build`: convert an exported model to the format of a backend.
 
 The options come from the configurations of the backends, so that a new backend adds its own.
 """
@@ -57,8 +57,8 @@ def build(
     recipe = find_build_profile(profile) if profile else None
     if recipe and recipe.high:
         raise UsageError(
-            f"The profile {profile} keeps {', '.join(recipe.high)} in FP32, which the export "
-            "decides, not the build.",
+            f"The profile {profile} keeps {', '.join(recipe.high)} in FP32, which must be set at "
+            "export, not at build.",
             fix=f"Use it to export: eomt-deploy export CHECKPOINT --profile {profile} -o {output}",
         )
     chosen = choose_target(output, target, recipe.target if recipe else None)

@@ -1,4 +1,4 @@
-"""`eomt-deploy compare`: two models on the same images."""
+"""`eomt-deploy compare`: compare two models on the same images."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def compare(
     from eomt_deploy.image_search import search_images
 
     if bool(images) == bool(data):
-        raise UsageError("Pass either images or labelled data with --data, and not both.")
+        raise UsageError(
+            "compare needs either images or --data, got " + ("both." if images else "neither.")
+        )
     if split and not data:
         raise UsageError("--split needs --data.", fix="Add --data, or leave --split out.")
     if limit is not None and limit < 1:

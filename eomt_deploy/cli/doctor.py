@@ -1,4 +1,4 @@
-"""`eomt-deploy doctor`: what is installed, what can run, and how to install the rest."""
+"""`eomt-deploy doctor`: installed packages, usable backends, and how to install the rest."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _run_problem(backend: Backend, device: str) -> Problem | None:
 
 
 def _chosen_for_onnx() -> str | None:
-    """The backend that opens an .onnx file unless another is named; None without any."""
+    """The backend that is selected automatically for an .onnx file; None without any."""
     try:
         return choose_backend(Path("model.onnx"), None)
     except MissingDependencyError:
@@ -90,7 +90,7 @@ def _chosen_for_onnx() -> str | None:
 
 
 def _build_abilities() -> list[Ability]:
-    """Each backend that has a format of its own."""
+    """Each backend that has its own file format."""
     result = []
     for backend in BACKENDS.values():
         if backend.build is None:
@@ -124,13 +124,13 @@ def _package_abilities() -> list[Ability]:
 
 
 def _privacy() -> list[str]:
-    """Which libraries send usage reports: none, unless the user enabled it."""
+    """Telemetry state of each library: off, unless the user enabled it."""
     return [
         f"{report.library}: "
-        + (f"SENDS USAGE REPORTS, {report.reason}" if report.sends else "no usage reports")
+        + (f"SENDS TELEMETRY, {report.reason}" if report.sends else "no telemetry")
         + ("" if report.sends else f" ({report.reason})")
         for report in privacy.reports()
-    ] or ["no usage reports"]
+    ] or ["no telemetry"]
 
 
 def _show(machine: dict[str, object], abilities: list[Ability]) -> None:

@@ -105,7 +105,7 @@ def evaluate(
     from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.segmenter import Segmenter
 
-    # evaluate() checks whether an existing file of --resume is one.
+    # An existing file of --resume is checked by evaluate().
     log = None if resume and resume.is_file() else resume
     check_outputs({"--json": json, "--resume": log}, inputs=[artifact, *data], overwrite=overwrite)
     earlier = Journal.read(worst, ("*",)) if worst else None

@@ -1,4 +1,4 @@
-"""`eomt-deploy export`: a checkpoint to a self-describing ONNX file."""
+"""`eomt-deploy export`: export a checkpoint to a self-describing model file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Build(NamedTuple):
-    """What is built from the exported model, and what the profile requires of the export."""
+    """The build that follows the export, and the profile's settings for the export."""
 
     target: str
     config: BuildConfig
@@ -79,7 +79,7 @@ def export(
         str | None,
         typer.Option(
             help="Network input size in pixels, e.g. 640, or 480x640 for height x width "
-            "(default: the trained size)."
+            "(default: size of the training images)."
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Catalog entry of this checkpoint.")] = None,
@@ -148,7 +148,7 @@ def export(
     ] = None,
     num_blocks: Annotated[
         int | None,
-        typer.Option(help="Number of blocks that process the queries, if it is not stored."),
+        typer.Option(help="Number of last blocks that process the queries, if it is not stored."),
     ] = None,
     base_weights: Annotated[
         str | None,
@@ -171,7 +171,7 @@ def export(
     ] = False,
     native_size: Annotated[
         str | None,
-        typer.Option(help="Trained size in pixels, e.g. 640, if it cannot be inferred."),
+        typer.Option(help="Size of the training images in pixels, if it cannot be inferred."),
     ] = None,
     allow_unannealed: Annotated[
         bool, typer.Option(help="Export even if masked attention was not annealed to 0.")
@@ -269,10 +269,10 @@ def export(
 
 
 def _plan_build(output: Path, profile: str | None, overwrite: bool) -> Build | None:
-    """What `-o m.engine` builds once `m.onnx` is exported; None for any other output.
+    """The build of `-o m.engine`, which follows the export of `m.onnx`; None for other outputs.
 
     Raises:
-        UsageError: a profile without a file to build, or an ONNX file that would be replaced.
+        UsageError: a profile is given but nothing is built, or an ONNX file would be replaced.
     """
     if not builders(output.suffix):
         if profile:

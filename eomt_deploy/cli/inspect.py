@@ -47,5 +47,5 @@ def describe(path: Path) -> Inspection:
     known = sorted({s for backend in BACKENDS.values() for s in backend.suffixes})
     raise ArtifactError(
         f"{path} is not a model file: its suffix is {suffix or 'missing'}.",
-        fix=f"Known suffixes: {', '.join(known)}.",
+        fix=f"Pass a file with one of these suffixes: {', '.join(known)}.",
     )

@@ -31,10 +31,11 @@ Config = TypeVar("Config")
 
 
 def with_options(command: Callable[..., None], options: Mapping[str, Any]) -> Callable[..., None]:
-    """A command that passes more options on as keywords; typer reads them from its signature.
+    """Add options to a command, which receives them as keywords; typer reads its signature.
 
     Args:
-        command: takes ``**given``: values of the options, None for those that the user left out.
+        command: function with ``**given``: the values of the options, None for options that the
+            user left out.
         options: ``Annotated[type | None, typer.Option(…)]`` by name.
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -72,14 +73,15 @@ def options_of(*configs: type) -> dict[str, Any]:
 
 
 def make_config(kind: type[Config], given: Mapping[str, Any], mode: str) -> Config:
-    """A configuration from what the user gave.
+    """Make a configuration from the options that the user passed.
 
     Args:
-        given: values by field, None for what was left out.
+        kind: class of the configuration.
+        given: values by field, None for options that were left out.
         mode: the option that selects this configuration, for messages.
 
     Raises:
-        UsageError: an option that this mode does not have.
+        UsageError: an option does not apply to this mode.
     """
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values = {name: value for name, value in given.items() if value not in (None, [])}

@@ -192,7 +192,7 @@ def bad_inputs(tmp_path, files, exported, photo):
         "no onnx": (("predict", garbage, photo, "-o", tmp_path / "o"), "no ONNX file"),
         "inspect other": (("inspect", other), "not written by eomt-deploy"),
         "no image": (("predict", model, text, "-o", tmp_path / "o"), "not an image"),
-        "empty folder": (("predict", model, empty, "-o", tmp_path / "o"), "holds no image"),
+        "empty folder": (("predict", model, empty, "-o", tmp_path / "o"), "contains no image"),
         "two in one": (("predict", model, photo, text, "-o", tmp_path / "x.png"), "with -o"),
         "no output": (("predict", model, photo, "-o", occupied / "o"), "cannot be written"),
         "threshold": (

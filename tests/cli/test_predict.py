@@ -45,7 +45,7 @@ def test_ground_truth_is_not_replaced(cli, exported, dataset):
     for source in (dataset / "images", dataset):
         code, _, err = cli("predict", exported("semantic"), source, "-o", dataset)
         assert code == 2
-        assert "holds 2 files that eomt-deploy did not write" in err
+        assert "contains 2 files that eomt-deploy did not write" in err
         assert "fix: Choose another output folder" in err
         assert contents(dataset) == before
 
@@ -157,7 +157,7 @@ def test_resume_does_only_what_is_left(cli, exported, gradient, picture, tmp_pat
     assert sorted(i["overlay"] for i in summary["images"]) == [f"overlay/{i}.jpg" for i in range(4)]
     code, _, err = cli("predict", exported("panoptic"), folder, "-o", out, "--resume")
     assert code == 2
-    assert "holds results of another run" in err
+    assert "contains results of a run with other settings" in err
 
 
 def test_options_of_a_folder_with_a_file(cli, exported, picture, tmp_path):
@@ -174,7 +174,7 @@ def test_an_overlay_too_long_for_jpeg(cli, exported, gradient, tmp_path):
     code, out, err = cli("predict", exported("panoptic"), tmp_path / "in", "-o", tmp_path / "out")
     assert code == 0, err
     assert "wrote 3 of 3" in out
-    assert "66000x520 pixels; a JPEG has at most 65500" in err
+    assert "66000x520 pixels, more than the JPEG maximum of 65500" in err
     with Image.open(tmp_path / "out/overlay/panorama.png") as overlay:
         assert overlay.size == (66_000, 520)
 

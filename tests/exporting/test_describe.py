@@ -87,13 +87,13 @@ def test_class_lists_as_users_write_them(files, tmp_path):
     assert [(info.name, info.thing) for info in spec.classes] == [(n, False) for n in NAMES]
     spec, _ = described(files, task="instance", classes=path)
     assert all(info.thing for info in spec.classes)
-    with pytest.raises(UsageError, match="does not say whether it is a thing"):
+    with pytest.raises(UsageError, match='has no "thing"'):
         described(files, classes=path)
     categories = [{"id": 10 - i, "name": n, "isthing": i % 2} for i, n in enumerate(NAMES)]
     path.write_text(json.dumps({"categories": categories}), "utf-16")
     spec, notes = described(files, classes=path)
     assert [info.name for info in spec.classes] == NAMES[::-1]
-    assert any("have the ids 6 to 10; in this order they are the classes 0 to 4" in n
+    assert any("have the ids 6 to 10; they are numbered 0 to 4 in this order" in n
                for n in notes)  # fmt: skip
 
 

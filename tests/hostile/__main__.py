@@ -15,7 +15,7 @@ TESTS = Path(__file__).parents[1]
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
     add = parser.add_argument
-    add("targets", nargs="*", help="Targets to attack (default: all).")
+    add("targets", nargs="*", help="Targets to test (default: all).")
     add(
         "--count",
         type=int,
@@ -80,7 +80,7 @@ def main() -> int:
     if not jobs:
         print("Nothing is left to run.")
         return 0
-    # All targets advance together, so that a run that is stopped has seen each of them.
+    # All targets advance together, so that a stopped run has tested each of them.
     jobs.sort(key=lambda job: job.first)
     started, done = time.monotonic(), [0]
 
@@ -109,7 +109,7 @@ def main() -> int:
 
 
 def report(results: list, keep: Path | None) -> None:
-    """The table, and each cause of a failure with an input that shows it."""
+    """Print the table, and each cause of a failure with an input that reproduces it."""
     head = ("target", "inputs", "accepted", "refused", "failures", "slowest", "peak")
     print(("{:16}" + "{:>10}" * 6).format(*head))
     for r in results:

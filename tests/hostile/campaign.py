@@ -1,4 +1,4 @@
-"""Hands hostile inputs to worker processes, outlives them, and adds up what they found."""
+"""Run hostile inputs in worker processes, which may die, and add up their results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENVIRONMENT = {
 
 @dataclass
 class Result:
-    """What became of all inputs of a target."""
+    """Results of all inputs of a target."""
 
     target: str
     inputs: int = 0
@@ -67,7 +67,7 @@ class Job:
 
 
 class Worker:
-    """One worker process at a time; a new one when it dies."""
+    """One worker process, which is replaced when it dies."""
 
     def __init__(self) -> None:
         self.scratch = Path(tempfile.mkdtemp(prefix="hostile-"))
@@ -118,7 +118,7 @@ class Worker:
 
     def _kill(self) -> str:
         assert self.process
-        os.kill(self.process.pid, signal.SIGUSR1)  # it writes where it stands
+        os.kill(self.process.pid, signal.SIGUSR1)  # makes it write its stack trace
         time.sleep(1)
         self.process.kill()
         self.process.wait()
@@ -189,10 +189,10 @@ class Campaign:
 def tallies(
     worker: Worker, job: Job, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[dict[str, Any]]:
-    """The tally of a job, or those of its parts if inputs end the process."""
+    """Yield the tally of a job, or the tallies of its parts if inputs end the process."""
     first, end = job.first, job.first + job.count
     while first < end and not stopped():
-        # After a death the rest goes input by input up to the culprit, so that none is lost.
+        # If an input ends the process, the inputs before it run again, since their tally is lost.
         answer = worker.run(Job(job.target, job.seed, first, end - first))
         if isinstance(answer, dict):
             yield answer
@@ -205,7 +205,7 @@ def tallies(
             if isinstance(before, dict):
                 yield before
         yield lost(job, index, how)
-        if index < 0:  # it never came to an input
+        if index < 0:  # it died before the first input
             return
         first = index + 1
 
@@ -220,7 +220,7 @@ def lost(job: Job, index: int, how: str) -> dict[str, Any]:
 
 
 def split(target: str, seed: int, first: int, count: int) -> list[Job]:
-    """Chunks small enough that all workers have something to do."""
+    """Split a job into chunks, so that all workers have work."""
     return [
         Job(target, seed, start, min(CHUNK, first + count - start))
         for start in range(first, first + count, CHUNK)

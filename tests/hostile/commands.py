@@ -1,4 +1,4 @@
-"""Commands that write, with small inputs, run as a user runs them: each in its own process."""
+"""Commands that write files, with small inputs, each in its own process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from . import seed_datasets, seeds
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 LEFTOVERS = ".eomt-deploy-"
-"""How temporary files and folders of ours begin."""
+"""Prefix of our temporary files and folders."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Files that commands read; nothing may change them."""
+    """Files that commands read and must not change."""
 
     folder: Path
 
@@ -49,7 +49,7 @@ class Inputs:
         return self.folder / "weights" / "classes.json"
 
     def content(self) -> dict[str, bytes]:
-        """Every input file, to see that none was changed."""
+        """The content of every input file, to check that none was changed."""
         files = (p for p in self.folder.rglob("*") if p.is_file())
         return {str(p.relative_to(self.folder)): p.read_bytes() for p in sorted(files)}
 

@@ -22,7 +22,7 @@ NAMES = (b"", b"../out", b"../../../../tmp/out", b"/tmp/out", b"C:\\out", b"a\\b
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of a zip file as it will be written; None takes the true value."""
+    """One member of a zip file; None means the correct value."""
 
     name: bytes
     packed: bytes
@@ -46,7 +46,7 @@ def write_zip(
     entries: Sequence[Entry], *, count: int | None = None, start: int | None = None,
     comment: bytes = b"", align: int = 64,
 ) -> bytes:  # fmt: skip
-    """A zip file with all its fields as given; contents are aligned as PyTorch does it."""
+    """Write a zip file with the given fields; contents are aligned as in PyTorch."""
     body, directory = b"", b""
     for e in entries:
         place = len(body) if e.offset is None else e.offset
@@ -72,7 +72,7 @@ def write_zip(
 
 
 def mutate_zip(m: Mutator, entries: Sequence[Entry], others: Sequence[bytes] = ()) -> bytes:
-    """A zip file of which some fields of its directory, or some members, are wrong."""
+    """A zip file with wrong fields in its directory or wrong members."""
     entries = list(entries)
     options: dict[str, object] = {}
     for _ in range(m.rng.choice((1, 1, 1, 2, 3))):
@@ -136,7 +136,7 @@ def write_safetensors(header: bytes, body: bytes, length: int | None = None) -> 
 
 
 def mutate_safetensors(m: Mutator, data: bytes, others: Sequence[bytes]) -> bytes:
-    """A safetensors file whose header, its length, or whose values are wrong."""
+    """A safetensors file with a wrong header, header length or values."""
     kind = m.rng.choice(
         ("header", "header", "header", "tensor", "tensor", "length", "bytes", "body")
     )
@@ -170,7 +170,7 @@ def mutate_safetensors(m: Mutator, data: bytes, others: Sequence[bytes]) -> byte
                 tensors[odd_key(m, name)] = tensors.pop(name)
             elif change == "drop":
                 del tensors[name]
-            else:  # two names for the same bytes
+            else:  # two tensors with the same bytes
                 tensors[odd_key(m, name)] = dict(found)
             if not tensors:
                 break
@@ -183,7 +183,7 @@ def mutate_safetensors(m: Mutator, data: bytes, others: Sequence[bytes]) -> byte
 
 
 def odd_key(m: Mutator, name: str) -> str:
-    """A key that looks like those of a checkpoint, or hardly."""
+    """A key that is more or less similar to those of a checkpoint."""
     number = m.rng.choice(("999999999", "-1", "00", "1e3", "9" * 50, "٣", "0.0", "", "4", "1"))
     parts = name.split(".")
     numbered = [i for i, part in enumerate(parts) if part.isdigit()]
@@ -208,7 +208,7 @@ EVIL = (
     b"\x80\x02cbuiltins\neval\nX\x14\0\0\0open('canary', 'w+')\x85R0",
     b"ctorch.serialization\nload\n(S'x'\ntR0", b"cbuiltins\ngetattr\n(cos\npath\nS'sep'\ntR0",
 )  # fmt: skip
-"""What must not run; the file `canary` would show that it did."""
+"""Calls that must not run; they would create the file `canary`."""
 GLOBALS = (b"os\nsystem", b"builtins\neval", b"torch\nload", b"torch._utils\n_rebuild_tensor",
            b"collections\nOrderedDict", b"torch\nDoubleStorage", b"numpy\nndarray", b"a\nb", b"\n",
            b"torch._utils\n_rebuild_sparse_tensor", b"torch\nSize", b"builtins\nbytearray",
@@ -216,7 +216,7 @@ GLOBALS = (b"os\nsystem", b"builtins\neval", b"torch\nload", b"torch._utils\n_re
 
 
 def mutate_pickle(m: Mutator, data: bytes, others: Sequence[bytes] = ()) -> bytes:
-    """A pickle whose instructions are changed one by one."""
+    """A pickle with some changed instructions."""
     starts = [position for _, _, position in pickletools.genops(data)] + [len(data)]
     parts = [data[a:b] for a, b in itertools.pairwise(starts)]
     for _ in range(m.rng.choice((1, 1, 2, 3))):
@@ -275,7 +275,7 @@ def varint(value: int) -> bytes:
 
 
 def read_fields(data: bytes) -> list[tuple[int, int, bytes]] | None:
-    """(field, wire type, content) of a message; None for bytes that are none."""
+    """(field, wire type, content) of a message; None if the bytes are not a message."""
     found, at = [], 0
 
     def number() -> int:
@@ -321,7 +321,7 @@ def write_fields(fields: Sequence[tuple[int, int, bytes]]) -> bytes:
 
 
 def mutate_protobuf(m: Mutator, data: bytes, others: Sequence[bytes] = (), depth: int = 0) -> bytes:
-    """A message with one of its fields, at any depth, changed; lengths are right around it."""
+    """A message with one changed field at any depth; the outer lengths are corrected."""
     fields = read_fields(data)
     if not fields:
         return m.bytes(data, others, rounds=1)

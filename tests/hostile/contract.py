@@ -1,4 +1,4 @@
-"""What a target is, and what every target needs."""
+"""Targets of the fuzzers, and helpers for them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MiB = 1 << 20
 
 @dataclass(frozen=True)
 class Target:
-    """One door of eomt-deploy.
+    """One kind of input of eomt-deploy.
 
     Attributes:
-        valid: inputs that must be accepted.
-        mutate: makes a hostile input.
-        run: hands the files of a folder to eomt-deploy; an EomtDeployError refuses them.
-        share: inputs among those of a long run, relative to the others.
-        memory: bytes that an input may take.
+        valid: creates inputs that must be accepted.
+        mutate: creates a hostile input.
+        run: passes the files of a folder to eomt-deploy; an EomtDeployError means "refused".
+        share: share of the inputs of a long run, relative to the other targets.
+        memory: maximum memory of an input in bytes.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Target:
 
 
 def lot(folder: Path, out_of: int) -> bool:
-    """True for one of so many inputs, by their content: an input behaves the same each time."""
+    """True for one in ``out_of`` inputs, by a hash of their content: always the same ones."""
     digest = 0
     for path in sorted(folder.rglob("*")):
         if path.is_file():

@@ -34,7 +34,7 @@ TIFF_TAGS = (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 282, 28
 
 
 def mutate_image(m: Mutator, data: bytes, others: Sequence[bytes]) -> bytes:
-    """One image: by its format in half of the cases, else as any bytes."""
+    """Mutate one image: half of the time by its format, else as bytes."""
     if m.chance(0.45):
         return m.bytes(data, others)
     try:
@@ -54,7 +54,7 @@ def mutate_image(m: Mutator, data: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def zeros(megabytes: int, wrapper: int = 15) -> bytes:
-    """A deflate stream of zeros; made in a moment, whatever its size."""
+    """A deflate stream of zeros, created quickly for any size."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     piece = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     raw = piece * megabytes + b"\x03\0"
@@ -62,7 +62,7 @@ def zeros(megabytes: int, wrapper: int = 15) -> bytes:
 
 
 def odd_exif(m: Mutator) -> bytes:
-    """A TIFF structure with odd tags, types, counts and values; often with an orientation."""
+    """A TIFF structure with unusual tags, types, counts and values; often with an orientation."""
     order = m.rng.choice("<>")
     entries, extra = [], b""
     tags = m.rng.sample(TIFF_TAGS, m.rng.randint(1, 6)) + [274] * m.chance(0.7)
@@ -236,7 +236,7 @@ def _tiff(m: Mutator, data: bytes) -> bytes:
             struct.pack_into(order + "H", changed, at + 2, m.rng.choice((*TIFF_TYPES, 0, 77)))
         elif kind == "count":
             struct.pack_into(order + "I", changed, at + 4, m.number() & 0xFFFFFFFF)
-        elif kind == "next":  # a directory that follows itself
+        elif kind == "next":  # a directory that is its own successor
             struct.pack_into(order + "I", changed, start + 2 + 12 * count, start)
         else:
             struct.pack_into(order + "H", changed, start, m.number() & 0xFFFF)
@@ -244,7 +244,7 @@ def _tiff(m: Mutator, data: bytes) -> bytes:
     return bytes(changed)
 
 
-# WebP, PPM and the rest
+# WebP, PPM and other formats
 
 
 def _webp(m: Mutator, data: bytes) -> bytes:
@@ -295,7 +295,7 @@ def _ppm(m: Mutator, data: bytes) -> bytes:
 
 
 def _sized(m: Mutator, data: bytes) -> bytes:
-    """Sizes stand among the first bytes: of GIF at 6, BMP 18, PSD 14, TGA 12, DDS 12, ICO 6."""
+    """Change the size in the header: GIF at byte 6, BMP 18, PSD 14, TGA 12, DDS 12, ICO 6."""
     changed = bytearray(data)
     for _ in range(m.rng.choice((1, 2, 2))):
         kind = m.rng.choice(("<H", ">H", "<I", ">I"))

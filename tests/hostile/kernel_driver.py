@@ -1,6 +1,6 @@
-"""Calls the native kernels of a sanitized library with random geometries, sizes and logits.
+"""Call the native kernels of a sanitized library with random geometries, sizes and logits.
 
-Run by `test_kernels.py` in a process of its own, since a sanitizer ends the process at a fault:
+`test_kernels.py` runs it in a separate process, since a sanitizer ends the process at an error:
 ``python kernel_driver.py LIBRARY SEED COUNT``. Each case is printed before it runs.
 """
 
@@ -25,7 +25,7 @@ def side(rng: Random) -> int:
 
 
 def logits(rng: Random, *shape: int) -> np.ndarray:
-    """Smooth, noisy, huge, equal, or not finite."""
+    """Logits that are smooth, noisy, huge, equal or not finite."""
     generator = np.random.default_rng(rng.getrandbits(32))
     kind = rng.choice(("noise", "noise", "blobs", "huge", "equal", "nan", "inf", "mixed"))
     values = generator.normal(size=shape, scale=5).astype(np.float32)
@@ -43,11 +43,11 @@ def logits(rng: Random, *shape: int) -> np.ndarray:
 
 
 def windows(rng: Random) -> tuple[Geometry, Size]:
-    """A semantic image, long ones with many windows included, and the size of its mask logits."""
+    """Size of a semantic image, which can have many windows, and of its mask logits."""
     patch = rng.choice((1, 2, 4, 8, 14, 16))
     inside = tuple(patch * rng.randint(1, max(1, 96 // patch)) for _ in range(2))
     image = (side(rng), side(rng))
-    if rng.random() < 0.3:  # as long as it may be
+    if rng.random() < 0.3:  # the maximum length
         image = (rng.randint(1, 4), rng.randint(50, 250))
         image = image if rng.random() < 0.5 else image[::-1]
     plan = geo.plan(image, (inside[0], inside[1]), "windows")

@@ -28,7 +28,7 @@ RAW = (
     deep('{"a":', "}", 5000).replace("}", "0}", 1), "[" * 100_000, '"\\ud800"', '"\\udfff\\ud800"',
     '"\\u0000"', '"\x00"', '"\x1b[31m"', '"unfinished', "[1,]", "{,}", '{"a":1,"a":2}',
 )  # fmt: skip
-"""JSON text, and what only resembles it."""
+"""JSON text, valid and invalid."""
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 255, 256, 65536, 2**31, 2**53 + 1, 2**63, 2**64, 10**30,
@@ -42,7 +42,7 @@ VALUES: tuple[Any, ...] = (
 
 
 class Mutator:
-    """Makes one hostile input; `steps` says in words what was done, for the report."""
+    """Creates one hostile input; `steps` describes the changes for the report."""
 
     def __init__(self, rng: Random) -> None:
         self.rng = rng
@@ -55,7 +55,7 @@ class Mutator:
         return self.rng.random() < probability
 
     def number(self) -> int:
-        """A size, count or offset that somebody forgot."""
+        """A size, count or offset that is often not checked."""
         if self.chance(0.6):
             return self.rng.choice(NUMBERS)
         return self.rng.getrandbits(self.rng.choice((4, 8, 12, 16, 24, 31, 32)))
@@ -63,7 +63,7 @@ class Mutator:
     # Bytes
 
     def bytes(self, data: bytes, others: Sequence[bytes] = (), rounds: int | None = None) -> bytes:
-        """Some mutations of any bytes; `others` are valid files that parts are taken from."""
+        """Mutate any bytes; parts of `others`, which are valid files, can be inserted."""
         for _ in range(rounds if rounds is not None else self.rng.choice((1, 1, 1, 2, 3, 6))):
             step = self.rng.choice(self._steps)
             before = data
@@ -123,7 +123,7 @@ class Mutator:
 
     def _splice(self, data: bytes, others: Sequence[bytes]) -> bytes:
         other = self.rng.choice(others) if others else data
-        if self.chance(0.5):  # the head of one and the tail of another
+        if self.chance(0.5):  # the start of one and the end of another
             return data[: self._position(data)] + other[self._position(other) :]
         start, end = self._span(other)
         at = self._position(data)
@@ -137,7 +137,7 @@ class Mutator:
     # JSON
 
     def json(self, text: bytes) -> bytes:
-        """Mutated JSON: mostly one or a few fields, sometimes the text or its encoding."""
+        """Mutate JSON: mostly one or a few fields, sometimes the text or its encoding."""
         if self.chance(0.1):
             return self.bytes(text)
         data = self.edited(json.loads(text), self.rng.choice((1, 1, 1, 1, 2, 3)))
@@ -153,7 +153,7 @@ class Mutator:
         return box[0]
 
     def dumped(self, data: Any) -> bytes:
-        """JSON text, now and then in another encoding or with text that is no JSON."""
+        """Write JSON text, sometimes in another encoding or with invalid JSON."""
         text = json.dumps(data, ensure_ascii=self.chance(0.7), indent=self.rng.choice((None, 1)))
         if self.chance(0.1):  # duplicate keys, raw values: only in text
             raw, place = self.rng.choice(RAW), self.rng.choice(("value", "key"))
@@ -169,7 +169,7 @@ class Mutator:
         return text.encode("utf-8", "surrogatepass")
 
     def value(self, current: Any = None) -> Any:
-        """A value that does not belong where `current` is."""
+        """A value that is invalid in the place of `current`."""
         if self.chance(0.15):
             return self.rng.choice(("\ud800", "\udcff", "\0", "a\0b", "\x1b[2J", "\ufeff"))
         if isinstance(current, int | float) and self.chance(0.5):
@@ -183,7 +183,7 @@ class Mutator:
             return self.rng.choice((current[:-1], current + current, current[::-1], current[:1],
                                     [current], dict(enumerate(current)),
                                     current * 200))  # fmt: skip
-        return copy.deepcopy(self.rng.choice(VALUES))  # it may be changed in its turn
+        return copy.deepcopy(self.rng.choice(VALUES))  # a copy, since it may be changed later
 
     def _replace(self, holder: Any, key: Any, path: str) -> None:
         holder[key] = self.value(holder[key])

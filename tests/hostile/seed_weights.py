@@ -19,7 +19,7 @@ SIZE = (32, 32)
 
 @cache
 def weights() -> dict[str, Any]:
-    """The state dict of a small network, in our own names."""
+    """The state dict of a small network with our own names."""
     import torch
 
     from eomt_deploy.network.eomt import EoMT
@@ -44,7 +44,7 @@ def official() -> dict[str, Any]:
 
 
 def huggingface() -> dict[str, Any]:
-    """In transformers' names, the inverse of what we read."""
+    """The state dict with transformers' names, the inverse of our reader."""
     import torch
 
     found: dict[str, Any] = {"attn_mask_probs": torch.zeros(1)}
@@ -103,7 +103,7 @@ def lightly() -> dict[str, Any]:
 
 
 def checkpoints() -> list[dict[str, Any]]:
-    """What trainers hand to torch.save."""
+    """Objects that training code passes to torch.save."""
     official_state = official()
     return [official_state, {"state_dict": official_state, "epoch": 3}, lightly(),
             {"model": huggingface()}]  # fmt: skip

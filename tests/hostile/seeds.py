@@ -1,4 +1,4 @@
-"""Valid inputs that the fuzzers start from, all made here."""
+"""Valid inputs that the fuzzers start from, all created here."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def specs() -> list[ModelSpec]:
 
 @cache
 def graph(side: int = SIDE) -> bytes:
-    """A model of a few operators that keeps the contract of tensors, without its description."""
+    """A model of a few operators with the required tensors, without a description."""
     random = np.random.default_rng(0)
     masks, classes = side // 4, len(CLASSES) + 1
     weights = [
@@ -154,7 +154,7 @@ def images() -> list[tuple[str, bytes]]:
 
 @cache
 def foreign_images() -> list[tuple[str, bytes]]:
-    """Formats that Pillow knows and that we need not read, under the suffix of one that we do."""
+    """Images in formats of Pillow that we do not read, with the suffix of a format that we read."""
     rgb = picture()
     made = [(".jpg", encoded(rgb, kind)) for kind in ("GIF", "ICO", "TGA", "PCX", "SGI", "DDS",
                                                       "EPS",

@@ -1,4 +1,4 @@
-"""Images: files, and everything else that `load_image` takes."""
+"""Images: files, and all other inputs of `load_image`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_image(pixels: Any) -> None:
 
 
 def use_image(source: Any, pixels: Any, task: str) -> None:
-    """What is accepted must also go through a model."""
+    """Check that a model can process an accepted image."""
     result = segmenter(task).predict(source)
     require(result.size == pixels.shape[:2], f"a result of {result.size} for {pixels.shape}")
     result.overlay().tobytes()
@@ -70,7 +70,7 @@ def run_image(folder: Path) -> None:
         use_image(path, pixels, ("semantic", "instance", "panoptic")[pixels.size % 3])
 
 
-# Everything else that load_image takes, described by a recipe so that it can be repeated
+# Other inputs of load_image, described by a recipe so that they can be reproduced
 
 DTYPES = ("uint8", "uint8", "uint8", "int8", "uint16", "int32", "int64", "float16", "float32",
           "bool",

@@ -14,13 +14,13 @@ from .contract import lot, require
 from .mutations import Files, Mutator
 
 MANY_VALUES = 4_000_000
-"""Logits from which an accepted description is not also tried: that would only take long."""
+"""Number of logits above which an accepted description is not run, to save time."""
 
 # Descriptions
 
 
 def use_spec(spec: Any) -> None:
-    """An accepted description equals what is written of it, and serves for a result."""
+    """An accepted description is equal after writing and reading, and can be used for a result."""
     from eomt_deploy.processing import Processor
     from eomt_deploy.spec import ModelSpec
 
@@ -158,7 +158,7 @@ def run_xml(folder: Path) -> None:
     use_spec(spec)
 
 
-# Packages of AOTInductor: only what is read before PyTorch is asked
+# AOTInductor packages: only the part that is read before PyTorch is called
 
 
 def package_entries() -> list[containers.Entry]:

@@ -1,4 +1,4 @@
-"""Everything that is attacked."""
+"""All targets of the fuzzers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from .target_weights import (
 )
 
 LARGEST_IMAGE = 1300 * MiB
-"""100 megapixels: 4 bytes each in Pillow, twice where a mode is converted, 3 in the result."""
+"""100 megapixels: 4 bytes each in Pillow, twice if the mode is converted, and 3 in the result."""
 
 ALL = (
     Target("image", image_files, mutate_images, run_image, share=30, memory=LARGEST_IMAGE),

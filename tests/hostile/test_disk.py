@@ -1,4 +1,4 @@
-"""No room left: one error, exit code 2, and nothing half-written or lost."""
+"""Full disk: one error, exit code 2, and no incomplete or lost file."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ COMMANDS = {
     "bench": (bench, 200),
     "compare": (compare, 100),
 }
-"""What each writes, and the bytes that a file may have."""
+"""The output of each command, and the maximum file size in bytes."""
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, exported: Callable[..., Path]) -> Inputs:
-    exported("panoptic")  # or the network would be traced, and its graph kept, without room
+    exported("panoptic")  # otherwise its graph would be traced and stored on the full disk
     return make_inputs(tmp_path_factory.mktemp("inputs") / "in", images=4)
 
 
@@ -70,7 +70,7 @@ def largest_file(size: int) -> Iterator[None]:
     """A limit of the size of files, as quotas set it."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "dont_write_bytecode", True)  # or Python would keep files that are cut
+        patch.setattr(sys, "dont_write_bytecode", True)  # or Python would keep truncated .pyc files
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         try:
             yield
@@ -102,6 +102,6 @@ def test_a_file_that_may_not_grow(cli, inputs, tmp_path, name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_disk_that_is_full(cli, inputs, small_disk, name):
-    """What was there stays."""
+    """Existing files are kept."""
     command, _ = COMMANDS[name]
     check(cli, inputs, command, small_disk)

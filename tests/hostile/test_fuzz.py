@@ -1,4 +1,4 @@
-"""A hundred hostile inputs of each kind; `python -m tests.hostile` runs as many as wanted."""
+"""A hundred hostile inputs of each kind; `python -m tests.hostile` runs any number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def worker() -> Iterator[Worker]:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_hostile_inputs(worker: Worker, target: str) -> None:
-    """Accepted, or refused by one readable error, in time and memory, with nothing on the side."""
+    """Inputs are accepted or refused with one readable error, in time, without side effects."""
     result = Result(target)
     for tally in tallies(worker, Job(target, SEED, 0, COUNT)):
         result.add(tally)

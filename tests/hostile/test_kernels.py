@@ -22,7 +22,7 @@ FLAGS = ("-shared", "-fPIC", "-g", "-O1", "-fno-omit-frame-pointer", "-ffp-contr
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The kernels with all checks, and the sanitizer's own library, which must be loaded first."""
+    """The kernels with all checks, and the library of the sanitizer, which must be loaded first."""
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None or sys.platform != "linux":
         pytest.skip("there is no gcc or clang here, or this is not Linux")
@@ -62,7 +62,7 @@ def test_no_kernel_leaves_its_arrays_or_the_language(sanitized, seed):
 
 
 def test_the_sanitizer_sees_a_fault(sanitized):
-    """Or else the test above would show nothing."""
+    """Check that the sanitizers detect an error at all."""
     overrun = (
         "import ctypes, sys, numpy as np\n"
         "library = ctypes.CDLL(sys.argv[1])\n"

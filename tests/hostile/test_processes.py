@@ -1,4 +1,4 @@
-"""Killed at any moment, shared by threads, forked and spawned."""
+"""Processes that are killed at any moment, share a model among threads, are forked or spawned."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from hostile.commands import (
 )
 
 KILLS = int(os.environ.get("HOSTILE_KILLS", "2"))
-"""Of each command; every other one as soon as there is a temporary file."""
+"""Number of kills per command; every other kill happens as soon as there is a temporary file."""
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 
 
@@ -45,7 +45,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def kill_once(arguments: list[object], out: Path, after: float, at_write: bool) -> bool:
-    """Start a command and kill it with signal 9; whether it was still running."""
+    """Start a command and kill it with signal 9; return whether it was still running."""
     process = start(arguments)
     ends = time.monotonic() + after
     while process.poll() is None and time.monotonic() < ends:
@@ -65,7 +65,7 @@ def kill_once(arguments: list[object], out: Path, after: float, at_write: bool) 
     ids=["predict", "predict --resume", "eval --resume", "export"],
 )  # fmt: skip
 def test_killed_at_any_moment(inputs, tmp_path, command, kills):
-    """Nothing is half-written; the next run gives what an undisturbed one gives, and cleans up."""
+    """No file is incomplete; the next run gives undisturbed results, and cleans up."""
     before = inputs.content()
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
@@ -94,14 +94,14 @@ def test_killed_at_any_moment(inputs, tmp_path, command, kills):
 
 def assert_same(found: dict[str, bytes], wanted: dict[str, bytes], model: bool) -> None:
     assert found.keys() == wanted.keys()
-    if model:  # two exports differ in names and dates, not in what they compute
+    if model:  # two exports differ in names and dates, but not in their computation
         return
     different = [name for name in wanted if found[name] != wanted[name]]
     assert not different
 
 
 def digest(result: Segmentation) -> str:
-    """Of all that a result says."""
+    """Hash of everything in a result."""
     content = [repr((s.class_id, s.score, s.area, s.box)) for s in result.segments]
     maps = [m.tobytes() for m in (result.class_map, result.segment_map) if m is not None]
     masks = [np.packbits(s.mask).tobytes() for s in result.segments]
@@ -111,7 +111,7 @@ def digest(result: Segmentation) -> str:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("task", TASKS)
 def test_eight_threads_share_a_segmenter(tmp_path, task, backend):
-    """In any mixture of calls, each image gets the result that it gets alone."""
+    """With any mixture of calls, each image has the same result as alone."""
     if backend == "openvino":
         pytest.importorskip("openvino")
     path = tmp_path / "m.onnx"
@@ -183,7 +183,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_other_processes(tmp_path, inputs, backend, method, place):
-    """A segmenter opened in a child works; the parent's works there or says that it cannot."""
+    """A segmenter opened in a child process works; the parent's works there or raises an error."""
     if backend == "openvino":
         pytest.importorskip("openvino")
     script, model = tmp_path / "child.py", tmp_path / "m.onnx"

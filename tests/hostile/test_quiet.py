@@ -1,4 +1,4 @@
-"""The command line says in its own words what is wrong with an image, and nothing else."""
+"""The command line prints only its own messages about damaged images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hostile.commands import run
 
 
 def test_no_warning_of_a_library_reaches_the_terminal(tmp_path):
-    """A fine JPEG whose EXIF tags are broken, a cut TIFF, and one that is as it should be."""
+    """A valid JPEG with damaged EXIF tags, a truncated TIFF, and a valid TIFF."""
     images = tmp_path / "images"
     images.mkdir()
     (tmp_path / "m.onnx").write_bytes(seeds.onnx_model("panoptic"))

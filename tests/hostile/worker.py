@@ -1,6 +1,6 @@
-"""The process that hostile inputs run in. What they may not do is watched here.
+"""The process that runs hostile inputs and watches for forbidden actions.
 
-Its parent may have to kill it, so that everything it knows is on disk or sent at once.
+Its parent may have to kill it, so everything is written to disk or sent immediately.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Any
 from .mutations import Files, Mutator
 
 SECONDS = 5.0
-"""No input may take longer."""
+"""Maximum number of seconds of one input."""
 LONGEST_MESSAGE = 4000
 ROOM = 3 << 30
-"""Bytes beyond the start that a worker may have: what a bomb takes is seen, the machine lives."""
+"""Memory limit of a worker beyond its start, in bytes. It protects the machine from bombs."""
 PREPARING = -1
-"""In the place of an input's number: the valid inputs are being made."""
+"""Number that is reported while the valid inputs are created."""
 FORBIDDEN = frozenset({
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
     "os.forkpty", "os.startfile", "socket.connect", "socket.getaddrinfo", "socket.bind",
@@ -51,10 +51,10 @@ NOTICES = re.compile(
     r")",
     re.MULTILINE,
 )
-"""What Pillow and PyTorch warn of, and what libtiff prints past every Python stream.
+"""Warnings of Pillow and PyTorch, and lines that libtiff writes directly to stderr.
 
-The first is for users of the API, who can filter it; the command line must not show it, see
-`test_quiet.py`. Nobody can silence the second without taking stderr from the other threads."""
+Users of the API can filter the warnings; the command line must not show them, see
+`test_quiet.py`. The lines of libtiff can only be hidden by redirecting stderr for all threads."""
 OUR_FRAMES = re.compile(r"[/\\](eomt_deploy[/\\].*)$")
 SHOWN_PER_CAUSE = 2
 
@@ -65,7 +65,7 @@ class Failure:
 
     Attributes:
         cause: equal for inputs that fail in the same place.
-        case: ``target --seed S --first N --count 1`` repeats it.
+        case: arguments that repeat it: ``target --seed S --first N --count 1``.
     """
 
     cause: str
@@ -77,7 +77,7 @@ class Failure:
 
 @dataclass
 class Tally:
-    """What became of the inputs of one chunk."""
+    """Results of the inputs of one chunk."""
 
     target: str
     inputs: int = 0
@@ -91,7 +91,7 @@ class Tally:
 
 
 class Watch:
-    """Sees what an input does besides its result."""
+    """Records the side effects of an input."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -131,7 +131,7 @@ class Watch:
         self.watching = True
 
     def stop(self) -> tuple[list[str], int]:
-        """Complaints about the input, and the bytes that it took at its peak."""
+        """Forbidden side effects of the input, and its peak memory in bytes."""
         self.watching = False
         complaints = [f"it did {what}" for what in self.seen]
         sys.stdout.flush()
@@ -148,7 +148,7 @@ class Watch:
 
 
 def memory(name: str) -> int:
-    """A line of /proc/self/status in bytes; the peak of all time where there is none."""
+    """A line of /proc/self/status in bytes; the peak of the process if there is no such file."""
     try:
         text = Path("/proc/self/status").read_text()
     except OSError:
@@ -158,7 +158,7 @@ def memory(name: str) -> int:
 
 
 def reset_peak() -> None:
-    with suppress(OSError):  # not Linux, or not allowed: the peak is that of all inputs so far
+    with suppress(OSError):  # not Linux, or not allowed: then the peak is that of all inputs so far
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -169,7 +169,7 @@ def give_back_memory() -> None:
 
 
 def limit_memory() -> None:
-    """A bomb gets a MemoryError, and not the machine."""
+    """Limit the memory, so that a bomb causes a MemoryError."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = memory("VmData") + ROOM
     if sys.platform == "linux" and (hard == resource.RLIM_INFINITY or wanted < hard):
@@ -177,7 +177,7 @@ def limit_memory() -> None:
 
 
 def make_case(target: Any, seed: int, index: int) -> tuple[Files, list[str]]:
-    """The hostile input of a number: the same in every process."""
+    """The hostile input with this number; the same in every process."""
     m = Mutator(Random(f"{target.name}:{seed}:{index}"))
     files = target.mutate(m)
     return files, m.steps
@@ -193,7 +193,7 @@ def place_files(files: Files, folder: Path) -> None:
 
 
 def describe(error: BaseException) -> tuple[str, str]:
-    """Where an exception comes from, in one line, and its traceback."""
+    """The origin of an exception in one line, and its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f"{m[1]}:{f.name}" for f in frames if (m := OUR_FRAMES.search(f.filename))]
     deepest = f"{Path(frames[-1].filename).name}:{frames[-1].name}" if frames else "?"
@@ -202,7 +202,7 @@ def describe(error: BaseException) -> tuple[str, str]:
 
 
 def message_problem(error: Exception) -> str:
-    """What is wrong with an error's words; empty if nothing."""
+    """Problem of an error message; empty if there is none."""
     try:
         text = str(error)
     except Exception as problem:
@@ -217,7 +217,7 @@ def message_problem(error: Exception) -> str:
 
 
 class Worker:
-    """Runs chunks of inputs; see :func:`main` for how it is spoken to."""
+    """Runs chunks of inputs; see :func:`main` for the protocol."""
 
     def __init__(self, scratch: Path) -> None:
         os.environ["HOSTILE_SCRATCH"] = str(scratch)
@@ -262,9 +262,9 @@ class Worker:
         return tally
 
     def _check_valid(self, target: Any, tally: Tally) -> None:
-        """Fuzzing around inputs that are refused anyway would show nothing."""
+        """Check that the valid inputs are accepted; otherwise fuzzing them is useless."""
         for number, files in enumerate(target.valid()):
-            for _ in range(2):  # the first time it imports, and may do much
+            for _ in range(2):  # the first run imports modules, which has side effects
                 folder = self.scratch / "input"
                 place_files(files, folder)
                 try:
@@ -320,7 +320,7 @@ class Worker:
             tally.refused[refused] = tally.refused.get(refused, 0) + 1
 
     def _slow_again(self, target: Any, folder: Path) -> bool:
-        """A busy machine makes anything slow once."""
+        """Measure a slow input again, since the machine may have been busy."""
         started = time.perf_counter()
         with suppress(Exception):
             target.run(folder)

@@ -74,7 +74,7 @@ def test_what_is_no_package(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
         archive.writestr("data.json", "{}")
     for name, words in (
-        ("text.pt2", "no AOTInductor package"),
+        ("text.pt2", "not an AOTInductor package"),
         ("other.pt2", "was not written by eomt-deploy"),
         ("none.pt2", "no model at"),
     ):
@@ -106,7 +106,7 @@ def zipped(path: Path, content: bytes, method: int = zipfile.ZIP_DEFLATED, **oth
         (json.dumps({METADATA_KEY: 5}).encode(), "must be printable text"),
         (json.dumps({METADATA_KEY: "{}"}).encode(), "`name` is missing"),
         (b" " * 60_000_000, "declares 60,000,000 bytes, the maximum is"),
-        (b" " * 200_000_000, "declare 200,000,000 bytes of content, the maximum is"),
+        (b" " * 200_000_000, "declare 200,000,000 unpacked bytes, the maximum is"),
     ],
 )
 def test_metadata_of_hostile_packages(tmp_path: Path, content: bytes, words: str):
@@ -121,7 +121,7 @@ def test_a_package_that_would_fill_the_memory(tmp_path: Path):
     data = path.read_bytes()
     start = data.rindex(b"PK\x01\x02")  # the central directory's entry of the weights
     path.write_bytes(data[: start + 24] + (3 << 30).to_bytes(4, "little") + data[start + 28 :])
-    with pytest.raises(ArtifactError, match=r"declare 3,221,225,47\d bytes of content"):
+    with pytest.raises(ArtifactError, match=r"declare 3,221,225,47\d unpacked bytes"):
         read_metadata(path)
     path = zipped(tmp_path / "m.pt2", b" " * 60_000_000)
     data = path.read_bytes()

@@ -94,7 +94,7 @@ def test_bad_requests(exported, tmp_path):
 def test_files_that_are_no_models(tmp_path):
     (tmp_path / "a.xml").write_text("<net/>")
     (tmp_path / "b.xml").write_text("no xml")
-    for name, match in (("a", "not written by"), ("b", "is no .xml"), ("c", "There is no model")):
+    for name, match in (("a", "not written by"), ("b", "not an .xml"), ("c", "There is no model")):
         with pytest.raises(ArtifactError, match=match):
             read_xml(tmp_path / f"{name}.xml")
 
