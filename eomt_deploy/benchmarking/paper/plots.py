@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -232,14 +233,18 @@ def _scored(report: SuiteReport) -> list[Measurement]:
 
 
 def _main(report: SuiteReport) -> list[Measurement]:
-    """Each row once, with the runtime, scope and batch size of the first measurement."""
+    """Each row once, all in the same runtime, scope and batch size.
+
+    The one with the most VALID rows is drawn; of several, the one that was measured first.
+    """
     if not report.measurements:
         raise UsageError("There is nothing to draw: no row was measured.")
-    first = report.measurements[0]
-    alike = [m for m in report.measurements if m.key == first.key]
+    valid = Counter(m.key for m in report.measurements if m.verdict.valid)
+    drawn = max((m.key for m in report.measurements), key=lambda key: valid[key])
     once: dict[str, Measurement] = {}
-    for m in alike:
-        once.setdefault(m.row, m)
+    for m in report.measurements:
+        if m.key == drawn:
+            once.setdefault(m.row, m)
     return [once[row.name] for row in report.rows if row.name in once]
 
 

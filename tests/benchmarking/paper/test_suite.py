@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,6 +168,16 @@ def test_pictures(report):
         assert plots.draw("pareto", [report]).startswith(PNG)
     finally:
         report.settings["changed"] = "size and backbone"
+
+
+def test_the_waterfall_draws_valid_rows():
+    """On the H200 the eager rows were measured first, and are INVALID."""
+    results = Path(__file__).parents[3] / "benchmarks" / "results" / "nvidia-h200"
+    (measured,) = read_reports(results / "gpu_paper.json")
+    assert not any(m.verdict.valid for m in measured.measurements if m.runtime == "torch-eager")
+    drawn = plots._main(measured)
+    assert [m.runtime for m in drawn] == ["torch-graph"] * 6
+    assert measured.ratio(drawn[-1]).value == pytest.approx(4.26, abs=0.01)
 
 
 def test_several_reports_take_the_first_that_has_the_picture(report):
