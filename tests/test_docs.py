@@ -27,6 +27,7 @@ specification = importlib.util.spec_from_file_location("check_links", DOCS / "ch
 check_links = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(check_links)
 PAGES = check_links.pages()
+WRITTEN = [page for page in PAGES if page.name != "commands.md"]  # that one is generated
 
 
 def read(path):
@@ -62,9 +63,22 @@ def test_a_broken_link_is_found(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_reference_of_the_commands_is_up_to_date():
+    """`python docs/commands.py` writes it."""
+    specification = importlib.util.spec_from_file_location("commands", DOCS / "commands.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    assert read(DOCS / "commands.md") == module.page()
+    drawn = re.sub(r"<[^>]*>", "", read(DOCS / "pictures" / "help.svg"))
+    for command in typer.main.get_command(app).commands:
+        assert command in drawn
+    for name in module.PICTURES:
+        assert "url(http" not in read(DOCS / "pictures" / f"{name}.svg")  # no fonts from elsewhere
+
+
 def commands():
     """Every command line of eomt-deploy in the pages, with its page."""
-    for page in PAGES:
+    for page in WRITTEN:
         for block in blocks(read(page), "bash", "console"):
             for line in block.splitlines():
                 line = line.removeprefix("$ ").strip()
@@ -100,7 +114,7 @@ def test_options_in_the_text_exist():
     others = {"--index-url", "--upgrade", "--count", "--seed", "--first", "--skip", "--runs"}
     wrong = [
         f"{page.name}: {option}"
-        for page in PAGES
+        for page in WRITTEN
         if page.parent in (ROOT, DOCS, DOCS / "backends") and page.name != "CHANGELOG.md"
         for code in re.findall(r"`([^`\n]*)`", read(page))
         for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", code)

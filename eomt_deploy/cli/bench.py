@@ -15,7 +15,7 @@ from eomt_deploy.outputs import check_outputs
 
 
 def bench(overwrite: Overwrite = False, **given: Any) -> None:
-    """Measure engines stage by stage, or measure a table of the paper beside its numbers."""
+    """Measure engines stage by stage, or a table of the paper."""
     chosen = [mode for mode in MODES if given.get(mode)]
     if len(chosen) != 1:
         raise UsageError(

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from eomt_deploy.cli.options import Device, Threads
+
 DEFAULT_IMAGE = Path(__file__).parent.parent / "assets" / "coffee.jpg"
 REPEAT = "can be repeated"
 
@@ -55,12 +57,8 @@ class _Measured(_Shown):
     pause: Annotated[
         float | None, typer.Option(help="Pause before each round, in seconds (default: 0).")
     ] = None
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda (default: the best that works).")
-    ] = None
-    threads: Annotated[
-        int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
-    ] = None
+    device: Device = None
+    threads: Threads = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 def build(
-    model: Annotated[Path, typer.Argument(help="The .onnx file that `export` wrote.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The .onnx file that `export` wrote.")
+    ],
     output: Annotated[
         Path,
         typer.Option(

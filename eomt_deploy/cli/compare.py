@@ -20,7 +20,16 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
-from eomt_deploy.cli.options import MaxPixels, Overwrite
+from eomt_deploy.cli.options import (
+    Backend,
+    BaseWeights,
+    Device,
+    Insecure,
+    Limit,
+    MaxPixels,
+    Overwrite,
+    Split,
+)
 from eomt_deploy.errors import ImageError, MissingDependencyError, UsageError, VerificationError
 from eomt_deploy.files import PICTURE_FORMATS
 from eomt_deploy.outputs import check_outputs
@@ -34,21 +43,20 @@ ARTIFACT_SUFFIXES = tuple({suffix for entry in BACKENDS.values() for suffix in e
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="Model file or checkpoint.")],
-    b: Annotated[Path, typer.Argument(help="Model file or checkpoint; not both checkpoints.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="Model file or checkpoint.")],
+    b: Annotated[
+        Path, typer.Argument(metavar="B", help="Model file or checkpoint; not both checkpoints.")
+    ],
     images: Annotated[
-        list[str] | None, typer.Argument(help="Image files, folders or globs; or use --data.")
+        list[str] | None,
+        typer.Argument(metavar="IMAGES", help="Image files, folders or globs; or use --data."),
     ] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option("--data", help="Labelled data instead of images: also compares the scores."),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split of the labelled data, e.g. val2017.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Maximum number of images (default: all).")
-    ] = None,
+    split: Split = None,
+    limit: Limit = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -62,23 +70,10 @@ def compare(
             "-o", "--output", help="File for overlays of the image that differs most: .png or .jpg."
         ),
     ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help="Backend by name, e.g. openvino; emulation computes a GPU's low precision on the "
-            "CPU (default: selected by file type)."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda (default: the best that works).")
-    ] = None,
+    backend: Backend = None,
+    device: Device = None,
     max_pixels: MaxPixels = None,
-    base_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="DINOv3 weights that an official file adds to: folder, file or hf://owner/name."
-        ),
-    ] = None,
+    base_weights: BaseWeights = None,
     overwrite: Overwrite = False,
     weights_key: Annotated[
         str | None,
@@ -87,14 +82,15 @@ def compare(
             "export)."
         ),
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow http:// URLs without #sha256=….")
-    ] = False,
+    insecure: Insecure = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file (- for stdout).")
     ] = None,
 ) -> None:
-    """Compare model B with model A: logits, labels and masks; with labelled data also scores."""
+    """Compare two models: logits, labels and masks.
+
+    With labelled data, also compare their scores.
+    """
     from eomt_deploy.evaluation import open_dataset
     from eomt_deploy.evaluation.compare import compare as run_comparison
     from eomt_deploy.evaluation.truth import unlabelled

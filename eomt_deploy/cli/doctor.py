@@ -37,7 +37,7 @@ PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Show what is installed, what can run here, and which command installs what is missing."""
+    """Show what can run here, and how to install what is missing."""
     machine = environment()
     abilities = [*_engine_abilities(), *_build_abilities(), *_package_abilities()]
     if json:

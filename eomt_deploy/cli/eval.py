@@ -17,7 +17,19 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
-from eomt_deploy.cli.options import MaxPixels, Overwrite
+from eomt_deploy.cli.options import (
+    Backend,
+    Device,
+    Limit,
+    MaskThreshold,
+    MaxPixels,
+    Model,
+    OverlapThreshold,
+    Overwrite,
+    ScoreThreshold,
+    Split,
+    Threads,
+)
 from eomt_deploy.files import check_writable
 from eomt_deploy.journal import Journal, JournalWriter
 from eomt_deploy.outputs import check_outputs
@@ -32,9 +44,7 @@ WORST_IMAGES = 10
 
 
 def evaluate(
-    artifact: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml or .pt2.")
-    ],
+    artifact: Model,
     data: Annotated[
         list[Path],
         typer.Option("--data", help="Labelled data: folder or official zip; can be repeated."),
@@ -45,43 +55,14 @@ def evaluate(
             help="coco-panoptic, coco-instances, cityscapes, ade20k or folder (default: detected)."
         ),
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split of the labelled data, e.g. val2017.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Maximum number of images (default: all).")
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help="Backend by name, e.g. openvino; emulation computes a GPU's low precision on the "
-            "CPU (default: selected by file type)."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda (default: the best that works).")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
-    ] = None,
-    score_threshold: Annotated[
-        float | None,
-        typer.Option(help="Minimum score of a segment, 0 to 1 (default: the model's)."),
-    ] = None,
-    mask_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum mask probability of a pixel, 0 to 1; panoptic only (default: the "
-            "model's)."
-        ),
-    ] = None,
-    overlap_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum share of its own mask that a segment must keep, 0 to 1; panoptic only "
-            "(default: the model's)."
-        ),
-    ] = None,
+    split: Split = None,
+    limit: Limit = None,
+    backend: Backend = None,
+    device: Device = None,
+    threads: Threads = None,
+    score_threshold: ScoreThreshold = None,
+    mask_threshold: MaskThreshold = None,
+    overlap_threshold: OverlapThreshold = None,
     max_pixels: MaxPixels = None,
     resume: Annotated[
         Path | None,
@@ -96,7 +77,7 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write all numbers to this file (- for stdout).")
     ] = None,
 ) -> None:
-    """Score a model file on labelled data: mIoU, mask AP or PQ, depending on its task.
+    """Score a model file on labelled data: mIoU, mask AP or PQ.
 
     Labels belong to the pixels as they are stored, so the EXIF orientation of an image is ignored,
     unless only the upright image has the size of its labels.

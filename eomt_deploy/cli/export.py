@@ -23,7 +23,7 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
-from eomt_deploy.cli.options import Overwrite
+from eomt_deploy.cli.options import BaseWeights, Insecure, Overwrite
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.exporting.config import DEFAULT_SMOOTHING
 from eomt_deploy.outputs import check_outputs
@@ -50,8 +50,9 @@ def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
+            metavar="CHECKPOINT",
             help="Checkpoint: file, Hugging Face folder, hf://owner/name[@revision], URL or "
-            "catalog name."
+            "catalog name.",
         ),
     ],
     output: Annotated[
@@ -150,21 +151,14 @@ def export(
         int | None,
         typer.Option(help="Number of last blocks that process the queries, if it is not stored."),
     ] = None,
-    base_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="DINOv3 weights that an official file adds to: folder, file or hf://owner/name."
-        ),
-    ] = None,
+    base_weights: BaseWeights = None,
     weights_key: Annotated[
         str | None,
         typer.Option(
             help="Weights to take from the file, e.g. state_dict (default: EMA weights, if any)."
         ),
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow http:// URLs without #sha256=….")
-    ] = False,
+    insecure: Insecure = False,
     allow_stuff: Annotated[
         bool,
         typer.Option("--allow-stuff", help="Allow stuff classes in an instance model."),

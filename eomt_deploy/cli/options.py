@@ -5,12 +5,64 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from eomt_deploy.errors import UsageError
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml or .pt2.")
+]
+
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="Backend by name, e.g. openvino; emulation computes a GPU's low precision on the "
+        "CPU (default: selected by file type)."
+    ),
+]
+
+Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: the best that works).")]
+
+Threads = Annotated[
+    int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
+]
+
+ScoreThreshold = Annotated[
+    float | None,
+    typer.Option(help="Minimum score of a segment, 0 to 1 (default: the model's)."),
+]
+
+MaskThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Minimum mask probability of a pixel, 0 to 1; panoptic only (default: the model's)."
+    ),
+]
+
+OverlapThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Minimum share of its own mask that a segment must keep, 0 to 1; panoptic only "
+        "(default: the model's)."
+    ),
+]
+
+Split = Annotated[str | None, typer.Option(help="Split of the labelled data, e.g. val2017.")]
+
+Limit = Annotated[int | None, typer.Option(help="Maximum number of images (default: all).")]
+
+BaseWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="DINOv3 weights that an official file adds to: folder, file or hf://owner/name."
+    ),
+]
+
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow http:// URLs without #sha256=….")]
 
 MaxPixels = Annotated[
     int | None,

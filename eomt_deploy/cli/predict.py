@@ -12,7 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, stdout, warn
-from eomt_deploy.cli.options import MaxPixels, Overwrite
+from eomt_deploy.cli.options import (
+    Backend,
+    Device,
+    MaskThreshold,
+    MaxPixels,
+    Model,
+    OverlapThreshold,
+    Overwrite,
+    ScoreThreshold,
+    Threads,
+)
 from eomt_deploy.cli.stopping import uninterrupted
 from eomt_deploy.errors import ImageError, OutputError, UsageError
 from eomt_deploy.files import write_atomically
@@ -30,10 +40,10 @@ Predict = Callable[[Sequence[Path]], Iterator[Segmentation | ImageError]]
 
 
 def predict(
-    artifact: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml or .pt2.")
+    artifact: Model,
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES", help="Image files, folders or globs.")
     ],
-    images: Annotated[list[str], typer.Argument(help="Image files, folders or globs.")],
     output: Annotated[
         Path,
         typer.Option(
@@ -42,37 +52,12 @@ def predict(
             help="Folder to write to; for one image also a .png, .jpg, .json or .npz file.",
         ),
     ],
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            help="Backend by name, e.g. openvino; emulation computes a GPU's low precision on the "
-            "CPU (default: selected by file type)."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda (default: the best that works).")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
-    ] = None,
-    score_threshold: Annotated[
-        float | None,
-        typer.Option(help="Minimum score of a segment, 0 to 1 (default: the model's)."),
-    ] = None,
-    mask_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum mask probability of a pixel, 0 to 1; panoptic only (default: the "
-            "model's)."
-        ),
-    ] = None,
-    overlap_threshold: Annotated[
-        float | None,
-        typer.Option(
-            help="Minimum share of its own mask that a segment must keep, 0 to 1; panoptic only "
-            "(default: the model's)."
-        ),
-    ] = None,
+    backend: Backend = None,
+    device: Device = None,
+    threads: Threads = None,
+    score_threshold: ScoreThreshold = None,
+    mask_threshold: MaskThreshold = None,
+    overlap_threshold: OverlapThreshold = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the results of a stopped run and do the rest.")
     ] = False,
