@@ -85,7 +85,7 @@ def test_inspect_finds_them_without_opening_the_engine(cli, engine, monkeypatch)
     _, out, _ = cli("inspect", engine)
     assert "runs here" in out
     assert "remarks" in out
-    assert "tuned on NVIDIA L4" in out
+    assert "optimized on NVIDIA L4" in out
     data = json.loads(cli("inspect", engine, "--json")[1])
     assert data["runs_here"] is True
     assert "NVIDIA GeForce RTX 4090" in data["remarks"][0]

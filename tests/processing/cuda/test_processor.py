@@ -296,7 +296,7 @@ def test_outputs_of_another_model_are_refused(place):
         processor.postprocess(on_device[0], on_device[0], geometry)
     with pytest.raises(UsageError, match="float16 or float32, got float64"):
         processor.postprocess(on_device[0], put(place.device, masks.astype(float)), geometry)
-    with pytest.raises(UsageError, match="no array in GPU memory"):
+    with pytest.raises(UsageError, match="not an array in GPU memory"):
         processor.postprocess(classes, masks, geometry)
     with pytest.raises(UsageError, match="must be between 0 and 1"):
         processor.postprocess(*on_device, geometry, score_threshold=2)
