@@ -68,10 +68,10 @@ def side_files(path: Path, *, complete: bool = True) -> tuple[Path, ...]:
                 _read(data, 0, len(data), "model", found, 0)
     for name in found:
         _check_name(path, name)
-    sides = {path.parent / name: least for name, least in found.items()}
+    sides = {path.parent / name: minimum for name, minimum in found.items()}
     if complete:
-        for side, least in sides.items():
-            _check_size(path, side, least)
+        for side, minimum in sides.items():
+            _check_size(path, side, minimum)
     return tuple(sorted(side for side in sides if side.is_file()))
 
 
@@ -145,8 +145,8 @@ def _read(data: Bytes, start: int, end: int, kind: str, found: Sides, depth: int
             _read(data, first, last, child, found, depth + 1)
     if external:
         name = entries.get(b"location", b"").decode(errors="surrogateescape")
-        least = _number(entries, b"offset") + _number(entries, b"length")
-        found[name] = max(found.get(name, 0), least)
+        minimum = _number(entries, b"offset") + _number(entries, b"length")
+        found[name] = max(found.get(name, 0), minimum)
 
 
 def _number(entries: Mapping[bytes, bytes], key: bytes) -> int:
@@ -203,13 +203,13 @@ def _check_name(model: Path, name: str) -> None:
         )
 
 
-def _check_size(model: Path, path: Path, least: int) -> None:
+def _check_size(model: Path, path: Path, minimum: int) -> None:
     size = path.stat().st_size if path.is_file() else None
-    if size is None or size < least:
+    if size is None or size < minimum:
         raise ArtifactError(
             f"{path} is missing."
             if size is None
-            else f"{path} is cut off: it has {size:,} of {least:,} bytes.",
+            else f"{path} is cut off: it has {size:,} of {minimum:,} bytes.",
             why=f"It contains weights of {model.name}.",
             fix="Copy both files again, or repeat the export.",
         )

@@ -10,8 +10,8 @@ from eomt_deploy.result import SHOWN_SCORE, VOID, Segment, Segmentation
 
 def shown_segments(result: Segmentation) -> list[Segment]:
     """The segments that are shown to users; instances only from a score of 0.5."""
-    least = SHOWN_SCORE if result.task == "instance" else 0
-    return [segment for segment in result.segments if segment.score >= least]
+    minimum = SHOWN_SCORE if result.task == "instance" else 0
+    return [segment for segment in result.segments if segment.score >= minimum]
 
 
 def label_map(result: Segmentation) -> npt.NDArray[np.int32]:

@@ -314,16 +314,13 @@ class Segmentation:
         labels: bool = True,
         min_score: float = SHOWN_SCORE,
     ) -> Image.Image:
-        """Draw the segments over the image; small images are enlarged.
+        """Draw the segments over the image (RGB); small images are enlarged.
 
         Args:
             image: any input of load_image(); None takes the predicted image.
             alpha: opacity of the colours, 0 to 1.
             labels: whether to draw class names.
             min_score: minimum score of an instance to be drawn.
-
-        Returns:
-            the overlay, RGB.
 
         Raises:
             UsageError: the image is not known, or has another size than the result.
