@@ -115,7 +115,7 @@ def test_a_stream_goes_on_after_an_unreadable_image(exported, photo, tmp_path):
 
 def test_a_stream_checks_its_arguments_at_once(exported):
     with Segmenter(exported("semantic")) as segmenter:
-        with pytest.raises(UsageError, match="no score threshold"):
+        with pytest.raises(UsageError, match="score threshold does not apply"):
             segmenter.stream([], score_threshold=0.5)
         with pytest.raises(UsageError, match="`ahead` must be 0 or more, got -1"):
             segmenter.stream([], ahead=-1)

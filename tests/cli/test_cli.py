@@ -178,8 +178,8 @@ def bad_inputs(tmp_path, files, exported, photo):
     model = exported("semantic")
     return {
         "not a checkpoint": (("export", text, "-o", target, *known), "not a PyTorch"),
-        "truncated": (("export", cut, "-o", target, *known), "cut off"),
-        "wrong keys": (("export", wrong_keys, "-o", target, *known), "no EoMT"),
+        "truncated": (("export", cut, "-o", target, *known), "is truncated"),
+        "wrong keys": (("export", wrong_keys, "-o", target, *known), "not contain an EoMT"),
         "no file": (("export", tmp_path / "no.bin", "-o", target, *known), "no checkpoint at"),
         "no name": (("export", "coco-eomt", "-o", target), "Did you mean"),
         "no classes": (("export", files.checkpoint, "-o", target, "--task", "semantic"), "classes"),
@@ -197,7 +197,7 @@ def bad_inputs(tmp_path, files, exported, photo):
         "no output": (("predict", model, photo, "-o", occupied / "o"), "cannot be written"),
         "threshold": (
             ("predict", model, photo, "-o", tmp_path / "o", "--score-threshold", "0.5"),
-            "no score threshold"),
+            "score threshold does not apply"),
         "bench image": (("bench", "--engine", model, "--image", text), "not an image"),
         "no option": (("export", files.checkpoint), "-o"),
     }  # fmt: skip
@@ -303,7 +303,7 @@ def test_more_wrong_use(cli, files, exported, photo, tmp_path):
         (("bench", "--engine", model, "--json", model), "is an input of this command"),
         (("export", files.checkpoint, "-o", target, "--json", target, *known), "same file"),
         (("export", files.checkpoint, "-o", target, "--size", "²", *known), "Size"),
-        (("export", files.checkpoint, "-o", target, "--num-blocks", 1, *known), "which has 2"),
+        (("export", files.checkpoint, "-o", target, "--num-blocks", 1, *known), "which stores 2"),
         (("export", "x" * 300 + ".bin", "-o", target, *known), "name too long"),
         (("predict", model, "x" * 300 + ".jpg", "-o", tmp_path / "o"), "name too long"),
     ):
