@@ -33,7 +33,7 @@ MAX_FIELDS = 10_000
 MAX_XML_DEPTH = 100
 MAX_XML_BYTES = 64 << 20
 """OpenVINO's .xml of the largest model has a few megabytes; the weights are in the .bin."""
-ARITHMETIC = ("f32", "bf16", "f16")
+ARITHMETIC = ("fp32", "bf16", "fp16")
 """Values that `build` writes into an .xml: the arithmetic of the unquantised part."""
 EXTERNAL_SUFFIX = ".data"
 """Models too large for one protobuf keep their weights in ``<model>.onnx.data``."""

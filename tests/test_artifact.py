@@ -155,7 +155,7 @@ def test_description_in_an_xml(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (openvino_xml(SPEC_JSON, "f8"), "`arithmetic` must be f32 or bf16 or f16, got 'f8'"),
+        (openvino_xml(SPEC_JSON, "f8"), "`arithmetic` must be fp32 or bf16 or fp16, got 'f8'"),
         (openvino_xml(SPEC_JSON, head=LAUGHS), "document type declaration"),
         (openvino_xml("&j;", head=LAUGHS), "document type declaration"),
         (openvino_xml(SPEC_JSON, head='<!DOCTYPE l SYSTEM "file:///etc/passwd">'), "document type"),

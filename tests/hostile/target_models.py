@@ -111,7 +111,7 @@ def run_sidecar(folder: Path) -> None:
 XML = """<?xml version="1.0"?>
 <net name="hostile" version="11"><layers></layers><edges></edges>
 <rt_info><framework><eomt_deploy.spec value="{spec}" /></framework>
-<eomt_deploy><arithmetic value="f32" /></eomt_deploy></rt_info></net>"""
+<eomt_deploy><arithmetic value="fp32" /></eomt_deploy></rt_info></net>"""
 ENTITIES = '<!DOCTYPE net [<!ENTITY a "aaaaaaaaaa">' + "".join(
     f'<!ENTITY {new} "{f"&{old};" * 10}">' for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 ) + "]>"  # fmt: skip

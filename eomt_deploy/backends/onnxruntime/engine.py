@@ -38,7 +38,7 @@ class OnnxRuntimeEngine(Engine):
         reshape: on the CPU, rewrite the graph so that the kernels run faster.
 
     Attributes:
-        arithmetic: ``f32`` if FP32 replaces FP16 or BF16.
+        arithmetic: ``fp32`` if FP32 replaces FP16 or BF16.
     """
 
     backend = "onnxruntime"
@@ -69,7 +69,7 @@ class OnnxRuntimeEngine(Engine):
             from eomt_deploy.backends.onnxruntime.graph import reshaped
 
             graph = reshaped(path)
-            source, self.arithmetic = (path, None) if graph is None else (graph, "f32")
+            source, self.arithmetic = (path, None) if graph is None else (graph, "fp32")
             if graph is None:
                 self.remarks = (UNCHANGED_GRAPH,)
         try:

@@ -56,7 +56,9 @@ class Trial:
     labelled: float
 
     def __str__(self) -> str:
-        fast = f"{self.arithmetic} is {self.times_as_fast:.2f} times as fast as f32 on this machine"
+        fast = (
+            f"{self.arithmetic} is {self.times_as_fast:.2f} times as fast as fp32 on this machine"
+        )
         if not self.labelled:
             return f"{fast}; no segments in the {self.images} images: pass other --images"
         verdict = "worth it" if self.worth_it else "not worth it"
@@ -159,11 +161,11 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
                 ) from error
 
         progress("converting", None)
-        chosen = (settled or "f32") if requested == "auto" else requested
+        chosen = (settled or "fp32") if requested == "auto" else requested
         trial = None
         notes: list[str] = []
         save(chosen)
-        compare = tried not in ("f32", settled) and (requested != "auto" or not settled)
+        compare = tried not in ("fp32", settled) and (requested != "auto" or not settled)
         if compare and tried in possible:
             purpose = "comparing the arithmetic"
             images, notes = readable_images(found.paths, purpose, Processor(spec).preprocess)
@@ -192,7 +194,7 @@ def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Tria
     from eomt_deploy.backends.openvino.engine import OpenVinoEngine
 
     first, second = (
-        OpenVinoEngine(model, arithmetic=kind, cache=False) for kind in ("f32", arithmetic)
+        OpenVinoEngine(model, arithmetic=kind, cache=False) for kind in ("fp32", arithmetic)
     )
     with first, second:
         processor = Processor(first.spec, backend=first.backend)

@@ -10,7 +10,7 @@ from eomt_deploy.backends.building import BuildConfig, check_suffix, one_of, opt
 
 XML = ".xml"
 """Suffix of OpenVINO models; the weights are in a .bin file in the same folder."""
-ARITHMETICS = ("auto", "f32", "bf16", "f16")
+ARITHMETICS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class OpenVinoConfig(BuildConfig):
 
     arithmetic: str = option(
         "auto",
-        "Arithmetic of the layers that are not quantised: auto, f32, bf16 or f16. auto selects "
+        "Arithmetic of the layers that are not quantised: auto, fp32, bf16 or fp16. auto selects "
         "BF16 if it is faster on this machine and keeps 99.5% of the labels (default: auto).",
     )
     images: Path | None = option(None, "Image or folder used to compare BF16 with FP32.", Path)

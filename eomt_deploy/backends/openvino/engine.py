@@ -24,15 +24,15 @@ from eomt_deploy.privacy import import_openvino
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 openvino = import_openvino()
-Arithmetic = Literal["f32", "bf16", "f16"]
+Arithmetic = Literal["fp32", "bf16", "fp16"]
 VERSION = openvino.__version__.partition("-")[0]
 INT8_MAY_OVERFLOW = (
     "This CPU has no VNNI instructions: OpenVINO accumulates INT8 products in 16 bits here, which "
     "can overflow and reduces accuracy. --backend onnxruntime computes them exactly."
 )
-CAPABILITIES: dict[str, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
-"""OpenVINO's device capability for each arithmetic."""
-ARITHMETIC: dict[str, Arithmetic] = {"fp16": "f16", "bf16": "bf16"}
+TYPES: dict[Arithmetic, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+"""OpenVINO's name of each arithmetic."""
+ARITHMETIC: dict[str, Arithmetic] = {"fp16": "fp16", "bf16": "bf16"}
 """Arithmetic by exported precision. All others use FP32, with integer kernels for quantised
 layers; OpenVINO's default would compute FP32 graphs in lower precision, too."""
 ARITHMETIC_KEY = ["eomt_deploy", "arithmetic"]
@@ -54,7 +54,7 @@ class OpenVinoEngine(Engine):
         reshape: rewrite the graph so that OpenVINO runs it faster.
 
     Attributes:
-        arithmetic: what the unquantised layers compute in: ``f32``, ``f16`` or ``bf16``.
+        arithmetic: what the unquantised layers compute in: ``fp32``, ``fp16`` or ``bf16``.
         from_cache: whether the compiled model came from the cache.
     """
 
@@ -76,14 +76,14 @@ class OpenVinoEngine(Engine):
         self.path: Path = path
         core = openvino.Core()
         self.spec, built = describe(core, path)
-        wanted = arithmetic or built or ARITHMETIC.get(self.spec.precision, "f32")
-        self.arithmetic = wanted if wanted in able(core) else "f32"
+        wanted = arithmetic or built or ARITHMETIC.get(self.spec.precision, "fp32")
+        self.arithmetic: Arithmetic = wanted if wanted in able(core) else "fp32"
         self.remarks = arithmetic_remarks(arithmetic or built, self.arithmetic)
         if self.spec.precision == "int8" and may_overflow_in_int8():
             self.remarks += (INT8_MAY_OVERFLOW,)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": mode.upper(),
-            "INFERENCE_PRECISION_HINT": self.arithmetic,
+            "INFERENCE_PRECISION_HINT": TYPES[self.arithmetic],
         }
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -235,8 +235,7 @@ def read_model(core: Any, path: Path) -> Any:
 def able(core: Any) -> list[Arithmetic]:
     """Arithmetics that this CPU supports natively."""
     known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    names: tuple[Arithmetic, ...] = ("f32", "bf16", "f16")
-    return [name for name in names if CAPABILITIES[name] in known]
+    return [name for name in TYPES if name.upper() in known]
 
 
 def read_metadata(model: Any, path: Path) -> dict[str, str]:

@@ -53,8 +53,8 @@ def test_int8_linears_run_as_integers_and_attention_is_fused(saved, tmp_path):
 def test_low_precision_is_near_what_the_graph_says(saved, lowered, precision, allowed, batch):
     wanted = EmulatedEngine(lowered(precision)).run(tiny.photos(3))
     with open_engine(saved(precision, batch), backend="onnxruntime", device="cpu") as engine:
-        assert engine.arithmetic == "f32"
-        assert engine.where == "onnxruntime on cpu, computing in f32"
+        assert engine.arithmetic == "fp32"
+        assert engine.where == "onnxruntime on cpu, computing in fp32"
         assert engine.spec.precision == precision
         found = engine.run(tiny.photos(3))
     for have, want in zip(found, wanted, strict=True):
@@ -165,7 +165,7 @@ def test_no_gpu_is_known_beforehand(saved, monkeypatch):
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU])
     monkeypatch.setattr("eomt_deploy.backends.onnxruntime.engine.cuda_device_count", lambda: 0)
     with open_engine(saved("bf16"), backend="onnxruntime") as engine:
-        assert engine.where == "onnxruntime on cpu, computing in f32"
+        assert engine.where == "onnxruntime on cpu, computing in fp32"
 
 
 def test_what_cannot_be_opened_is_told(saved, lowered, tmp_path):

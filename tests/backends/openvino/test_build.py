@@ -29,15 +29,15 @@ def trial(agreement=1.0, times=2.0, labelled=1.0):
 
 
 def test_it_computes_what_the_graph_says(exported, tmp_path, photo):
-    config = OpenVinoConfig(exported("panoptic"), tmp_path / "m.xml", arithmetic="f32")
+    config = OpenVinoConfig(exported("panoptic"), tmp_path / "m.xml", arithmetic="fp32")
     report = build_openvino(config)
-    assert report.arithmetic == "f32"
+    assert report.arithmetic == "fp32"
     assert report.trial is None
     assert [file.name for file in report.files] == ["m.xml", "m.bin"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["m.bin", "m.xml"]
     with open_engine(config.onnx, backend="onnxruntime") as one, open_engine(config.output) as two:
         assert one.spec == two.spec == read_xml(config.output)[0]
-        assert two.arithmetic == "f32"
+        assert two.arithmetic == "fp32"
         images = np.random.default_rng(0).integers(0, 256, (2, *one.spec.image_size, 3), np.uint8)
         for have, want in zip(two.run(images), one.run(images), strict=True):
             assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
@@ -49,9 +49,9 @@ def test_it_computes_what_the_graph_says(exported, tmp_path, photo):
     [
         ({}, "bf16"),
         ({"agreement": 0.9951}, "bf16"),
-        ({"agreement": 0.9949}, "f32"),
-        ({"times": 1.01}, "f32"),
-        ({"labelled": 0.0}, "f32"),
+        ({"agreement": 0.9949}, "fp32"),
+        ({"times": 1.01}, "fp32"),
+        ({"labelled": 0.0}, "fp32"),
     ],
 )
 def test_bf16_must_be_worth_it(exported, tmp_path, monkeypatch, found, chosen):
@@ -81,11 +81,11 @@ def test_bad_requests(exported, tmp_path):
     model = exported("semantic")
     with pytest.raises(UsageError, match=r"suffix \.bin"):
         OpenVinoConfig(model, tmp_path / "m.bin")
-    with pytest.raises(UsageError, match="'fp32' is unknown"):
-        OpenVinoConfig(model, tmp_path / "m.xml", arithmetic="fp32")
+    with pytest.raises(UsageError, match="'f32' is unknown"):
+        OpenVinoConfig(model, tmp_path / "m.xml", arithmetic="f32")
     if "FP16" not in ABLE:
-        with pytest.raises(DeviceError, match="does not compute in f16"):
-            build_openvino(OpenVinoConfig(model, tmp_path / "m.xml", arithmetic="f16"))
+        with pytest.raises(DeviceError, match="does not compute in fp16"):
+            build_openvino(OpenVinoConfig(model, tmp_path / "m.xml", arithmetic="fp16"))
     with pytest.raises(ArtifactError):
         build_openvino(OpenVinoConfig(tmp_path / "none.onnx", tmp_path / "m.xml"))
     assert not list(tmp_path.glob("m.*"))
@@ -101,9 +101,9 @@ def test_files_that_are_no_models(tmp_path):
 
 def test_command_line(exported, tmp_path, cli):
     model, output = exported("semantic"), tmp_path / "m.xml"
-    code, out, _ = cli("build", model, "-o", output, "--arithmetic", "f32")
+    code, out, _ = cli("build", model, "-o", output, "--arithmetic", "fp32")
     assert code == 0
-    assert "computes in f32" in out
+    assert "computes in fp32" in out
     code, out, _ = cli("inspect", output)
     assert code == 0
     assert "openvino" in out
@@ -115,14 +115,14 @@ def test_command_line(exported, tmp_path, cli):
         code, _, err = cli("build", model, "-o", output, *options)
         assert code == 2
         assert word in err
-    code, _, err = cli("build", model, "-o", tmp_path / "m.engine", "--arithmetic", "f32")
+    code, _, err = cli("build", model, "-o", tmp_path / "m.engine", "--arithmetic", "fp32")
     assert code == 2
     assert "--arithmetic does not apply to TensorRT" in err
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(exported, tmp_path, monkeypatch):
     output = tmp_path / "m.xml"
-    build_openvino(OpenVinoConfig(exported("semantic"), output, arithmetic="f32"))
+    build_openvino(OpenVinoConfig(exported("semantic"), output, arithmetic="fp32"))
     before = [file.read_bytes() for file in (output, output.with_suffix(".bin"))]
 
     def full(*_args, **_options):
@@ -130,7 +130,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(exported, tmp_path, monke
 
     monkeypatch.setattr(openvino, "save_model", full)
     with pytest.raises(OutputError, match="could not write"):
-        build_openvino(OpenVinoConfig(exported("instance"), output, arithmetic="f32"))
+        build_openvino(OpenVinoConfig(exported("instance"), output, arithmetic="fp32"))
     assert [file.read_bytes() for file in (output, output.with_suffix(".bin"))] == before
     assert not list(tmp_path.glob(".eomt-deploy*"))
     with pytest.raises(UsageError, match=r"suffix \.XML"):
@@ -145,7 +145,7 @@ def test_an_unreadable_image_of_the_trial_is_named(exported, tmp_path, monkeypat
         return trial()(model, arithmetic, images)
 
     monkeypatch.setattr(building, "try_arithmetic", judge)
-    monkeypatch.setattr("eomt_deploy.backends.openvino.engine.able", lambda core: ["f32", "bf16"])
+    monkeypatch.setattr("eomt_deploy.backends.openvino.engine.able", lambda core: ["fp32", "bf16"])
     folder = tmp_path / "images"
     folder.mkdir()
     for name in "abcde":

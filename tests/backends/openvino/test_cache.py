@@ -106,7 +106,7 @@ def test_everything_that_decides_a_result_has_a_file_of_its_own(saved, tmp_path,
     path = tmp_path / "m.onnx"
     path.write_bytes(saved("fp32").read_bytes())
 
-    def name(threads=1, reshape=True, arithmetic="f32"):
+    def name(threads=1, reshape=True, arithmetic="fp32"):
         settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": arithmetic}
         return openvino_cache.CompiledFile(openvino.Core(), path, settings, reshape).path.name
 

@@ -55,11 +55,11 @@ def test_low_precision_is_near_what_the_graph_says(saved, lowered, precision, al
 
 def test_fp32_stays_fp32_on_any_chip(saved):
     with open_engine(saved("fp32"), backend="openvino") as engine:
-        assert engine.arithmetic == "f32"
+        assert engine.arithmetic == "fp32"
         assert engine._compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     with open_engine(saved("bf16"), backend="openvino") as engine:
         able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        assert engine.arithmetic == ("bf16" if able else "f32")
+        assert engine.arithmetic == ("bf16" if able else "fp32")
 
 
 def test_what_openvino_saves_keeps_its_description(saved, tmp_path, photo):
@@ -174,21 +174,21 @@ def test_the_reshaped_graph_computes_the_same(saved, precision):
     model = openvino.Core().read_model(path)
     assert normalize_channels_in_place(model) == tiny.spec().num_upscale
     assert normalize_channels_in_place(model) == 0
-    plain = OpenVinoEngine(path, reshape=False, arithmetic="f32")
-    changed = OpenVinoEngine(path, arithmetic="f32")
+    plain = OpenVinoEngine(path, reshape=False, arithmetic="fp32")
+    changed = OpenVinoEngine(path, arithmetic="fp32")
     with plain, changed:
         for have, want in zip(changed.run(images), plain.run(images), strict=True):
             assert np.abs(have - want).max() < (1e-5 if precision == "fp32" else 2e-2)
 
 
 def test_an_arithmetic_that_is_not_there_is_a_remark(saved, monkeypatch, cli, picture, tmp_path):
-    monkeypatch.setattr(engine_module, "able", lambda core: ["f32"])
+    monkeypatch.setattr(engine_module, "able", lambda core: ["fp32"])
     with OpenVinoEngine(saved("fp32"), threads=1, arithmetic="bf16") as engine:
         (remark,) = engine.remarks
     assert "compute in bf16, which this CPU does not support" in remark
     path = tmp_path / "m.xml"
-    build_openvino(OpenVinoConfig(saved("fp32"), path, arithmetic="f32"))
-    path.write_text(path.read_text().replace('arithmetic value="f32"', 'arithmetic value="bf16"'))
+    build_openvino(OpenVinoConfig(saved("fp32"), path, arithmetic="fp32"))
+    path.write_text(path.read_text().replace('arithmetic value="fp32"', 'arithmetic value="bf16"'))
     code, _, err = cli("predict", path, picture, "-o", tmp_path / "o.json")
     assert code == 0
     assert f"warning: {remark}" in err
