@@ -54,13 +54,10 @@ def segment_instances(
     """The instances of one image, highest score first.
 
     Args:
-        class_logits: [Q, C+1].
-        mask_logits: [Q, h, w].
-        geometry: geometry of the image.
-        classes: all classes of the model.
+        class_logits, mask_logits, geometry, classes, threads: as in
+            :func:`~eomt_deploy.processing.panoptic.segment_panoptic`.
         score_threshold: minimum final score: class score times mean mask probability inside the
             mask. 0 keeps all 100, as the evaluation requires.
-        threads: number of CPU threads; None uses all.
     """
     candidates = rank_queries(class_logits, score_threshold)
     queries = dict.fromkeys(candidate.query for candidate in candidates)
