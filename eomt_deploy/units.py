@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them."""
+"""Sizes in bytes and counted nouns, as people write them."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def parse_bytes(text: str) -> int:
     if size >= 2**63:
         raise UsageError(f"The size must be below 2**63 bytes, got {text!r}.")
     return size
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, e.g. ``1 image`` or ``6 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -33,6 +33,7 @@ from eomt_deploy.cli.options import (
 from eomt_deploy.errors import ImageError, MissingDependencyError, UsageError, VerificationError
 from eomt_deploy.files import PICTURE_FORMATS
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.units import counted
 
 if TYPE_CHECKING:
     from eomt_deploy.evaluation.compare import Comparison
@@ -219,7 +220,7 @@ def _show(result: Comparison, a: str, b: str) -> None:
         else f"largest {result.logit_max:.2e}, mean {result.logit_mean:.2e} of the largest logit"
     )
     lines = [
-        f"{b} against {a} on {result.images} images",
+        f"{b} against {a} on {counted(result.images, 'image')}",
         f"  logit error      {logits}",
         f"  label agreement  {result.label_agreement:.4%} of the pixels",
         "  mask IoU         "

@@ -33,6 +33,7 @@ from eomt_deploy.cli.options import (
 from eomt_deploy.files import check_writable
 from eomt_deploy.journal import Journal, JournalWriter
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.units import counted
 
 if TYPE_CHECKING:
     from eomt_deploy.evaluation import EvalReport
@@ -103,7 +104,8 @@ def evaluate(
         )
         total = min(len(dataset.samples), limit or len(dataset.samples))
         say(
-            f"{total} images of {dataset.origin} ({dataset.format}); {segmenter.engine.where}",
+            f"{counted(total, 'image')} of {dataset.origin} ({dataset.format}); "
+            f"{segmenter.engine.where}",
             stderr,
         )
         say_remarks(segmenter.engine)

@@ -27,6 +27,7 @@ from eomt_deploy.cli.options import BaseWeights, Insecure, Overwrite
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.exporting.config import DEFAULT_SMOOTHING
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -297,9 +298,9 @@ def _show(report: ExportReport, console: Console) -> None:
         f"wrote {' + '.join(str(f) for f in report.files)} ({megabytes:.1f} MB)",
         f"  {spec.task}, {len(spec.classes)} classes, {spec.image_size[0]}x{spec.image_size[1]}, "
         f"{spec.precision}, {f'batch {spec.batch}' if spec.batch else 'dynamic batch'}",
-        f"  verified against PyTorch on {result.images} images ({result.inputs} inputs): "
-        f"relative error {result.relative_max:.1e}, class agreement "
-        f"{result.class_agreement:.2%}, mask agreement {result.mask_agreement:.2%}",
+        f"  verified against PyTorch on {counted(result.images, 'image')} "
+        f"({counted(result.inputs, 'input')}): relative error {result.relative_max:.1e}, "
+        f"class agreement {result.class_agreement:.2%}, mask agreement {result.mask_agreement:.2%}",
     )
     for line in lines:
         say(line, console)
@@ -322,7 +323,9 @@ def _show_verdict(verdict: Verdict, precision: str, console: Console) -> None:
     text = f"  verdict: {judged.drop:.2f} points of {verdict.unit} lost"
     if judged.score is not None:
         text += f" ({judged.reference:.2f} → {judged.score:.2f})"
-    text += f" on {judged.images} images, {count - kept} of {count} blocks in {precision}"
+    text += (
+        f" on {counted(judged.images, 'image')}, {count - kept} of {count} blocks in {precision}"
+    )
     if verdict.budget is not None:
         text += f", budget {verdict.budget:g}"
     say(text, console)

@@ -26,6 +26,7 @@ from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.folds import fold_smoothing, smoothable
 from eomt_deploy.precision import QUANTIZED
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
+from eomt_deploy.units import counted
 
 Progress = Callable[[str], None]
 Inputs = Sequence[npt.NDArray[np.uint8]]
@@ -224,6 +225,6 @@ def _story(
         story["blocks_in_fp16"] = ", ".join(map(str, verdict.chosen.kept)) or "none"
         judged = verdict.chosen.judgement
         story["verdict"] = (
-            f"{judged.drop:.3f} points of {verdict.unit} lost on {judged.images} images"
+            f"{judged.drop:.3f} points of {verdict.unit} lost on {counted(judged.images, 'image')}"
         )
     return story

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import onnx
 import pytest
+import tiny
 import torch
 from PIL import Image
 from traces import command_line
@@ -79,16 +80,23 @@ def test_predict_to_one_file(cli, exported, photo, tmp_path, suffix):
     assert target.stat().st_size > 100
 
 
-def test_export_says_only_what_it_does(cli, tmp_path):
-    weights = catalog.find_checkpoint("eomt-tiny-scenes").source
-    command = ["export", "eomt-tiny-scenes", "--weights", weights, "-o", str(tmp_path / "m.onnx")]
+def test_export_says_only_what_it_does(tmp_path):
+    files = tiny.write(tmp_path)
+    command = ["export", files.checkpoint, "--task", "panoptic", "--classes", files.classes]
     # A process of its own: pytest catches what loggers say.
     done = subprocess.run(
-        [sys.executable, "-m", "eomt_deploy", *command], capture_output=True, text=True
+        [sys.executable, "-m", "eomt_deploy", *command, "-o", tmp_path / "m.onnx"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     said = ("reading", "building", "tracing", "writing", "verifying")
     assert [line for line in done.stderr.splitlines() if not line.startswith(said)] == []
+
+
+def test_weights_of_a_catalog_entry(cli, tmp_path):
+    weights = catalog.find_checkpoint("eomt-tiny-scenes").source
+    command = ["export", "eomt-tiny-scenes", "--weights", weights, "-o", str(tmp_path / "m.onnx")]
     code, _, err = cli(*command, "--name", "x")
     assert code == 2
     assert "--weights and --name" in err
@@ -101,6 +109,9 @@ def test_export_says_only_what_it_does(cli, tmp_path):
     code, _, err = cli(*command[:3], "no.bin", *command[4:])
     assert code == 2
     assert "no checkpoint at no.bin" in err
+    code, out, _ = cli(*command)
+    assert code == 0
+    assert "panoptic, 11 classes, 160x160" in out
 
 
 def test_compare_takes_what_export_takes(cli, exported, photo, monkeypatch, tmp_path):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -57,11 +57,11 @@ def test_predict_shows_errors_in_words(model, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
-def test_usage(name):
-    done = run(name)
-    assert done.returncode == 1
-    assert f"python examples/{name}" in done.stderr
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_usage(path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with pytest.raises(SystemExit, match=f"python examples/{path.name}"):
+        runpy.run_path(str(path), run_name="__main__")
 
 
 def test_stream_video(model, tmp_path):
@@ -86,17 +86,17 @@ def test_stream_video(model, tmp_path):
     assert cv2.absdiff(frame, scene).mean() > 20
 
 
-def test_export_and_build(tmp_path):
+def test_export_and_build(tmp_path, capsys):
+    """In this process, so that PyTorch is not imported again."""
     files = tiny.write(tmp_path)
-    done = run(
-        "export_and_build.py",
-        *(files.checkpoint, SCENE.parent, tmp_path / "models", "panoptic", files.classes),
-    )
-    assert done.returncode == 0, done.stderr
+    program = runpy.run_path(str(ROOT / "examples" / "export_and_build.py"))
+    arguments = files.checkpoint, SCENE.parent, tmp_path / "models", "panoptic", files.classes
+    program["main"](*map(str, arguments))
+    printed = capsys.readouterr().out
     written = {path.name for path in (tmp_path / "models").iterdir()}
     assert written >= {"fp32.onnx", "int8.onnx", "int8.xml", "int8.bin"}
-    assert "points of label agreement" in done.stdout
-    assert "\nint8.xml Segmentation(panoptic, " in done.stdout
+    assert "points of label agreement" in printed
+    assert "\nint8.xml Segmentation(panoptic, " in printed
 
 
 def test_evaluate(model, tmp_path):
@@ -141,12 +141,8 @@ def texts(cell):
 
 
 def test_own_engine_gives_the_same_result(model):
-    specification = importlib.util.spec_from_file_location(
-        "own_engine", ROOT / "examples" / "own_engine.py"
-    )
-    own_engine = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(own_engine)
-    found = own_engine.predict(str(model), str(SCENE))
+    program = runpy.run_path(str(ROOT / "examples" / "own_engine.py"))
+    found = program["predict"](str(model), str(SCENE))
     with Segmenter(model, backend="onnxruntime") as segmenter:
         expected = segmenter.predict(SCENE)
     assert np.array_equal(found.segment_map, expected.segment_map)

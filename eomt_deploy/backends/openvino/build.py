@@ -29,6 +29,7 @@ from eomt_deploy.outputs import check_outputs
 from eomt_deploy.privacy import import_openvino
 from eomt_deploy.processing import Processor
 from eomt_deploy.sources import built_in_photos, load_image, readable_images
+from eomt_deploy.units import counted
 
 MIN_AGREEMENT = 0.995
 """Minimum share of equal labels for choosing BF16."""
@@ -63,8 +64,8 @@ class Trial:
             return f"{fast}; no segments in the {self.images} images: pass other --images"
         verdict = "worth it" if self.worth_it else "not worth it"
         return (
-            f"{fast}, {self.agreement:.3%} of the labels are equal on {self.images} images "
-            f"(minimum: {MIN_AGREEMENT:.1%}): {verdict}"
+            f"{fast}, {self.agreement:.3%} of the labels are equal on "
+            f"{counted(self.images, 'image')} (minimum: {MIN_AGREEMENT:.1%}): {verdict}"
         )
 
     @property
