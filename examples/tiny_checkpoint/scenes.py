@@ -31,12 +31,12 @@ class Category:
 
 
 CATEGORIES: tuple[Category, ...] = (
-    Category("ball", True, (220, 20, 60)),
-    Category("crate", True, (255, 140, 0)),
-    Category("star", True, (255, 225, 25)),
-    Category("tree", True, (0, 130, 60)),
-    Category("ring", True, (200, 60, 220)),
-    Category("capsule", True, (0, 170, 200)),
+    Category("ball", True, (0, 220, 230)),
+    Category("crate", True, (250, 40, 210)),
+    Category("star", True, (120, 60, 240)),
+    Category("tree", True, (255, 90, 80)),
+    Category("ring", True, (90, 230, 60)),
+    Category("capsule", True, (255, 150, 0)),
     Category("sky", False, (150, 200, 255)),
     Category("water", False, (30, 80, 180)),
     Category("grass", False, (130, 200, 80)),
