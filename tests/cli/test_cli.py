@@ -200,7 +200,7 @@ def bad_inputs(tmp_path, files, exported, photo):
         "unwritable": (
             ("export", files.checkpoint, "-o", occupied / "m.onnx", *known), "cannot be written"),
         "not our onnx": (("predict", other, photo, "-o", tmp_path / "o"), "not written by"),
-        "no onnx": (("predict", garbage, photo, "-o", tmp_path / "o"), "no ONNX file"),
+        "no onnx": (("predict", garbage, photo, "-o", tmp_path / "o"), "not an ONNX file"),
         "inspect other": (("inspect", other), "not written by eomt-deploy"),
         "no image": (("predict", model, text, "-o", tmp_path / "o"), "not an image"),
         "empty folder": (("predict", model, empty, "-o", tmp_path / "o"), "contains no image"),
