@@ -20,7 +20,9 @@ def parse_bytes(text: str) -> int:
         raise UsageError(f"{text!r} is not a size in bytes.", fix="Use e.g. 4GiB or 512MiB.")
     size = int(match[1]) * BYTES[match[2]]
     if size >= 2**63:
-        raise UsageError(f"The size must be below 2**63 bytes, got {text!r}.")
+        raise UsageError(
+            f"The size must be below 2**63 bytes, got {text!r}.", fix="Use e.g. 4GiB or 512MiB."
+        )
     return size
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,12 +21,16 @@ from eomt_deploy import EomtDeployError, Segmenter
 
 def main(model: str, source: str, target: str) -> None:
     """Draw the segments of each frame of `source` into `target`."""
+    if Path(target).exists():
+        sys.exit(f"error: {target} already exists. Choose another name, or delete it.")
     capture = cv2.VideoCapture(source)
     if not capture.isOpened():
         sys.exit(f"error: {source} cannot be opened as a video.")
     size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
     rate = capture.get(cv2.CAP_PROP_FPS)
     writer = cv2.VideoWriter(target, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    if not writer.isOpened():
+        sys.exit(f"error: {target} cannot be written. Use a name that ends with .mp4.")
 
     waiting: deque[np.ndarray] = deque()  # `stream` takes frames ahead of the results
 

@@ -33,7 +33,8 @@ def main(model: str, image: str, output: str) -> None:
     scene = sv.MaskAnnotator(opacity=0.4).annotate(scene, detections)
     scene = sv.PolygonAnnotator(thickness=2).annotate(scene, detections)
     scene = sv.LabelAnnotator(text_scale=0.4, text_padding=3).annotate(scene, detections, labels)
-    cv2.imwrite(output, scene)
+    if not cv2.imwrite(output, scene):
+        sys.exit(f"error: {output} cannot be written.")
     print(f"{len(detections)} objects: {', '.join(labels)}")
 
 

@@ -81,6 +81,12 @@ def test_stream_video(model, tmp_path):
     _, frame = video.read()
     with Segmenter(model) as segmenter:
         overlay = segmenter.predict(SCENE).overlay(labels=False).resize((width, height))
+    again = run("stream_video.py", model, tmp_path / "in.mp4", tmp_path / "in.mp4")
+    assert again.returncode == 1
+    assert "in.mp4 already exists" in again.stderr
+    missing = run("stream_video.py", model, tmp_path / "in.mp4", tmp_path / "none" / "a.mp4")
+    assert missing.returncode == 1
+    assert "cannot be written" in missing.stderr
     difference = cv2.absdiff(frame, np.asarray(overlay)[:, :, ::-1])
     assert difference.mean() < 8  # lossy compression; a frame without overlay has 40
     assert cv2.absdiff(frame, scene).mean() > 20

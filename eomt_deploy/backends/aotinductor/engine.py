@@ -109,7 +109,7 @@ def check_device(metadata: dict[str, str], capability: str | None, path: Path) -
         capability: compute capability of the GPU, e.g. "9.0"; None without a GPU.
 
     Raises:
-        DeviceError: there is no GPU, or its compute capability is another one.
+        DeviceError: there is no GPU, or it has another compute capability.
     """
     device = metadata.get(DEVICE_KEY, "cpu")
     if device == "cpu":
