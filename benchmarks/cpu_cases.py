@@ -35,7 +35,7 @@ MODELS = {
     "semantic": "ade20k-semantic-eomt-large-512",
 }
 BASE, OURS = "transformers", "eomt-deploy"
-PHOTO_SIZES = {"1920x1080": (1080, 1920), "640x480": (480, 640), "3840x2160": (2160, 3840)}
+IMAGE_SIZES = {"1920x1080": (1080, 1920), "640x480": (480, 640), "3840x2160": (2160, 3840)}
 """transformers truncates a scaled size, whereas the official code and ours round it. For semantic
 windows, 640x480 becomes 682x512 or 683x512, which reduces the agreement."""
 ALONE = "3840x2160"

@@ -29,9 +29,9 @@ import transformers
 from cpu_cases import (
     ALONE,
     BASE,
+    IMAGE_SIZES,
     MODELS,
     OURS,
-    PHOTO_SIZES,
     QUERIES,
     SHAPES,
     STREAMED,
@@ -57,17 +57,17 @@ from eomt_deploy.benchmarking.machine import roofline
 from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.processing import Processor
-from eomt_deploy.sources import built_in_photos
+from eomt_deploy.sources import built_in_images
 
 
 def post_jobs(task: str, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
     """Post-processing of transformers and ours, with the same outputs."""
     spec = spec_of(task)
     ours, theirs = Processor(spec), Theirs(spec)
-    photo = np.zeros((*size, 3), np.uint8)
-    _, geometry = ours.preprocess(photo)
+    image = np.zeros((*size, 3), np.uint8)
+    _, geometry = ours.preprocess(image)
     classes, masks = made_up_outputs(spec, geometry)
-    offsets = theirs.processor(images=photo, return_tensors="pt").get("patch_offsets")
+    offsets = theirs.processor(images=image, return_tensors="pt").get("patch_offsets")
     outputs = SimpleNamespace(
         masks_queries_logits=torch.from_numpy(masks),
         class_queries_logits=torch.from_numpy(classes),
@@ -96,7 +96,7 @@ def fresh_memory(task: str, size_name: str, row: str) -> int:
 def section_post(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Time post-processing alone, with the same outputs."""
     found = []
-    for size_name, size in PHOTO_SIZES.items():
+    for size_name, size in IMAGE_SIZES.items():
         for task in MODELS:
             jobs = post_jobs(task, size)
             if size_name == ALONE:
@@ -143,7 +143,7 @@ class Models:
         path = work / f"{self.name}.{precision}.onnx"
         if not path.is_file():
             console.print(f"exporting {path}")
-            calibrate = built_in_photos()[0].parent if precision == "int8" else None
+            calibrate = built_in_images()[0].parent if precision == "int8" else None
             export(
                 ExportConfig(
                     str(self.folder), path, task="panoptic", classes=Path("coco_panoptic"),
@@ -233,12 +233,12 @@ class MadeUp(Engine):
         return self.outputs
 
 
-def section_photo(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+def section_image(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Time predictions from a JPEG file to the panoptic result."""
     found = []
     for name in options.models:
         models = Models(name, options.work)
-        path = photo_file(options.work)
+        path = image_file(options.work)
         rows, theirs = models.rows(), Theirs(spec_of("panoptic"))
         outputs = outputs_for(rows["openvino f32"], path)
         replaced = SimpleNamespace(
@@ -263,19 +263,19 @@ def section_photo(options: argparse.Namespace, seed: int) -> list[dict[str, Any]
 
 def predict_theirs(model: Any, theirs: Theirs, outputs: Any, path: Path) -> Any:
     """Predict an image with transformers; after the network, use synthetic outputs."""
-    photo = Image.open(path).convert("RGB")
-    inputs = theirs.processor(images=photo, return_tensors="pt")
+    image = Image.open(path).convert("RGB")
+    inputs = theirs.processor(images=image, return_tensors="pt")
     with torch.inference_mode():
         model(pixel_values=inputs["pixel_values"])
-        return theirs.postprocess(outputs, photo.size[::-1])
+        return theirs.postprocess(outputs, image.size[::-1])
 
 
-def photo_file(work: Path) -> Path:
+def image_file(work: Path) -> Path:
     """An image of the package, enlarged to 1920x1080."""
     path = work / "photo.jpg"
     if not path.is_file():
-        photo = Image.open(built_in_photos()[0]).convert("RGB")
-        photo.resize((1920, 1080), Image.Resampling.BICUBIC).save(path, quality=92)
+        image = Image.open(built_in_images()[0]).convert("RGB")
+        image.resize((1920, 1080), Image.Resampling.BICUBIC).save(path, quality=92)
     return path
 
 
@@ -290,7 +290,7 @@ def section_stream(options: argparse.Namespace, seed: int) -> list[dict[str, Any
     Memory must not grow.
     """
     models = Models(options.models[0], options.work)
-    path = photo_file(options.work)
+    path = image_file(options.work)
     real = Segmenter(models.int8_bf16)
     segmenter = Segmenter(MadeUp(real.engine, outputs_for(real, path)))
     images, geometry = segmenter.processor.preprocess(path)
@@ -326,7 +326,7 @@ def section_stream(options: argparse.Namespace, seed: int) -> list[dict[str, Any
 SECTIONS = {
     "post": section_post,
     "network": section_network,
-    "photo": section_photo,
+    "photo": section_image,
     "stream": section_stream,
 }
 
@@ -367,7 +367,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.memory:
         task, size_name, row = options.memory
-        print(extra_memory(post_jobs(task, PHOTO_SIZES[size_name])[row]))
+        print(extra_memory(post_jobs(task, IMAGE_SIZES[size_name])[row]))
         return
     options.work.mkdir(parents=True, exist_ok=True)
     runs = []

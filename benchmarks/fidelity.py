@@ -55,7 +55,7 @@ SCENES = HERE.parent / "examples" / "tiny_checkpoint" / "scenes.py"
 
 @dataclass(frozen=True)
 class Row:
-    artifact: str
+    model: str
     precision: str
     megabytes: float
     comparison: Comparison
@@ -142,8 +142,8 @@ def measure(
                     OpenVinoConfig(path, path.with_suffix(".xml"), arithmetic="bf16")
                 )
                 files.append((built.files[0], built.files))
-            for artifact, parts in files:
-                with Segmenter(artifact, backend=name) as segmenter:
+            for model, parts in files:
+                with Segmenter(model, backend=name) as segmenter:
                     where = segmenter.engine.where
                     console.print(f"{where}, {named}: {len(samples)} images")
                     found = compare(reference, segmenter, samples, labelled=not options.images)
@@ -189,7 +189,7 @@ def write(options: argparse.Namespace, origin: str, rows: list[Row]) -> None:
         )
         error = "" if found.logit_max is None else f"{found.logit_max:.1e}"
         table += (
-            f"| {row.artifact} | {row.precision} | {row.megabytes:.1f} | {numbers} "
+            f"| {row.model} | {row.precision} | {row.megabytes:.1f} | {numbers} "
             f"| {found.label_agreement:.4%} | {error} |\n"
         )
     versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())

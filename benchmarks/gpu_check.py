@@ -4,10 +4,10 @@
 
 A section whose packages are not installed is skipped, and the JSON has the reason. The sections:
 
-* tests     `pytest -m gpu`: device layer, kernels, engines, CUDA graphs, threads, memory
-* halves    error of FP16 and BF16 in PyTorch on this GPU, compared with the error in our emulation
-* ladder    export, build and run every precision: error and label agreement with FP32 PyTorch
-* speed     latency and memory of EoMT-S at 640 in every precision, interleaved with PyTorch FP16
+* tests: `pytest -m gpu`: device layer, kernels, engines, CUDA graphs, threads, memory
+* half-precision: error of FP16 and BF16 on this GPU, compared with the error of our emulation
+* ladder: export, build and run every precision: error and label agreement with FP32 PyTorch
+* speed: latency and memory of EoMT-S at 640 in every precision, interleaved with PyTorch FP16
 
 The exit status is 1 if a section failed or a result is outside its limits.
 """
@@ -39,7 +39,7 @@ TESTS_SECONDS = 300
 EAGER = "PyTorch eager fp16"
 ROUNDS, WARMUP = 100, 20
 MEMORY_ROUNDS = 200
-LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "int8": 0.95, "fp8": 0.95}
+MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "int8": 0.95, "fp8": 0.95}
 """Minimum share of pixels with the label of FP32 PyTorch; the scenes have many small objects."""
 KERNELS_AGREEMENT = 0.9999
 MEMORY_GROWN = 1 << 20
@@ -52,10 +52,10 @@ class Skip(Exception):  # noqa: N818  it is not an error
 
 
 @dataclass
-class Bench:
+class Workspace:
     """Shared by the sections: the embedded model, and a folder for exports and engines."""
 
-    work: Path
+    folder: Path
 
     def small(self) -> tuple[Any, Any]:
         """Network and description of the embedded model."""
@@ -64,7 +64,7 @@ class Bench:
         from eomt_deploy.exporting.describe import describe, find_source
         from eomt_deploy.exporting.network import build_network
 
-        config = ExportConfig("eomt-tiny-scenes", self.work / "x.onnx")
+        config = ExportConfig("eomt-tiny-scenes", self.folder / "x.onnx")
         source = find_source(config)
         checkpoint = read_checkpoint(source.location)
         spec = describe(config, source, checkpoint)
@@ -77,7 +77,7 @@ class Bench:
         return [Processor(spec).preprocess(path)[0] for path in sorted(SCENES.glob("*.png"))]
 
 
-def tests(_: Bench) -> dict[str, Any]:
+def tests(_: Workspace) -> dict[str, Any]:
     """Run `pytest -m gpu` and count the results."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -107,7 +107,7 @@ def tests(_: Bench) -> dict[str, Any]:
     return found
 
 
-def halves(bench: Bench) -> dict[str, Any]:
+def half_precision(workspace: Workspace) -> dict[str, Any]:
     """Compare real half-precision arithmetic of this GPU with our emulation on the CPU."""
     import numpy as np
     import torch
@@ -116,9 +116,9 @@ def halves(bench: Bench) -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         raise Skip("this PyTorch cannot use a GPU")
-    network, spec = bench.small()
+    network, spec = workspace.small()
     network = fold(network)
-    images = bench.inputs(spec)
+    images = workspace.inputs(spec)
     with torch.inference_mode():
         wanted = [[t.numpy() for t in network(torch.from_numpy(x))] for x in images]
     emulated = _emulated(network, spec, images)
@@ -180,7 +180,7 @@ def targets() -> list[str]:
     return found
 
 
-def ladder(bench: Bench) -> dict[str, Any]:
+def ladder(workspace: Workspace) -> dict[str, Any]:
     """Export, build and run the embedded model in every precision; compare the label maps."""
     from eomt_deploy.backends.tensorrt.build import build
     from eomt_deploy.backends.tensorrt.config import TensorRtConfig
@@ -191,13 +191,16 @@ def ladder(bench: Bench) -> dict[str, Any]:
     from eomt_deploy.exporting.verdict import Judge
     from eomt_deploy.segmenter import Segmenter
 
-    network, spec = bench.small()
+    network, spec = workspace.small()
     samples = unlabelled(sorted(SCENES.glob("*.png")))
     judge = Judge(NetworkEngine(network, spec), samples, labelled=False)
     found: dict[str, Any] = {}
     for target in targets():
         for precision in PRECISIONS:
-            onnx, engine = bench.work / f"{precision}.onnx", bench.work / f"{precision}.{target}"
+            onnx, engine = (
+                workspace.folder / f"{precision}.onnx",
+                workspace.folder / f"{precision}.{target}",
+            )
             engine = engine.with_name(engine.name + ".engine")
             try:
                 if not onnx.exists():
@@ -230,7 +233,7 @@ def _same_pixels(segmenter: Any, image: Any) -> float:
     return float((segmenter.predict(image).segment_map == wanted.segment_map).mean())
 
 
-def speed(bench: Bench) -> dict[str, Any]:
+def speed(workspace: Workspace) -> dict[str, Any]:
     """Time engines and PyTorch FP16, interleaved: EoMT-S at 640, batch 1, random weights."""
     import numpy as np
     import torch
@@ -269,15 +272,15 @@ def speed(bench: Bench) -> dict[str, Any]:
     model = describe(graph.trace(network, spec), spec)
     for target in targets():
         for precision in PRECISIONS:
-            onnx = bench.work / f"s.{precision}.onnx"
+            onnx = workspace.folder / f"s.{precision}.onnx"
             lowered = model
             if precision in QUANTIZED:
                 layers = quantize_layers(network, seen, precision, "minmax")
                 lowered = insert_qdq(lowered, layers, layers)
             if precision != "fp32":
                 lowered = lower(lowered, Lowering(precision))
-            graph.save(lowered, with_precision(spec, precision), bench.work, onnx.name)
-            path = bench.work / f"s.{precision}.{target}.engine"
+            graph.save(lowered, with_precision(spec, precision), workspace.folder, onnx.name)
+            path = workspace.folder / f"s.{precision}.{target}.engine"
             build(TensorRtConfig(onnx, path, target=target))  # type: ignore[arg-type]
             engine: Any = open_engine(path)
             opened.append(engine)
@@ -312,9 +315,9 @@ def speed(bench: Bench) -> dict[str, Any]:
     }
 
 
-SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+SECTIONS: dict[str, Callable[[Workspace], dict[str, Any]]] = {
     "tests": tests,
-    "halves": halves,
+    "half-precision": half_precision,
     "ladder": ladder,
     "speed": speed,
 }
@@ -322,11 +325,11 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 def run_sections(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        workspace = Workspace(Path(folder))
         for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)
             try:
-                yield name, SECTIONS[name](bench)
+                yield name, SECTIONS[name](workspace)
             except Skip as reason:
                 yield name, {"skipped": str(reason)}
             except ImportError as error:
@@ -348,7 +351,7 @@ def problems(name: str, found: Any) -> list[str]:
         elif (
             (key == "finite" and not value)
             or (key == "kernels_equal_cpu" and value < KERNELS_AGREEMENT)
-            or (key == "label_agreement" and value < LEAST_AGREEMENT[name.rsplit(" ", 1)[-1]])
+            or (key == "label_agreement" and value < MIN_AGREEMENT[name.rsplit(" ", 1)[-1]])
             or (key == "grown_bytes" and value > MEMORY_GROWN)
         ):
             lines.append(f"{where} is outside its limits: {value}")

@@ -70,7 +70,7 @@ SECTIONS = (
 )
 GRACE = 1.2
 """Minutes after the time for starting sections at which the program is stopped in any case."""
-LEAST_SECONDS = 10
+MIN_SECONDS = 10
 """Minimum remaining time for starting a section."""
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     for section in SECTIONS:
         words = f"{section.suite}, {' and '.join(section.runtimes)}, {section.precision}"
         seconds = min(section.seconds, deadline - time.perf_counter())
-        if seconds < LEAST_SECONDS:
+        if seconds < MIN_SECONDS:
             print(f"skipped, because the time is over: {words}", file=sys.stderr, flush=True)
             facts.setdefault("left_out", []).append(words)
         else:
@@ -156,8 +156,8 @@ def measure(config: Any, done: list[dict[str, Any]], target: Path) -> Exception 
         write(target, done)
 
     try:
-        tell = lambda text: print(f"  {text}", file=sys.stderr)  # noqa: E731
-        save(run_suite(config, tell=tell, save=save))
+        log = lambda text: print(f"  {text}", file=sys.stderr)  # noqa: E731
+        save(run_suite(config, log=log, save=save))
     except Exception as error:
         return error
     return None

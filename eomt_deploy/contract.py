@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 from eomt_deploy.spec import ModelSpec
 
 INPUT = "images"
@@ -30,7 +30,7 @@ def check_contract(
         path: model file, for the message.
 
     Raises:
-        ArtifactError: a tensor is missing or has another shape.
+        ModelFileError: a tensor is missing or has another shape.
     """
     wanted: dict[str, tuple[int | None, ...]] = {
         INPUT: (spec.batch, *spec.image_size, 3),
@@ -41,7 +41,7 @@ def check_contract(
         found = tensors.get(name, ("missing", ()))
         sizes = tuple(size if isinstance(size, int) else None for size in found[1])
         if sizes != shape:
-            raise ArtifactError(
+            raise ModelFileError(
                 f"The description and the graph of {path} do not match: {name} is {_sizes(shape)} "
                 f"in the description and {_sizes(sizes) if name in tensors else 'missing'} in the "
                 "graph.",

@@ -80,8 +80,8 @@ def check_max_pixels(max_pixels: int | None) -> int:
     """
     if max_pixels is None:
         return MAX_PIXELS
-    whole = isinstance(max_pixels, int | np.integer) and not isinstance(max_pixels, bool)
-    if not whole or max_pixels < 1:
+    is_integer = isinstance(max_pixels, int | np.integer) and not isinstance(max_pixels, bool)
+    if not is_integer or max_pixels < 1:
         raise UsageError(
             f"max_pixels must be an integer of at least 1, got {max_pixels!r}.",
             fix=f"Leave it out for the default of {MAX_PIXELS:,}, or pass e.g. 200000000.",

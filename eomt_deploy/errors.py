@@ -80,7 +80,7 @@ class DatasetError(EomtDeployError):
     exit_code = 2
 
 
-class ArtifactError(EomtDeployError):
+class ModelFileError(EomtDeployError):
     """A model file is damaged, or was not written by eomt-deploy."""
 
     id = "E205"

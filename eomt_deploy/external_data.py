@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import gettempdir
 
-from eomt_deploy.errors import ArtifactError, OutputError
+from eomt_deploy.errors import ModelFileError, OutputError
 from eomt_deploy.files import cache_folder, staging_folder
 
 VARINT, FIXED64, LENGTH, GROUP, GROUP_END, FIXED32 = 0, 1, 2, 3, 4, 5
@@ -59,7 +59,7 @@ def side_files(path: Path, *, complete: bool = True) -> tuple[Path, ...]:
         complete: whether all files must exist. If False, missing files are left out.
 
     Raises:
-        ArtifactError: a name leads outside the model's folder, or a file is missing or truncated.
+        ModelFileError: a name leads outside the model's folder, or a file is missing or truncated.
     """
     found: Sides = {}
     with suppress(_DamagedError), path.open("rb") as file:
@@ -118,7 +118,7 @@ def _second_names(files: list[Path], root: Path) -> Iterator[Path]:
                 continue
             yield folder
             return
-    raise ArtifactError(
+    raise ModelFileError(
         f"The weights of {files[0]} are links, which OpenVINO does not read, and they cannot be "
         "copied.",
         why=reason,
@@ -172,7 +172,7 @@ def _fields(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int |
             start += 4 if kind == FIXED32 else 8
         elif kind in (GROUP, GROUP_END):
             # A group has no length: it cannot be skipped without reading its content.
-            raise ArtifactError("The model contains a protobuf group, which ONNX does not use.")
+            raise ModelFileError("The model contains a protobuf group, which ONNX does not use.")
         else:
             raise _DamagedError
 
@@ -196,7 +196,7 @@ def _check_name(model: Path, name: str) -> None:
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     absolute = name.startswith(("/", "\\")) or PureWindowsPath(name).drive
     if absolute or ".." in parts or not parts or "\0" in name:
-        raise ArtifactError(
+        raise ModelFileError(
             f"{model} names {name!r} as its weights file, which is not inside its folder.",
             why="A model must not read other files of this machine.",
             fix="Do not use this file unless you trust its source; export the checkpoint again.",
@@ -206,7 +206,7 @@ def _check_name(model: Path, name: str) -> None:
 def _check_size(model: Path, path: Path, minimum: int) -> None:
     size = path.stat().st_size if path.is_file() else None
     if size is None or size < minimum:
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path} is missing."
             if size is None
             else f"{path} is cut off: it has {size:,} of {minimum:,} bytes.",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 
 MAX_LENGTH = 8 << 20
 """Maximum number of characters of a description: 16,384 classes with long names need fewer."""
@@ -50,21 +50,25 @@ class One(Rule):
 class Items(Rule):
     """Rule for a list of ``least`` to ``most`` values that all satisfy one rule."""
 
-    def __init__(self, rule: Rule, least: int, most: int) -> None:
-        self.rule, self.least, self.most = rule, least, most
+    def __init__(self, rule: Rule, minimum: int, maximum: int) -> None:
+        self.rule, self.minimum, self.maximum = rule, minimum, maximum
 
     def fits(self, value: Any) -> bool:
         return (
             isinstance(value, list | tuple)
-            and self.least <= len(value) <= self.most
+            and self.minimum <= len(value) <= self.maximum
             and all(map(self.rule.fits, value))
         )
 
     def problems(self, value: Any, name: str) -> Iterator[str]:
         if not isinstance(value, list | tuple):
             yield f"`{name}` must be a list, got {shown(value)}"
-        elif not self.least <= len(value) <= self.most:
-            wanted = str(self.least) if self.least == self.most else f"{self.least} to {self.most}"
+        elif not self.minimum <= len(value) <= self.maximum:
+            wanted = (
+                str(self.minimum)
+                if self.minimum == self.maximum
+                else f"{self.minimum} to {self.maximum}"
+            )
             yield f"`{name}` must have {wanted} entries, got {len(value)}"
         else:
             for index, item in enumerate(value):
@@ -79,13 +83,13 @@ class Words(Rule):
         characters: maximum length of each key and value.
     """
 
-    def __init__(self, most: int, characters: int) -> None:
-        self.most, self.text = most, text(characters, least=0)
+    def __init__(self, maximum: int, characters: int) -> None:
+        self.maximum, self.text = maximum, text(characters, minimum=0)
 
     def fits(self, value: Any) -> bool:
         return (
             isinstance(value, Mapping)
-            and len(value) <= self.most
+            and len(value) <= self.maximum
             and all(map(self.text.fits, value))
             and all(map(self.text.fits, value.values()))
         )
@@ -93,8 +97,8 @@ class Words(Rule):
     def problems(self, value: Any, name: str) -> Iterator[str]:
         if not isinstance(value, Mapping):
             yield f"`{name}` must be an object, got {shown(value)}"
-        elif len(value) > self.most:
-            yield f"`{name}` must have at most {self.most} entries, got {len(value)}"
+        elif len(value) > self.maximum:
+            yield f"`{name}` must have at most {self.maximum} entries, got {len(value)}"
         else:
             for key, item in value.items():
                 yield from self.text.problems(key, f"key of {name}")
@@ -144,10 +148,10 @@ class Record(Rule):
                 yield from rule.problems(value[field], prefix + field)
 
 
-def whole(least: int, most: int) -> One:
+def integer(minimum: int, maximum: int) -> One:
     """Rule for an integer; True and 1.0 are not integers."""
-    words = f"an integer from {least} to {most}"
-    return One(words, lambda value: type(value) is int and least <= value <= most)
+    words = f"an integer from {minimum} to {maximum}"
+    return One(words, lambda value: type(value) is int and minimum <= value <= maximum)
 
 
 def share() -> One:
@@ -168,13 +172,13 @@ def one_of(*names: str) -> One:
     )
 
 
-def text(most: int, least: int = 1) -> One:
+def text(maximum: int, minimum: int = 1) -> One:
     """Rule for text that can be printed, encoded and drawn."""
-    words = f"printable text of {f'{least} to' if least else 'at most'} {most} characters"
+    words = f"printable text of {f'{minimum} to' if minimum else 'at most'} {maximum} characters"
     return One(
         words,
         lambda value: (
-            isinstance(value, str) and least <= len(value) <= most and is_printable(value)
+            isinstance(value, str) and minimum <= len(value) <= maximum and is_printable(value)
         ),
     )
 
@@ -224,14 +228,14 @@ def check_fields(rule: Rule, value: object, what: str, fix: str = "", *, name: s
         name: name of the value itself; not needed for a :class:`Record`.
 
     Raises:
-        ArtifactError: it does not; the message lists the first violations.
+        ModelFileError: it does not; the message lists the first violations.
     """
     if rule.fits(value):
         return
     found = list(islice(rule.problems(value, name), SHOWN_PROBLEMS + 1))
     if found:
         more = "; and more" if len(found) > SHOWN_PROBLEMS else ""
-        raise ArtifactError(
+        raise ModelFileError(
             f"{what} is invalid: {'; '.join(found[:SHOWN_PROBLEMS])}{more}.", fix=fix
         )
 
@@ -245,7 +249,7 @@ def read_object(content: str | bytes, what: str, fix: str = "") -> dict[str, Any
         fix: what the user can do.
 
     Raises:
-        ArtifactError: not UTF-8, not JSON, not an object, too large or nested too deeply.
+        ModelFileError: not UTF-8, not JSON, not an object, too large or nested too deeply.
     """
     try:
         if len(content) > MAX_LENGTH:
@@ -256,9 +260,9 @@ def read_object(content: str | bytes, what: str, fix: str = "") -> dict[str, Any
         if not isinstance(data, dict):
             raise ValueError(f"it must be an object, got {shown(data)}")
     except RecursionError as error:
-        raise ArtifactError(f"{what} cannot be read: it is nested too deeply.", fix=fix) from error
+        raise ModelFileError(f"{what} cannot be read: it is nested too deeply.", fix=fix) from error
     except ValueError as error:
-        raise ArtifactError(f"{what} cannot be read: {error}.", fix=fix) from error
+        raise ModelFileError(f"{what} cannot be read: {error}.", fix=fix) from error
     return data
 
 

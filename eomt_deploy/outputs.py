@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from eomt_deploy.errors import ArtifactError, OutputError, UsageError
+from eomt_deploy.errors import ModelFileError, OutputError, UsageError
 from eomt_deploy.files import check_writable
 
 MARKER = b"eomt-deploy "
@@ -78,7 +78,7 @@ def is_ours(path: Path) -> bool:
     check = _CHECKS.get(path.suffix.lower())
     try:
         return check is not None and check(path)
-    except (OSError, ArtifactError, ValueError, SyntaxError, zipfile.BadZipFile):
+    except (OSError, ModelFileError, ValueError, SyntaxError, zipfile.BadZipFile):
         return False
 
 
@@ -115,7 +115,7 @@ def _arrays(path: Path) -> bool:
 
 
 def _onnx(path: Path) -> bool:
-    from eomt_deploy.artifact import read_onnx_metadata
+    from eomt_deploy.model_file import read_onnx_metadata
     from eomt_deploy.spec import METADATA_KEY
 
     return METADATA_KEY in read_onnx_metadata(path)
@@ -134,7 +134,7 @@ def _package(path: Path) -> bool:
 
 
 def _xml(path: Path) -> bool:
-    from eomt_deploy.artifact import read_xml
+    from eomt_deploy.model_file import read_xml
 
     read_xml(path)
     return True

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 from eomt_deploy.fields import MAX_LENGTH, Words, check_fields, read_object
 
 METADATA_FILE = "wrapper_metadata.json"
@@ -30,7 +30,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     The sizes that the zip file declares are checked before anything in it is unpacked.
 
     Raises:
-        ArtifactError: the file is not a package, or the declared sizes are implausible.
+        ModelFileError: the file is not a package, or the declared sizes are implausible.
     """
     try:
         size = path.stat().st_size
@@ -41,9 +41,9 @@ def read_metadata(path: Path) -> dict[str, str]:
             content = b"{}" if entry is None else _read_entry(archive, entry)
         found = read_object(content, f"The metadata of {path}", FIX)
     except FileNotFoundError as error:
-        raise ArtifactError(f"There is no model at {path}.", fix="Check the path.") from error
+        raise ModelFileError(f"There is no model at {path}.", fix="Check the path.") from error
     except DAMAGED as error:
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path} is not an AOTInductor package, or it is damaged ({error}).", fix=FIX
         ) from error
     check_fields(METADATA, found, f"The metadata of {path}", FIX, name="metadata")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Logits = npt.NDArray[Any]
 
 
-class Photo(NamedTuple):
+class LoadedImage(NamedTuple):
     """Pixels of an image and its name in error messages (None if it has no name)."""
 
     pixels: RgbImage
@@ -44,10 +44,10 @@ class Request:
     thresholds: Thresholds
     max_pixels: int | None
 
-    def load(self, image: ImageSource) -> Photo:
+    def load(self, image: ImageSource) -> LoadedImage:
         """Read one image."""
         pixels = load_image(image, color_order=self.color_order, max_pixels=self.max_pixels)
-        return Photo(pixels, name_of(image))
+        return LoadedImage(pixels, name_of(image))
 
 
 class Pipeline(Protocol):
@@ -66,7 +66,7 @@ class Pipeline(Protocol):
 class _Input(NamedTuple):
     """One image, its network inputs uint8 [N, H, W, 3], and their position in the image."""
 
-    photo: Photo
+    image: LoadedImage
     images: npt.NDArray[np.uint8]
     geometry: Geometry
 
@@ -74,7 +74,7 @@ class _Input(NamedTuple):
 class _Output(NamedTuple):
     """One image, its class logits [N, Q, C+1] and mask logits [N, Q, h, w]."""
 
-    photo: Photo
+    image: LoadedImage
     class_logits: Logits
     mask_logits: Logits
     geometry: Geometry
@@ -90,8 +90,8 @@ class HostPipeline:
 
     def prepare(self, group: Sequence[ImageSource]) -> list[_Input]:
         """Read and resize."""
-        photos = map(self.request.load, group)
-        return [_Input(photo, *self.processor.preprocess(photo.pixels)) for photo in photos]
+        images = map(self.request.load, group)
+        return [_Input(image, *self.processor.preprocess(image.pixels)) for image in images]
 
     def run(self, ready: list[_Input]) -> list[_Output]:
         """Run the network on all images of the group together."""
@@ -99,13 +99,13 @@ class HostPipeline:
         ends = np.cumsum([len(item.images) for item in ready])[:-1]
         parts = zip(ready, np.split(classes, ends), np.split(masks, ends), strict=True)
         return [
-            _Output(item.photo, own_classes, own_masks, item.geometry)
+            _Output(item.image, own_classes, own_masks, item.geometry)
             for item, own_classes, own_masks in parts
         ]
 
     def finish(self, done: list[_Output]) -> list[Segmentation]:
         """Convert logits to results."""
-        return [replace(self._result(output), image=output.photo.pixels) for output in done]
+        return [replace(self._result(output), image=output.image.pixels) for output in done]
 
     def _result(self, output: _Output) -> Segmentation:
         return self.processor.postprocess_with(
@@ -113,7 +113,7 @@ class HostPipeline:
             output.mask_logits,
             output.geometry,
             self.request.thresholds,
-            output.photo.name,
+            output.image.name,
         )
 
 
@@ -124,15 +124,15 @@ class DevicePipeline:
     device: OnDevice
     request: Request
 
-    def prepare(self, group: Sequence[ImageSource]) -> list[Photo]:
+    def prepare(self, group: Sequence[ImageSource]) -> list[LoadedImage]:
         """Read the images."""
         return [self.request.load(image) for image in group]
 
-    def run(self, ready: list[Photo]) -> list[Segmentation]:
+    def run(self, ready: list[LoadedImage]) -> list[Segmentation]:
         """Resize, run the network and post-process, image by image."""
         thresholds = self.request.thresholds
         return [
-            replace(self.device.segment(*photo, thresholds), image=photo.pixels) for photo in ready
+            replace(self.device.segment(*image, thresholds), image=image.pixels) for image in ready
         ]
 
     def finish(self, done: list[Segmentation]) -> list[Segmentation]:

@@ -44,7 +44,7 @@ class Segmenter(Closing):
             None takes 100,000,000.
 
     Raises:
-        ArtifactError: the model file is missing, damaged, or not written by eomt-deploy.
+        ModelFileError: the model file is missing, damaged, or not written by eomt-deploy.
         MissingDependencyError: no backend for the model file is installed.
         DeviceError: the device cannot be used.
         UsageError: an option is invalid.

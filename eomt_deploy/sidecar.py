@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 from eomt_deploy.fields import (
     MAX_LENGTH,
     Items,
@@ -22,12 +22,12 @@ from eomt_deploy.fields import (
     Words,
     check_fields,
     flag,
+    integer,
     one_of,
     optional,
     read_object,
     shown,
     text,
-    whole,
 )
 from eomt_deploy.files import through_links, write_atomically
 from eomt_deploy.precision import AUTOCAST, PRECISIONS
@@ -103,27 +103,27 @@ class Sidecar:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ArtifactError: not JSON, a missing or invalid field, or another schema.
+            ModelFileError: not JSON, a missing or invalid field, or another schema.
         """
         data = read_object(content, WHAT, FIX)
         version = data.get("schema_version")
         if version != SCHEMA_VERSION and type(version) is int:
-            raise ArtifactError(
+            raise ModelFileError(
                 f"{WHAT} has schema {shown(version)}, this eomt-deploy reads schema "
                 f"{SCHEMA_VERSION}.",
                 fix="Rebuild the engine, or install the version of eomt-deploy that built it.",
             )
         check_fields(SIDECAR, data, WHAT, FIX)
         spec = ModelSpec.from_data(data["spec"])
-        least, optimal, largest = data["batch"]
+        minimum, optimal, largest = data["batch"]
         problem = ""
-        if not least <= optimal <= largest:
-            problem = f"`batch` must be in ascending order, got {least}, {optimal}, {largest}"
-        elif spec.batch is not None and (least, largest) != (spec.batch, spec.batch):
-            problem = f"`batch` must be {spec.batch} as in the model, got {least} to {largest}"
+        if not minimum <= optimal <= largest:
+            problem = f"`batch` must be in ascending order, got {minimum}, {optimal}, {largest}"
+        elif spec.batch is not None and (minimum, largest) != (spec.batch, spec.batch):
+            problem = f"`batch` must be {spec.batch} as in the model, got {minimum} to {largest}"
         if problem:
-            raise ArtifactError(f"{WHAT} is invalid: {problem}.", fix=FIX)
-        made = {"spec": spec, "batch": (least, optimal, largest)}
+            raise ModelFileError(f"{WHAT} is invalid: {problem}.", fix=FIX)
+        made = {"spec": spec, "batch": (minimum, optimal, largest)}
         return cls(**data | made | {"compute_capabilities": tuple(data["compute_capabilities"])})
 
 
@@ -131,10 +131,10 @@ def known_target(sidecar: Sidecar) -> Target:
     """The library that runs the engine.
 
     Raises:
-        ArtifactError: the library is unknown.
+        ModelFileError: the library is unknown.
     """
     if sidecar.target not in TARGETS:
-        raise ArtifactError(
+        raise ModelFileError(
             f"The engine was built for {sidecar.target!r}, which this eomt-deploy does not know.",
             fix=f"Update eomt-deploy. This version knows {', '.join(TARGETS)}.",
         )
@@ -152,14 +152,14 @@ def read_sidecar(engine: Path) -> Sidecar:
     """Read the description beside an engine file.
 
     Raises:
-        ArtifactError: the description is missing, cannot be read, or is invalid.
+        ModelFileError: the description is missing, cannot be read, or is invalid.
     """
     path = sidecar_path(engine)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_LENGTH + 1)  # from_json() refuses more than MAX_LENGTH
     except FileNotFoundError as error:
-        raise ArtifactError(
+        raise ModelFileError(
             f"{engine} has no description: {path.name} is missing.",
             why="The engine file itself contains neither its classes nor the machine that it was "
             "built for.",
@@ -167,11 +167,11 @@ def read_sidecar(engine: Path) -> Sidecar:
             "eomt-deploy build model.onnx -o model.engine",
         ) from error
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error}.") from error
+        raise ModelFileError(f"{path} cannot be read: {error}.") from error
     try:
         return Sidecar.from_json(content)
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> Path:
@@ -185,31 +185,31 @@ def write_sidecar(engine: Path, sidecar: Sidecar) -> Path:
     return path
 
 
-def check_plan(engine: Path, sidecar: Sidecar, *, whole: bool = False) -> None:
+def check_plan(engine: Path, sidecar: Sidecar, *, full: bool = False) -> None:
     """Check that an engine file matches its description.
 
     Args:
         engine: the engine file.
         sidecar: its description.
-        whole: also compare the SHA-256, which reads the complete file.
+        full: also compare the SHA-256, which reads the complete file.
 
     Raises:
-        ArtifactError: the engine is missing, cut off or another file.
+        ModelFileError: the engine is missing, cut off or another file.
     """
     try:
         size = engine.stat().st_size
     except OSError as error:
-        raise ArtifactError(f"{engine} cannot be read: {error.strerror}.") from error
+        raise ModelFileError(f"{engine} cannot be read: {error.strerror}.") from error
     fix = f"Copy the engine and {sidecar_path(engine).name} again, or rebuild the engine."
     if size != sidecar.plan_bytes:
         kind = "cut off" if size < sidecar.plan_bytes else "another file"
-        raise ArtifactError(
+        raise ModelFileError(
             f"{engine} has {size:,} bytes, but {sidecar.plan_bytes:,} according to its "
             f"description: it is {kind}.",
             fix=fix,
         )
-    if whole and (found := sha256(engine)) != sidecar.plan_sha256:
-        raise ArtifactError(
+    if full and (found := sha256(engine)) != sidecar.plan_sha256:
+        raise ModelFileError(
             f"{engine} is not the engine that {sidecar_path(engine).name} describes "
             f"(SHA-256 {found[:12]}…, not {sidecar.plan_sha256[:12]}…).",
             fix=fix,
@@ -260,14 +260,14 @@ SIDECAR = Record(
         "target": _NAME,  # see known_target
         "library_version": _VERSION,
         "precision": one_of(*PRECISIONS, *AUTOCAST),
-        "batch": Items(whole(1, MAX_BATCH), 3, 3),
+        "batch": Items(integer(1, MAX_BATCH), 3, 3),
         "compute_capabilities": Items(_CAPABILITY, 0, 1000),
         "gpu": optional(_NAME),
         "driver": optional(_NAME),
         "version_compatible": flag(),
         "hardware_compatibility": one_of("none", "ampere_plus", "same_compute_capability"),
         "stripped": flag(),
-        "plan_bytes": whole(0, 2**63 - 1),
+        "plan_bytes": integer(0, 2**63 - 1),
         "plan_sha256": _SHA256,
         "onnx": One("a file name", _is_file_name),
         "onnx_sha256": _SHA256,

@@ -33,7 +33,7 @@ __all__ = [
     "ColorOrder",
     "ImageSource",
     "RgbImage",
-    "built_in_photos",
+    "built_in_images",
     "decode_image",
     "decode_labelled",
     "find_images",
@@ -202,7 +202,7 @@ def _from_array(array: npt.NDArray[Any], color_order: ColorOrder) -> RgbImage:
     return array[:, :, ::-1] if color_order == "bgr" else array
 
 
-def built_in_photos() -> list[Path]:
+def built_in_images() -> list[Path]:
     """The images that come with the package."""
     return sorted((Path(__file__).parent / "assets").glob("*.jpg"))
 

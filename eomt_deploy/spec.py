@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from eomt_deploy.errors import ArtifactError, UsageError
+from eomt_deploy.errors import ModelFileError, UsageError
 from eomt_deploy.fields import (
     Items,
     One,
@@ -15,6 +15,7 @@ from eomt_deploy.fields import (
     Words,
     check_fields,
     flag,
+    integer,
     is_printable,
     one_of,
     optional,
@@ -22,7 +23,6 @@ from eomt_deploy.fields import (
     share,
     shown,
     text,
-    whole,
 )
 from eomt_deploy.precision import AUTOCAST, PRECISIONS
 
@@ -162,7 +162,7 @@ class ModelSpec:
         if ids != list(range(len(ids))):
             problems.append(f"class ids must count from 0 without gaps, got {shown(ids)}")
         if problems:
-            raise ArtifactError(f"{WHAT} is invalid: {'; '.join(problems)}.", fix=FIX)
+            raise ModelFileError(f"{WHAT} is invalid: {'; '.join(problems)}.", fix=FIX)
 
     @property
     def mask_size(self) -> tuple[int, int]:
@@ -180,7 +180,7 @@ class ModelSpec:
         """Read a spec written by :meth:`to_json`.
 
         Raises:
-            ArtifactError: not JSON, a missing or invalid field, or another schema.
+            ModelFileError: not JSON, a missing or invalid field, or another schema.
         """
         return cls.from_data(read_object(content, WHAT, FIX))
 
@@ -189,13 +189,13 @@ class ModelSpec:
         """As :meth:`from_json`, from parsed JSON.
 
         Raises:
-            ArtifactError: a field is missing or invalid, or it has another schema.
+            ModelFileError: a field is missing or invalid, or it has another schema.
         """
         version = data.get("schema_version")
         if version != SCHEMA_VERSION and type(version) is int:
             by = data.get("provenance")
             by = by.get("eomt_deploy", "unknown") if isinstance(by, dict) else "unknown"
-            raise ArtifactError(
+            raise ModelFileError(
                 f"{WHAT} has schema {shown(version)}, this eomt-deploy reads schema "
                 f"{SCHEMA_VERSION}.",
                 fix=f"Export the checkpoint again, or install the version that wrote it "
@@ -232,8 +232,8 @@ def check_class_name(name: str, where: str) -> None:
 
 WHAT = "The model description"
 FIX = "Export the checkpoint again with this version of eomt-deploy."
-SIDE = whole(MIN_SIDE, MAX_SIDE)
-CLASS_NAME = text(MAX_NAME, least=0)
+SIDE = integer(MIN_SIDE, MAX_SIDE)
+CLASS_NAME = text(MAX_NAME, minimum=0)
 
 SPEC = Record(
     ModelSpec,
@@ -241,18 +241,18 @@ SPEC = Record(
         "name": text(MAX_NAME),
         "task": one_of(*TASKS),
         "image_size": Items(SIDE, 2, 2),
-        "patch_size": whole(1, 1024),
-        "num_queries": whole(1, MAX_QUERIES),
-        "num_blocks": whole(0, 1024),
-        "num_upscale": whole(0, 10),
+        "patch_size": integer(1, 1024),
+        "num_queries": integer(1, MAX_QUERIES),
+        "num_blocks": integer(0, 1024),
+        "num_upscale": integer(0, 10),
         "classes": Items(
             Record(
                 ClassInfo,
                 {
-                    "id": whole(0, MAX_CLASSES - 1),
+                    "id": integer(0, MAX_CLASSES - 1),
                     "name": CLASS_NAME,
                     "thing": flag(),
-                    "color": Items(whole(0, 255), 3, 3),
+                    "color": Items(integer(0, 255), 3, 3),
                 },
             ),
             1,
@@ -268,16 +268,16 @@ SPEC = Record(
             Backbone,
             {
                 "family": text(MAX_NAME),
-                "width": whole(1, 2**20),
-                "depth": whole(1, 1024),
-                "heads": whole(1, 2**16),
+                "width": integer(1, 2**20),
+                "depth": integer(1, 1024),
+                "heads": integer(1, 2**16),
                 "mlp": one_of(*get_args(Mlp)),
-                "registers": whole(0, 1024),
-                "parameters": whole(0, 10**15),
+                "registers": integer(0, 1024),
+                "parameters": integer(0, 10**15),
             },
         ),
         "precision": one_of(*PRECISIONS, *AUTOCAST),
-        "batch": optional(whole(1, MAX_BATCH)),
+        "batch": optional(integer(1, MAX_BATCH)),
         "provenance": Words(1000, 100_000),
         "schema_version": One(
             str(SCHEMA_VERSION), lambda v: type(v) is int and v == SCHEMA_VERSION

@@ -107,7 +107,7 @@ def traced() -> Callable[[int | None], ir.Model]:
 def lowered(traced: Callable[[int | None], ir.Model]) -> Callable[..., ir.Model]:
     """The tiny network's graph in any precision and batch size."""
     network = fold(tiny.network())
-    activations = observe(network, [tiny.photos()])
+    activations = observe(network, [tiny.images()])
 
     def get(precision: str, batch: int | None = None, task: Task = "panoptic") -> ir.Model:
         model = traced(batch)
@@ -122,7 +122,7 @@ def lowered(traced: Callable[[int | None], ir.Model]) -> Callable[..., ir.Model]
 
 
 @pytest.fixture(scope="session")
-def photo() -> Path:
+def image_path() -> Path:
     """Path of a photograph, 400x600 pixels."""
     import eomt_deploy
 

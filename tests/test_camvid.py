@@ -24,11 +24,11 @@ def test_miou_of_the_official_code(shared, tmp_path):
     weights = checkpoints / "camvid_semantic_eomt_small.bin"
     export(ExportConfig(str(weights), path, task="semantic", classes=classes))
     confusion = np.zeros((count, count), np.int64)
-    photos = sorted((data / "images").glob("*.jpg"))
-    assert len(photos) == 101
+    images = sorted((data / "images").glob("*.jpg"))
+    assert len(images) == 101
     with Segmenter(path) as segmenter:
-        for photo, result in zip(photos, segmenter.stream(photos), strict=True):
-            truth = np.asarray(Image.open(data / "labels" / f"{photo.stem}.png")).astype(int)
+        for image_path, result in zip(images, segmenter.stream(images), strict=True):
+            truth = np.asarray(Image.open(data / "labels" / f"{image_path.stem}.png")).astype(int)
             known = truth != VOID
             pairs = truth[known] * count + result.class_map[known]
             confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)

@@ -120,8 +120,8 @@ def test_orientation_as_imagemagick_stores_it_in_a_png(gradient):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM"])
-def test_pixels_are_those_of_opencv(tmp_path, photo, format):
-    pixels = cv2.imread(str(photo))[::2, ::2, ::-1]
+def test_pixels_are_those_of_opencv(tmp_path, image_path, format):
+    pixels = cv2.imread(str(image_path))[::2, ::2, ::-1]
     path = tmp_path / f"image{FORMATS[format][0]}"
     path.write_bytes(encoded(np.ascontiguousarray(pixels), format))
     assert (load_image(path) == cv2.imread(str(path))[:, :, ::-1]).all()

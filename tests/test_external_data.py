@@ -13,11 +13,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from eomt_deploy import external_data
-from eomt_deploy.artifact import read_artifact
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.openvino.engine import OpenVinoEngine
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 from eomt_deploy.external_data import CHILDREN, side_files, without_links
+from eomt_deploy.model_file import read_model_file
 
 BACKENDS = ("onnxruntime", "openvino", "emulation")
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
@@ -84,7 +84,7 @@ def test_the_layout_of_the_hugging_face_cache(external, exported, tmp_path, back
     monkeypatch.chdir(linked.parent)
     outputs(Path("m.onnx"), backend)
     assert files_below(tmp_path) == before  # nothing is left beside the blobs
-    assert read_artifact(linked).bytes == sum(f.stat().st_size for f in linked.parent.iterdir())
+    assert read_model_file(linked).bytes == sum(f.stat().st_size for f in linked.parent.iterdir())
 
 
 def test_files_that_cannot_be_linked_are_copied(external, tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_files_that_cannot_be_linked_are_copied(external, tmp_path, monkeypatch)
         assert not copied.exists()
         patch.setattr(shutil, "copyfile", refuse)
         with (
-            pytest.raises(ArtifactError, match=r"cannot be copied(.|\n)*cross-device(.|\n)*cp -L"),
+            pytest.raises(ModelFileError, match=r"cannot be copied(.|\n)*cross-device(.|\n)*cp -L"),
             OpenVinoEngine(linked),
         ):
             pass
@@ -136,26 +136,26 @@ def test_files_outside_the_folder_are_refused_by_every_backend(external, locatio
     path = external(location)
     shutil.copy(path.with_name("made.data"), tmp_path / "secret.data")
     for backend in BACKENDS:
-        with pytest.raises(ArtifactError, match="not inside its folder"):
+        with pytest.raises(ModelFileError, match="not inside its folder"):
             open_engine(path, backend=backend)
-    with pytest.raises(ArtifactError, match="not inside its folder"):
-        read_artifact(path)
-    with pytest.raises(ArtifactError, match="not inside its folder"):
+    with pytest.raises(ModelFileError, match="not inside its folder"):
+        read_model_file(path)
+    with pytest.raises(ModelFileError, match="not inside its folder"):
         OpenVinoEngine(path)
 
 
 def test_what_is_missing_or_cut_off_is_named(external, cli):
     path = external()
-    assert read_artifact(path).spec.task == "semantic"  # this does not need the weights
-    with pytest.raises(ArtifactError, match=r"m.onnx.data is missing"):
+    assert read_model_file(path).spec.task == "semantic"  # this does not need the weights
+    with pytest.raises(ModelFileError, match=r"m.onnx.data is missing"):
         open_engine(path)
     data = path.with_name("made.data").read_bytes()
     path.with_name("m.onnx.data").write_bytes(data[:-1])
-    with pytest.raises(ArtifactError, match=f"it has {len(data) - 1:,} of {len(data):,} bytes"):
+    with pytest.raises(ModelFileError, match=f"it has {len(data) - 1:,} of {len(data):,} bytes"):
         open_engine(path)
     path.with_name("m.onnx.data").unlink()
     path.with_name("m.onnx.data").mkdir()
-    with pytest.raises(ArtifactError, match=r"m.onnx.data is missing"):
+    with pytest.raises(ModelFileError, match=r"m.onnx.data is missing"):
         open_engine(path)
 
 
@@ -214,7 +214,7 @@ def model_with(place: str) -> onnx.ModelProto:
 def test_no_place_of_a_tensor_is_forgotten(tmp_path, place):
     path = tmp_path / "m.onnx"
     path.write_bytes(model_with(place).SerializeToString())
-    with pytest.raises(ArtifactError, match=r"'../secret'"):
+    with pytest.raises(ModelFileError, match=r"'../secret'"):
         side_files(path)
 
 
@@ -244,23 +244,23 @@ def test_a_group_is_refused(tmp_path):
     """Other readers skip a group and continue after it."""
     path = tmp_path / "m.onnx"
     path.write_bytes(b"\x5b\x5c" + model_with("initializer").SerializeToString())
-    with pytest.raises(ArtifactError, match="protobuf group"):
+    with pytest.raises(ModelFileError, match="protobuf group"):
         side_files(path)
 
 
 def test_damaged_files_are_left_to_the_backend(tmp_path, external):
     path = external()
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     generator = random.Random(0)
     for number in range(300):
-        content = bytearray(whole)
+        content = bytearray(complete)
         if number % 3 == 0:
             del content[generator.randrange(len(content)) :]
         else:
             for _ in range(generator.randrange(1, 20)):
                 content[generator.randrange(len(content))] = generator.randrange(256)
         path.write_bytes(content)
-        with suppress(ArtifactError):  # a name was changed, or there is a group
+        with suppress(ModelFileError):  # a name was changed, or there is a group
             assert set(side_files(path, complete=False)) <= set(path.parent.iterdir())
     for content in (b"", b"\x0a", b"\xff" * 20, b"\x3a\xff\xff\xff\xff\x7f", b"plain text"):
         path.write_bytes(content)

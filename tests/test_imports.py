@@ -33,7 +33,7 @@ def test_import_is_light():
 def test_run_time_side_never_imports_torch():
     code = (
         "import sys, eomt_deploy.segmenter, eomt_deploy.cli, eomt_deploy.benchmarking\n"
-        "import eomt_deploy.backends.onnxruntime.engine, eomt_deploy.artifact\n"
+        "import eomt_deploy.backends.onnxruntime.engine, eomt_deploy.model_file\n"
         "print([m for m in ('torch', 'transformers', 'onnx') if m in sys.modules])"
     )
     assert run_python(code).strip() == "[]"

@@ -51,8 +51,8 @@ def test_a_source_that_fails_is_no_loss_either(ahead):
     assert found == ["aprf", "bprf"]
 
 
-@pytest.mark.parametrize(("ahead", "most"), [(0, 1), (1, 3), (2, 4)])
-def test_no_more_items_are_taken_than_allowed(ahead, most):
+@pytest.mark.parametrize(("ahead", "maximum"), [(0, 1), (1, 3), (2, 4)])
+def test_no_more_items_are_taken_than_allowed(ahead, maximum):
     taken = []
 
     def source():
@@ -63,7 +63,7 @@ def test_no_more_items_are_taken_than_allowed(ahead, most):
     results = through(source(), ahead=ahead)
     for count in range(1, 11):
         next(results)
-        assert len(taken) <= count + most
+        assert len(taken) <= count + maximum
     if ahead == 0:
         assert len(taken) == 10
     results.close()

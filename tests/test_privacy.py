@@ -49,7 +49,7 @@ def shim(tmp_path_factory) -> Path | None:
 def data(tmp_path_factory) -> Path:
     """Two labelled images."""
     folder = tmp_path_factory.mktemp("data")
-    for index, image in enumerate(tiny.photos(2)):
+    for index, image in enumerate(tiny.images(2)):
         for name, array in (("images", image), ("labels", image[..., 0] % 5)):
             (folder / name).mkdir(exist_ok=True)
             Image.fromarray(array).save(folder / name / f"{index}.png")

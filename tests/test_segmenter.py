@@ -24,17 +24,17 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_kind_of_source_gives_one_result(exported, task, photo):
-    pixels = load_image(photo)
+def test_every_kind_of_source_gives_one_result(exported, task, image_path):
+    pixels = load_image(image_path)
     with Segmenter(exported(task)) as segmenter:
-        result = segmenter.predict(photo)
+        result = segmenter.predict(image_path)
         assert result.task == task
         assert result.size == (400, 600)
         for source, order in (
-            (str(photo), "rgb"),
+            (str(image_path), "rgb"),
             (pixels, "rgb"),
             (pixels[:, :, ::-1], "bgr"),
-            (Image.open(photo), "rgb"),
+            (Image.open(image_path), "rgb"),
         ):
             assert same(segmenter.predict(source, color_order=order), result)
         assert (result.image == pixels).all()
@@ -42,8 +42,8 @@ def test_every_kind_of_source_gives_one_result(exported, task, photo):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_batch_and_stream_equal_single_calls(exported, task, photo, gradient):
-    images = [photo, gradient, np.ascontiguousarray(np.rot90(gradient))]
+def test_batch_and_stream_equal_single_calls(exported, task, image_path, gradient):
+    images = [image_path, gradient, np.ascontiguousarray(np.rot90(gradient))]
     with Segmenter(exported(task)) as segmenter:
         single = [segmenter.predict(image) for image in images]
         for results in (segmenter.predict_batch(images), list(segmenter.stream(images))):
@@ -52,15 +52,15 @@ def test_batch_and_stream_equal_single_calls(exported, task, photo, gradient):
         assert segmenter.predict_batch([]) == []
 
 
-def test_thresholds_are_run_time_arguments(exported, photo):
+def test_thresholds_are_run_time_arguments(exported, image_path):
     with Segmenter(exported("instance")) as segmenter:
-        everything = segmenter.predict(photo).segments
-        likely = segmenter.predict(photo, score_threshold=0.3).segments
+        everything = segmenter.predict(image_path).segments
+        likely = segmenter.predict(image_path, score_threshold=0.3).segments
         assert len(everything) == 60  # 12 queries x 5 classes, all of them
         assert 0 < len(likely) < 60
         assert min(s.score for s in likely) >= 0.3
     with Segmenter(exported("semantic")) as segmenter, pytest.raises(UsageError):
-        segmenter.predict(photo, score_threshold=0.3)
+        segmenter.predict(image_path, score_threshold=0.3)
 
 
 def test_takes_an_open_engine(exported, gradient):
@@ -77,7 +77,7 @@ def test_bad_image(exported):
         segmenter.predict("nowhere.jpg")
 
 
-def test_long_photos_run_a_bounded_number_of_windows_at_a_time(exported, monkeypatch):
+def test_long_images_run_a_bounded_number_of_windows_at_a_time(exported, monkeypatch):
     from eomt_deploy.backends import engine as module
 
     long = np.random.default_rng(0).integers(0, 256, (40, 400, 3), np.uint8)
@@ -99,15 +99,17 @@ def test_batch_as_one_array(exported):
         assert len(segmenter.predict_batch(images)) == 2
 
 
-def test_a_stream_goes_on_after_an_unreadable_image(exported, photo, tmp_path):
+def test_a_stream_goes_on_after_an_unreadable_image(exported, image_path, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     with Segmenter(exported("panoptic")) as segmenter:
         for ahead in (0, 2):
-            found = list(segmenter.stream([photo, broken, photo], ahead=ahead, return_errors=True))
+            found = list(
+                segmenter.stream([image_path, broken, image_path], ahead=ahead, return_errors=True)
+            )
             assert isinstance(found[1], ImageError)
             assert same(found[0], found[2])
-        results = segmenter.stream([photo, broken, photo])
+        results = segmenter.stream([image_path, broken, image_path])
         assert same(next(results), found[0])
         with pytest.raises(ImageError, match="broken"):
             next(results)
@@ -121,8 +123,8 @@ def test_a_stream_checks_its_arguments_at_once(exported):
             segmenter.stream([], ahead=-1)
 
 
-def test_a_camera_that_fills_the_same_array_again(exported, photo):
-    frames = [load_image(photo), np.ascontiguousarray(load_image(photo)[::-1])]
+def test_a_camera_that_fills_the_same_array_again(exported, image_path):
+    frames = [load_image(image_path), np.ascontiguousarray(load_image(image_path)[::-1])]
     buffer = np.empty_like(frames[0])
 
     def camera():
@@ -151,12 +153,13 @@ def broken(exported, tmp_path):
         yield segmenter
 
 
-def test_a_model_that_gives_nan_is_refused_by_every_way_to_predict(broken, photo, gradient):
+def test_every_predict_method_refuses_a_model_that_gives_nan(broken, image_path, gradient):
     text = f"{broken.spec.name} (fp32, {broken.engine.backend}) gives NaN or infinite logits"
-    with Image.open(photo) as opened:
-        for source, place in ((photo, f" on {photo}."), (str(photo), f" on {photo}."),
-                              (opened, f" on {photo}."), (gradient, ".")):  # fmt: skip
-            ways = [
+    with Image.open(image_path) as opened:
+        named = f" on {image_path}."
+        sources = [(image_path, named), (str(image_path), named), (opened, named), (gradient, ".")]
+        for source, place in sources:
+            calls = [
                 lambda source=source: broken.predict(source),
                 lambda source=source: broken.predict_batch([source]),
                 *(
@@ -167,15 +170,15 @@ def test_a_model_that_gives_nan_is_refused_by_every_way_to_predict(broken, photo
                     for keep in (False, True)  # the model is the cause, not the image
                 ),
             ]
-            for way in ways:
+            for call in calls:
                 with pytest.raises(VerificationError) as error:
-                    way()
+                    call()
                 assert error.value.what == text + place
 
 
-def test_a_batch_names_the_image_whose_logits_are_nan(broken, photo, picture):
+def test_a_batch_names_the_image_whose_logits_are_nan(broken, image_path, picture):
     with pytest.raises(VerificationError, match=picture.name):
-        broken.predict_batch([photo, picture])  # the last image of the batch is
+        broken.predict_batch([image_path, picture])  # the last image of the batch is
 
 
 class OnDevice:
@@ -200,17 +203,17 @@ class OnDevice:
         self._host.close()
 
 
-def test_logits_on_a_gpu_are_checked_there(exported, tmp_path, photo, gradient, monkeypatch):
+def test_logits_on_a_gpu_are_checked_there(exported, tmp_path, image_path, gradient, monkeypatch):
     device = OnDevice(open_engine(exported("panoptic")), tmp_path)
     monkeypatch.setattr(
         "eomt_deploy.processing.cuda.processor.load_kernels", lambda gpu: Kernels(gpu, twin())
     )
     with Segmenter(device) as segmenter:
-        segmenter.predict(photo)
+        segmenter.predict(image_path)
         device.broken = True
         text = f"{device.spec.name} (fp32, tensorrt) gives NaN or infinite logits"
         for predict in (segmenter.predict, lambda image: next(segmenter.stream([image]))):
-            for source, place in ((photo, f" on {photo}."), (gradient, ".")):
+            for source, place in ((image_path, f" on {image_path}."), (gradient, ".")):
                 with pytest.raises(VerificationError) as error:
                     predict(source)
                 assert error.value.what == text + place

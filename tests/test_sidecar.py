@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import VALUES, changed, names_it, paths, without
 
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 from eomt_deploy.fields import MAX_LENGTH, is_printable
 from eomt_deploy.sidecar import Sidecar, check_plan, read_sidecar, sidecar_path, write_sidecar
 
@@ -59,16 +59,16 @@ def test_file_round_trip_and_the_plan_beside_it(tmp_path):
     engine = tmp_path / "m.engine"
     assert write_sidecar(engine, SIDECAR) == sidecar_path(engine) == tmp_path / "m.engine.json"
     assert read_sidecar(engine) == SIDECAR
-    with pytest.raises(ArtifactError, match="No such file"):
+    with pytest.raises(ModelFileError, match="No such file"):
         check_plan(engine, SIDECAR)
     engine.write_bytes(b"abcd")
-    check_plan(engine, SIDECAR, whole=True)
+    check_plan(engine, SIDECAR, full=True)
     engine.write_bytes(b"abce")
     check_plan(engine, SIDECAR)
-    with pytest.raises(ArtifactError, match="SHA-256"):
-        check_plan(engine, SIDECAR, whole=True)
+    with pytest.raises(ModelFileError, match="SHA-256"):
+        check_plan(engine, SIDECAR, full=True)
     engine.write_bytes(b"abc")
-    with pytest.raises(ArtifactError, match="cut off"):
+    with pytest.raises(ModelFileError, match="cut off"):
         check_plan(engine, SIDECAR)
 
 
@@ -88,16 +88,16 @@ def test_gpus_that_it_runs_on(entries, runs, fails):
 
 
 def test_engine_without_description(tmp_path):
-    with pytest.raises(ArtifactError, match=r"m\.engine\.json is missing"):
+    with pytest.raises(ModelFileError, match=r"m\.engine\.json is missing"):
         read_sidecar(tmp_path / "m.engine")
     sidecar_path(tmp_path / "m.engine").write_bytes(b"\xff\xfe")
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ModelFileError, match="cannot be read"):
         read_sidecar(tmp_path / "m.engine")
 
 
 def test_another_schema_is_refused():
     data = json.loads(SIDECAR.to_json()) | {"schema_version": 99}
-    with pytest.raises(ArtifactError, match="schema 99"):
+    with pytest.raises(ModelFileError, match="schema 99"):
         Sidecar.from_json(json.dumps(data))
 
 
@@ -122,7 +122,7 @@ def test_another_schema_is_refused():
 def test_changed_descriptions_are_refused(change, tmp_path):
     data = json.loads(SIDECAR.to_json()) | change
     sidecar_path(tmp_path / "m.engine").write_text(json.dumps(data))
-    with pytest.raises(ArtifactError, match=r"m\.engine\.json"):
+    with pytest.raises(ModelFileError, match=r"m\.engine\.json"):
         read_sidecar(tmp_path / "m.engine")
 
 
@@ -136,7 +136,7 @@ def test_any_value_in_any_field_is_read_or_refused(path):
         began = time.process_time()
         try:
             sidecar = Sidecar.from_json(changed(DATA, path, value))
-        except ArtifactError as error:
+        except ModelFileError as error:
             message = error.what
             assert names_it(message, path)
             assert len(message) < 1000
@@ -149,13 +149,13 @@ def test_any_value_in_any_field_is_read_or_refused(path):
 
 @pytest.mark.parametrize("field", DATA)
 def test_missing_fields(field):
-    with pytest.raises(ArtifactError, match=f"`{field}` is missing|must be 1, got"):
+    with pytest.raises(ModelFileError, match=f"`{field}` is missing|must be 1, got"):
         Sidecar.from_json(without(DATA, (field,)))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b.onnx", "/etc/passwd", "../m.onnx", "a\0"])
 def test_names_of_models_that_are_no_file_names(name):
-    with pytest.raises(ArtifactError, match="`onnx` must be a file name"):
+    with pytest.raises(ModelFileError, match="`onnx` must be a file name"):
         Sidecar.from_json(json.dumps(DATA | {"onnx": name}))
 
 
@@ -172,11 +172,11 @@ def test_names_of_models_that_are_no_file_names(name):
     ],
 )
 def test_unreadable_text_is_refused(text, words):
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ModelFileError, match=words):
         Sidecar.from_json(text)
 
 
 def test_huge_descriptions_are_not_read(tmp_path):
     sidecar_path(tmp_path / "m.engine").write_bytes(b" " * MAX_LENGTH + b"{}")
-    with pytest.raises(ArtifactError, match=r"m\.engine\.json: .*the maximum is"):
+    with pytest.raises(ModelFileError, match=r"m\.engine\.json: .*the maximum is"):
         read_sidecar(tmp_path / "m.engine")

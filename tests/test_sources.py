@@ -86,11 +86,11 @@ def test_unknown_color_order(gradient):
         load_image(gradient, color_order="gbr")
 
 
-def test_files_that_are_no_image(tmp_path, photo):
+def test_files_that_are_no_image(tmp_path, image_path):
     text = tmp_path / "notes.jpg"
     text.write_text("not a picture")
     cut = tmp_path / "cut.jpg"
-    cut.write_bytes(photo.read_bytes()[:20_000])
+    cut.write_bytes(image_path.read_bytes()[:20_000])
     for path, word in (
         (text, "not an image"),
         (cut, "cannot be decoded"),
@@ -123,9 +123,9 @@ def test_color_order_of_what_knows_its_own(picture):
             load_image(source, color_order="bgr")
 
 
-def test_truncated_pil_image(tmp_path, photo):
+def test_truncated_pil_image(tmp_path, image_path):
     cut = tmp_path / "cut.jpg"
-    cut.write_bytes(photo.read_bytes()[:20_000])
+    cut.write_bytes(image_path.read_bytes()[:20_000])
     with pytest.raises(ImageError, match="cannot be decoded"):
         load_image(Image.open(cut))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mutations import VALUES, changed, names_it, nested, paths, without
 
 from eomt_deploy.classes import make_classes
-from eomt_deploy.errors import ArtifactError, UsageError
+from eomt_deploy.errors import ModelFileError, UsageError
 from eomt_deploy.fields import MAX_LENGTH, is_printable, printable
 from eomt_deploy.spec import (
     MAX_CLASSES,
@@ -90,7 +90,7 @@ def test_mask_size_is_a_quarter_of_the_image():
     ],
 )
 def test_wrong_values_are_refused(change, words):
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ModelFileError, match=words):
         replace(SPEC, **change)
 
 
@@ -106,7 +106,7 @@ def test_any_value_in_any_field_is_read_or_refused(path):
         began = time.process_time()
         try:
             spec = ModelSpec.from_json(text)
-        except ArtifactError as error:
+        except ModelFileError as error:
             message = error.what
             assert names_it(message, path)
             assert len(message) < 1000
@@ -125,7 +125,7 @@ def test_missing_fields(path):
     older = ("provenance", "precision", "batch", "thresholds")
     if (path[0] in older and path != ("thresholds",)) or isinstance(path[-1], int):
         return
-    with pytest.raises(ArtifactError, match=f"{path[-1]}` is missing"):
+    with pytest.raises(ModelFileError, match=f"{path[-1]}` is missing"):
         ModelSpec.from_json(without(DATA, path))
 
 
@@ -145,7 +145,7 @@ def test_unknown_fields_are_named(place):
     for key in place:
         target = target[key]
     target["surprise\ud800"] = 1
-    with pytest.raises(ArtifactError, match=r"the field '.*surprise\\ud800' is unknown"):
+    with pytest.raises(ModelFileError, match=r"the field '.*surprise\\ud800' is unknown"):
         ModelSpec.from_json(json.dumps(data))
 
 
@@ -161,7 +161,7 @@ def test_unknown_fields_are_named(place):
 def test_any_json_in_any_field(value, path):
     try:
         spec = ModelSpec.from_json(changed(DATA, path, json.dumps(value)))
-    except ArtifactError as error:
+    except ModelFileError as error:
         message = error.what
         assert is_printable(message)
     else:
@@ -170,7 +170,7 @@ def test_any_json_in_any_field(value, path):
 
 def test_newer_schema_is_refused_with_the_version_that_wrote_it():
     data = json.loads(SPEC.to_json()) | {"schema_version": 99}
-    with pytest.raises(ArtifactError, match=r"schema 99(.|\n)*0\.1\.0"):
+    with pytest.raises(ModelFileError, match=r"schema 99(.|\n)*0\.1\.0"):
         ModelSpec.from_json(json.dumps(data))
 
 
@@ -190,7 +190,7 @@ def test_newer_schema_is_refused_with_the_version_that_wrote_it():
     ],
 )
 def test_unreadable_text_is_refused(text, words):
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ModelFileError, match=words):
         ModelSpec.from_json(text)
 
 

@@ -54,7 +54,7 @@ def test_data_is_inside(wheel):
     assert not [n for n in names if "benchmarks/results" in n or n.endswith("gpu_paper.py")]
 
 
-def test_light_then_cpu_then_export(wheel, tmp_path, photo, exported):
+def test_light_then_cpu_then_export(wheel, tmp_path, image_path, exported):
     environment = Environment(tmp_path / "venv")
     model = exported("semantic")
 
@@ -65,19 +65,19 @@ def test_light_then_cpu_then_export(wheel, tmp_path, photo, exported):
     assert "eomt-tiny-scenes" in names
     assert "semantic" in environment.run("eomt-deploy", "inspect", model)
     seen = tmp_path / "seen.jpg"
-    told = environment.run("eomt-deploy", "predict", model, photo, "-o", seen, code=3)
-    assert "pip install 'eomt-deploy[cpu]'" in told
+    message = environment.run("eomt-deploy", "predict", model, image_path, "-o", seen, code=3)
+    assert "pip install 'eomt-deploy[cpu]'" in message
     assert "eomt-deploy[cpu]" in environment.run("eomt-deploy", "doctor", code=3)
 
     environment.install(f"{wheel}[cpu]")
-    environment.run("eomt-deploy", "predict", model, photo, "-o", seen)
+    environment.run("eomt-deploy", "predict", model, image_path, "-o", seen)
     assert seen.stat().st_size > 1000
     own = tmp_path / "own.onnx"
-    told = environment.run("eomt-deploy", "export", "eomt-tiny-scenes", "-o", own, code=3)
-    assert "eomt-deploy[export" in told
+    message = environment.run("eomt-deploy", "export", "eomt-tiny-scenes", "-o", own, code=3)
+    assert "eomt-deploy[export" in message
 
     environment.install(f"{wheel}[cpu,export]")
     environment.run("eomt-deploy", "export", "eomt-tiny-scenes", "-o", own)
-    environment.run("eomt-deploy", "predict", own, photo, "-o", tmp_path / "out")
+    environment.run("eomt-deploy", "predict", own, image_path, "-o", tmp_path / "out")
     assert (tmp_path / "out/overlay/coffee.jpg").is_file()
     assert (tmp_path / "out/labels/coffee.png").is_file()

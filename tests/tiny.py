@@ -109,7 +109,7 @@ def spec(task: Task = "panoptic", precision: str = "fp32", batch: int | None = N
     )
 
 
-def photos(count: int = 4) -> np.ndarray:
+def images(count: int = 4) -> np.ndarray:
     """Network inputs with structure, uint8 [count, H, W, 3]."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)

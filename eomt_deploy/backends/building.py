@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.errors import UsageError
+from eomt_deploy.model_file import EXTERNAL_SUFFIX
 
 Progress = Callable[[str, float | None], None]
 """Called with the name of each phase, and the finished fraction (0 to 1; None if unknown)."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from eomt_deploy.backends.engine import Engine
 from eomt_deploy.devices import is_x86, package_version
-from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
+from eomt_deploy.errors import MissingDependencyError, ModelFileError, UsageError
 from eomt_deploy.external_data import side_files
 from eomt_deploy.precision import PRECISIONS, UNQUANTIZED
 from eomt_deploy.sidecar import known_target, read_sidecar
@@ -242,7 +242,7 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
 
     Raises:
         UsageError: the requested backend is unknown or does not open this file.
-        ArtifactError: no backend opens files with this suffix.
+        ModelFileError: no backend opens files with this suffix.
         MissingDependencyError: no suitable backend is installed.
     """
     suffix = path.suffix.lower()
@@ -275,7 +275,7 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
         fitting = [target]
     if not fitting:
         known = sorted({s for entry in BACKENDS.values() for s in entry.suffixes})
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path} is not a model file: its suffix is {suffix or 'missing'}, expected "
             f"{', '.join(known)}.",
             fix="Create a model file with `eomt-deploy export`.",
@@ -314,7 +314,7 @@ def open_engine(
             ``"throughput"`` (many calls at once, or large batches). OpenVINO only.
 
     Raises:
-        ArtifactError: the file does not exist, is damaged, or was not written by eomt-deploy.
+        ModelFileError: the file does not exist, is damaged, or was not written by eomt-deploy.
         MissingDependencyError: no backend for it is installed.
         DeviceError: the device cannot be used.
         UsageError: the backend, device, mode or number of threads is not valid, or the model
@@ -323,7 +323,7 @@ def open_engine(
     path = Path(path)
     name = choose_backend(path, backend, device)
     if not path.is_file():
-        raise ArtifactError(f"There is no model at {path}.", fix="Check the path.")
+        raise ModelFileError(f"There is no model at {path}.", fix="Check the path.")
     if path.suffix.lower() == ".onnx":
         side_files(path)  # refuses side files outside the folder before the backend reads them
     devices = BACKENDS[name].devices

@@ -38,7 +38,7 @@ from eomt_deploy.sources import load_image
 
 NETWORK = "network"
 COPIES = "network+copies"
-WHOLE = "end-to-end"
+END_TO_END = "end-to-end"
 
 
 def stage_jobs(segmenter: Segmenter, image: Path) -> dict[str, Job]:
@@ -63,7 +63,7 @@ def stage_jobs(segmenter: Segmenter, image: Path) -> dict[str, Job]:
         NETWORK: network_job(engine, images),
         COPIES: Job(lambda: engine.run(images)),
         "postprocess": Job(lambda: processor.postprocess(class_logits, mask_logits, geometry)),
-        WHOLE: Job(lambda: segmenter.predict(image)),
+        END_TO_END: Job(lambda: segmenter.predict(image)),
     }
 
 

@@ -68,7 +68,7 @@ _TELLING = re.compile(
 )
 
 
-def tells_delta(key: str) -> bool:
+def marks_delta(key: str) -> bool:
     """Whether :func:`is_delta` uses a tensor of this name."""
     return bool(_TELLING.fullmatch(key))
 
@@ -131,14 +131,14 @@ class Base:
             base = self.files.shapes
         else:
             base = self.files.read(self.names[name] for name in ours)
-        whole = dict(delta)
+        merged = dict(delta)
         for name in ours:
-            whole[name] = delta[name] + base[self.names[name]]
+            merged[name] = delta[name] + base[self.names[name]]
         for name, values in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
-            if name in whole:
-                mean = torch.tensor(values, device=whole[name].device)
-                whole[name] = whole[name] + mean.reshape(1, 3, 1, 1)
-        return whole
+            if name in merged:
+                mean = torch.tensor(values, device=merged[name].device)
+                merged[name] = merged[name] + mean.reshape(1, 3, 1, 1)
+        return merged
 
 
 def _is_encoder(name: str) -> bool:

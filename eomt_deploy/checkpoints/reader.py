@@ -226,8 +226,8 @@ def _official_dinov3(
     def named(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dinov3.renamed(official.canonical(tensors), dinov3.OFFICIAL)
 
-    telling = [key for key in stored.shapes if dinov3.tells_delta(key)]
-    if not dinov3.is_delta(named(stored.read(telling))):
+    marking = [key for key in stored.shapes if dinov3.marks_delta(key)]
+    if not dinov3.is_delta(named(stored.read(marking))):
         return _Layout(
             "official DINOv3",
             lambda part: huggingface.canonical(named(part)),

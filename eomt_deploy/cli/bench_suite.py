@@ -57,14 +57,14 @@ def bench_suite(options: SuiteBench) -> None:
         rounds=None,
         threads=options.threads,
         sampling=options.sampling,
-        photo=options.image if "end-to-end" in scopes else None,
+        image=options.image if "end-to-end" in scopes else None,
     )
     config = _with_rounds(config, options)
     _check_outputs(options)
     total = (config.rounds.iterations + (config.rounds.max_warmup or 0)) if config.rounds else 0
     with bar("measuring", total) as progress:
         report = run_suite(
-            config, tell=lambda text: say(text, stderr), progress=progress,
+            config, log=lambda text: say(text, stderr), progress=progress,
             save=lambda found: _save([found], options),
         )  # fmt: skip
     _publish([report], options)
@@ -144,7 +144,7 @@ def _publish(reports: list[SuiteReport], options: SuiteBench | ReportBench) -> N
             for line in tables.remarks(report):
                 say(f"- {line}")
     if str(options.json) == "-":
-        print_json(_whole(reports))
+        print_json(_to_json(reports))
     _save(reports, options)
     if options.report_dir:
         text = "\n".join(tables.markdown(report) for report in reports)
@@ -166,7 +166,7 @@ def _publish(reports: list[SuiteReport], options: SuiteBench | ReportBench) -> N
             say(f"wrote {path}", stderr)
 
 
-def _whole(reports: list[SuiteReport]) -> Any:
+def _to_json(reports: list[SuiteReport]) -> Any:
     data = [report.to_dict() for report in reports]
     return data[0] if len(data) == 1 else {"schema": 1, "kind": "sections", "sections": data}
 
@@ -174,9 +174,9 @@ def _whole(reports: list[SuiteReport]) -> Any:
 def _save(reports: list[SuiteReport], options: SuiteBench | ReportBench) -> None:
     """Write the numbers as soon as there are some, so that a stopped run keeps them."""
     if options.json and str(options.json) != "-":
-        write_json(options.json, _whole(reports))
+        write_json(options.json, _to_json(reports))
     if options.report_dir:
-        write_json(options.report_dir / "report.json", _whole(reports))
+        write_json(options.report_dir / "report.json", _to_json(reports))
 
 
 def report_files(folder: Path) -> list[Path]:
@@ -225,8 +225,8 @@ def _with_rounds(config: SuiteConfig, options: SuiteBench) -> SuiteConfig:
         pause=0.0 if options.pause is None else options.pause,
     )
     if options.warmup is not None:
-        most = max(options.warmup, usual.max_warmup or 0)
-        rounds = replace(rounds, warmup=options.warmup, max_warmup=most)
+        maximum = max(options.warmup, usual.max_warmup or 0)
+        rounds = replace(rounds, warmup=options.warmup, max_warmup=maximum)
     if options.warmup == 0:
         warn("without a warm-up the slower first calls are measured, too")
         rounds = replace(rounds, max_warmup=None)

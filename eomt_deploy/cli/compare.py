@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from eomt_deploy.evaluation.truth import Sample
     from eomt_deploy.segmenter import Segmenter
 
-ARTIFACT_SUFFIXES = tuple({suffix for entry in BACKENDS.values() for suffix in entry.suffixes})
+MODEL_SUFFIXES = tuple({suffix for entry in BACKENDS.values() for suffix in entry.suffixes})
 
 
 def compare(
@@ -177,7 +177,7 @@ def _open(
 ) -> tuple[Segmenter, Segmenter]:
     from eomt_deploy.segmenter import Segmenter
 
-    exported = [path.suffix.lower() in ARTIFACT_SUFFIXES for path in (a, b)]
+    exported = [path.suffix.lower() in MODEL_SUFFIXES for path in (a, b)]
     if not any(exported):
         raise UsageError(
             f"Neither {_name(a)} nor {_name(b)} is an exported model.",
@@ -200,12 +200,12 @@ def _open(
             f"Running a checkpoint needs {error.name}, which is not installed.",
             fix="pip install 'eomt-deploy[export]'",
         ) from error
-    artifact, checkpoint = (a, b) if exported[0] else (b, a)
+    model, checkpoint = (a, b) if exported[0] else (b, a)
     if not checkpoint.exists() and str(checkpoint) in catalog.checkpoints():
         location = catalog.find_checkpoint(str(checkpoint)).source
     else:
         location = _location(checkpoint)
-    known = Segmenter(artifact, backend=backend, device=device)
+    known = Segmenter(model, backend=backend, device=device)
     engine = TorchEngine(location, known.spec, base_weights, weights_key, insecure)
     reference = Segmenter(engine)
     for note in engine.notes:

@@ -45,7 +45,7 @@ WORST_IMAGES = 10
 
 
 def evaluate(
-    artifact: Model,
+    model: Model,
     data: Annotated[
         list[Path],
         typer.Option("--data", help="Labelled data: folder or official zip; can be repeated."),
@@ -89,13 +89,13 @@ def evaluate(
 
     # An existing file of --resume is checked by evaluate().
     log = None if resume and resume.is_file() else resume
-    check_outputs({"--json": json, "--resume": log}, inputs=[artifact, *data], overwrite=overwrite)
+    check_outputs({"--json": json, "--resume": log}, inputs=[model, *data], overwrite=overwrite)
     earlier = Journal.read(worst, ("*",)) if worst else None
     if earlier and not overwrite:
         earlier.check_foreign()
     if worst:
         check_writable(worst / "x.jpg")
-    with Segmenter(artifact, backend=backend, device=device, threads=threads) as segmenter:
+    with Segmenter(model, backend=backend, device=device, threads=threads) as segmenter:
         thresholds = segmenter.processor.thresholds(
             score_threshold, mask_threshold, overlap_threshold
         )
@@ -151,10 +151,10 @@ def _show(report: EvalReport) -> None:
     numbers = "  ".join(f"{name} {value:.2f}" for name, value in report.scores.summary.items())
     say(numbers)
     facts = report.facts
-    digest = facts["artifact"]["sha256"]
+    digest = facts["model"]["sha256"]
     say(
-        f"{facts['images']} images; model file {facts['artifact']['file']} "
-        f"({facts['artifact']['precision']}, sha256 {digest[:12]}…); {facts['evaluator']}"
+        f"{facts['images']} images; model file {facts['model']['file']} "
+        f"({facts['model']['precision']}, sha256 {digest[:12]}…); {facts['evaluator']}"
     )
 
 

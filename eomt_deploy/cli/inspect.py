@@ -11,17 +11,17 @@ from rich.table import Table
 from eomt_deploy.backends.inspection import Inspection
 from eomt_deploy.backends.registry import BACKENDS, load
 from eomt_deploy.cli.console import print_json, stdout
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 
 
 def inspect(
-    artifact: Annotated[
+    model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="Model file that eomt-deploy wrote.")
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Show task, classes, sizes, precision and origin of a model file."""
-    data, rows = describe(artifact)
+    data, rows = describe(model)
     if json:
         print_json(data)
         return
@@ -37,7 +37,7 @@ def describe(path: Path) -> Inspection:
     """The facts of a model file, from the first backend that describes its format.
 
     Raises:
-        ArtifactError: no backend knows the suffix, or the file is damaged.
+        ModelFileError: no backend knows the suffix, or the file is damaged.
     """
     suffix = path.suffix.lower()
     for backend in BACKENDS.values():
@@ -45,7 +45,7 @@ def describe(path: Path) -> Inspection:
             found: Inspection = load(backend.inspect)(path)
             return found
     known = sorted({s for backend in BACKENDS.values() for s in backend.suffixes})
-    raise ArtifactError(
+    raise ModelFileError(
         f"{path} is not a model file: its suffix is {suffix or 'missing'}.",
         fix=f"Pass a file with one of these suffixes: {', '.join(known)}.",
     )

@@ -40,7 +40,7 @@ Predict = Callable[[Sequence[Path]], Iterator[Segmentation | ImageError]]
 
 
 def predict(
-    artifact: Model,
+    model: Model,
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGES", help="Image files, folders or globs.")
     ],
@@ -88,9 +88,9 @@ def predict(
     search = search_images(images)
     found = list(search.paths)
     targets = {"-o": output} if as_file else {"-o": output / SUMMARY, "--json": json}
-    check_outputs(targets, inputs=[artifact, *found], overwrite=overwrite)
+    check_outputs(targets, inputs=[model, *found], overwrite=overwrite)
     opening = partial(Segmenter, backend=backend, device=device, threads=threads)
-    with ending_with(search.note), opening(artifact, max_pixels=max_pixels) as segmenter:
+    with ending_with(search.note), opening(model, max_pixels=max_pixels) as segmenter:
         used = segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(segmenter.engine.where, stderr)
         say_remarks(segmenter.engine)
@@ -106,19 +106,19 @@ def predict(
             return
         with PredictionFolder(output, segmenter.spec) as folder:
             names = output_names(_without_results(found, folder))
-            settings = _settings(artifact, segmenter, used)
+            settings = _settings(model, segmenter, used)
             removed = folder.start(names, settings, resume=resume, overwrite=overwrite)
             if removed and not resume:
                 say(f"replacing {removed} files of an earlier run in {output}/", stderr)
             _predict_folder(run, names, folder, json)
 
 
-def _settings(artifact: Path, segmenter: Segmenter, thresholds: Thresholds) -> dict[str, Any]:
+def _settings(model: Path, segmenter: Segmenter, thresholds: Thresholds) -> dict[str, Any]:
     """The settings that results depend on, as text that a later run can show."""
-    status = artifact.stat()
+    status = model.stat()
     changed = datetime.datetime.fromtimestamp(status.st_mtime).isoformat(" ", "seconds")
     return {
-        "model": f"{artifact.name} ({status.st_size} bytes, {changed})",
+        "model": f"{model.name} ({status.st_size} bytes, {changed})",
         "backend": segmenter.engine.where,
         "thresholds": asdict(thresholds),
     }

@@ -31,15 +31,15 @@ _devices: dict[tuple[str, int], Device] = {}
 _lock = Lock()
 
 
-def choose_binding(asked: str | None = None) -> str:
+def choose_binding(requested: str | None = None) -> str:
     """Select the CUDA binding: the requested one, else ``EOMT_DEPLOY_CUDA``, else cuda-python.
 
     Raises:
         UsageError: the binding is unknown.
     """
-    name = asked or os.environ.get(VARIABLE) or "cuda-python"
+    name = requested or os.environ.get(VARIABLE) or "cuda-python"
     if name not in BINDINGS:
-        origin = "" if asked else f" (from the environment variable {VARIABLE})"
+        origin = "" if requested else f" (from the environment variable {VARIABLE})"
         raise UsageError(
             f"There is no CUDA binding {name!r}{origin}.", fix=f"Known: {', '.join(BINDINGS)}."
         )

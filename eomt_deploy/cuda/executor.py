@@ -63,7 +63,7 @@ class Part:
     batch: int
 
 
-def split(count: int, least: int, largest: int) -> list[Part]:
+def split(count: int, minimum: int, largest: int) -> list[Part]:
     """Split a batch into parts that the network accepts.
 
     All parts run with the same batch size, the last one padded: another size would need a new CUDA
@@ -71,12 +71,12 @@ def split(count: int, least: int, largest: int) -> list[Part]:
 
     Args:
         count: number of images.
-        least: minimum batch size of the network.
+        minimum: minimum batch size of the network.
         largest: maximum batch size of the network.
     """
     size = math.ceil(count / math.ceil(count / largest))
     return [
-        Part(start, min(start + size, count), max(size, least)) for start in range(0, count, size)
+        Part(start, min(start + size, count), max(size, minimum)) for start in range(0, count, size)
     ]
 
 
@@ -133,7 +133,7 @@ class ThreadExecutor:
         self.device = device
         self._network: Network | None = network
         self._images, self._outputs = images, tuple(outputs)
-        self._least, self._largest = batch
+        self._minimum, self._largest = batch
         self._shape: int | None = None
         self._graph: int | None = None
         self._graphs = graphs
@@ -190,14 +190,14 @@ class ThreadExecutor:
                 f"The batch size must be 1 to {self._largest} for this engine, got {batch}."
             )
         with self.device.active():
-            self._reserve(max(batch, self._least))
+            self._reserve(max(batch, self._minimum))
         return self._view(self._bound[0], batch)
 
     def run(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
         """Run images in host memory; the outputs are float32, in host memory, owned by the
         caller."""
         with self.device.active():
-            parts = split(len(images), self._least, self._largest)
+            parts = split(len(images), self._minimum, self._largest)
             self._reserve(parts[0].batch)
             if not self._pinned or len(self._pinned[0]) < parts[0].stop:
                 self._pinned = []
@@ -207,12 +207,12 @@ class ThreadExecutor:
                 ]
             results = [np.empty((len(images), *t.shape), np.float32) for t in self._outputs]
             if len(parts) == 1:
-                self._run_whole(images, parts[0], results)
+                self._run_single(images, parts[0], results)
             else:
                 self._run_parts(images, parts, results)
         return results
 
-    def _run_whole(self, images: Array, part: Part, results: Sequence[Array]) -> None:
+    def _run_single(self, images: Array, part: Part, results: Sequence[Array]) -> None:
         source, count = self._pinned[0][: part.stop], part.stop
         source[...] = images
         self.device.to_device(self._bound[0].pointer, source, self.stream)
@@ -275,7 +275,7 @@ class ThreadExecutor:
             overwritten by the next call.
         """
         with self.device.active():
-            parts = split(len(images), self._least, self._largest)
+            parts = split(len(images), self._minimum, self._largest)
             self._reserve(parts[0].batch)
             if len(parts) > 1 and (not self._joined or len(self._joined[0]) < len(images)):
                 self._joined = []

@@ -21,7 +21,7 @@ from eomt_deploy.spec import ClassInfo
 
 RESAMPLES = {"semantic": 500, "panoptic": 500, "instance": 100}
 """Number of bootstrap resamples; AP takes much longer to compute than the other metrics."""
-LEAST_RESAMPLES = 100
+MIN_RESAMPLES = 100
 BOOTSTRAP_SECONDS = 60.0
 """Time limit of the bootstrap; after it, at least ``LEAST_RESAMPLES`` are used."""
 CONFIDENCE = 0.95
@@ -180,7 +180,7 @@ def paired_difference(
     drawn = []
     began = time.monotonic()
     for done in range(resamples):
-        if done >= LEAST_RESAMPLES and time.monotonic() - began > BOOTSTRAP_SECONDS:
+        if done >= MIN_RESAMPLES and time.monotonic() - began > BOOTSTRAP_SECONDS:
             break
         chosen = rng.integers(0, len(a), len(a))
         one, other = (scorer.scores([items[i] for i in chosen]).value for items in (a, b))

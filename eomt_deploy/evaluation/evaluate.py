@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.errors import DatasetError, OutputError, UsageError
 from eomt_deploy.evaluation.scorers import EVALUATOR, Evidence, Scorer, Scores, scorer_for
 from eomt_deploy.evaluation.truth import Dataset, Sample, Truth
 from eomt_deploy.files import write_atomically
+from eomt_deploy.model_file import EXTERNAL_SUFFIX
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import Thresholds
@@ -150,7 +150,7 @@ def _facts(
     return {
         "task": spec.task,
         "images": len(samples),
-        "artifact": {
+        "model": {
             "name": spec.name,
             "file": path.name if path else None,
             "sha256": file_sha256(path) if path else None,

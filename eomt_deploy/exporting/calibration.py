@@ -162,26 +162,26 @@ def smoothing_scales(activations: Activations, weight: Array, strength: float) -
 
 def activation_range(activations: Activations, method: Method, number: Number) -> float:
     """Magnitude that maps to the largest value of the format; larger inputs are clipped."""
-    whole = float(activations.largest.max())
-    if method == "minmax" or whole == 0:
-        return whole
+    full_range = float(activations.largest.max())
+    if method == "minmax" or full_range == 0:
+        return full_range
     values = np.abs(activations.samples).ravel()
     if method == "percentile":
         return float(np.percentile(values, PERCENTILE))
     if method == "entropy":
-        return min(whole, _entropy_range(activations.samples, number))
-    return _least_error(values, whole, number)
+        return min(full_range, _entropy_range(activations.samples, number))
+    return _smallest_error(values, full_range, number)
 
 
-def _least_error(values: Array, whole: float, number: Number) -> float:
+def _smallest_error(values: Array, full_range: float, number: Number) -> float:
     """The range with the smallest squared error."""
     if len(values) > 500_000:
         values = np.random.default_rng(0).choice(values, 500_000, replace=False)
     errors = []
     for clip in CLIPS:
-        scale = clip * whole / number.largest
+        scale = clip * full_range / number.largest
         errors.append(float(np.square(number.rounded(values / scale) * scale - values).sum()))
-    return float(CLIPS[int(np.argmin(errors))] * whole)
+    return float(CLIPS[int(np.argmin(errors))] * full_range)
 
 
 def _entropy_range(samples: Array, number: Number) -> float:

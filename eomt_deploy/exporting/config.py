@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from eomt_deploy.addresses import is_address
-from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.errors import UsageError
+from eomt_deploy.model_file import EXTERNAL_SUFFIX
 from eomt_deploy.precision import PRECISIONS, QUANTIZED
 from eomt_deploy.spec import Task
 

@@ -17,9 +17,9 @@ import torch
 from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX, MAX_PROTOBUF_BYTES
 from eomt_deploy.contract import INPUT, OUTPUTS
 from eomt_deploy.exporting.roles import annotate
+from eomt_deploy.model_file import EXTERNAL_SUFFIX, MAX_PROTOBUF_BYTES
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.streamed import Values, parameter_values
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
@@ -28,9 +28,9 @@ OPSET = 20
 """First opset with a Gelu operator (LayerNormalization: 17)."""
 IR_VERSION = 10
 """Supported by all backends (ONNX Runtime: since 1.18); we do not need newer features."""
-LEAST_IR = {23: 11}
+MIN_IR = {23: 11}
 """Minimum IR version of opsets that need a newer one."""
-LEAST_EXTERNAL_BYTES = 1024
+MIN_EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the graph, where backends expect shapes."""
 ALIGNMENT = 4096
 """Alignment of tensors in the weights file, in bytes: a memory page, so that it can be mapped."""
@@ -107,7 +107,7 @@ def _read_later(graph: ir.Graph, value: ir.Value, values: Values) -> None:
 def to_proto(model: ir.Model, spec: ModelSpec) -> onnx.ModelProto:
     """The graph to write: with its description, without metadata of the exporter."""
     graph = ir.to_proto(model)
-    graph.ir_version = max(IR_VERSION, LEAST_IR.get(model.graph.opset_imports[""], 0))
+    graph.ir_version = max(IR_VERSION, MIN_IR.get(model.graph.opset_imports[""], 0))
     graph.producer_name = "eomt-deploy"
     graph.producer_version = spec.provenance["eomt_deploy"]
     # The exporter's metadata contain local paths and are larger than the graph itself.
@@ -150,7 +150,7 @@ def save(
     side = folder / (name + EXTERNAL_SUFFIX)
     with side.open("wb") as file:
         for value, tensor in zip(model.graph.initializers.values(), _constants(model), strict=True):
-            if tensor.nbytes >= LEAST_EXTERNAL_BYTES:
+            if tensor.nbytes >= MIN_EXTERNAL_BYTES:
                 file.write(bytes(-file.tell() % ALIGNMENT))
                 value.const_value = ir.ExternalTensor(
                     side.name, file.tell(), tensor.nbytes, tensor.dtype,

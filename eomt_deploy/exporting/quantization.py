@@ -34,7 +34,7 @@ from eomt_deploy.network.folds import smoothable
 TOKENS_TRIED = 512
 CLIPS_TRIED = np.geomspace(1, 0.02, 24)
 """Ranges that the search for the smallest output error tries, as fractions of the largest input."""
-LEAST_SCALE = float(np.finfo(np.float16).smallest_subnormal) * 8
+MIN_SCALE = float(np.finfo(np.float16).smallest_subnormal) * 8
 """Minimum scale. Scales are FP16, as the graph around them; smaller ones are too coarse."""
 
 
@@ -95,8 +95,8 @@ def _inverse(values: Array) -> Array:
 
 def _half(values: Array) -> Array:
     """``values`` rounded to normal FP16 numbers; only exact zeros become zero."""
-    largest, least = np.finfo(np.float16).max, np.finfo(np.float16).smallest_normal
-    kept = np.where(values == 0, 0, np.sign(values) * np.clip(np.abs(values), least, largest))
+    largest, minimum = np.finfo(np.float16).max, np.finfo(np.float16).smallest_normal
+    kept = np.where(values == 0, 0, np.sign(values) * np.clip(np.abs(values), minimum, largest))
     rounded: Array = kept.astype(np.float16).astype(np.float32)
     return rounded
 
@@ -151,7 +151,7 @@ def _quantized(
     weight_scale = _scale(largest, number)
     stored = number.rounded(weight / weight_scale)
     if method == "output":
-        largest_input = _least_output_error(activations, weight, stored * weight_scale, number)
+        largest_input = _smallest_output_error(activations, weight, stored * weight_scale, number)
     else:
         largest_input = activation_range(activations, method, number)
     input_scale = _scale(np.float32(largest_input), number)
@@ -164,7 +164,7 @@ def _quantized(
     return QuantizedLayer(np.float32(input_scale), stored.astype(number.dtype), weight_scale, bias)
 
 
-def _least_output_error(
+def _smallest_output_error(
     activations: Activations, weight: Array, restored: Array, number: Number
 ) -> float:
     """The range of the inputs with the smallest error of the layer's outputs.
@@ -173,21 +173,21 @@ def _least_output_error(
     Transformer have extremely large values. Whether it is better to clip or to keep them depends on
     the weights, so the error is measured after the layer.
     """
-    whole = float(activations.largest.max())
+    full_range = float(activations.largest.max())
     samples: Array = activations.samples[:: max(1, len(activations.samples) // TOKENS_TRIED)]
     wanted = torch.from_numpy(samples) @ torch.from_numpy(np.ascontiguousarray(weight))
     weights = torch.from_numpy(restored)
     errors = []
     for clip in CLIPS_TRIED:
-        scale = _scale(np.float32(clip * whole), number)
+        scale = _scale(np.float32(clip * full_range), number)
         seen = torch.from_numpy(number.rounded(samples / scale) * scale)
         errors.append(float((seen @ weights - wanted).var(0, correction=0).sum()))
-    return float(CLIPS_TRIED[int(np.argmin(errors))] * whole)
+    return float(CLIPS_TRIED[int(np.argmin(errors))] * full_range)
 
 
 def _scale(largest: Array | np.float32, number: Number) -> Array:
     """Scale for the magnitude ``largest``, rounded up to FP16, so that it is not clipped."""
-    wanted = np.maximum(np.asarray(largest, np.float32) / number.largest, LEAST_SCALE)
+    wanted = np.maximum(np.asarray(largest, np.float32) / number.largest, MIN_SCALE)
     half = wanted.astype(np.float16)
     half = np.where(half.astype(np.float32) < wanted, np.nextafter(half, np.float16(np.inf)), half)
     scale: Array = half.astype(np.float32)

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 
-from eomt_deploy.artifact import parse_spec
 from eomt_deploy.backends.emulation.engine import FLOAT, LAYOUT
 from eomt_deploy.backends.emulation.partwise import PartwiseSession
 from eomt_deploy.exporting.roles import Role, role_of
+from eomt_deploy.model_file import parse_spec
 
 FP16_MAX = 65504.0
 HEADROOM = 4.0

@@ -26,7 +26,7 @@ from eomt_deploy.network.folds import fold
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.precision import QUANTIZED
 from eomt_deploy.processing import Processor
-from eomt_deploy.sources import built_in_photos, readable_images
+from eomt_deploy.sources import built_in_images, readable_images
 from eomt_deploy.spec import ModelSpec
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     config = replace(config, output=through_links(config.output))
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     choose_backend(config.output, None)  # fail early: verification needs it
-    verifying = search_images([config.verify_images] if config.verify_images else built_in_photos())
+    verifying = search_images([config.verify_images] if config.verify_images else built_in_images())
     calibrating = search_images([config.calibrate]) if config.calibrate else None
     keep_files_of_torch()
     progress("reading the checkpoint")
@@ -89,17 +89,18 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     spec = describe.describe(config, source, checkpoint)
     notes = describe.warnings(config, source, checkpoint, spec)
     processor = Processor(spec)
-    images = usable(verifying, "verification", processor, notes)
-    photos = images
+    calibration_images = verification_images = usable(verifying, "verification", processor, notes)
     if calibrating:
-        photos = usable(calibrating, "calibration", processor, notes, HELD_OUT * JUDGED_IMAGES)
+        calibration_images = usable(
+            calibrating, "calibration", processor, notes, HELD_OUT * JUDGED_IMAGES
+        )
     progress(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
     package = config.output.suffix.lower() == PACKAGE
     # Quantisation and compilation need the complete network in memory.
     stream = checkpoint.bytes > STREAMED_BYTES and not package and config.precision not in QUANTIZED
     reference = build_network(checkpoint, spec.image_size, stream=stream)
     if package:
-        spec, result = export_package(config, reference, spec, images, progress)
+        spec, result = export_package(config, reference, spec, verification_images, progress)
         return ExportReport((config.output,), spec, result, tuple(notes))
 
     if config.budget is not None:
@@ -107,11 +108,11 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     judge = dataset = None
     if config.precision in QUANTIZED:
         dataset = open_dataset(list(config.data), spec) if config.data else None
-        photos, samples, note = split(photos, dataset)
+        calibration_images, samples, note = split(calibration_images, dataset)
         notes += note
         judge = Judge(NetworkEngine(reference, spec), samples, bool(dataset), progress)
     inputs = (
-        [processor.preprocess(photo)[0] for photo in spread(photos, CALIBRATION_IMAGES)]
+        [processor.preprocess(image)[0] for image in spread(calibration_images, CALIBRATION_IMAGES)]
         if config.precision not in ("fp32", "bf16")
         else []
     )
@@ -144,7 +145,7 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         # graphs that are larger than the memory part by part.
         backend = _verifier() if config.precision == "fp32" and not stream else "emulation"
         with open_engine(files[-1], backend=backend, device="cpu") as engine:
-            result = verify.compare(engine, reference, images, progress)
+            result = verify.compare(engine, reference, verification_images, progress)
         verify.check(result, made.spec.precision)
         if made.verdict and config.budget is not None:
             files = [*pareto.write_front(made.verdict, folder / config.output.name), *files]
@@ -185,19 +186,19 @@ def _verifier() -> str | None:
 
 
 def split(
-    photos: Sequence[Path], dataset: Dataset | None
+    images: Sequence[Path], dataset: Dataset | None
 ) -> tuple[list[Path], list[Sample], list[str]]:
     """Images to calibrate on, samples to measure the accuracy loss on, and warnings."""
     if dataset:
-        return list(photos), spread(dataset.samples, JUDGED_IMAGES), list(dataset.notes)
-    judged = list(photos[HELD_OUT - 1 :: HELD_OUT])
+        return list(images), spread(dataset.samples, JUDGED_IMAGES), list(dataset.notes)
+    judged = list(images[HELD_OUT - 1 :: HELD_OUT])
     if not judged:
         note = (
-            f"The accuracy loss is measured on the calibration images themselves ({len(photos)}), "
+            f"The accuracy loss is measured on the calibration images themselves ({len(images)}), "
             f"so it is too optimistic. Pass at least {HELD_OUT} images, better 100."
         )
-        return list(photos), list(unlabelled(photos)), [note]
-    rest = [photo for index, photo in enumerate(photos) if index % HELD_OUT != HELD_OUT - 1]
+        return list(images), list(unlabelled(images)), [note]
+    rest = [image for index, image in enumerate(images) if index % HELD_OUT != HELD_OUT - 1]
     return rest, list(unlabelled(spread(judged, JUDGED_IMAGES))), []
 
 

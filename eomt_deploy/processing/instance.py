@@ -85,11 +85,11 @@ def measure_masks(
     threads: int | None = None,
 ) -> dict[int, Measured]:
     """The masks of the given queries at image size, by query; ``mask_logits`` is [Q, h, w]."""
-    way = pixels.way_to_image(mask_logits.shape[-2:], geometry)
+    resize = pixels.mask_resize(mask_logits.shape[-2:], geometry)
 
     def measure(query: int) -> tuple[int, Measured]:
         mask = np.asarray(mask_logits[query], np.float32)
-        return query, Measured.of(*pixels.measure_mask(mask, way))
+        return query, Measured.of(*pixels.measure_mask(mask, resize))
 
     return dict(pixels.in_threads(measure, list(queries), threads))
 

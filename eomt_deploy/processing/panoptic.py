@@ -75,9 +75,9 @@ def segment_panoptic(
     chosen = choose_queries(class_logits, thresholds.score)
     if len(chosen.queries) == 0:
         return nothing(geometry.image_size, classes)
-    way = pixels.way_to_image(mask_logits.shape[-2:], geometry)
+    resize = pixels.mask_resize(mask_logits.shape[-2:], geometry)
     masks = np.asarray(mask_logits[chosen.queries], np.float32)
-    owner, areas = pixels.paint_queries(masks, way, chosen.scores, thresholds.mask, threads)
+    owner, areas = pixels.paint_queries(masks, resize, chosen.scores, thresholds.mask, threads)
     painted = Painted(owner, areas)
     return panoptic_result(chosen, painted, classes, thresholds.overlap, threads)
 

@@ -39,17 +39,17 @@ TILE_ROWS = 32
 """Rows of a tile of ``panoptic.c``; bands are multiples of it, so that no tile is cut."""
 TILE_SIDE = 16
 """Side of a tile of ``semantic.c``, in pixels of the merged windows."""
-LANES = 16
+SIMD_WIDTH = 16
 """Number of queries that ``semantic.c`` processes at once (SIMD lanes)."""
 BANDS_PER_THREAD = 4
 """More than 1, because the work per band differs: some show only sky."""
-MOST_THREADS = 16
+MAX_THREADS = 16
 VERSION = 2
 """Version of the kernels' arguments; must equal ``kernel_version`` in ``outputs.c``."""
 NO_MEMORY, WRONG_ARGUMENTS = -1, -2
-MOST_SIDE, MOST_NUMBER = 1 << 15, (1 << 15) - 1
+MAX_SIDE, MAX_NUMBER = 1 << 15, (1 << 15) - 1
 """Maximum side of a mask or network input, and number of queries or classes: as in ``pixels.h``."""
-MOST_IMAGE_SIDE = 1 << 30
+MAX_IMAGE_SIDE = 1 << 30
 CHECKED_ALONE, CHECKED_AT_ONCE = 1 << 23, 1 << 20
 """Maximum number of values that a single thread checks faster than several, and values per band."""
 
@@ -77,7 +77,7 @@ def library() -> ctypes.CDLL:
 
 
 @dataclass(frozen=True)
-class Way:
+class MaskResize:
     """Resize tables from mask to image, vertical and horizontal: see :func:`composed_table`."""
 
     down: Table
@@ -85,7 +85,7 @@ class Way:
 
 
 @lru_cache(maxsize=64)
-def way_to_image(mask_size: Size, geometry: Geometry) -> Way:
+def mask_resize(mask_size: Size, geometry: Geometry) -> MaskResize:
     """As in the official code: resize to the network's input, remove padding, resize to the image.
 
     Raises:
@@ -100,17 +100,21 @@ def way_to_image(mask_size: Size, geometry: Geometry) -> Way:
             mask_size, geometry.input_size, geometry.scaled_size, geometry.image_size, strict=True
         )
     )  # fmt: skip
-    return Way(down, across)
+    return MaskResize(down, across)
 
 
 def paint_queries(
-    masks: Float, way: Way, scores: Float, mask_threshold: float, threads: int | None = None
+    masks: Float,
+    resize: MaskResize,
+    scores: Float,
+    mask_threshold: float,
+    threads: int | None = None,
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int64]]:
     """Assign each pixel to the query with the highest class score x mask probability.
 
     Args:
         masks: mask logits [K, h, w].
-        way: resize tables from the masks to the image.
+        resize: resize tables from the masks to the image.
         scores: class scores [K].
         mask_threshold: minimum mask probability of a pixel inside a mask.
         threads: number of CPU threads; None uses all, up to 16.
@@ -122,7 +126,7 @@ def paint_queries(
     """
     masks, scores = readable(masks), np.ascontiguousarray(scores, np.float32)
     count, height, width = masks.shape
-    size = len(way.down), len(way.across)
+    size = len(resize.down), len(resize.across)
     if scores.shape != (count,):
         raise UsageError(f"{count} masks need {count} scores, got shape {list(scores.shape)}.")
     owners = np.empty(size, np.int16)
@@ -130,8 +134,8 @@ def paint_queries(
     def paint(start: int, end: int) -> npt.NDArray[np.int64]:
         areas = np.zeros((3, count), np.int64)
         check_done(library().paint_panoptic(
-            pointer(masks), count, height, width, pointer(way.down), pointer(way.across), *size,
-            pointer(scores), ctypes.c_float(mask_threshold), start, end, pointer(owners),
+            pointer(masks), count, height, width, pointer(resize.down), pointer(resize.across),
+            *size, pointer(scores), ctypes.c_float(mask_threshold), start, end, pointer(owners),
             pointer(areas),
         ))  # fmt: skip
         return areas
@@ -181,21 +185,21 @@ class Measure(ctypes.Structure):
     )
 
 
-def measure_mask(mask: Float, way: Way) -> tuple[PackedMask, float]:
+def measure_mask(mask: Float, resize: MaskResize) -> tuple[PackedMask, float]:
     """The mask at image size of mask logits [h, w], and the sum of the probabilities inside it."""
-    size = len(way.down), len(way.across)
+    size = len(resize.down), len(resize.across)
     on = mask > 0
     rows, columns = np.flatnonzero(on.any(axis=1)), np.flatnonzero(on.any(axis=0))
     if len(rows) == 0:
         return PackedMask.empty(size), 0.0
     mask = readable(mask)
-    y0, y1 = _reach(way.down, int(rows[0]), int(rows[-1]))
-    x0, x1 = _reach(way.across, int(columns[0]), int(columns[-1]))
+    y0, y1 = _reach(resize.down, int(rows[0]), int(rows[-1]))
+    x0, x1 = _reach(resize.across, int(columns[0]), int(columns[-1]))
     found = np.empty((y1 - y0, x1 - x0), np.uint8)
     measure = Measure()
     check_done(library().measure_instance(
-        pointer(mask), *mask.shape, pointer(way.down), pointer(way.across), *size, y0, y1, x0, x1,
-        pointer(found), ctypes.byref(measure),
+        pointer(mask), *mask.shape, pointer(resize.down), pointer(resize.across), *size, y0, y1,
+        x0, x1, pointer(found), ctypes.byref(measure),
     ))  # fmt: skip
     if measure.area == 0:  # on only in the padding, or only between pixels of the image
         return PackedMask.empty(size), 0.0
@@ -251,7 +255,7 @@ def classify_pixels(
             f"do not match each other or the {geometry.num_inputs} network inputs of the geometry."
         )
     spans = geometry.windows if windows > 1 else ((0, merged[geometry.axis]),)
-    padded = np.zeros((windows, classes, -(-queries // LANES) * LANES), np.float32)
+    padded = np.zeros((windows, classes, -(-queries // SIMD_WIDTH) * SIMD_WIDTH), np.float32)
     padded[..., :queries] = probabilities.transpose(0, 2, 1)
     labels = np.empty(size, np.int32)
     arrays = [
@@ -302,7 +306,7 @@ def in_bands(
 
     Each band is a multiple of ``step``, except the last one.
     """
-    threads = min(threads or usable_cores(), MOST_THREADS)
+    threads = min(threads or usable_cores(), MAX_THREADS)
     steps = -(-length // step)
     band = max(1, -(-steps // (threads * BANDS_PER_THREAD))) * step
     bands = [(start, min(start + band, length)) for start in range(0, length, band)]
@@ -311,7 +315,7 @@ def in_bands(
 
 def in_threads(work: Callable[[Any], Any], items: list[Any], threads: int | None) -> list[Any]:
     """As ``map``, but in threads, which end with the call: the process can be forked afterwards."""
-    threads = min(threads or usable_cores(), MOST_THREADS, len(items))
+    threads = min(threads or usable_cores(), MAX_THREADS, len(items))
     if threads <= 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
@@ -342,7 +346,7 @@ def check_done(result: int) -> None:
     if result == WRONG_ARGUMENTS:
         raise UsageError(
             "The sizes or tables passed to the post-processing are inconsistent or too large.",
-            why=f"Masks can have sides up to {MOST_SIDE}, and there can be up to {MOST_NUMBER} "
+            why=f"Masks can have sides up to {MAX_SIDE}, and there can be up to {MAX_NUMBER} "
             "queries and classes.",
             fix="Pass the geometry that Processor.preprocess returned for these outputs.",
         )
@@ -356,8 +360,8 @@ def check_geometry(geometry: Geometry) -> None:
     """
     sides = (*geometry.image_size, *geometry.scaled_size)
     if (
-        all(0 < side <= MOST_IMAGE_SIDE for side in sides)
-        and all(0 < side <= MOST_SIDE for side in geometry.input_size)
+        all(0 < side <= MAX_IMAGE_SIDE for side in sides)
+        and all(0 < side <= MAX_SIDE for side in geometry.input_size)
         and geometry.axis in (0, 1)
         and (geometry.windows or _inside(geometry.scaled_size, geometry.input_size))
         and all(
@@ -386,10 +390,10 @@ def any_not_finite(values: Float, threads: int | None = None) -> bool:
     """
     flat = values.reshape(-1)
 
-    def look(start: int, end: int) -> bool:
+    def check(start: int, end: int) -> bool:
         part = flat[start:end]
         return bool(library().any_not_finite(pointer(part), ctypes.c_int64(len(part))))
 
     if len(flat) <= CHECKED_ALONE:
-        return look(0, len(flat))
-    return any(in_bands(look, len(flat), CHECKED_AT_ONCE, threads))
+        return check(0, len(flat))
+    return any(in_bands(check, len(flat), CHECKED_AT_ONCE, threads))

@@ -13,7 +13,7 @@ from eomt_deploy.processing.geometry import Geometry
 from eomt_deploy.processing.instance import segment_instances
 from eomt_deploy.processing.outputs import check_finite, check_outputs
 from eomt_deploy.processing.panoptic import segment_panoptic
-from eomt_deploy.processing.resize import resize_photo
+from eomt_deploy.processing.resize import resize_image
 from eomt_deploy.processing.semantic import segment_semantic
 from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ImageSource, load_image
@@ -59,10 +59,10 @@ class Processor:
         Raises:
             ImageError: the image cannot be read, or its aspect ratio is too extreme.
         """
-        photo = load_image(image)
+        pixels = load_image(image)
         height, width = self.spec.image_size
-        plan = geo.plan((photo.shape[0], photo.shape[1]), (height, width), self.spec.resize)
-        scaled = resize_photo(photo, plan.scaled_size)
+        plan = geo.plan((pixels.shape[0], pixels.shape[1]), (height, width), self.spec.resize)
+        scaled = resize_image(pixels, plan.scaled_size)
         if plan.windows:
             crops = [
                 scaled[start:end] if plan.axis == 0 else scaled[:, start:end]

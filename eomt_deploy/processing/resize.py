@@ -12,12 +12,12 @@ from eomt_deploy.sources import RgbImage
 Float = npt.NDArray[np.float32]
 
 
-def resize_photo(image: RgbImage, size: Size) -> RgbImage:
+def resize_image(image: RgbImage, size: Size) -> RgbImage:
     """Resize uint8 RGB [H, W, 3] to ``size``: Pillow bilinear, with antialiasing when shrinking."""
     if image.shape[:2] == size:
         return image
-    photo = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    pil_image = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(pil_image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def softmax(x: Float) -> Float:

@@ -28,7 +28,7 @@ SPAN = np.dtype([("first", "i4"), ("weights", "f4", 3)])
 """``value = sum(values[first + i] * weights[i])``; ``struct Span`` of the kernels."""
 
 
-def photo_table(source: int, target: int) -> tuple[Int32, Int32]:
+def image_table(source: int, target: int) -> tuple[Int32, Int32]:
     """Pillow's bilinear filter along one side, antialiased when shrinking.
 
     Follows ``precompute_coeffs`` and ``normalize_coeffs_8bpc`` of Pillow's ``Resample.c`` step by
@@ -103,7 +103,7 @@ class Band:
     source_rows: int
 
 
-def bands(table: Table, most_rows: int) -> Iterator[Band]:
+def bands(table: Table, max_rows: int) -> Iterator[Band]:
     """Cut a resized map into bands of rows that need at most ``most_rows`` source rows each.
 
     ``most_rows`` below 2 counts as 2.
@@ -111,7 +111,7 @@ def bands(table: Table, most_rows: int) -> Iterator[Band]:
     start = 0
     while start < len(table):
         first = int(table["low"][start])
-        end = int(np.searchsorted(table["high"], first + max(most_rows, 2)))
+        end = int(np.searchsorted(table["high"], first + max(max_rows, 2)))
         yield Band(start, end, first, int(table["high"][end - 1]) - first + 1)
         start = end
 

@@ -15,7 +15,7 @@ from scenes import make_scene
 from torch import Tensor
 
 from eomt_deploy.processing.geometry import letterbox_size
-from eomt_deploy.processing.resize import resize_photo
+from eomt_deploy.processing.resize import resize_image
 
 CELL = 4  # mask logits have a quarter of the input's height and width
 
@@ -48,7 +48,7 @@ def scene_size(rng: np.random.Generator, size: int) -> tuple[int, int]:
 def letterbox(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 RGB [H, W, 3] -> [size, size, 3]: the product's resize, zeros right and below."""
     height, width = letterbox_size((image.shape[0], image.shape[1]), (size, size))
-    image = resize_photo(image, (height, width))
+    image = resize_image(image, (height, width))
     return np.pad(image, ((0, size - height), (0, size - width), (0, 0)))
 
 

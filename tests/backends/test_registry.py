@@ -12,7 +12,7 @@ from test_sidecar import SIDECAR
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import BACKENDS, open_engine, registry
 from eomt_deploy.devices import cuda_device_count
-from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
 from eomt_deploy.sidecar import write_sidecar
 
 
@@ -72,7 +72,7 @@ def test_files_that_cannot_be_opened(tmp_path, exported):
         (tmp_path / "none.onnx", None, "no model at"),
         (tmp_path / "model.plan", None, r"\.plan"),
     ):
-        with pytest.raises(ArtifactError, match=word):
+        with pytest.raises(ModelFileError, match=word):
             open_engine(path, backend=backend)
 
 
@@ -87,7 +87,7 @@ def test_wrong_choices(exported):
             open_engine(path, **options)
 
 
-def test_wrong_precision_is_told_before_the_library_is_asked(exported, tmp_path):
+def test_wrong_precision_is_reported_before_the_library_is_called(exported, tmp_path):
     with open_engine(exported("panoptic"), precision="fp32") as engine:
         assert engine.spec.precision == "fp32"
     engine = tmp_path / "m.engine"
@@ -104,7 +104,7 @@ def test_engine_of_an_unknown_library(tmp_path):
     engine.write_bytes(b"plan")
     for target in ("foo", "onnxruntime"):
         write_sidecar(engine, dataclasses.replace(SIDECAR, target=target))
-        with pytest.raises(ArtifactError, match=f"built for '{target}'"):
+        with pytest.raises(ModelFileError, match=f"built for '{target}'"):
             open_engine(engine)
 
 

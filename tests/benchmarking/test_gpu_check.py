@@ -39,7 +39,7 @@ def test_what_is_well_is_no_problem(gpu_check):
             {"tensorrt fp16": {"kernels_equal_cpu": 0.9}},
             "kernels_equal_cpu is outside",
         ),
-        ("halves", {"fp16": {"finite": False}}, "finite is outside its limits: False"),
+        ("half-precision", {"fp16": {"finite": False}}, "finite is outside its limits: False"),
         ("speed", {"tensorrt fp16": {"grown_bytes": 10**8}}, "outside its limits: 100000000"),
         ("tests", {"failed": [["a::b", "boom"]]}, "boom"),
         ("tests", {"failed": "pytest ended with -11"}, "-11"),

@@ -34,10 +34,10 @@ def test_report_warns_of_what_makes_numbers_wrong():
     assert "busy" in Report(quiet | {"load_average": 1.9}, "x", (steady,), 0.1).warnings[0]
 
 
-def test_stages_of_two_engines(exported, photo):
+def test_stages_of_two_engines(exported, image_path):
     paths = [exported("panoptic"), exported("semantic")]
     segmenters = [(path.name, Segmenter(path)) for path in paths]
-    report = bench_stages(segmenters, photo, PLAN, Rounds(3, warmup=0), threads=2)
+    report = bench_stages(segmenters, image_path, PLAN, Rounds(3, warmup=0), threads=2)
     data = json.loads(json.dumps(report.to_dict()))
     assert data["schema"] == 1
     assert data["environment"]["cpu"]
@@ -51,16 +51,16 @@ def test_stages_of_two_engines(exported, photo):
         assert min(row["samples"]) <= row["p50"] <= row["p95"] <= max(row["samples"])
 
 
-def test_too_few_rounds_or_unknown_stages(exported, photo):
+def test_too_few_rounds_or_unknown_stages(exported, image_path):
     with Segmenter(exported("panoptic")) as segmenter:
         engines = [("m", segmenter)]
         with pytest.raises(UsageError, match="Too few iterations"):
-            bench_stages(engines, photo, PLAN, Rounds(1, warmup=3))
+            bench_stages(engines, image_path, PLAN, Rounds(1, warmup=3))
         with pytest.raises(UsageError, match="lunch"):
-            bench_stages(engines, photo, replace(PLAN, stages=("lunch",)))
+            bench_stages(engines, image_path, replace(PLAN, stages=("lunch",)))
 
 
-def test_a_model_that_gives_nan_is_not_measured(exported, photo, monkeypatch):
+def test_a_model_that_gives_nan_is_not_measured(exported, image_path, monkeypatch):
     with Segmenter(exported("panoptic")) as segmenter:
         real = segmenter.engine.run
         monkeypatch.setattr(
@@ -68,7 +68,7 @@ def test_a_model_that_gives_nan_is_not_measured(exported, photo, monkeypatch):
         )
         for stage in ("network", "decode"):
             with pytest.raises(VerificationError, match=r"gives NaN or infinite logits on .*jpg"):
-                bench_stages([("m", segmenter)], photo, PLAN, Rounds(2), stages=(stage,))
+                bench_stages([("m", segmenter)], image_path, PLAN, Rounds(2), stages=(stage,))
 
 
 WRONG = {
@@ -79,13 +79,15 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("scenario", ["single", "offline", "server"])
-def test_a_clock_that_is_wrong_makes_no_number_valid(exported, photo, monkeypatch, kind, scenario):
+def test_a_clock_that_is_wrong_makes_no_number_valid(
+    exported, image_path, monkeypatch, kind, scenario
+):
     times, words = WRONG[kind]
     ticks = times()
     monkeypatch.setattr("time.perf_counter_ns", lambda: next(ticks))
     with Segmenter(exported("panoptic")) as one, Segmenter(exported("semantic")) as other:
         report = bench_stages(
-            [("a", one), ("b", other)], photo, PLAN, Rounds(8, warmup=1), scenario=scenario,
+            [("a", one), ("b", other)], image_path, PLAN, Rounds(8, warmup=1), scenario=scenario,
             batches=(1, 2), stages=("preprocess", "network"),
         )  # fmt: skip
     assert not any(row.verdict.valid for row in report.rows)
@@ -114,6 +116,6 @@ def test_one_wrong_time_is_enough():
     assert draw_engines("latency", report).startswith(b"\x89PNG")
 
 
-def test_batches_and_rates_that_are_absurd(exported, photo):
+def test_batches_and_rates_that_are_absurd(exported, image_path):
     with Segmenter(exported("panoptic")) as segmenter, pytest.raises(UsageError, match="at most"):
-        bench_stages([("m", segmenter)], photo, PLAN, Rounds(10**12))
+        bench_stages([("m", segmenter)], image_path, PLAN, Rounds(10**12))

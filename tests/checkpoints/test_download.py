@@ -19,7 +19,7 @@ def test_a_file_is_fetched_once(server, tmp_path):
     first = fetch(server, address, insecure=False)
     assert first.read_bytes() == CONTENT
     assert fetch(server, address, insecure=False) == first
-    assert server.asked == ["/some/w.pt"]
+    assert server.requests == ["/some/w.pt"]
     first.write_bytes(b"damaged")
     assert fetch(server, address, insecure=False).read_bytes() == CONTENT
     assert kept(tmp_path) == ["w.pt"]
@@ -28,7 +28,7 @@ def test_a_file_is_fetched_once(server, tmp_path):
 def test_without_a_hash_it_is_fetched_anew(server, tmp_path):
     for _ in range(2):
         assert fetch(server).read_bytes() == CONTENT
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
     assert kept(tmp_path) == ["w.pt"]
 
 
@@ -47,7 +47,7 @@ def test_another_file_than_expected_is_refused(server, tmp_path):
 def test_addresses_that_make_no_sense(server, end):
     with pytest.raises(CheckpointError, match="cannot be downloaded"):
         download(server.address + end, insecure=True)
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_the_hash_may_be_in_capitals(server):
@@ -71,7 +71,7 @@ def test_no_such_file_and_no_network(server, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
         fetch(server)
-    assert "/w.pt" not in server.asked
+    assert "/w.pt" not in server.requests
 
 
 # http://
@@ -83,7 +83,7 @@ def test_plain_http_needs_a_hash_or_insecure(server, tmp_path, cli):
     assert "--insecure" in caught.value.fix
     with pytest.raises(CheckpointError, match="anyone on the network"):
         read_checkpoint(f"{server.address}/w.pt")
-    assert server.asked == []
+    assert server.requests == []
     fetch(server, f"w.pt#sha256={DIGEST}", insecure=False)
     output = tmp_path / "m.onnx"
     code, _, err = cli("export", f"{server.address}/w.pt", "-o", output, "--task", "semantic")

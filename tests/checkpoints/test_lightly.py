@@ -78,8 +78,8 @@ def test_same_network_as_ours(tmp_path, arch, chunks):
     checkpoint = read_checkpoint(write(tmp_path, model, chunks=chunks), heads=arch.heads)
     assert checkpoint.architecture == arch
     assert checkpoint.task == "panoptic"
-    found = build_network(checkpoint, tiny.SIZE)(torch.from_numpy(tiny.photos(2)))
-    for have, want in zip(found, model(torch.from_numpy(tiny.photos(2))), strict=True):
+    found = build_network(checkpoint, tiny.SIZE)(torch.from_numpy(tiny.images(2)))
+    for have, want in zip(found, model(torch.from_numpy(tiny.images(2))), strict=True):
         torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_positions_are_resampled_as_dinov2_does(tmp_path, registers):
     np.testing.assert_allclose(found, wanted.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-6)
 
 
-def test_resampling_gives_the_size_asked_for():
+def test_resampling_gives_the_requested_size():
     for new in range(1, 60):
         found = resample_position(torch.zeros(1, 37 * 37, 4), (37, 37), (new, 37 + new), offset=0.1)
         assert found.shape == (1, new * (37 + new), 4)
@@ -146,20 +146,20 @@ def test_resampling_gives_the_size_asked_for():
     ],
     ids=lambda c: next(iter(c)),
 )
-def test_a_damaged_description_is_told(tmp_path, changes):
+def test_a_damaged_description_is_reported(tmp_path, changes):
     path = write(tmp_path, network(ROTARY), **changes)
     with pytest.raises(CheckpointError, match="model_init_args"):
         read_checkpoint(path, heads=ROTARY.heads)
 
 
-def test_weights_without_their_description_are_told(tmp_path):
+def test_weights_without_their_description_are_reported(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(lightly_keys(network(ROTARY)), path)
     with pytest.raises(CheckpointError, match=r"exported_best\.pt"):
         read_checkpoint(path)
 
 
-def test_contradictions_are_told(tmp_path):
+def test_contradictions_are_reported(tmp_path):
     path = write(tmp_path, network(ROTARY))
     with pytest.raises(CheckpointError, match="--num-blocks 1 contradicts"):
         read_checkpoint(path, heads=ROTARY.heads, num_blocks=1)
@@ -198,7 +198,7 @@ def test_other_rotations_are_refused(periods):
         ("rope_embed.periods", lambda t: t[:1]),
     ],
 )
-def test_tensors_that_do_not_fit_are_told(tmp_path, end, change):
+def test_tensors_that_do_not_fit_are_reported(tmp_path, end, change):
     path = write(tmp_path, network(replace(ROTARY, mlp="swiglu")))
     content = torch.load(path)
     weights = content["train_model"]

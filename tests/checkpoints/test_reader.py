@@ -19,7 +19,7 @@ from eomt_deploy.errors import CheckpointError
 from eomt_deploy.network.eomt import EoMT
 
 
-def test_everything_that_shapes_tell(files):
+def test_everything_that_shapes_reveal(files):
     checkpoint = read_checkpoint(files.checkpoint)
     assert checkpoint.architecture == tiny.ARCH
     assert checkpoint.native_grid == (4, 4)
@@ -117,9 +117,9 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
 
 
 def test_damaged_and_foreign_files(tmp_path, files):
-    whole = files.checkpoint.read_bytes()
+    complete = files.checkpoint.read_bytes()
     cases = {
-        "cut.bin": (whole[: len(whole) // 2], "is truncated"),
+        "cut.bin": (complete[: len(complete) // 2], "is truncated"),
         "empty.bin": (b"", "is empty"),
         "text.bin": (b"hello, this is no checkpoint", "not a PyTorch or safetensors"),
         "photo.bin": (b"\xff\xd8\xff\xe0" + bytes(100), "not a PyTorch or safetensors"),
@@ -166,7 +166,7 @@ def test_heads(tmp_path):
         read_checkpoint(files.checkpoint, heads=5)
 
 
-def test_num_blocks_where_the_file_does_not_tell(tmp_path):
+def test_num_blocks_if_the_file_does_not_contain_it(tmp_path):
     state = tiny.official_keys(tiny.network())
     del state["network.attn_mask_probs"]
     checkpoint = read_checkpoint(save(tmp_path, state), num_blocks=2)

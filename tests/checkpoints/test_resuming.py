@@ -131,9 +131,9 @@ def test_two_processes_do_not_write_one_file(server, capfd, tmp_path):
         other = threading.Thread(target=lambda: found.append(fetch(server, address)))
         other.start()
         time.sleep(2.5)
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
         target.write_bytes(CONTENT)  # the first process has downloaded it
     other.join(30)
     assert found == [target]
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert "Waiting for another process" in capfd.readouterr().err

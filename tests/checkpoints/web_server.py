@@ -34,7 +34,7 @@ class Behaviour:
     extra: dict = field(default_factory=dict)
     chunked: bool = False
     redirect: str | None = None
-    asked: list = field(default_factory=list)
+    requests: list = field(default_factory=list)
     headers: list = field(default_factory=list)
     address: str = ""
     released: threading.Event = field(default_factory=threading.Event)
@@ -43,7 +43,7 @@ class Behaviour:
 def handler_of(server: Behaviour):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            server.asked.append(self.path)
+            server.requests.append(self.path)
             server.headers.append(dict(self.headers))
             if self.path.startswith("/redirected"):
                 self.send_response(302)

@@ -59,12 +59,13 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing_else(cli, tmp_path):
     assert {"report.json", "report.md"} <= {p.name for p in folder.iterdir()}
 
 
-def test_engines_scopes_scenarios_and_plots(cli, exported, photo, tmp_path):
+def test_engines_scopes_scenarios_and_plots(cli, exported, image_path, tmp_path):
     a, b = exported("panoptic"), exported("semantic")
     path = tmp_path / "b.json"
     code, out, err = cli(
         "bench", "--engine", a, "--engine", b, "--scope", "network", "--scope", "end-to-end",
-        "--score", "50", "--score", "40", "--iterations", "3", "--image", photo, "--json", path,
+        "--score", "50", "--score", "40", "--iterations", "3", "--image", image_path,
+        "--json", path,
         "--plot", tmp_path / "pareto.png", "--plot", tmp_path / "latency.png",
     )  # fmt: skip
     assert code == 0, err

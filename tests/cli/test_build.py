@@ -104,7 +104,7 @@ def test_unsupported_model(cli, tmp_path):
     assert "Traceback" not in out + err
 
 
-def test_doctor_tells_what_can_be_built(cli):
+def test_doctor_reports_what_can_be_built(cli):
     code, out, _ = cli("doctor", "--json")
     assert code == 0
     abilities = {a["name"]: a for a in json.loads(out)["abilities"]}

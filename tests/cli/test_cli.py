@@ -36,7 +36,7 @@ def test_list(cli):
     assert names == [n for n, e in catalog.checkpoints().items() if e.task == "instance"]
 
 
-def test_export_inspect_predict_bench(cli, files, tmp_path, photo, picture):
+def test_export_inspect_predict_bench(cli, files, tmp_path, image_path, picture):
     model, report = tmp_path / "m.onnx", tmp_path / "report.json"
     code, out, _ = cli(
         "export", files.checkpoint, "--task", "panoptic", "--size", "48x96",
@@ -53,7 +53,7 @@ def test_export_inspect_predict_bench(cli, files, tmp_path, photo, picture):
     assert json.loads(cli("inspect", model, "--json")[1])["spec"]["task"] == "panoptic"
 
     folder = tmp_path / "out"
-    code, out, _ = cli("predict", model, photo, picture.parent / "*.png", "-o", folder)
+    code, out, _ = cli("predict", model, image_path, picture.parent / "*.png", "-o", folder)
     assert code == 0
     assert "wrote 2 of 2" in out
     summary = json.loads((folder / "predictions.json").read_text())
@@ -74,9 +74,9 @@ def test_export_inspect_predict_bench(cli, files, tmp_path, photo, picture):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".json", ".npz"])
-def test_predict_to_one_file(cli, exported, photo, tmp_path, suffix):
+def test_predict_to_one_file(cli, exported, image_path, tmp_path, suffix):
     target = tmp_path / f"seen{suffix}"
-    assert cli("predict", exported("semantic"), photo, "-o", target)[0] == 0
+    assert cli("predict", exported("semantic"), image_path, "-o", target)[0] == 0
     assert target.stat().st_size > 100
 
 
@@ -114,7 +114,7 @@ def test_weights_of_a_catalog_entry(cli, tmp_path):
     assert "panoptic, 11 classes, 160x160" in out
 
 
-def test_compare_takes_what_export_takes(cli, exported, photo, monkeypatch, tmp_path):
+def test_compare_takes_what_export_takes(cli, exported, image_path, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, word in (
@@ -122,16 +122,18 @@ def test_compare_takes_what_export_takes(cli, exported, photo, monkeypatch, tmp_
         ("coco-panoptic-eomt-tiny-640-lightly", "amazonaws.com/dinov3_vitt16"),
         ("hf://nobody/none", "hf://nobody/none cannot be downloaded"),
     ):
-        code, _, err = cli("compare", exported("panoptic"), name, photo)
+        code, _, err = cli("compare", exported("panoptic"), name, image_path)
         assert code == 2
         assert word in err
 
 
-def test_predict_goes_on_after_a_bad_image_and_fails_in_the_end(cli, exported, photo, tmp_path):
+def test_predict_goes_on_after_a_bad_image_and_fails_in_the_end(
+    cli, exported, image_path, tmp_path
+):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
     folder = tmp_path / "out"
-    code, out, err = cli("predict", exported("instance"), bad, photo, "-o", folder)
+    code, out, err = cli("predict", exported("instance"), bad, image_path, "-o", folder)
     assert code == 2
     assert "wrote 1 of 2" in out
     assert "bad.jpg is not an image" in err
@@ -150,9 +152,9 @@ def test_predict_keeps_same_names_apart(cli, exported, gradient, tmp_path):
     assert labels == ["a/x.bmp.png", "a/x.png.png", "b/x.png"]
 
 
-def test_json_on_stdout_is_only_json(cli, exported, photo, tmp_path):
+def test_json_on_stdout_is_only_json(cli, exported, image_path, tmp_path):
     model = exported("semantic")
-    out = cli("predict", model, photo, "-o", tmp_path / "out", "--json", "-")[1]
+    out = cli("predict", model, image_path, "-o", tmp_path / "out", "--json", "-")[1]
     assert json.loads(out)["info"]["task"] == "semantic"
     out = cli("bench", "--engine", model, "--iterations", 2, "--warmup", 0, "--json", "-")[1]
     assert json.loads(out)["schema"] == 1
@@ -168,7 +170,7 @@ def test_doctor(cli):
     assert all(a["detail"] for a in data["abilities"])
 
 
-def bad_inputs(tmp_path, files, exported, photo):
+def bad_inputs(tmp_path, files, exported, image_path):
     """Arguments -> exit code and a word of the message."""
     text = tmp_path / "text.bin"
     text.write_text("not a checkpoint")
@@ -199,23 +201,23 @@ def bad_inputs(tmp_path, files, exported, photo):
         "size": (("export", files.checkpoint, "-o", target, "--size", "big", *known), "'big'"),
         "unwritable": (
             ("export", files.checkpoint, "-o", occupied / "m.onnx", *known), "cannot be written"),
-        "not our onnx": (("predict", other, photo, "-o", tmp_path / "o"), "not written by"),
-        "no onnx": (("predict", garbage, photo, "-o", tmp_path / "o"), "not an ONNX file"),
+        "not our onnx": (("predict", other, image_path, "-o", tmp_path / "o"), "not written by"),
+        "no onnx": (("predict", garbage, image_path, "-o", tmp_path / "o"), "not an ONNX file"),
         "inspect other": (("inspect", other), "not written by eomt-deploy"),
         "no image": (("predict", model, text, "-o", tmp_path / "o"), "not an image"),
         "empty folder": (("predict", model, empty, "-o", tmp_path / "o"), "contains no image"),
-        "two in one": (("predict", model, photo, text, "-o", tmp_path / "x.png"), "with -o"),
-        "no output": (("predict", model, photo, "-o", occupied / "o"), "cannot be written"),
+        "two in one": (("predict", model, image_path, text, "-o", tmp_path / "x.png"), "with -o"),
+        "no output": (("predict", model, image_path, "-o", occupied / "o"), "cannot be written"),
         "threshold": (
-            ("predict", model, photo, "-o", tmp_path / "o", "--score-threshold", "0.5"),
+            ("predict", model, image_path, "-o", tmp_path / "o", "--score-threshold", "0.5"),
             "score threshold does not apply"),
         "bench image": (("bench", "--engine", model, "--image", text), "not an image"),
         "no option": (("export", files.checkpoint), "-o"),
     }  # fmt: skip
 
 
-def test_bad_inputs_have_words_and_exit_code_2(cli, tmp_path, files, exported, photo):
-    for name, (arguments, word) in bad_inputs(tmp_path, files, exported, photo).items():
+def test_bad_inputs_have_words_and_exit_code_2(cli, tmp_path, files, exported, image_path):
+    for name, (arguments, word) in bad_inputs(tmp_path, files, exported, image_path).items():
         code, out, err = cli(*arguments)
         assert code == 2, (name, err)
         assert word in err, (name, err)
@@ -258,7 +260,7 @@ def test_results_never_leave_the_output_folder(cli, exported, gradient, tmp_path
     assert len(list(tmp_path.glob("pics/*"))) == 1
 
 
-def test_every_photo_gets_its_own_result(cli, exported, gradient, tmp_path):
+def test_every_image_gets_its_own_result(cli, exported, gradient, tmp_path):
     pictures(tmp_path / "in", gradient, "x.png", "x.bmp", "x.png.png", "[red]y.png", "z:car:.png")
     cli("predict", exported("semantic"), tmp_path / "in", "-o", tmp_path / "out")
     assert len(list((tmp_path / "out/labels").iterdir())) == 5
@@ -273,7 +275,7 @@ def test_second_run_does_not_segment_the_results_of_the_first(cli, exported, gra
     assert "left out 2 results of an earlier run" in err
 
 
-def test_brackets_in_names_are_shown_as_they_are(cli, exported, tmp_path, photo):
+def test_brackets_in_names_are_shown_as_they_are(cli, exported, tmp_path, image_path):
     import shutil
 
     model = tmp_path / "m[red].onnx"
@@ -293,7 +295,7 @@ def test_names_that_are_no_text(cli, exported, gradient, tmp_path):
     assert json.loads((tmp_path / "out/predictions.json").read_text())["images"]
 
 
-def test_thin_photos(cli, exported, tmp_path):
+def test_thin_images(cli, exported, tmp_path):
     pictures(tmp_path / "in", np.zeros((2, 100, 3), np.uint8), "thin.png")
     pictures(tmp_path / "in", np.zeros((1, 3000, 3), np.uint8), "thinner.png")
     code, out, err = cli("predict", exported("semantic"), tmp_path / "in", "-o", tmp_path / "out")
@@ -303,14 +305,14 @@ def test_thin_photos(cli, exported, tmp_path):
     assert Image.open(tmp_path / "out/overlay/thin.jpg").width <= 2048
 
 
-def test_more_wrong_use(cli, files, exported, photo, tmp_path):
+def test_more_wrong_use(cli, files, exported, image_path, tmp_path):
     model = exported("semantic")
     known = ("--task", "semantic", "--classes", files.classes)
     target = tmp_path / "new" / "m.onnx"
     for arguments, word in (
         (("list", "--task", "panotpic"), "panoptic"),
-        (("predict", model, photo, "-o", tmp_path / "x.webp"), ".webp"),
-        (("predict", model, photo, "-o", tmp_path / "x.png", "--json", "-"), "--json"),
+        (("predict", model, image_path, "-o", tmp_path / "x.webp"), ".webp"),
+        (("predict", model, image_path, "-o", tmp_path / "x.png", "--json", "-"), "--json"),
         (("bench", "--engine", model, "--json", model), "is an input of this command"),
         (("export", files.checkpoint, "-o", target, "--json", target, *known), "same file"),
         (("export", files.checkpoint, "-o", target, "--size", "²", *known), "Size"),
@@ -341,14 +343,14 @@ def test_terminated_export_leaves_nothing(files, picture, tmp_path):
     import signal
     import time
 
-    photos, target = tmp_path / "photos", tmp_path / "target"
-    photos.mkdir()
+    images, target = tmp_path / "photos", tmp_path / "target"
+    images.mkdir()
     target.mkdir()
     for index in range(500):  # enough not to be done before the signal comes
-        (photos / f"{index}.png").write_bytes(picture.read_bytes())
+        (images / f"{index}.png").write_bytes(picture.read_bytes())
     command = command_line([
         "export", files.checkpoint, "--task", "semantic", "--classes", files.classes,
-        "--verify-images", photos, "-o", target / "m.onnx",
+        "--verify-images", images, "-o", target / "m.onnx",
     ])  # fmt: skip
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eomt_deploy.artifact import read_onnx_metadata
+from eomt_deploy.model_file import read_onnx_metadata
 
 
 @pytest.fixture

@@ -115,10 +115,10 @@ def test_a_second_run_leaves_no_stale_results(cli, exported, gradient, tmp_path)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_predictions_json_is_coco(cli, exported, photo, picture, tmp_path, task):
+def test_predictions_json_is_coco(cli, exported, image_path, picture, tmp_path, task):
     out = tmp_path / "out"
     other = tmp_path / "copy.json"
-    code, _, _ = cli("predict", exported(task), photo, picture, "-o", out, "--json", other)
+    code, _, _ = cli("predict", exported(task), image_path, picture, "-o", out, "--json", other)
     assert code == 0
     assert json.loads(other.read_text()) == json.loads((out / "predictions.json").read_text())
     if task == "panoptic":  # pycocotools reads no panoptic files, not even COCO's own

@@ -38,7 +38,7 @@ def model(exported, tmp_path, monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    for name, array in (("images", tiny.photos(1)[0]), ("labels", np.zeros((64, 64), np.uint8))):
+    for name, array in (("images", tiny.images(1)[0]), ("labels", np.zeros((64, 64), np.uint8))):
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.fromarray(array).save(tmp_path / "data" / name / "a.png")
     return tmp_path / "data"
@@ -117,7 +117,7 @@ def test_onnx_runtime_says_that_it_left_the_gpu(exported, monkeypatch):
         assert engine.remarks == (CPU_INSTEAD_OF_GPU,)
 
 
-def test_warnings_of_a_library_are_told_from_its_errors():
+def test_library_warnings_are_separated_from_errors():
     lines = [
         Line("warning", "Using an engine plan file across different models of devices"),
         Line("error", "IRuntime::x: Error Code 1: out of memory"),

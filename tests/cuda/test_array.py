@@ -284,15 +284,15 @@ def test_capsule_says_what_the_array_is():
     assert not gpu.live
 
 
-@pytest.mark.parametrize(("asked", "waits"), [(None, LEGACY_STREAM), (1, 1), (-1, None)])
-def test_reader_of_a_capsule_waits_for_the_writer(asked, waits):
+@pytest.mark.parametrize(("requested", "waits"), [(None, LEGACY_STREAM), (1, 1), (-1, None)])
+def test_reader_of_a_capsule_waits_for_the_writer(requested, waits):
     gpu = SimulatedGpu()
     array = DeviceArray.empty(gpu, (1,), np.uint8)
     done = []
     with gpu.active():
         array.stream = gpu.stream()
         gpu.submit(array.stream, Work(lambda: done.append("written")))
-        array.__dlpack__(stream=asked)
+        array.__dlpack__(stream=requested)
         gpu.submit(LEGACY_STREAM, Work(lambda: done.append("read")))
         gpu.synchronize(LEGACY_STREAM)
     assert done == (["written", "read"] if waits else done)

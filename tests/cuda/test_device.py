@@ -106,7 +106,7 @@ def test_pycuda_has_every_name_that_we_use():
     check_names(drv, chains(inspect.getsource(pycuda), "drv"))
 
 
-def test_both_bindings_implement_the_whole_interface():
+def test_both_bindings_implement_the_complete_interface():
     wanted = {n for n, f in vars(Device).items() if getattr(f, "__isabstractmethod__", False)}
     assert len(wanted) > 25
     folder = Path(cuda_python.__file__).parent

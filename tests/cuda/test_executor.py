@@ -27,9 +27,9 @@ OUTPUTS = (
 class SumNetwork:
     """Each output is the sum of its image, times the column; it runs in the order of its stream."""
 
-    def __init__(self, gpu: SimulatedGpu, outputs=OUTPUTS, *, least: int, largest: int) -> None:
+    def __init__(self, gpu: SimulatedGpu, outputs=OUTPUTS, *, minimum: int, largest: int) -> None:
         self.gpu, self.outputs = gpu, outputs
-        self.least, self.largest = least, largest
+        self.minimum, self.largest = minimum, largest
         self.pointers: dict[str, int] = {}
         self.batch = 0
         self.failing = False
@@ -39,7 +39,7 @@ class SumNetwork:
         self.pointers[name] = pointer
 
     def reshape(self, batch: int) -> None:
-        assert self.least <= batch <= self.largest
+        assert self.minimum <= batch <= self.largest
         self.batch = batch
         self.reshapes += 1
 
@@ -69,13 +69,13 @@ def expected(images: np.ndarray, output: Tensor) -> np.ndarray:
     return np.broadcast_to(sums[:, None, None] * columns, (len(images), *output.shape))
 
 
-def make(seed: int = 0, least: int = 1, largest: int = 3, outputs=OUTPUTS, **options: bool):
+def make(seed: int = 0, minimum: int = 1, largest: int = 3, outputs=OUTPUTS, **options: bool):
     gpu = SimulatedGpu(seed, **options)
-    network = SumNetwork(gpu, outputs, least=least, largest=largest)
+    network = SumNetwork(gpu, outputs, minimum=minimum, largest=largest)
     return (
         gpu,
         network,
-        ThreadExecutor(gpu, network, IMAGES, outputs, (least, largest), graphs=True),
+        ThreadExecutor(gpu, network, IMAGES, outputs, (minimum, largest), graphs=True),
     )
 
 
@@ -93,15 +93,15 @@ def check(results, images, outputs=OUTPUTS) -> None:
 
 
 @given(st.integers(1, 50), st.integers(1, 8), st.integers(0, 8))
-def test_parts_cover_the_batch_once_and_fit_the_network(count, least, more):
-    largest = least + more
-    parts = split(count, least, largest)
+def test_parts_cover_the_batch_once_and_fit_the_network(count, minimum, more):
+    largest = minimum + more
+    parts = split(count, minimum, largest)
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(count))
     (batch,) = {part.batch for part in parts}  # one CUDA graph is enough
-    assert least <= batch <= largest
+    assert minimum <= batch <= largest
     assert all(0 < part.stop - part.start <= batch for part in parts)
     assert len(parts) == -(-count // largest) or batch < largest
-    if batch > least:  # little padding
+    if batch > minimum:  # little padding
         assert len(parts) * batch - count < len(parts)
 
 
@@ -130,8 +130,8 @@ def test_next_step(batch, shape, captured, capture, step):
     st.integers(0, 2),
     st.lists(st.tuples(st.integers(1, 10), st.booleans()), min_size=1, max_size=8),
 )
-def test_any_order_of_batches_and_ways_gives_the_right_numbers(seed, least, more, calls):
-    gpu, _, executor = make(seed, least, least + more)
+def test_any_order_of_batches_and_methods_gives_the_right_numbers(seed, minimum, more, calls):
+    gpu, _, executor = make(seed, minimum, minimum + more)
     for number, (count, on_device) in enumerate(calls):
         images = pictures(count, number)
         if not on_device:
@@ -235,12 +235,12 @@ def test_close_frees_all_but_what_somebody_holds():
         executor.input(1)
 
 
-def test_lane_of_a_thread_goes_with_it():
+def test_executor_of_a_thread_is_freed_with_it():
     gpu = SimulatedGpu()
     local = threading.local()
 
     def work() -> None:
-        network = SumNetwork(gpu, least=1, largest=3)
+        network = SumNetwork(gpu, minimum=1, largest=3)
         local.executor = ThreadExecutor(gpu, network, IMAGES, OUTPUTS, (1, 3), graphs=True)
         local.executor.run(pictures(2))
 

@@ -17,7 +17,7 @@ from eomt_deploy.cuda import DeviceArray, nvrtc
 from eomt_deploy.cuda.kernels import SIGNATURES, SOURCE, Kernels, load_kernels
 from eomt_deploy.cuda.scratch import Scratch
 from eomt_deploy.errors import DeviceError, MissingDependencyError
-from eomt_deploy.processing.tables import photo_table
+from eomt_deploy.processing.tables import image_table
 
 NOTHING = 'extern "C" __global__ void nothing() {}'
 
@@ -56,7 +56,7 @@ def test_every_kernel_compiles(compiler, architecture):
         assert b".text." + name.encode() in cubin
 
 
-def test_a_mistake_in_the_source_is_told_by_nvrtcs_log(compiler):
+def test_a_source_error_is_reported_with_the_nvrtc_log(compiler):
     with pytest.raises(DeviceError, match=r'sm_89(.|\n)*kernels.cu\(1\)(.|\n)*"oops" is undefined'):
         nvrtc.compile_source("int x = oops;", 89)
 
@@ -117,23 +117,23 @@ sides = st.integers(1, 150)
 @given(old=st.tuples(sides, sides), new=st.integers(1, 150), seed=st.integers(0, 99))
 def test_one_pass_is_pillows(place, old, new, seed):
     """Check both directions; the tests of CudaProcessor check the order of two passes."""
-    photo = np.random.default_rng(seed).integers(0, 256, (*old, 3), np.uint8)
-    check_passes(place, photo, new)
+    image = np.random.default_rng(seed).integers(0, 256, (*old, 3), np.uint8)
+    check_passes(place, image, new)
 
 
 @pytest.mark.parametrize("new", [3, 17, 427, 1500])
-def test_one_pass_over_a_real_photo_is_pillows(place, photo, new):
-    check_passes(place, np.asarray(Image.open(photo).convert("RGB")), new)
+def test_one_pass_over_a_real_image_equals_pillow(place, image_path, new):
+    check_passes(place, np.asarray(Image.open(image_path).convert("RGB")), new)
 
 
-def check_passes(place, photo, new):
+def check_passes(place, image, new):
     device, kernels = place
-    height, width = photo.shape[:2]
+    height, width = image.shape[:2]
     with device.active():
-        source = put(device, photo)
+        source = put(device, image)
         for name, size in (("across", (height, new)), ("down", (new, width))):
             old = width if name == "across" else height
-            bounds, weights = (put(device, table) for table in photo_table(old, new))
+            bounds, weights = (put(device, table) for table in image_table(old, new))
             result = DeviceArray.empty(device, (*size, 3), np.uint8)
             threads = size[0] * size[1] * (1 if name == "across" else 3)
             kernels.launch(
@@ -141,7 +141,7 @@ def check_passes(place, photo, new):
                 source.pointer, *([width] if name == "across" else []), *size,
                 bounds.pointer, weights.pointer, weights.shape[1], result.pointer, stream=1,
             )  # fmt: skip
-            wanted = Image.fromarray(photo).resize(size[::-1], Image.Resampling.BILINEAR)
+            wanted = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
             np.testing.assert_array_equal(result.copy_to_host(1), np.asarray(wanted))
 
 

@@ -30,7 +30,7 @@ def labelled_images(model: Path, folder: Path) -> tuple[Segmenter, dict[str, Any
     document["categories"] = [{"id": 1 + i, "name": name} for i, name in enumerate(THINGS)]
     segmenter = Segmenter(model)
     for number, (name, size) in enumerate(SIZES.items(), 100):
-        made_up.photo(number, size).save(folder / f"{name}.jpg", quality=95)
+        made_up.random_image(number, size).save(folder / f"{name}.jpg", quality=95)
         entry = {"id": number, "file_name": f"{name}.jpg", "height": size[0], "width": size[1]}
         document["images"].append(entry)
         found = sorted(segmenter.predict(folder / f"{name}.jpg").segments, key=lambda s: -s.score)

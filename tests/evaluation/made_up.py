@@ -15,7 +15,7 @@ CATEGORIES = [
 ]
 
 
-def photo(seed: int, size: tuple[int, int]) -> Image.Image:
+def random_image(seed: int, size: tuple[int, int]) -> Image.Image:
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
     return coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -40,7 +40,7 @@ def coco_panoptic(root: Path, count: int = 3) -> Path:
     for index in range(count):
         size = (40 + 4 * index, 60 - 3 * index)
         ids = segment_ids(index, size) * 100
-        photo(index, size).save(root / f"images/{index}.jpg")
+        random_image(index, size).save(root / f"images/{index}.jpg")
         id_picture(ids).save(root / f"panoptic/{index}.png")
         document["images"].append(
             {"id": index, "file_name": f"{index}.jpg", "height": size[0], "width": size[1]}
@@ -64,6 +64,6 @@ def label_folder(root: Path, count: int = 3) -> Path:
     for index in range(count):
         labels = segment_ids(index, (40, 60)).astype(np.uint8)
         labels[:3] = 255
-        photo(index, (40, 60)).save(root / f"images/{index}.jpg")
+        random_image(index, (40, 60)).save(root / f"images/{index}.jpg")
         Image.fromarray(labels).save(root / f"labels/{index}.png")
     return root

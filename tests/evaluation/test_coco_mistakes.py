@@ -11,10 +11,10 @@ import made_up
 import pytest
 from coco_documents import write
 
-from eomt_deploy.artifact import read_artifact
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.dataset_files import FileIndex
+from eomt_deploy.model_file import read_model_file
 
 PIECES: list[Any] = [None, True, -1, 0, 2, 1e400, 10**30, 0.5, "", "x", "\ud800", [], [[]], {},
                      [1, 2], {"size": [1, 1], "counts": [1]}, {"size": 3, "counts": "x"},
@@ -31,7 +31,7 @@ def test_any_wrong_value_is_one_error(labels, tmp_path, exported, task):
         root = write(tmp_path / "data", document, "instances.json", images, ".")
         path = root / "instances.json"
     else:
-        spec = read_artifact(exported("panoptic")).spec
+        spec = read_model_file(exported("panoptic")).spec
         path = made_up.coco_panoptic(tmp_path / "data") / "panoptic.json"
         document = json.loads(path.read_text())
     rng = random.Random(0)
@@ -88,7 +88,7 @@ def test_json_that_is_not_a_data_set(tmp_path, exported, content):
         root.mkdir()
         (root / name).write_bytes(content)
         with pytest.raises(DatasetError, match=name):
-            open_dataset([root], read_artifact(exported(task)).spec)
+            open_dataset([root], read_model_file(exported(task)).spec)
 
 
 def test_sizes_that_would_take_all_memory(labels, tmp_path):
@@ -103,7 +103,7 @@ def test_sizes_that_would_take_all_memory(labels, tmp_path):
 
 
 def test_zip_members_that_inflate_to_gigabytes(tmp_path, exported):
-    spec = read_artifact(exported("semantic")).spec
+    spec = read_model_file(exported("semantic")).spec
     archive = tmp_path / "data.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("labels/0.png", b"x")

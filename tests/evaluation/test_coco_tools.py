@@ -18,10 +18,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from eomt_deploy import Segmenter
-from eomt_deploy.artifact import read_artifact
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.evaluation import evaluate, open_dataset
+from eomt_deploy.model_file import read_model_file
 from eomt_deploy.sources import load_image
 
 
@@ -154,7 +154,7 @@ def test_splits_of_roboflow(labels, tmp_path):
     assert [s.name for s in dataset.samples] == [f"valid/{name}.jpg" for name in SIZES]
 
 
-def test_a_name_is_taken_as_it_stands_first(labels, tmp_path):
+def test_the_literal_file_name_is_tried_first(labels, tmp_path):
     segmenter, document, images = labels
     odd = renamed(document, lambda n: f"100%25 {n}")
     root = write(tmp_path / "data", odd, "instances.json", images, "val")
@@ -235,7 +235,7 @@ def test_format_decides_when_no_name_does(labels, tmp_path, cli, exported):
 
 
 def test_panoptic_labels_under_another_name(tmp_path, exported):
-    spec = read_artifact(exported("panoptic")).spec
+    spec = read_model_file(exported("panoptic")).spec
     root = made_up.coco_panoptic(tmp_path / "data")
     (root / "panoptic.json").rename(root / "export.json")
     (root / "panoptic").rename(root / "export")
@@ -249,7 +249,7 @@ def test_the_cases_of_the_development_data(shared, exported):
     classes = make_classes(
         [{"name": n, "thing": True} for n in ("person", "animal", "vehicle", "object")], "test"
     )
-    spec = replace(read_artifact(exported("instance")).spec, classes=classes)
+    spec = replace(read_model_file(exported("instance")).spec, classes=classes)
     truths = {}
     for root in sorted((shared / "cases/coco").iterdir()):
         dataset = open_dataset([root], spec)

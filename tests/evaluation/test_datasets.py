@@ -12,17 +12,17 @@ import pytest
 import tiny
 from PIL import Image
 
-from eomt_deploy.artifact import read_artifact
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import DatasetError, UsageError
 from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.datasets.label_maps import CITYSCAPES_IDS
+from eomt_deploy.model_file import read_model_file
 from eomt_deploy.spec import TASKS
 
 
 @pytest.fixture
 def spec(exported):
-    return lambda task: read_artifact(exported(task)).spec
+    return lambda task: read_model_file(exported(task)).spec
 
 
 def zipped(folder: Path, target: Path, prefix: str = "") -> Path:
@@ -75,7 +75,7 @@ def test_zips_as_coco_ships_them(tmp_path, spec):
 
 def test_instances_json_with_polygons_rle_and_crowd(tmp_path, spec):
     (tmp_path / "val2017").mkdir()
-    made_up.photo(0, (20, 30)).save(tmp_path / "val2017/a.jpg")
+    made_up.random_image(0, (20, 30)).save(tmp_path / "val2017/a.jpg")
     square = [[5, 4, 15, 4, 15, 14, 5, 14]]
     column = {"size": [20, 30], "counts": [0, 20, 580]}
     annotations = [
@@ -119,7 +119,7 @@ def test_cityscapes(tmp_path, spec):
     values = np.arange(34, dtype=np.uint8).reshape(2, 17)
     for path in (label, other):
         Image.fromarray(values).save(path)
-    made_up.photo(0, (2, 17)).save(image)
+    made_up.random_image(0, (2, 17)).save(image)
     many = make_classes([{"name": str(i), "thing": False} for i in range(19)], "test")
     dataset = open_dataset([tmp_path], replace(spec("semantic"), classes=many))
     assert [s.name for s in dataset.samples] == ["leftImg8bit/val/ulm/ulm_0_leftImg8bit.png"]
@@ -136,7 +136,7 @@ def test_ade20k(tmp_path, spec):
         (root / part).mkdir(parents=True)
     values = np.array([[0, 1, 150]], np.uint8)
     Image.fromarray(values).save(root / "annotations/validation/ADE_val_1.png")
-    made_up.photo(0, (1, 3)).save(root / "images/validation/ADE_val_1.jpg")
+    made_up.random_image(0, (1, 3)).save(root / "images/validation/ADE_val_1.jpg")
     many = make_classes([{"name": str(i), "thing": False} for i in range(150)], "test")
     for path in (tmp_path, zipped(tmp_path, tmp_path.parent / f"{tmp_path.name}.zip")):
         dataset = open_dataset([path], replace(spec("semantic"), classes=many))
@@ -281,7 +281,7 @@ def test_split_must_exist_and_be_said(tmp_path, spec):
         open_dataset([panoptic], spec("panoptic"), split="nonsense")
 
 
-def test_photos_of_another_split_are_never_taken(tmp_path, spec):
+def test_images_of_another_split_are_never_used(tmp_path, spec):
     for name in ("train", "val"):
         made_up.coco_panoptic(tmp_path / name)
     dataset = open_dataset([tmp_path], spec("panoptic"), split="val")
@@ -325,13 +325,13 @@ def test_zip_members_that_cannot_be_read(tmp_path, spec):
         sample.truth()
 
 
-def test_images_without_labels_are_told(tmp_path, spec):
+def test_images_without_labels_are_reported(tmp_path, spec):
     root = made_up.label_folder(tmp_path / "data")
     (root / "labels/1.png").unlink()
     dataset = open_dataset([root], spec("semantic"))
     assert len(dataset.samples) == 2
     assert dataset.notes == ("1 images have no label",)
-    made_up.photo(0, (40, 60)).save(root / "labels/1.jpg")
+    made_up.random_image(0, (40, 60)).save(root / "labels/1.jpg")
     with pytest.raises(DatasetError, match=r"1\.jpg is not a PNG file"):
         open_dataset([root], spec("semantic"))
 
@@ -364,7 +364,7 @@ def test_thing_that_the_model_holds_for_stuff_is_refused(tmp_path, spec):
     ],
 )
 def test_broken_instances(tmp_path, spec, change, word):
-    made_up.photo(0, (20, 30)).save(tmp_path / "a.jpg")
+    made_up.random_image(0, (20, 30)).save(tmp_path / "a.jpg")
     annotation = {"id": 5, "image_id": 3, "category_id": 12, "iscrowd": 0,
                   "segmentation": [[5, 4, 15, 4, 15, 14]]}  # fmt: skip
     document = {

@@ -34,20 +34,20 @@ def opened(tmp_path, exported):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_report(opened, task):
-    told = []
-    report = evaluate(*opened(task), progress=lambda done, score: told.append((done, score)))
+    updates = []
+    report = evaluate(*opened(task), progress=lambda done, score: updates.append((done, score)))
     data = json.loads(json.dumps(report.to_dict()))
     main = {"semantic": "mIoU", "instance": "AP", "panoptic": "PQ"}[task]
     assert 0 <= data[main] <= 100
     assert data["images"] == 3
-    assert len(data["artifact"]["sha256"]) == 64
+    assert len(data["model"]["sha256"]) == 64
     assert [row["image"] for row in data["per_image"]] == [
         "images/0.jpg",
         "images/1.jpg",
         "images/2.jpg",
     ]
-    assert [done for done, _ in told] == [0, 1, 2, 3]
-    assert told[-1][1].startswith(main)
+    assert [done for done, _ in updates] == [0, 1, 2, 3]
+    assert updates[-1][1].startswith(main)
     assert len(report.worst(2)) <= 2
 
 
@@ -67,7 +67,7 @@ def test_a_model_scores_full_marks_on_its_own_results(tmp_path, exported):
 
 def test_stopped_evaluation_goes_on(opened, tmp_path, monkeypatch):
     segmenter, dataset = opened("panoptic")
-    whole = evaluate(segmenter, dataset)
+    complete = evaluate(segmenter, dataset)
     log = tmp_path / "log.jsonl"
     real = segmenter.engine.run
     runs = []
@@ -87,8 +87,8 @@ def test_stopped_evaluation_goes_on(opened, tmp_path, monkeypatch):
     monkeypatch.setattr(segmenter.engine, "run", lambda i: runs.append(1) or real(i))
     resumed = evaluate(segmenter, dataset, resume=log)
     assert len(runs) == 3  # two before the interruption, one after
-    assert resumed.to_dict() == whole.to_dict()
-    assert evaluate(segmenter, dataset, resume=log).to_dict() == whole.to_dict()
+    assert resumed.to_dict() == complete.to_dict()
+    assert evaluate(segmenter, dataset, resume=log).to_dict() == complete.to_dict()
     assert len(runs) == 3
 
 
@@ -155,7 +155,7 @@ def test_one_image_has_no_interval(opened):
 
 def test_labels_of_another_size(tmp_path, exported):
     root = made_up.label_folder(tmp_path / "data")
-    made_up.photo(0, (30, 60)).save(root / "images/1.jpg")
+    made_up.random_image(0, (30, 60)).save(root / "images/1.jpg")
     segmenter = Segmenter(exported("semantic"))
     with pytest.raises(DatasetError, match=r"1\.jpg is 30x60, its labels are 40x60"):
         evaluate(segmenter, open_dataset([root], segmenter.spec))
@@ -164,7 +164,7 @@ def test_labels_of_another_size(tmp_path, exported):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_artifact_against_its_checkpoint(opened, files, task):
+def test_model_file_against_its_checkpoint(opened, files, task):
     segmenter, dataset = opened(task)
     reference = Segmenter(TorchEngine(files.checkpoint, segmenter.spec))
     result = compare(segmenter, reference, dataset.samples, labelled=True)
@@ -177,8 +177,8 @@ def test_artifact_against_its_checkpoint(opened, files, task):
     assert result.score is None if task == "panoptic" else result.score >= 99.5
 
 
-def test_photos_without_labels(photo):
-    sample = unlabelled([photo])[0]
+def test_images_without_labels(image_path):
+    sample = unlabelled([image_path])[0]
     assert sample.image().shape == (400, 600, 3)
     with pytest.raises(UsageError, match="no labels"):
         sample.truth()
@@ -192,7 +192,7 @@ def test_models_that_cannot_be_compared(opened):
         compare(a, a, [], labelled=False)
 
 
-def test_paired_interval_tells_a_real_difference_from_none(opened):
+def test_paired_interval_detects_only_a_real_difference(opened):
     segmenter, _ = opened("semantic")
     scorer = scorer_for(segmenter.spec)
     rng = np.random.default_rng(0)
@@ -236,8 +236,8 @@ def test_command_line(cli, tmp_path, exported, files):
     assert cli("compare", model, model)[0] == 2
     for wrong in (("--limit", -1), ("--tolerance", "nan"), ("--split", "val")):
         assert cli("compare", model, model, root / "images", *wrong)[0] == 2
-    photo = root / "images/0.jpg"
-    assert cli("compare", model, model, photo, "-o", photo)[0] == 2
+    image_path = root / "images/0.jpg"
+    assert cli("compare", model, model, image_path, "-o", image_path)[0] == 2
     assert cli("compare", files.checkpoint, files.checkpoint, root / "images")[0] == 2
 
 

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eomt_deploy.artifact import read_artifact
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.evaluation import open_dataset
+from eomt_deploy.model_file import read_model_file
 
 
 @pytest.fixture
 def spec(exported):
-    return lambda task: read_artifact(exported(task)).spec
+    return lambda task: read_model_file(exported(task)).spec
 
 
 def test_two_images_for_one_label(tmp_path, spec):
     root = made_up.label_folder(tmp_path / "data")
-    made_up.photo(5, (40, 60)).save(root / "images/1.png")
+    made_up.random_image(5, (40, 60)).save(root / "images/1.png")
     with pytest.raises(
         DatasetError, match=r"1\.png must have 1 image, got 2: (.|\n)*1\.jpg, images/1\.png"
     ):

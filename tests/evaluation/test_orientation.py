@@ -39,7 +39,7 @@ def labelled(tmp_path, exported):
         (root / "labels").mkdir()
         for index in range(2):
             path = root / f"images/{index}.png"
-            made_up.photo(index, size).save(path, exif=exif(orientation))
+            made_up.random_image(index, size).save(path, exif=exif(orientation))
             seen = load_image(path) if upright else as_stored(path)
             segmenter.predict(seen).label_image().save(root / f"labels/{index}.png")
         return root
@@ -75,7 +75,9 @@ def test_coco_reads_stored_pixels_too(tmp_path, exported):
     plain = Segmenter(exported("panoptic"))
     before = [s.image() for s in open_dataset([root], plain.spec).samples]
     for path in (root / "images").iterdir():
-        made_up.photo(int(path.stem), before[int(path.stem)].shape[:2]).save(path, exif=exif(6))
+        made_up.random_image(int(path.stem), before[int(path.stem)].shape[:2]).save(
+            path, exif=exif(6)
+        )
     for path in (root / "panoptic").iterdir():  # a label is never rotated
         with Image.open(path) as image:
             image.load()

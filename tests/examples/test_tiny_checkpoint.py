@@ -46,7 +46,7 @@ def test_scenes_are_functions_of_their_key(example):
         assert (first.image != other.image).mean() > 0.5
 
 
-def test_ground_truth_is_whole(example, tmp_path):
+def test_ground_truth_is_complete(example, tmp_path):
     scenes = example("scenes")
     for index in range(20):
         scene = scenes.make_scene("held-out", 5, index, (100, 140))
@@ -115,11 +115,11 @@ def test_embedded_checkpoint_is_small_and_described():
     assert checkpoint.native_grid == (EMBEDDED.size[0] // 16, EMBEDDED.size[1] // 16)
 
 
-@pytest.mark.parametrize(("task", "least"), zip(TASKS, (65, 25, 55), strict=True))
-def test_embedded_checkpoint_knows_scenes_it_never_saw(example, tmp_path, task, least):
+@pytest.mark.parametrize(("task", "minimum"), zip(TASKS, (65, 25, 55), strict=True))
+def test_embedded_checkpoint_knows_scenes_it_never_saw(example, tmp_path, task, minimum):
     example("scenes").write_coco_panoptic(tmp_path / "scenes", 40, ANOTHER_SEED)
     path = tmp_path / "m.onnx"
     export(ExportConfig("eomt-tiny-scenes", path, task=task, allow_stuff=task == "instance"))
     with Segmenter(path) as segmenter:
         report = evaluate(segmenter, open_dataset([tmp_path / "scenes"], segmenter.spec))
-    assert report.scores.value >= least
+    assert report.scores.value >= minimum

@@ -37,7 +37,7 @@ def test_one_operator_a_block_and_the_same_numbers(fused, exported):
     assert operators.count("Attention") == tiny.ARCH.depth
     assert "Softmax" not in operators
     assert model.opset_import[0].version == ATTENTION_OPSET
-    images = tiny.photos(3)
+    images = tiny.images(3)
     with open_engine(path) as engine, open_engine(exported("panoptic")) as written:
         for found, want in zip(engine.run(images), written.run(images), strict=True):
             np.testing.assert_allclose(found, want, atol=1e-4 * np.abs(want).max())
@@ -66,7 +66,7 @@ def test_a_block_of_two_types_stays_written_out(traced):
 def test_emulation_rounds_inside_the_operator(lowered):
     plain, fused = lowered("fp16"), lowered("fp16")
     fuse_attention(fused)
-    images = tiny.photos(2)
+    images = tiny.images(2)
     wanted, found = (EmulatedEngine(model).run(images) for model in (plain, fused))
     for have, want in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(have, want)

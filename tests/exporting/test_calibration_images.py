@@ -16,7 +16,7 @@ def folder(tmp_path):
     root = tmp_path / "images"
     root.mkdir()
     for index in range(9):
-        made_up.photo(index, (50, 70)).save(root / f"{index}.jpg")
+        made_up.random_image(index, (50, 70)).save(root / f"{index}.jpg")
     (root / "notes.txt").write_text("x")
     return root
 
@@ -33,7 +33,7 @@ def config(files, tmp_path, **options):
 
 def test_calibration_leaves_it_out_and_names_it(files, tmp_path, folder):
     (folder / "3.jpg").write_bytes(b"broken")
-    made_up.photo(0, (1, 5000)).save(folder / "8.png")  # can be read, but not resized
+    made_up.random_image(0, (1, 5000)).save(folder / "8.png")  # can be read, but not resized
     report = export(config(files, tmp_path, precision="int8", calibrate=folder))
     warnings = "\n".join(report.warnings)
     assert "2 of 10 images for calibration cannot be read and are left out" in warnings

@@ -10,11 +10,11 @@ import pytest
 import tiny
 import torch
 
-from eomt_deploy.artifact import read_artifact
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting import ExportConfig, describe
 from eomt_deploy.exporting.reference import TorchEngine
+from eomt_deploy.model_file import read_model_file
 
 NAMES = [c["name"] for c in tiny.CLASSES]
 
@@ -149,15 +149,15 @@ def test_the_commit_of_a_repository_is_in_the_provenance(files, tmp_path, monkey
             described(tiny.Files(f"hf://owner/tiny{wrong}", files.classes))
 
 
-def test_a_comparison_takes_the_weights_of_the_export(files, tmp_path, photo, cli):
+def test_a_comparison_takes_the_weights_of_the_export(files, tmp_path, image_path, cli):
     checkpoint, model = pair(tmp_path), tmp_path / "m.onnx"
     export = ("export", checkpoint, "--task", "semantic", "--classes", files.classes, "-o", model)
-    compare = ("compare", model, checkpoint, photo, "--tolerance", "1")
+    compare = ("compare", model, checkpoint, image_path, "--tolerance", "1")
     code, _, err = cli(*export, "--weights-key", "state_dict")
     assert code == 0
     assert "warning: The file contains several copies of the network." in err
     assert "state_dict_ema" in err
-    assert read_artifact(model).spec.provenance["weights_key"] == "state_dict"
+    assert read_model_file(model).spec.provenance["weights_key"] == "state_dict"
     code, _, err = cli(*compare)
     assert code == 0
     assert "under state_dict are used" in err
@@ -166,8 +166,8 @@ def test_a_comparison_takes_the_weights_of_the_export(files, tmp_path, photo, cl
     assert code == 2
     assert "state_dict, state_dict_ema" in err
     # Another checkpoint may have other dictionaries.
-    engine = TorchEngine(files.checkpoint, read_artifact(model).spec)
+    engine = TorchEngine(files.checkpoint, read_model_file(model).spec)
     assert engine.notes == ()
-    code, _, err = cli("compare", model, model, photo, "--weights-key", "state_dict")
+    code, _, err = cli("compare", model, model, image_path, "--weights-key", "state_dict")
     assert code == 2
     assert "--weights-key has no effect here" in err

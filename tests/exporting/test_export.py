@@ -12,13 +12,13 @@ import tiny
 import torch
 
 from eomt_deploy import Segmenter
-from eomt_deploy.artifact import read_artifact
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.emulation.partwise import PartwiseSession
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.errors import CheckpointError, OutputError, UsageError, VerificationError
 from eomt_deploy.exporting import ExportConfig, export, graph, run, verify
 from eomt_deploy.exporting.network import build_network
+from eomt_deploy.model_file import read_model_file
 from eomt_deploy.spec import METADATA_KEY, TASKS
 
 
@@ -29,8 +29,8 @@ def config(files, output: Path, **changes) -> ExportConfig:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_description_travels_inside(exported, task):
-    artifact = read_artifact(exported(task))
-    spec = artifact.spec
+    model = read_model_file(exported(task))
+    spec = model.spec
     assert (spec.task, spec.image_size, spec.num_queries, spec.num_blocks) == (
         task,
         (64, 64),
@@ -48,14 +48,14 @@ def test_description_travels_inside(exported, task):
 
 
 def test_tensor_contract(exported):
-    artifact = read_artifact(exported("panoptic"))
-    shown = {t.name: (t.dtype, t.shape[1:]) for t in (*artifact.inputs, *artifact.outputs)}
+    model = read_model_file(exported("panoptic"))
+    shown = {t.name: (t.dtype, t.shape[1:]) for t in (*model.inputs, *model.outputs)}
     assert shown == {
         "images": ("uint8", (64, 64, 3)),
         "class_logits": ("float32", (12, 6)),
         "mask_logits": ("float32", (12, 16, 16)),
     }
-    assert all(t.shape[0] == "batch" for t in (*artifact.inputs, *artifact.outputs))
+    assert all(t.shape[0] == "batch" for t in (*model.inputs, *model.outputs))
 
 
 def test_the_graph_is_the_network_and_nothing_else(exported):
@@ -98,7 +98,7 @@ def test_any_batch_gives_the_same_numbers(exported, files, batch):
 
 def test_fixed_batch(files, tmp_path):
     report = export(config(files, tmp_path / "m.onnx", batch=2))
-    assert read_artifact(report.files[0]).inputs[0].shape == (2, 64, 64, 3)
+    assert read_model_file(report.files[0]).inputs[0].shape == (2, 64, 64, 3)
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     with open_engine(report.files[0]) as engine:
         three = engine.run(images)
@@ -143,7 +143,7 @@ def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
     report = export(config(files, path))
     assert [f.name for f in report.files] == ["m.onnx.data", "m.onnx"]
     assert len({f.stat().st_mode for f in report.files}) == 1
-    assert read_artifact(path).bytes == sum(f.stat().st_size for f in tmp_path.glob("m.onnx*"))
+    assert read_model_file(path).bytes == sum(f.stat().st_size for f in tmp_path.glob("m.onnx*"))
     with Segmenter(path) as segmenter:
         segmenter.predict(np.zeros((50, 70, 3), np.uint8))
     monkeypatch.undo()
@@ -157,19 +157,19 @@ def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
 )
 def test_models_larger_than_the_memory_give_the_same_file(tmp_path, monkeypatch, mlp, precision):
     files = tiny.write(tmp_path, tiny.network(replace(tiny.ARCH, mlp=mlp)))
-    whole, streamed = tmp_path / "whole" / "m.onnx", tmp_path / "streamed" / "m.onnx"
-    for path in (whole, streamed):
+    complete, streamed = tmp_path / "complete" / "m.onnx", tmp_path / "streamed" / "m.onnx"
+    for path in (complete, streamed):
         path.parent.mkdir()
-    first = export(config(files, whole, precision=precision))
+    first = export(config(files, complete, precision=precision))
     monkeypatch.setattr(run, "STREAMED_BYTES", 0)
-    monkeypatch.setattr(PartwiseSession.__init__, "__kwdefaults__", {"whole": 0, "part": 100})
+    monkeypatch.setattr(PartwiseSession.__init__, "__kwdefaults__", {"max_loaded": 0, "part": 100})
     built = []
     monkeypatch.setattr(
         run, "build_network", lambda *a, **k: built.append(k) or build_network(*a, **k)
     )
     second = export(config(files, streamed, precision=precision))
     assert built == [{"stream": True}]
-    assert streamed.read_bytes() == whole.read_bytes()
+    assert streamed.read_bytes() == complete.read_bytes()
     assert second.islands == first.islands
     assert second.verification.mask_mean == pytest.approx(
         first.verification.mask_mean, rel=0.1, abs=1e-6
@@ -281,15 +281,15 @@ def test_metadata_is_readable_by_plain_onnx(exported):
     assert json.loads(metadata[METADATA_KEY])["task"] == "semantic"
 
 
-def test_other_task_than_the_catalog_says_is_told(tmp_path):
+def test_another_task_than_in_the_catalog_is_reported(tmp_path):
     report = export(ExportConfig("eomt-tiny-scenes", tmp_path / "m.onnx", task="semantic"))
     assert any("trained as a panoptic model" in warning for warning in report.warnings)
     assert report.spec.name == "m"
 
 
-def test_output_that_is_not_finite_fails(exported, files, photo):
+def test_output_that_is_not_finite_fails(exported, files, image_path):
     class Broken:
-        spec = read_artifact(exported("panoptic")).spec
+        spec = read_model_file(exported("panoptic")).spec
 
         def run(self, images):
             with open_engine(exported("panoptic")) as engine:
@@ -299,4 +299,4 @@ def test_output_that_is_not_finite_fails(exported, files, photo):
 
     model = build_network(read_checkpoint(files.checkpoint), (64, 64))
     with pytest.raises(VerificationError, match="mask logits that are NaN"):
-        verify.compare(Broken(), model, [photo])
+        verify.compare(Broken(), model, [image_path])

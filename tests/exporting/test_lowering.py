@@ -67,7 +67,7 @@ def test_graphs_are_valid_and_close_to_fp32(lowered, tmp_path, precision, batch)
     path = tmp_path / "m.onnx"
     onnx.save(graph.to_proto(model, tiny.spec(precision=precision, batch=batch)), path)
     onnx.checker.check_model(path, full_check=True)
-    images = tiny.photos(2)
+    images = tiny.images(2)
     want = EmulatedEngine(lowered("fp32", batch)).run(images)
     have = EmulatedEngine(path).run(images)
     limit = {"fp32": 1e-6, "fp16": 5e-3, "bf16": 4e-2, "int8": 8e-2, "fp8": 2e-1}[precision]
@@ -82,7 +82,7 @@ def test_onnx_runtime_runs_the_very_file(lowered, tmp_path, precision):
     path = tmp_path / "m.onnx"
     onnx.save(graph.to_proto(lowered(precision), tiny.spec(precision=precision)), path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    images = tiny.photos(2)
+    images = tiny.images(2)
     have = session.run(["class_logits", "mask_logits"], {"images": images})
     for a, b in zip(have, EmulatedEngine(path).run(images), strict=True):
         # Not bit-identical: a difference in the last bit can change the rounding to FP8.

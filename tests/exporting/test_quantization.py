@@ -25,8 +25,8 @@ from eomt_deploy.exporting.calibration import (
 from eomt_deploy.exporting.config import METHODS
 from eomt_deploy.exporting.conversion import describe
 from eomt_deploy.exporting.quantization import (
-    _least_output_error,
     _scale,
+    _smallest_output_error,
     insert_qdq,
     quantize_layers,
 )
@@ -54,7 +54,7 @@ def test_only_linear_layers_of_the_blocks(lowered):
 @pytest.mark.parametrize(
     ("precision", "stored"), [("int8", ir.DataType.INT8), ("fp8", ir.DataType.FLOAT8E4M3FN)]
 )
-def test_what_stands_in_the_graph(lowered, precision, stored):
+def test_contents_of_the_graph(lowered, precision, stored):
     graph = lowered(precision).graph
     weights = [v for v in graph.initializers.values() if str(v.name).endswith(".quantized")]
     assert {v.dtype for v in weights} == {stored}
@@ -88,7 +88,7 @@ def test_formats_round_as_their_types(values):
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "output"])
-def test_ranges_cut_outliers_unless_told_not_to(method):
+def test_ranges_cut_outliers_unless_disabled(method):
     samples = RNG.normal(size=(4000, 16)).astype(np.float32)
     samples[7, 3] = 200
     activations = Activations(samples, samples.min(0), samples.max(0))
@@ -104,7 +104,7 @@ def test_dead_inputs_have_a_range():
 
 
 def test_observed_inputs_are_those_of_the_layers(network):
-    images = tiny.photos()
+    images = tiny.images()
     activations = observe(network, [images[:3], images[3:]])
     assert activations.keys() == linear_layers(network).keys()
     seen = []
@@ -131,7 +131,7 @@ def test_smoothing_scales_balance_inputs_and_weights():
 
 
 def test_bias_correction_takes_the_mean_error_out(network, traced):
-    images = tiny.photos(4)
+    images = tiny.images(4)
     activations = observe(network, [images])
     wanted = EmulatedEngine(traced()).run(images)
     errors = []
@@ -145,7 +145,7 @@ def test_bias_correction_takes_the_mean_error_out(network, traced):
 
 @pytest.mark.parametrize("smooth", [0, 0.7])
 def test_what_follows_gelu_is_adjusted_exactly(network, traced, smooth):
-    images = tiny.photos(4)
+    images = tiny.images(4)
     layers = quantize_layers(network, observe(network, [images]), "int8", "minmax", smooth=smooth)
     adjusted = {name: layer for name, layer in layers.items() if layer.adjustment}
     assert set(adjusted) == {name for name in layers if name.endswith("mlp.fc2")}
@@ -168,9 +168,9 @@ def test_what_follows_gelu_is_adjusted_exactly(network, traced, smooth):
         assert rms(have, want) < 0.05
 
 
-def test_a_range_above_zero_is_used_whole(network):
+def test_a_range_above_zero_is_used_completely(network):
     """GELU never returns less than -0.17: half of a range around 0 would be unused."""
-    activations = observe(network, [tiny.photos(4)])
+    activations = observe(network, [tiny.images(4)])
     layers = quantize_layers(network, activations, "int8", "minmax")
     for name, layer in layers.items():
         used = layer.input_scale * NUMBERS["int8"].largest / activations[name].largest.max()
@@ -183,7 +183,7 @@ def test_what_nothing_reads_does_not_widen_the_range():
     with torch.no_grad():
         block.fc1.weight[:40] *= 300
         block.fc2.weight[:, :40] = 0
-    images = tiny.photos(4)
+    images = tiny.images(4)
     layers = quantize_layers(pruned, observe(pruned, [images]), "int8", "minmax", smooth=0.7)
     model = graph.trace(pruned, tiny.spec())
     model = describe(model, tiny.spec())
@@ -196,13 +196,13 @@ def test_what_nothing_reads_does_not_widen_the_range():
 def test_swiglu_and_fp8_are_not_adjusted(network):
     swiglu = fold(tiny.network(replace(tiny.ARCH, mlp="swiglu")))
     for model, precision in ((network, "fp8"), (swiglu, "int8")):
-        seen = observe(model, [tiny.photos(1)])
+        seen = observe(model, [tiny.images(1)])
         layers = quantize_layers(model, seen, precision, "minmax", smooth=0.7)
         assert {layer.adjustment for layer in layers.values()} == {None}
 
 
 def test_fewer_layers_less_error(network, traced):
-    images = tiny.photos(4)
+    images = tiny.images(4)
     layers = quantize_layers(network, observe(network, [images]), "int8", "mse")
     wanted = EmulatedEngine(traced()).run(images)[1]
     some = [name for name in layers if ".blocks.2." in name]
@@ -219,7 +219,7 @@ def test_the_output_decides_whether_an_outlier_is_kept():
     light = heavy.copy()
     light[3] = 0  # the outliers do not matter
     ranges = [
-        _least_output_error(activations, weight, weight, NUMBERS["int8"])
+        _smallest_output_error(activations, weight, weight, NUMBERS["int8"])
         for weight in (heavy, light)
     ]
     assert ranges[0] > 0.5 * samples.max()

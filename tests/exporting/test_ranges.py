@@ -21,7 +21,7 @@ def overflowing():
 
 def test_ranges_are_those_of_the_values(traced):
     model = traced()
-    images = tiny.photos(6)
+    images = tiny.images(6)
     ranges = measure_ranges(model, [images[:5], images[5:]])
     assert ranges["network/Cast"] == images.max()
     class_logits, mask_logits = EmulatedEngine(model).run(images)
@@ -33,7 +33,7 @@ def test_ranges_are_those_of_the_values(traced):
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_graphs_of_fixed_batch_are_measured_too(traced, batch):
-    images = tiny.photos(3)
+    images = tiny.images(3)
     found = measure_ranges(traced(batch), [images])
     wanted = measure_ranges(traced(None), [images])
     assert found.keys() == wanted.keys()
@@ -42,7 +42,7 @@ def test_graphs_of_fixed_batch_are_measured_too(traced, batch):
 
 
 def test_what_overflows_is_named(overflowing):
-    ranges = measure_ranges(overflowing, [tiny.photos()])
+    ranges = measure_ranges(overflowing, [tiny.images()])
     islands = {island.tensor: island for island in find_islands(overflowing, ranges)}
     value = islands["backbone.blocks.1.attn.qkv/Add"]
     assert value.magnitude > FP16_MAX
@@ -54,16 +54,16 @@ def test_what_overflows_is_named(overflowing):
     assert all(".blocks.1.attn" in name for name in islands)
 
 
-def test_islands_mend_what_fails_without_them(overflowing):
-    images = tiny.photos()
+def test_fp32_exceptions_fix_what_fails_without_them(overflowing):
+    images = tiny.images()
     ranges = measure_ranges(overflowing, [images])
     islands = find_islands(overflowing, ranges)
     names = {name for island in islands for name in island.nodes}
     wanted = EmulatedEngine(overflowing).run(images)
     broken = EmulatedEngine(lower(overflowing, Lowering("fp16"))).run(images)
-    mended = EmulatedEngine(lower(overflowing, Lowering("fp16", islands=names))).run(images)
+    fixed = EmulatedEngine(lower(overflowing, Lowering("fp16", islands=names))).run(images)
     assert not np.isfinite(broken[0]).all()
-    for found, want in zip(mended, wanted, strict=True):
+    for found, want in zip(fixed, wanted, strict=True):
         assert np.sqrt(np.square(found - want).mean() / np.square(want).mean()) < 5e-3
 
 
@@ -76,7 +76,7 @@ def test_a_tensor_close_to_the_limit_counts(traced):
     assert find_islands(model, ranges, headroom=2) == []
 
 
-def test_export_names_and_mends_or_fails_with_4(tmp_path, cli):
+def test_export_reports_and_fixes_overflow_or_exits_with_4(tmp_path, cli):
     files = tiny.write(tmp_path, tiny.overflowing())
     target = tmp_path / "m.onnx"
     arguments = [
@@ -95,7 +95,7 @@ def test_export_names_and_mends_or_fails_with_4(tmp_path, cli):
     assert "backbone.blocks.1.attn.qkv/Add overflows" in out
 
 
-def test_without_islands_python_raises(tmp_path):
+def test_without_fp32_exceptions_python_raises(tmp_path):
     files = tiny.write(tmp_path, tiny.overflowing())
     config = ExportConfig(
         str(files.checkpoint),

@@ -28,8 +28,8 @@ from eomt_deploy.network.folds import fold
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    for index, photo in enumerate(tiny.photos(8)):
-        Image.fromarray(photo).save(folder / f"{index}.png")
+    for index, image_path in enumerate(tiny.images(8)):
+        Image.fromarray(image_path).save(folder / f"{index}.png")
     return folder
 
 
@@ -200,9 +200,9 @@ def test_killed_export_leaves_no_model(files, tmp_path):
 def test_what_is_kept_high_is_not_quantized(traced, high, left):
     config = ExportConfig("x", Path("m.onnx"), precision="int8", calibrate=Path(), high=high)
     network = fold(tiny.network())
-    layers = quantize_layers(network, observe(network, [tiny.photos()]), "int8", "minmax")
+    layers = quantize_layers(network, observe(network, [tiny.images()]), "int8", "minmax")
     model = traced()
-    plan, islands = _plan(model, config, [tiny.photos()], lambda _: None)
+    plan, islands = _plan(model, config, [tiny.images()], lambda _: None)
     assert islands == []
     found = _quantizable(layers, model, plan)
     assert len(found) == left

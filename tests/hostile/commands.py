@@ -134,13 +134,13 @@ def unfinished(folder: Path) -> list[str]:
         if not path.is_file() or any(part.startswith(LEFTOVERS) for part in path.parts):
             continue
         try:
-            check_whole(path)
+            check_complete(path)
         except Exception as error:
             found.append(f"{path.relative_to(folder)}: {error!r}"[:200])
     return found
 
 
-def check_whole(path: Path) -> None:
+def check_complete(path: Path) -> None:
     if path.suffix in (".png", ".jpg"):
         with Image.open(path) as image:
             image.load()
@@ -149,9 +149,9 @@ def check_whole(path: Path) -> None:
 
         json.loads(path.read_text("utf-8"))
     elif path.suffix == ".onnx":
-        from eomt_deploy.artifact import read_artifact
+        from eomt_deploy.model_file import read_model_file
 
-        read_artifact(path)
+        read_model_file(path)
 
 
 def leftovers(*folders: Path) -> list[Path]:

@@ -110,9 +110,9 @@ def mutate_zip(m: Mutator, entries: Sequence[Entry], others: Sequence[bytes] = (
             entries[other] = replace(entries[other], name=e.name)
         elif kind == "bomb":
             size = m.rng.choice((1, 50, 900, 2500))
-            told = m.rng.choice((size << 20, size << 20, 10, e.size))
-            entries[at] = replace(e, packed=zeros(size, -1), size=told, method=8)
-            m.note(f"{size} MiB of zeros, declared as {told}")
+            declared = m.rng.choice((size << 20, size << 20, 10, e.size))
+            entries[at] = replace(e, packed=zeros(size, -1), size=declared, method=8)
+            m.note(f"{size} MiB of zeros, declared as {declared}")
         elif kind == "overlap":
             entries += [replace(e, name=b"copy%d" % i, offset=0) for i in range(50)]
         elif kind == "many":

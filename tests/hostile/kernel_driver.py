@@ -85,10 +85,10 @@ def panoptic(rng: Random) -> None:
     plan, mask = letterbox(rng)
     count = rng.choice((1, 2, 7, 50, 200))
     print(f"panoptic {plan.image_size} in {plan.input_size}, masks {mask}, {count}", flush=True)
-    way = pixels.way_to_image(mask, plan)
+    resize = pixels.mask_resize(mask, plan)
     scores = np.abs(logits(rng, count))
     owners, _ = pixels.paint_queries(
-        logits(rng, count, *mask), way, scores, rng.choice((0.0, 0.5, 1.0)), rng.choice((1, 2))
+        logits(rng, count, *mask), resize, scores, rng.choice((0.0, 0.5, 1.0)), rng.choice((1, 2))
     )
     assert owners.shape == plan.image_size
     assert owners.min() >= -1
@@ -100,8 +100,8 @@ def panoptic(rng: Random) -> None:
 def instance(rng: Random) -> None:
     plan, mask = letterbox(rng)
     print(f"instance {plan.image_size} in {plan.input_size}, masks {mask}", flush=True)
-    way = pixels.way_to_image(mask, plan)
-    packed, _ = pixels.measure_mask(logits(rng, *mask), way)
+    resize = pixels.mask_resize(mask, plan)
+    packed, _ = pixels.measure_mask(logits(rng, *mask), resize)
     assert packed.unpack().shape == plan.image_size
 
 

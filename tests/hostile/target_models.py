@@ -32,8 +32,8 @@ def use_spec(spec: Any) -> None:
     if max(values, height * width * 3) > MANY_VALUES:
         return
     processor = Processor(spec, threads=1)
-    photo = np.zeros((24, 30, 3), np.uint8)
-    inputs, geometry = processor.preprocess(photo)
+    image_path = np.zeros((24, 30, 3), np.uint8)
+    inputs, geometry = processor.preprocess(image_path)
     if values * len(inputs) > MANY_VALUES:
         return
     rng = np.random.default_rng(values)
@@ -41,7 +41,7 @@ def use_spec(spec: Any) -> None:
     classes = rng.normal(size=(*shape, len(spec.classes) + 1), scale=6).astype(np.float32)
     masks = rng.normal(size=(*shape, *spec.mask_size), scale=6).astype(np.float32)
     result = processor.postprocess(classes, masks, geometry)
-    result.overlay(photo).tobytes()
+    result.overlay(image_path).tobytes()
     json.dumps(result.to_coco()).encode()
     if result.task != "instance":
         result.label_image()
@@ -60,24 +60,24 @@ def run_description(folder: Path) -> None:
 
 def mutate_onnx(m: Mutator) -> Files:
     task = m.rng.choice(("semantic", "instance", "panoptic"))
-    whole = seeds.onnx_model(task)
+    complete = seeds.onnx_model(task)
     kind = m.rng.choice(("description", "description", "protobuf", "protobuf", "bytes"))
     if kind == "description":
         return {"m.onnx": seeds.onnx_with(m.json(seeds.spec(task).to_json().encode()))}
     if kind == "protobuf":
-        return {"m.onnx": containers.mutate_protobuf(m, whole)}
-    return {"m.onnx": m.bytes(whole, [seeds.onnx_model("panoptic")])}
+        return {"m.onnx": containers.mutate_protobuf(m, complete)}
+    return {"m.onnx": m.bytes(complete, [seeds.onnx_model("panoptic")])}
 
 
 def run_onnx(folder: Path) -> None:
     from eomt_deploy import Segmenter
-    from eomt_deploy.artifact import read_artifact, read_onnx_metadata
+    from eomt_deploy.model_file import read_model_file, read_onnx_metadata
 
     path = folder / "m.onnx"
     for key, value in read_onnx_metadata(path).items():
         require(isinstance(key, str) and isinstance(value, str), "metadata are no text")
-    artifact = read_artifact(path)
-    use_spec(artifact.spec)
+    model = read_model_file(path)
+    use_spec(model.spec)
     if lot(folder, 4):
         with Segmenter(path, backend="onnxruntime", device="cpu", threads=1) as opened:
             opened.predict(np.zeros((24, 30, 3), np.uint8))
@@ -151,7 +151,7 @@ def mutate_xml(m: Mutator) -> Files:
 
 
 def run_xml(folder: Path) -> None:
-    from eomt_deploy.artifact import read_xml
+    from eomt_deploy.model_file import read_xml
 
     spec, arithmetic = read_xml(folder / "m.xml")
     require(arithmetic is None or isinstance(arithmetic, str), "the arithmetic is no text")
@@ -184,8 +184,8 @@ def mutate_package(m: Mutator) -> Files:
 
 
 def run_package(folder: Path) -> None:
-    from eomt_deploy.artifact import parse_spec
     from eomt_deploy.backends.aotinductor.engine import check_device, check_processor
+    from eomt_deploy.model_file import parse_spec
     from eomt_deploy.package_metadata import read_metadata
 
     path = folder / "m.pt2"

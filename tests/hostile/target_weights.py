@@ -55,8 +55,8 @@ def cached_entries() -> list[list[containers.Entry]]:
 
 def mutate_checkpoint_zip(m: Mutator) -> Files:
     if m.chance(0.1):
-        whole = m.rng.choice(checkpoint_seeds())
-        return {"c.pt": m.bytes(whole, checkpoint_seeds())}
+        complete = m.rng.choice(checkpoint_seeds())
+        return {"c.pt": m.bytes(complete, checkpoint_seeds())}
     entries = list(m.rng.choice(cached_entries()))
     if m.chance(0.55):
         at = next(i for i, e in enumerate(entries) if e.name.endswith(b"data.pkl"))
@@ -122,25 +122,25 @@ def mutate_checkpoint_keys(m: Mutator) -> Files:
             state[m.rng.choice((0, None, (1, 2), b"x", 1.5, True, "\ud800"))] = state[key]
         elif kind == "many":
             state |= {f"network.x.{i}": state[key] for i in range(300)}
-    whole: Any = {**content, nested: state} if nested else state
+    complete: Any = {**content, nested: state} if nested else state
     if nested == "train_model" and m.chance(0.5):
         arguments = dict(content["model_init_args"])
         name = m.rng.choice(list(arguments))
         arguments[name] = m.value(arguments[name] if name != "image_normalize" else None)
         m.note(f"{name} = {repr(arguments[name])[:50]}")
-        whole["model_init_args"] = arguments
+        complete["model_init_args"] = arguments
     if m.chance(0.25):
         names = m.rng.sample(CONTAINERS, m.rng.randint(1, 3))
         for name in names:
-            whole = {name: whole, "epoch": 3}
+            complete = {name: complete, "epoch": 3}
         if m.chance(0.3):
-            whole[m.rng.choice(CONTAINERS)] = m.rng.choice(({}, None, state, 5))
+            complete[m.rng.choice(CONTAINERS)] = m.rng.choice(({}, None, state, 5))
         m.note(f"inside {names}")
     if m.chance(0.02):
         for _ in range(200):
-            whole = {"state_dict": whole}
+            complete = {"state_dict": complete}
     try:
-        return {"c.pt": saved(whole, legacy=m.chance(0.1))}
+        return {"c.pt": saved(complete, legacy=m.chance(0.1))}
     except Exception:  # torch itself does not save some of these
         return {"c.pt": saved({str(k): v for k, v in seed_weights.official().items()})[:-20]}
 
@@ -157,9 +157,9 @@ def safetensors_files() -> list[Files]:
 
 
 def mutate_safetensors(m: Mutator) -> Files:
-    whole = safetensors_files()[0]["m.safetensors"]
+    complete = safetensors_files()[0]["m.safetensors"]
     name = m.rng.choice(("m.safetensors", "m.safetensors", "m.bin"))
-    return {name: containers.mutate_safetensors(m, whole, [whole])}
+    return {name: containers.mutate_safetensors(m, complete, [complete])}
 
 
 def mutate_huggingface(m: Mutator) -> Files:

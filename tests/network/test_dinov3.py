@@ -116,11 +116,11 @@ def official(model, folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def split(whole: dict[str, torch.Tensor]) -> tuple[dict, dict, dict]:
+def split(complete: dict[str, torch.Tensor]) -> tuple[dict, dict, dict]:
     """An official difference, its base with the names of transformers, and their exact sum."""
     generator = torch.Generator().manual_seed(1)
-    delta, base, merged = {}, {}, dict(whole)
-    for key, value in whole.items():
+    delta, base, merged = {}, {}, dict(complete)
+    for key, value in complete.items():
         if key.startswith("network.encoder.backbone."):
             delta[key] = 1e-3 * torch.randn(value.shape, generator=generator)
             name = key.removeprefix("network.encoder.backbone.")
@@ -138,15 +138,15 @@ def split(whole: dict[str, torch.Tensor]) -> tuple[dict, dict, dict]:
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_official_file_has_its_own_epsilon(tmp_path, gated):
     model = make_model(eps=1e-5, gated=gated)
-    torch.save(official(model, tmp_path / "hf"), tmp_path / "whole.bin")
-    checkpoint = read_checkpoint(tmp_path / "whole.bin", heads=2)
+    torch.save(official(model, tmp_path / "hf"), tmp_path / "complete.bin")
+    checkpoint = read_checkpoint(tmp_path / "complete.bin", heads=2)
     assert checkpoint.architecture.mlp == ("swiglu" if gated else "gelu")
     assert checkpoint.source_format == "official DINOv3"
     assert checkpoint.architecture.norm_eps == 1e-5
     images = pictures(64, 64)
     close(build_network(checkpoint, (64, 64))(images), run(model, images))
     with pytest.raises(CheckpointError, match="--base-weights has no effect here"):
-        read_checkpoint(tmp_path / "whole.bin", heads=2, base_weights=tmp_path / "hf")
+        read_checkpoint(tmp_path / "complete.bin", heads=2, base_weights=tmp_path / "hf")
     if gated:
         with pytest.raises(CheckpointError, match="use_gated_mlp"):
             read_checkpoint(tmp_path / "hf")
@@ -226,7 +226,7 @@ def test_only_patches_turn_and_by_their_place():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_export_of_a_folder(tmp_path, photo, precision):
+def test_export_of_a_folder(tmp_path, image_path, precision):
     model = make_model()
     model.save_pretrained(tmp_path / "hf")
     (tmp_path / "classes.json").write_text(json.dumps(tiny.CLASSES))
@@ -241,19 +241,19 @@ def test_export_of_a_folder(tmp_path, photo, precision):
     from eomt_deploy import Segmenter
 
     with Segmenter(tmp_path / "m.onnx") as segmenter:
-        assert np.isfinite(segmenter.logits(photo)[0]).all()
+        assert np.isfinite(segmenter.logits(image_path)[0]).all()
 
 
 def test_what_only_the_user_knows(tmp_path):
-    torch.save(official(make_model(), tmp_path / "hf"), tmp_path / "whole.bin")
+    torch.save(official(make_model(), tmp_path / "hf"), tmp_path / "complete.bin")
     (tmp_path / "classes.json").write_text(json.dumps(tiny.CLASSES))
     options = {"task": "panoptic", "classes": tmp_path / "classes.json", "heads": 2}
     with pytest.raises(UsageError, match="trained size cannot be inferred"):
-        export(ExportConfig(str(tmp_path / "whole.bin"), tmp_path / "m.onnx", **options))
+        export(ExportConfig(str(tmp_path / "complete.bin"), tmp_path / "m.onnx", **options))
     with pytest.raises(UsageError, match="cannot be exported as one Attention operator"):
         export(
             ExportConfig(
-                str(tmp_path / "whole.bin"), tmp_path / "m.onnx", attention="fused",
+                str(tmp_path / "complete.bin"), tmp_path / "m.onnx", attention="fused",
                 native_size=(64, 64), **options,
             )
         )  # fmt: skip

@@ -72,7 +72,7 @@ def test_fold_keeps_the_precision_of_the_weights():
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 def test_smoothing_is_exact(mlp):
     model = fold(tiny.network(replace(tiny.ARCH, mlp=mlp)))
-    images = torch.from_numpy(tiny.photos(2))
+    images = torch.from_numpy(tiny.images(2))
     wanted = [t.double() for t in model(images)]
     names = smoothable(model)
     assert any("fc2" in name for name in names) == (mlp == "swiglu")

@@ -65,14 +65,14 @@ def processor_for(task: str) -> EomtImageProcessorPil:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_same_logits_and_results(saved, task, tmp_path, files, photo):
+def test_same_logits_and_results(saved, task, tmp_path, files, image_path):
     folder, model = saved
     path = tmp_path / "m.onnx"
     allow = task == "instance"
     export(ExportConfig(str(folder), path, task=task, classes=files.classes, allow_stuff=allow))
     theirs = processor_for(task)
     # A size at which truncation (transformers) and rounding (official code) agree.
-    pixels = np.ascontiguousarray(load_image(photo)[:384, :576])
+    pixels = np.ascontiguousarray(load_image(image_path)[:384, :576])
     inputs = theirs(images=pixels, return_tensors="pt")
     offsets = inputs.pop("patch_offsets", None)
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from eomt_deploy.processing.resize import softmax
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec, Thresholds
 
 pytestmark = pytest.mark.shared_data
-PHOTOS = "abcde"
+NAMES = "abcde"
 CASES = {"semantic": "semantic_64", "panoptic": "panoptic_96", "instance": "instance_96"}
 
 
@@ -50,17 +50,17 @@ class Golden:
                 backbone=Backbone("dinov2", 64, 4, 2, "gelu", 4, 0),
             )
         )
-        self.photos = {key: shared / "golden/images" / f"{key}.png" for key in PHOTOS}
+        self.images = {key: shared / "golden/images" / f"{key}.png" for key in NAMES}
         self.slices = {}
         start = 0
-        for key, path in self.photos.items():
+        for key, path in self.images.items():
             count = len(self.processor.preprocess(path)[0])
             self.slices[key] = slice(start, start + count)
             start += count
 
     def result(self, key: str):
         own = self.slices[key]
-        _, geometry = self.processor.preprocess(self.photos[key])
+        _, geometry = self.processor.preprocess(self.images[key])
         return self.processor.postprocess(
             self.outputs["class_logits"][own], self.outputs["mask_logits"][own], geometry
         )
@@ -71,15 +71,15 @@ def golden(shared, request) -> Golden:
     return Golden(shared, request.param)
 
 
-@pytest.mark.parametrize("key", PHOTOS)
+@pytest.mark.parametrize("key", NAMES)
 def test_network_input_is_the_same_to_the_pixel(golden, key):
-    images, _ = golden.processor.preprocess(golden.photos[key])
+    images, _ = golden.processor.preprocess(golden.images[key])
     wanted = golden.outputs["transformed"][golden.slices[key]].transpose(0, 2, 3, 1)
     assert images.dtype == np.uint8
     assert (images == wanted).all()
 
 
-@pytest.mark.parametrize("key", PHOTOS)
+@pytest.mark.parametrize("key", NAMES)
 def test_semantic_labels(shared, key):
     golden = Golden(shared, "semantic")
     same = golden.result(key).class_map == golden.outputs[f"label_{key}"]
@@ -87,7 +87,7 @@ def test_semantic_labels(shared, key):
     assert same.mean() >= 0.999
 
 
-@pytest.mark.parametrize("key", PHOTOS)
+@pytest.mark.parametrize("key", NAMES)
 def test_panoptic_segments(shared, key):
     golden = Golden(shared, "panoptic")
     result = golden.result(key)
@@ -100,7 +100,7 @@ def test_panoptic_segments(shared, key):
         assert segment.area == pytest.approx(wanted["area"], rel=1e-3)
 
 
-@pytest.mark.parametrize("key", PHOTOS)
+@pytest.mark.parametrize("key", NAMES)
 def test_instances(shared, key):
     golden = Golden(shared, "instance")
     result = golden.result(key)

@@ -14,7 +14,7 @@ from cuda_place import make_logits, make_spec
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.processing import Processor, pixels
 from eomt_deploy.processing.geometry import Geometry, plan
-from eomt_deploy.processing.pixels import WRONG_ARGUMENTS, Way, pointer
+from eomt_deploy.processing.pixels import WRONG_ARGUMENTS, MaskResize, pointer
 from eomt_deploy.processing.semantic import class_probabilities
 
 GEOMETRY = Geometry((50, 70), (64, 48), (64, 64))
@@ -22,9 +22,9 @@ FAR = (-1, 10_000, 2**31 - 1, -(2**31))
 
 
 @pytest.fixture
-def way() -> Way:
-    found = pixels.way_to_image((16, 16), GEOMETRY)
-    return Way(found.down.copy(), found.across.copy())  # the original is cached
+def resize() -> MaskResize:
+    found = pixels.mask_resize((16, 16), GEOMETRY)
+    return MaskResize(found.down.copy(), found.across.copy())  # the original is cached
 
 
 MASKS = np.random.default_rng(0).normal(size=(3, 16, 16), scale=5).astype(np.float32)
@@ -34,23 +34,23 @@ SCORES = np.ones(3, np.float32)
 @pytest.mark.parametrize("value", FAR)
 @pytest.mark.parametrize("place", [0, 20, -1])
 @pytest.mark.parametrize("side", ["down", "across"])
-def test_positions_outside_of_a_mask_are_refused(way, side, place, value):
-    getattr(way, side)["first"][place] = value
+def test_positions_outside_of_a_mask_are_refused(resize, side, place, value):
+    getattr(resize, side)["first"][place] = value
     with pytest.raises(UsageError, match="are inconsistent"):
-        pixels.paint_queries(MASKS, way, SCORES, 0.5)
+        pixels.paint_queries(MASKS, resize, SCORES, 0.5)
     with suppress(UsageError):  # it may also skip the wrong entry
-        pixels.measure_mask(np.ones((16, 16), np.float32), way)
+        pixels.measure_mask(np.ones((16, 16), np.float32), resize)
 
 
-def test_positions_that_go_back_are_refused(way):
-    way.down["first"][20] = 0  # a tile would read more rows than were computed for it
+def test_positions_that_go_back_are_refused(resize):
+    resize.down["first"][20] = 0  # a tile would read more rows than were computed for it
     with pytest.raises(UsageError, match="are inconsistent"):
-        pixels.paint_queries(MASKS, way, SCORES, 0.5)
+        pixels.paint_queries(MASKS, resize, SCORES, 0.5)
 
 
-def test_scores_of_other_masks_are_refused(way):
+def test_scores_of_other_masks_are_refused(resize):
     with pytest.raises(UsageError, match="3 masks need 3 scores"):
-        pixels.paint_queries(MASKS, way, SCORES[:2], 0.5)
+        pixels.paint_queries(MASKS, resize, SCORES[:2], 0.5)
 
 
 def test_owners_without_a_segment_are_refused():
@@ -164,16 +164,16 @@ def test_thousands_of_classes_and_queries():
     assert (found == scores.argmax(0).numpy())[clear].all()
 
 
-def test_what_is_not_a_number_owns_nothing(way):
+def test_what_is_not_a_number_owns_nothing(resize):
     """Python rejects NaN earlier, but the kernels must still be free of undefined behaviour."""
     masks = np.full((3, 16, 16), np.nan, np.float32)
-    owner, areas = pixels.paint_queries(masks, way, SCORES, 0.5)
+    owner, areas = pixels.paint_queries(masks, resize, SCORES, 0.5)
     assert (owner == -1).all()
     assert (areas[0] == 0).all()
-    assert pixels.measure_mask(masks[0], way)[0].area == 0
+    assert pixels.measure_mask(masks[0], resize)[0].area == 0
     masks[1] = np.inf
     masks[2] = -np.inf
-    owner, _ = pixels.paint_queries(masks, way, SCORES, 0.5)
+    owner, _ = pixels.paint_queries(masks, resize, SCORES, 0.5)
     assert set(np.unique(owner)) <= {-1, 1}  # infinity times a weight of 0 is NaN
     spec = make_spec("semantic")
     geometry = plan((99, 77), (64, 64), "windows")

@@ -55,16 +55,16 @@ def test_masks_smaller_than_three_pixels(task, shape):
     geometry = Geometry((50, 70), (2 * shape[0], 2 * shape[1]), (2 * shape[0], 2 * shape[1]))
     masks = np.random.default_rng(0).normal(size=(4, *shape), scale=5).astype(np.float32)
     logits = literal.at_image(masks, geometry).numpy()
-    way = pixels.way_to_image(shape, geometry)
+    resize = pixels.mask_resize(shape, geometry)
     if task == "panoptic":
-        owner, areas = pixels.paint_queries(masks, way, np.ones(4, np.float32), 0.5)
+        owner, areas = pixels.paint_queries(masks, resize, np.ones(4, np.float32), 0.5)
         decided = (np.abs(logits) > 1e-4).all(axis=0)
         wanted = np.where(logits.max(axis=0) >= 0, logits.argmax(axis=0), -1)
         assert (owner == wanted)[decided].all()
         assert abs(areas[0] - (logits >= 0).sum(axis=(1, 2))).max() <= (~decided).sum()
     else:
         for mask, wanted in zip(masks, logits, strict=True):
-            packed, inside = pixels.measure_mask(mask, way)
+            packed, inside = pixels.measure_mask(mask, resize)
             assert (packed.unpack() != (wanted > 0)).sum() <= (abs(wanted) < 1e-4).sum()
             on = 1 / (1 + np.exp(-wanted[wanted > 0].astype(float)))
             assert inside == pytest.approx(on.sum(), rel=1e-4, abs=1e-3)

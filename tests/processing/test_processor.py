@@ -223,7 +223,7 @@ def test_logits_beyond_fp32_are_refused_and_the_largest_of_it_are_not():
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 33, (1 << 14) - 1, (1 << 14) + 5, (1 << 23) + 3])
-def test_any_place_of_any_number_of_values_is_looked_at(size):
+def test_every_value_of_any_array_is_checked(size):
     values = np.zeros(size, np.float32)
     assert not pixels.any_not_finite(values)
     for place in {0, size // 3, size // 2, size - 1} if size else ():

@@ -5,14 +5,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eomt_deploy.processing.tables import bands, logit_table, photo_table
+from eomt_deploy.processing.tables import bands, image_table, logit_table
 
 sides = st.integers(1, 300)
 
 
 @given(sides, sides)
-def test_photo_weights_make_one(source, target):
-    bounds, weights = photo_table(source, target)
+def test_resize_weights_sum_to_one(source, target):
+    bounds, weights = image_table(source, target)
     assert (bounds[:, 0] >= 0).all()
     assert (bounds.sum(axis=1) <= source).all()
     assert (bounds[:, 1] <= weights.shape[1]).all()
@@ -44,13 +44,13 @@ def test_large_logits_are_resized_as_cv2_does():
 
 
 @given(sides, sides, st.integers(2, 50))
-def test_bands_cover_all_rows_with_few_of_the_source(source, target, most_rows):
+def test_bands_cover_all_rows_with_few_of_the_source(source, target, max_rows):
     table = logit_table(source, target)
-    found = list(bands(table, most_rows))
+    found = list(bands(table, max_rows))
     assert [band.start for band in found] == [0, *(band.end for band in found[:-1])]
     assert found[-1].end == target
     for band in found:
         used = table[band.start : band.end]
         assert used["low"].min() == band.source_start
         assert used["high"].max() == band.source_start + band.source_rows - 1
-        assert band.source_rows <= most_rows
+        assert band.source_rows <= max_rows

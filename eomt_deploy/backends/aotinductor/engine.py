@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy import devices
-from eomt_deploy.artifact import parse_spec
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.cache import keep_files_of_torch
-from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
+from eomt_deploy.model_file import parse_spec
 from eomt_deploy.package_metadata import read_metadata
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
@@ -192,7 +192,7 @@ class AotInductorEngine(Engine):
         try:
             self._call: Callable[..., Any] | None = load_package(path)
         except Exception as error:  # e.g. compiled with another version of PyTorch
-            raise ArtifactError(
+            raise ModelFileError(
                 f"PyTorch {torch.__version__} cannot open {path}.",
                 why=str(error).strip().splitlines()[0],
                 fix="Compile it again with this version of PyTorch, on this kind of machine.",

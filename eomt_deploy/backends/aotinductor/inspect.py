@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from eomt_deploy.artifact import parse_spec
 from eomt_deploy.backends.inspection import Inspection, model_rows, origin_rows
+from eomt_deploy.model_file import parse_spec
 from eomt_deploy.package_metadata import read_metadata
 from eomt_deploy.spec import METADATA_KEY
 

@@ -16,15 +16,15 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from eomt_deploy.artifact import parse_spec
 from eomt_deploy.backends.emulation.partwise import PartwiseSession, check_side_files, release
 from eomt_deploy.backends.engine import Engine
 from eomt_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine, open_error
 from eomt_deploy.contract import check_contract
-from eomt_deploy.errors import ArtifactError, EomtDeployError
+from eomt_deploy.errors import EomtDeployError, ModelFileError
+from eomt_deploy.model_file import parse_spec
 
 FLOAT = ir.DataType.FLOAT
-HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 LAYOUT = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
      "Transpose", "Unsqueeze"}
@@ -79,18 +79,18 @@ def emulate(model: ir.Model) -> ir.Model:
     model = model.clone()
     graph = model.graph
     for node in [node for node in graph if node.op_type == "Attention"]:
-        if node.outputs[0].dtype in HALVES:
+        if node.outputs[0].dtype in HALF_TYPES:
             _write_out(graph, node)
     for value in list(graph.initializers.values()):
-        if value.dtype in HALVES:
+        if value.dtype in HALF_TYPES:
             assert value.const_value is not None  # initializers have values
             value.const_value = converted(value.const_value, FLOAT)
             value.type = ir.TensorType(FLOAT)
     for node in list(graph):
-        if node.op_type == "Cast" and node.attributes["to"].as_int() in HALVES:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in HALF_TYPES:
             node.attributes["to"] = ir.AttrInt64("to", FLOAT)
         for value in node.outputs:
-            if value.dtype not in HALVES:
+            if value.dtype not in HALF_TYPES:
                 continue
             half = value.dtype
             value.type = ir.TensorType(FLOAT)
@@ -180,7 +180,7 @@ def _load(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:  # exceptions of protobuf and onnx have no common base class
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path} is not an ONNX model, or it is damaged.",
             fix="Export or copy it again.",
         ) from error

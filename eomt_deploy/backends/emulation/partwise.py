@@ -13,11 +13,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
-WHOLE_BYTES = 1_500_000_000
+MAX_LOADED_BYTES = 1_500_000_000
 """Maximum weights of a graph that stays loaded; a protobuf message holds less than 2 GiB."""
 PART_BYTES = 256_000_000
 """Maximum weights of a part of a larger graph, unless a single node has more."""
@@ -37,7 +37,7 @@ class PartwiseSession:
     Args:
         model: graph with topologically sorted nodes; weights may be lazy or in a side file.
         options: session options of every part.
-        whole: maximum bytes of weights of a graph that stays loaded.
+        max_loaded: maximum bytes of weights of a graph that stays loaded.
         part: maximum bytes of weights per part of a larger graph.
     """
 
@@ -46,13 +46,13 @@ class PartwiseSession:
         model: ir.Model,
         options: ort.SessionOptions,
         *,
-        whole: int = WHOLE_BYTES,
+        max_loaded: int = MAX_LOADED_BYTES,
         part: int = PART_BYTES,
     ) -> None:
         self._opset = model.graph.opset_imports[""]
         self._ir_version = model.ir_version
         self._options = options
-        self._parts = _cut(model.graph, whole, part)
+        self._parts = _cut(model.graph, max_loaded, part)
         only = len(self._parts) == 1
         self._kept = self._load(self._parts[0]) if only else None
 
@@ -108,7 +108,7 @@ def check_side_files(graph: ir.Graph) -> None:
     """Check the side files in advance: their weights are read only when they are used.
 
     Raises:
-        ArtifactError: a side file is missing or truncated.
+        ModelFileError: a side file is missing or truncated.
     """
     ends: dict[Path, int] = {}
     for value in graph.initializers.values():
@@ -118,7 +118,7 @@ def check_side_files(graph: ir.Graph) -> None:
     for path, end in ends.items():
         size = path.stat().st_size if path.is_file() else None
         if size is None or size < end:
-            raise ArtifactError(
+            raise ModelFileError(
                 f"{path} is missing."
                 if size is None
                 else f"{path} is truncated: it has {size:,} of {end:,} bytes.",
@@ -127,11 +127,11 @@ def check_side_files(graph: ir.Graph) -> None:
             )
 
 
-def _cut(graph: ir.Graph, whole: int, part: int) -> list[_Part]:
+def _cut(graph: ir.Graph, max_loaded: int, part: int) -> list[_Part]:
     nodes = list(graph)
     sizes = {value: value.const_value.nbytes for value in graph.initializers.values()
              if value.const_value is not None}  # fmt: skip
-    limit = part if sum(sizes.values()) > whole else math.inf
+    limit = part if sum(sizes.values()) > max_loaded else math.inf
     groups: list[list[ir.Node]] = [[]]
     held: set[ir.Value] = set()  # weights of the current group, which its nodes may share
     for node in nodes:

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from eomt_deploy.artifact import parse_spec, read_artifact, read_onnx_metadata
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.devices import cuda_device_count, is_x86
-from eomt_deploy.errors import ArtifactError, DeviceError, EomtDeployError
+from eomt_deploy.errors import DeviceError, EomtDeployError, ModelFileError
+from eomt_deploy.model_file import parse_spec, read_model_file, read_onnx_metadata
 from eomt_deploy.privacy import quiet_onnxruntime
 from eomt_deploy.spec import METADATA_KEY
 
@@ -139,7 +139,7 @@ def open_error(path: Path, error: Exception) -> EomtDeployError:
     """The error for a session that could not be created, with advice."""
     reason = str(error).strip().splitlines()[0]
     if "bfloat16" in reason or "NOT_IMPLEMENTED" in reason:
-        precision = read_artifact(path).spec.precision
+        precision = read_model_file(path).spec.precision
         return DeviceError(
             f"ONNX Runtime {ort.__version__} cannot run the {precision} graph {path.name} on this "
             "machine.",
@@ -148,7 +148,7 @@ def open_error(path: Path, error: Exception) -> EomtDeployError:
             "export with --precision fp16 or fp32. To measure its accuracy only, use --backend "
             "emulation.",
         )
-    return ArtifactError(
+    return ModelFileError(
         f"{path} cannot be opened by ONNX Runtime {ort.__version__}.",
         why=reason,
         fix="Export the checkpoint again, or copy the .onnx file again together with its "

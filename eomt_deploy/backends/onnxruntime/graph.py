@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from eomt_deploy.artifact import MAX_PROTOBUF_BYTES
+from eomt_deploy.model_file import MAX_PROTOBUF_BYTES
 
 FLOAT = TensorProto.FLOAT
-HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 CONTRIBUTED = "com.microsoft"
 HEADS_FIRST, HEADS_FIRST_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
 """[B, tokens, heads, d] to [B, heads, tokens, d] and to [B, heads, d, tokens]."""
@@ -45,7 +45,7 @@ def reshaped(path: Path) -> bytes | None:
 
 def _bytes_in_fp32(tensor: TensorProto) -> int:
     count: int = math.prod(tensor.dims)
-    kind = FLOAT if tensor.data_type in HALVES else tensor.data_type
+    kind = FLOAT if tensor.data_type in HALF_TYPES else tensor.data_type
     return count * helper.tensor_dtype_to_np_dtype(kind).itemsize
 
 
@@ -59,19 +59,19 @@ def compute_in_fp32(model: onnx.ModelProto) -> None:
         model: changed in place.
     """
     graph = model.graph
-    for tensor in [tensor for tensor in graph.initializer if tensor.data_type in HALVES]:
+    for tensor in [tensor for tensor in graph.initializer if tensor.data_type in HALF_TYPES]:
         array = numpy_helper.to_array(tensor).astype(np.float32)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     floats = set()
     for value in (*graph.input, *graph.output, *graph.value_info):
         kind = value.type.tensor_type
-        if kind.elem_type in HALVES:
+        if kind.elem_type in HALF_TYPES:
             kind.elem_type = FLOAT
         if kind.elem_type == FLOAT:
             floats.add(value.name)
     for node in graph.node:
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALVES:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALF_TYPES:
                 attribute.i = FLOAT
     _drop_casts(graph, floats)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from eomt_deploy.artifact import TensorInfo, read_artifact
 from eomt_deploy.backends.inspection import Inspection, backend_here, model_rows, origin_rows
+from eomt_deploy.model_file import TensorInfo, read_model_file
 
 SHOWN_OPERATORS = 8
 
 
 def inspect(path: Path) -> Inspection:
     """Inspect an ONNX file."""
-    facts = read_artifact(path)
+    facts = read_model_file(path)
     operators = [f"{count} {name}" for name, count in facts.operators.items()]
     rows = {
         **model_rows(facts.spec),

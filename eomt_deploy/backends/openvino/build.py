@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.artifact import read_artifact
 from eomt_deploy.backends.building import Progress, no_progress
 from eomt_deploy.backends.engine import Engine, run_in_parts
 from eomt_deploy.backends.openvino.config import OpenVinoConfig
@@ -25,10 +24,11 @@ from eomt_deploy.errors import (
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.image_search import search_images
 from eomt_deploy.labels import label_map
+from eomt_deploy.model_file import read_model_file
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.privacy import import_openvino
 from eomt_deploy.processing import Processor
-from eomt_deploy.sources import built_in_photos, load_image, readable_images
+from eomt_deploy.sources import built_in_images, load_image, readable_images
 from eomt_deploy.units import counted
 
 MIN_AGREEMENT = 0.995
@@ -111,7 +111,7 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
     """Convert an exported model, and choose its arithmetic.
 
     Raises:
-        ArtifactError: the model cannot be read, or was not written by eomt-deploy.
+        ModelFileError: the model cannot be read, or was not written by eomt-deploy.
         MissingDependencyError: OpenVINO is not installed.
         DeviceError: this CPU does not support the requested arithmetic.
         OutputError: the output cannot be written.
@@ -133,9 +133,9 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
     config = replace(config, output=through_links(config.output))
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     targets = config.output, config.output.with_suffix(".bin")
-    found = search_images([config.images] if config.images else built_in_photos())
+    found = search_images([config.images] if config.images else built_in_images())
     progress("reading the model", None)
-    spec = read_artifact(config.onnx).spec
+    spec = read_model_file(config.onnx).spec
     core = openvino.Core()
     possible = able(core)
     requested = config.arithmetic

@@ -11,15 +11,15 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.artifact import parse_spec, read_onnx_metadata, read_xml
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.backends.openvino.cache import CompiledFile
 from eomt_deploy.backends.openvino.graph import normalize_channels_in_place
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.devices import may_overflow_in_int8
-from eomt_deploy.errors import ArtifactError, DeviceError, OutputError
+from eomt_deploy.errors import DeviceError, ModelFileError, OutputError
 from eomt_deploy.external_data import without_links
 from eomt_deploy.files import through_links
+from eomt_deploy.model_file import parse_spec, read_onnx_metadata, read_xml
 from eomt_deploy.privacy import import_openvino
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
@@ -195,7 +195,7 @@ def describe(core: Any, path: Path) -> tuple[ModelSpec, Arithmetic | None]:
     The graph is read only if the description cannot be found without it.
 
     Raises:
-        ArtifactError: the file is damaged, or was not written by eomt-deploy.
+        ModelFileError: the file is damaged, or was not written by eomt-deploy.
     """
     if path.suffix.lower() == ".xml":
         spec, built = read_xml(path)
@@ -211,7 +211,7 @@ def read_model(core: Any, path: Path) -> Any:
     """Read the graph of an ``.onnx`` or ``.xml`` file.
 
     Raises:
-        ArtifactError: the file is damaged.
+        ModelFileError: the file is damaged.
     """
     try:
         if path.suffix.lower() == ".xml":
@@ -220,10 +220,10 @@ def read_model(core: Any, path: Path) -> Any:
         frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")
         with without_links(path) as readable:
             return frontend.convert(frontend.load(str(readable)))
-    except ArtifactError:
+    except ModelFileError:
         raise
     except Exception as error:  # OpenVINO's exceptions have no common base class
-        raise ArtifactError(
+        raise ModelFileError(
             f"OpenVINO {VERSION} cannot read {path}: it is damaged, or it is not an "
             f"{'ONNX file' if path.suffix.lower() == '.onnx' else 'OpenVINO model'}.",
             why=_first_line(error),
@@ -242,7 +242,7 @@ def read_metadata(model: Any, path: Path) -> dict[str, str]:
     """Metadata of the ONNX file, which OpenVINO keeps in the files that it saves, too.
 
     Raises:
-        ArtifactError: the metadata is not text.
+        ModelFileError: the metadata is not text.
     """
     place = ["framework", METADATA_KEY]
     if not model.has_rt_info(place):
@@ -250,7 +250,7 @@ def read_metadata(model: Any, path: Path) -> dict[str, str]:
     try:
         return {METADATA_KEY: str(model.get_rt_info(place).astype(str))}
     except (UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: it is not a string
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path}: {METADATA_KEY} cannot be read: {_first_line(error)}.",
             fix="Export or build it again.",
         ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from eomt_deploy.artifact import read_xml
 from eomt_deploy.backends.inspection import (
     Inspection,
     backend_here,
@@ -14,6 +13,7 @@ from eomt_deploy.backends.inspection import (
     remark_rows,
 )
 from eomt_deploy.backends.registry import BACKENDS
+from eomt_deploy.model_file import read_xml
 
 
 def inspect(path: Path) -> Inspection:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX, read_artifact
 from eomt_deploy.backends.building import Progress, no_progress
 from eomt_deploy.backends.tensorrt import graph, library, settings, timing_cache
 from eomt_deploy.backends.tensorrt.config import TensorRtConfig
@@ -24,6 +23,7 @@ from eomt_deploy.backends.tensorrt.monitor import make_monitor, run_cancellable
 from eomt_deploy.devices import Gpu, current_gpu
 from eomt_deploy.errors import BuildError, DeviceError, VerificationError
 from eomt_deploy.files import staging_folder, through_links
+from eomt_deploy.model_file import EXTERNAL_SUFFIX, read_model_file
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.precision import QUANTIZED, wider
 from eomt_deploy.sidecar import Sidecar, sha256, sidecar_path, write_sidecar
@@ -106,7 +106,7 @@ def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildRepo
         progress: called with the name of each phase and the finished fraction (0 to 1).
 
     Raises:
-        ArtifactError: the model cannot be read, or was not written by eomt-deploy.
+        ModelFileError: the model cannot be read, or was not written by eomt-deploy.
         UsageError: an option does not apply to this model.
         MissingDependencyError: the library is not installed or too old.
         DeviceError: the target needs a GPU, and there is none.
@@ -118,10 +118,10 @@ def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildRepo
     config = replace(config, output=through_links(config.output))
     module, gpu = check_ready(config)
     progress("reading the model", 0)
-    spec = read_artifact(config.onnx).spec
+    spec = read_model_file(config.onnx).spec
     batch = settings.batch_range(config, spec)
     version = str(module.__version__)
-    with library.heard(config.target) as lines:
+    with library.captured_log(config.target) as lines:
         builder = module.Builder(library.logger(config.target))
         progress("parsing the graph", 0)
         network, _parser = graph.parse(module, builder, config.target, config.onnx, lines)

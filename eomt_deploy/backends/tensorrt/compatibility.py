@@ -73,7 +73,7 @@ def check_machine(
         Remarks, e.g. if a rebuilt engine may be faster.
 
     Raises:
-        ArtifactError: the target in the sidecar is unknown.
+        ModelFileError: the target in the sidecar is unknown.
         DeviceError: there is no GPU, or the engine was built for another GPU or by another version
             of the library.
         MissingDependencyError: the library is not installed.

@@ -124,11 +124,11 @@ class TensorRtConfig(BuildConfig):
             one_of("--expect-precision", self.expect_precision, tuple(PRECISIONS))
         self._check_target()
         if self.batch is not None:
-            least, optimal, largest = self.batch
-            if not 1 <= least <= optimal <= largest:
+            minimum, optimal, largest = self.batch
+            if not 1 <= minimum <= optimal <= largest:
                 raise UsageError(
                     f"--batch must be three ascending numbers from 1, got "
-                    f"{least}:{optimal}:{largest}.",
+                    f"{minimum}:{optimal}:{largest}.",
                     fix="Write --batch MIN:OPT:MAX, e.g. --batch 1:1:8.",
                 )
         if self.workspace is not None and self.workspace < 1:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.artifact import EXTERNAL_SUFFIX
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.backends.tensorrt import library
 from eomt_deploy.backends.tensorrt.compatibility import check_machine, check_trust, this_machine
@@ -21,7 +20,8 @@ from eomt_deploy.backends.tensorrt.jit_cache import JitCache, cache_file
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.cuda import Device, DeviceArray, open_device
 from eomt_deploy.cuda.executor import Tensor, ThreadExecutor, split
-from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
+from eomt_deploy.model_file import EXTERNAL_SUFFIX
 from eomt_deploy.sidecar import Target, check_plan, known_target, read_sidecar, sha256
 
 
@@ -29,7 +29,7 @@ def numpy_type(name: str) -> np.dtype[Any]:
     """The numpy dtype for the name of a ``DataType`` of the library.
 
     Raises:
-        ArtifactError: engines of eomt-deploy have no tensors of this type.
+        ModelFileError: engines of eomt-deploy have no tensors of this type.
         MissingDependencyError: bfloat16 needs ``ml_dtypes``.
     """
     if name == "BF16":
@@ -44,7 +44,7 @@ def numpy_type(name: str) -> np.dtype[Any]:
         return bfloat16
     types: dict[str, npt.DTypeLike] = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}
     if name not in types:
-        raise ArtifactError(
+        raise ModelFileError(
             f"The engine has a tensor of type {name}, expected {', '.join([*types, 'BF16'])}.",
             fix="Rebuild it from a model that this version of eomt-deploy exported.",
         )
@@ -81,10 +81,10 @@ class TensorRtEngine(Engine):
         # Check everything before the library is called: without a GPU it crashes the process.
         self.remarks = check_machine(self.sidecar, this_machine(target), engine=path)
         check_trust(self.sidecar)
-        check_plan(path, self.sidecar, whole=True)
+        check_plan(path, self.sidecar, full=True)
         self.gpu: Device = open_device()
         module = library.load(target)
-        with self.gpu.active(), library.heard(target) as lines:
+        with self.gpu.active(), library.captured_log(target) as lines:
             self._engine = self._open(module, target, lines)
             if self.sidecar.stripped:
                 self._refit(module, target, lines)
@@ -125,7 +125,7 @@ class TensorRtEngine(Engine):
         onnx = self.path.with_name(Path(self.sidecar.onnx).name)
         side = onnx.with_name(onnx.name + EXTERNAL_SUFFIX)
         if not onnx.is_file():
-            raise ArtifactError(
+            raise ModelFileError(
                 f"{self.path} contains no weights, and {onnx} does not exist.",
                 why="The engine was built with --strip-weights and loads its weights from the "
                 "model it was built from.",
@@ -134,7 +134,7 @@ class TensorRtEngine(Engine):
             )
         found = sha256(onnx, *([side] if side.is_file() else []))
         if found != self.sidecar.onnx_sha256:
-            raise ArtifactError(
+            raise ModelFileError(
                 f"{onnx} is not the model that {self.path.name} was built from: its SHA-256 is "
                 f"{found[:12]}…, expected {self.sidecar.onnx_sha256[:12]}….",
                 fix=f"Copy the matching {onnx.name} to this folder, with its .onnx.data file if it "
@@ -187,13 +187,13 @@ class TensorRtEngine(Engine):
             )
             if context is None:
                 raise _failure(self.backend, "could not create an execution context on the GPU")
-            least, _, largest = self.sidecar.batch
+            minimum, _, largest = self.sidecar.batch
             executor = ThreadExecutor(
                 self.gpu,
                 _Network(context, (config, self._jit), self.backend, self._images.shape),
                 self._images,
                 self._outputs,
-                (least, largest),
+                (minimum, largest),
                 graphs=self._jit is None,
             )
             if self._jit is not None:
@@ -281,8 +281,8 @@ class TensorRtEngine(Engine):
 
     def _remember(self, count: int) -> None:
         if self._jit is not None:
-            least, _, largest = self.sidecar.batch
-            self._jit.remember(split(count, least, largest)[0].batch)
+            minimum, _, largest = self.sidecar.batch
+            self._jit.remember(split(count, minimum, largest)[0].batch)
 
     def close(self) -> None:
         """Free the GPU memory, except outputs that are still referenced.

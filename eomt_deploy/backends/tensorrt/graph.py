@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eomt_deploy.backends.tensorrt.library import NAMES, Line, complaints
-from eomt_deploy.errors import ArtifactError, BuildError
+from eomt_deploy.errors import BuildError, ModelFileError
 from eomt_deploy.sidecar import Target
 
 SHOWN_NODES = 10
@@ -27,7 +27,7 @@ def parse(
 
     Raises:
         BuildError: the library does not support some nodes; the message names each with a reason.
-        ArtifactError: the side file is missing or truncated.
+        ModelFileError: the side file is missing or truncated.
     """
     # TensorRT 11 has only strongly typed networks; in TensorRT 10 they are optional.
     flags = 1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -37,9 +37,9 @@ def parse(
         return network, parser
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     if any("Failed to import initializer" in error.desc() for error in errors):
-        raise ArtifactError(
+        raise ModelFileError(
             f"The weights of {onnx} cannot be read.",
-            why=(complaints(lines, most=1) or [errors[0].desc()])[0],
+            why=(complaints(lines, maximum=1) or [errors[0].desc()])[0],
             fix="Copy the .onnx file again together with its .onnx.data file, or export it again.",
         )
     name = NAMES[target]
@@ -70,5 +70,5 @@ def _reason(text: str) -> str:
     if quoted:
         return quoted[1]
     lines = [line for line in text.splitlines() if line and not line.startswith("Invalid Node")]
-    cleaned = complaints([Line("error", line) for line in lines], most=1)
+    cleaned = complaints([Line("error", line) for line in lines], maximum=1)
     return cleaned[0] if cleaned else text.strip()

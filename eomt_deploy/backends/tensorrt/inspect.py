@@ -7,16 +7,16 @@ from pathlib import Path
 
 from eomt_deploy.backends.inspection import Inspection, model_rows, origin_rows, remark_rows
 from eomt_deploy.backends.tensorrt.compatibility import check_machine, this_machine
-from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError
 from eomt_deploy.sidecar import check_plan, known_target, read_sidecar
 
 
 def inspect(path: Path) -> Inspection:
     """Inspect the sidecar of an engine; the engine itself is only verified, not loaded."""
     if not path.is_file():
-        raise ArtifactError(f"There is no engine at {path}.", fix="Check the path.")
+        raise ModelFileError(f"There is no engine at {path}.", fix="Check the path.")
     facts = read_sidecar(path)
-    check_plan(path, facts, whole=True)
+    check_plan(path, facts, full=True)
     gpu = f"{facts.gpu}, driver {facts.driver or 'unknown'}" if facts.gpu else "no GPU"
     try:
         runs = "yes"

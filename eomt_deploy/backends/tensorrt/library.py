@@ -16,7 +16,7 @@ from eomt_deploy.sidecar import Target
 
 MODULES: dict[Target, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 NAMES: dict[Target, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-LEAST: dict[Target, tuple[int, int]] = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 2)}
+MINIMUM_VERSION: dict[Target, tuple[int, int]] = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 2)}
 """Minimum versions: the first whose strongly typed networks accept our graphs."""
 
 WARNING = 2
@@ -58,10 +58,10 @@ def load(target: Target) -> Any:
             f"{name} is not installed or cannot be loaded.", why=str(error), fix=fix
         ) from error
     version = str(module.__version__)
-    least = LEAST[target]
-    if tuple(int(part) for part in version.split(".")[:2]) < least:
+    minimum = MINIMUM_VERSION[target]
+    if tuple(int(part) for part in version.split(".")[:2]) < minimum:
         raise MissingDependencyError(
-            f"{name} {version} is too old; the minimum is {least[0]}.{least[1]}.",
+            f"{name} {version} is too old; the minimum is {minimum[0]}.{minimum[1]}.",
             why="The graph defines the precision, which requires strongly typed networks.",
             fix=f"pip install --upgrade 'eomt-deploy[{target}]'",
         )
@@ -92,7 +92,7 @@ def _make_logger(module: Any) -> Any:
 
 
 @contextmanager
-def heard(target: Target) -> Iterator[list[Line]]:
+def captured_log(target: Target) -> Iterator[list[Line]]:
     """Collect the library's warnings and errors during the block, at most about
     :data:`KEPT_LINES`."""
     log = logger(target)
@@ -102,12 +102,12 @@ def heard(target: Target) -> Iterator[list[Line]]:
 
 
 def complaints(
-    lines: list[Line], *, most: int = 3, width: int = 400, kind: str = "error"
+    lines: list[Line], *, maximum: int = 3, width: int = 400, kind: str = "error"
 ) -> list[str]:
     """The first errors or warnings of a log, without source locations and error codes.
 
     Args:
-        most: maximum number of messages.
+        maximum: maximum number of messages.
         width: maximum number of characters of a message.
         kind: ``error`` or ``warning``.
     """
@@ -119,4 +119,4 @@ def complaints(
             text = text if len(text) <= width else text[:width].rstrip() + " …"
             if text and text not in result:
                 result.append(text)
-    return result[:most]
+    return result[:maximum]

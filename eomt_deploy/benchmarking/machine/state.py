@@ -36,12 +36,12 @@ class GpuState:
     """Summary of GPU samples; None or empty if the driver does not provide a value.
 
     Attributes:
-        looks: number of samples.
+        samples: number of samples.
         sm_mhz, power_w, temperature_c: minimum and maximum.
         throttled: each throttle reason, with the share of samples that have it, 0 to 1.
     """
 
-    looks: int = 0
+    samples: int = 0
     sm_mhz: tuple[int, int] | None = None
     power_w: tuple[float, float] | None = None
     temperature_c: tuple[int, int] | None = None
@@ -49,7 +49,7 @@ class GpuState:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "looks": self.looks,
+            "samples": self.samples,
             "sm_mhz": self.sm_mhz,
             "power_w": self.power_w,
             "temperature_c": self.temperature_c,
@@ -66,7 +66,7 @@ def summarize(samples: Sequence[GpuSample]) -> GpuState:
         if known
     }
     return GpuState(
-        looks=len(samples),
+        samples=len(samples),
         sm_mhz=_range([s.sm_mhz for s in samples]),
         power_w=_range([s.power_w for s in samples]),
         temperature_c=_range([s.temperature_c for s in samples]),

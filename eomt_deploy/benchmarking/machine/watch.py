@@ -15,7 +15,7 @@ from eomt_deploy.benchmarking.machine.state import (
 from eomt_deploy.closing import Closing
 from eomt_deploy.devices import usable_cores
 
-LOOK_SECONDS = 0.05
+SAMPLE_SECONDS = 0.05
 """Minimum interval between two samples of the GPU, because each one takes time."""
 
 
@@ -47,7 +47,7 @@ class Watch(Closing):
         sample = self._nvml.sample()
         if sample is not None:
             self._samples.append(sample)
-        self._next = time.perf_counter() + LOOK_SECONDS
+        self._next = time.perf_counter() + SAMPLE_SECONDS
 
     @property
     def others(self) -> float | None:

@@ -76,7 +76,7 @@ class Rounds:
         warmup: minimum number of warm-up rounds.
         max_warmup: maximum number of warm-up rounds if the times do not become steady; None runs
             exactly ``warmup`` rounds.
-        seconds: time limit of the measured rounds; at least :data:`LEAST` rounds are measured.
+        seconds: time limit of the measured rounds; at least :data:`MIN_ROUNDS` rounds are measured.
         pause: seconds of rest before each round, to let the device cool down.
     """
 
@@ -87,10 +87,10 @@ class Rounds:
     pause: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.iterations < LEAST or self.warmup < 0:
+        if self.iterations < MIN_ROUNDS or self.warmup < 0:
             raise UsageError(
                 f"Too few iterations: {self.warmup} warm-up, {self.iterations} measured.",
-                fix=f"Measure at least {LEAST} rounds, e.g. 20, after 0 or more warm-up rounds.",
+                fix=f"Measure at least {MIN_ROUNDS} rounds, e.g. 20, after 0 or more warm-ups.",
             )
         limit = self.seconds
         if not 0 <= self.pause < math.inf or (limit is not None and not 0 < limit < math.inf):
@@ -98,20 +98,20 @@ class Rounds:
                 "`pause` must be 0 seconds or more and `seconds` more than 0, got "
                 f"pause {self.pause:g} and seconds {'unlimited' if limit is None else limit}."
             )
-        for name, value, most, unit in (
-            ("iterations", self.iterations, MOST_ROUNDS, ""),
-            ("warmup", self.warmup, MOST_ROUNDS, ""),
-            ("max_warmup", self.max_warmup or 0, MOST_ROUNDS, ""),
-            ("pause", self.pause, MOST_PAUSE, " seconds"),
-            ("seconds", limit or 0, MOST_SECONDS, " seconds"),
+        for name, value, maximum, unit in (
+            ("iterations", self.iterations, MAX_ROUNDS, ""),
+            ("warmup", self.warmup, MAX_ROUNDS, ""),
+            ("max_warmup", self.max_warmup or 0, MAX_ROUNDS, ""),
+            ("pause", self.pause, MAX_PAUSE, " seconds"),
+            ("seconds", limit or 0, MAX_SECONDS, " seconds"),
         ):
-            if value > most:
-                raise UsageError(f"{name} must be at most {most:,}{unit}, got {value:,}.")
+            if value > maximum:
+                raise UsageError(f"{name} must be at most {maximum:,}{unit}, got {value:,}.")
 
 
-LEAST = 2
+MIN_ROUNDS = 2
 """Minimum number of measured rounds."""
-MOST_ROUNDS, MOST_PAUSE, MOST_SECONDS = 1_000_000, 3600, 7 * 86_400
+MAX_ROUNDS, MAX_PAUSE, MAX_SECONDS = 1_000_000, 3600, 7 * 86_400
 """Upper limits in rounds and seconds; a larger value is a mistake."""
 
 
@@ -177,7 +177,7 @@ def measure(
     start = time.perf_counter()
     for index in range(rounds.iterations):
         spent = time.perf_counter() - start
-        if rounds.seconds is not None and index >= LEAST and spent > rounds.seconds:
+        if rounds.seconds is not None and index >= MIN_ROUNDS and spent > rounds.seconds:
             break
         one_round(result.samples, result.host)
         watch()

@@ -29,7 +29,7 @@ LOADS = (0.5, 0.8, 1.1)
 """Default rates, as shares of the measured throughput; the last one is an overload."""
 QUEUE = 16
 """Maximum number of waiting requests."""
-MOST_BATCH, MOST_RATE, MOST_SECONDS, MOST_REQUESTS = 4096, 100_000, 86_400, 10_000_000
+MAX_BATCH, MAX_RATE, MAX_SECONDS, MAX_REQUESTS = 4096, 100_000, 86_400, 10_000_000
 """Upper limits: batch size, requests per second, seconds per rate and requests per rate."""
 STUCK = 3
 """Number of sleeps without progress of the clock after which we stop."""
@@ -169,15 +169,15 @@ def serve(
 def absurd(batches: Sequence[int], rate: float | None, seconds: float | None) -> list[str]:
     """The first value that is too large, as a message with the maximum; empty if all are valid."""
     given = (
-        ("batch", max(batches, default=0), MOST_BATCH),
-        ("rate", rate or 0, MOST_RATE),
-        ("serve-seconds", seconds or 0, MOST_SECONDS),
-        ("rate times serve-seconds", (rate or 0) * (seconds or 0), MOST_REQUESTS),
+        ("batch", max(batches, default=0), MAX_BATCH),
+        ("rate", rate or 0, MAX_RATE),
+        ("serve-seconds", seconds or 0, MAX_SECONDS),
+        ("rate times serve-seconds", (rate or 0) * (seconds or 0), MAX_REQUESTS),
     )
     return [
-        f"{name} must be at most {most:,}, got {value:,}"
-        for name, value, most in given
-        if most < value < math.inf
+        f"{name} must be at most {maximum:,}, got {value:,}"
+        for name, value, maximum in given
+        if maximum < value < math.inf
     ][:1]
 
 

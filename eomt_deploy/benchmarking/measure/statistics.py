@@ -77,11 +77,11 @@ def rounded(value: float | None, digits: int) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
-def share_of(part: Samples, whole: Samples) -> float | None:
+def share_of(part: Samples, total: Samples) -> float | None:
     """Median of a part over the median of the total; None if a time is invalid."""
-    if clock_problem(part) or clock_problem(whole):
+    if clock_problem(part) or clock_problem(total):
         return None
-    return percentile(part, 50) / percentile(whole, 50)
+    return percentile(part, 50) / percentile(total, 50)
 
 
 def percentile(samples: Samples, percent: float) -> float:

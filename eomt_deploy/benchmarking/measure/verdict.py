@@ -18,7 +18,7 @@ INVALIDATING: frozenset[Kind] = frozenset(
 and launches, limit this runtime on this machine; such a time is valid, but it is not the time of
 the network on the device."""
 
-LEAST_ROUNDS = 6
+MIN_ROUNDS = 6
 """Minimum number of samples for a useful interval."""
 UNSTABLE_CV = 0.10
 THROTTLED_SHARE = 0.10
@@ -91,8 +91,8 @@ def judge(evidence: Evidence, *, unstable_cv: float = UNSTABLE_CV) -> Verdict:
     reasons: list[Reason] = []
     if evidence.clock is not None:
         reasons.append(Reason("clock", evidence.clock))
-    if evidence.rounds is not None and evidence.rounds < LEAST_ROUNDS:
-        text = f"at least {LEAST_ROUNDS} rounds are needed, got {evidence.rounds}"
+    if evidence.rounds is not None and evidence.rounds < MIN_ROUNDS:
+        text = f"at least {MIN_ROUNDS} rounds are needed, got {evidence.rounds}"
         reasons.append(Reason("few rounds", text))
     if evidence.clock is None and not evidence.cv <= unstable_cv:  # NaN is unstable, too
         text = f"the times vary by {evidence.cv:.0%}, the limit is {unstable_cv:.0%}"

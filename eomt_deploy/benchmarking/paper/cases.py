@@ -68,7 +68,7 @@ def open_case(
     folder: Path,
     shared: dict[str, nn.Module],
     threads: int | None,
-    photo: Path | None,
+    image: Path | None,
     sampling: str = "grid_sample",
 ) -> Opened:
     """Build a row's network and open it in a runtime.
@@ -82,7 +82,7 @@ def open_case(
         folder: folder for files, shared by the runtimes.
         shared: networks of the row that other runtimes have built, by device; it is updated.
         threads: number of CPU threads; None leaves the choice to the runtime.
-        photo: image of the end-to-end scope; None opens the case without it.
+        image: image of the end-to-end scope; None opens the case without it.
         sampling: kernel of the baseline's deformable attention, ``grid_sample`` or ``triton``.
     """
     start = time.perf_counter()
@@ -104,8 +104,8 @@ def open_case(
     if not all(np.isfinite(np.asarray(logits)).all() for logits in running.run(images)):
         running.remark = "; ".join(filter(None, (running.remark, NOT_FINITE)))
     predict = None
-    if photo is not None:
-        predict = _whole_way(running, case.spec, photo)
+    if image is not None:
+        predict = _end_to_end(running, case.spec, image)
     return Opened(row, runtime, batch, running, seconds, predict)
 
 
@@ -179,10 +179,10 @@ class RunningEngine(Engine):
         return self._running.run(images)
 
 
-def _whole_way(running: Running, spec: ModelSpec, photo: Path) -> Work:
+def _end_to_end(running: Running, spec: ModelSpec, image: Path) -> Work:
     from eomt_deploy.segmenter import Segmenter
     from eomt_deploy.sources import load_image
 
     segmenter = Segmenter(RunningEngine(running, spec))
-    pixels = load_image(photo)
+    pixels = load_image(image)
     return lambda: segmenter.predict(pixels)

@@ -43,13 +43,13 @@ from eomt_deploy.errors import DeviceError, MissingDependencyError, UsageError
 OPENING_SHARE = 0.6
 """Share of the time budget for opening: rows that are not open by then are skipped."""
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def run_suite(
     config: SuiteConfig,
     *,
-    tell: Tell = lambda _: None,
+    log: Log = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
     save: Callable[[SuiteReport], None] = lambda _: None,
 ) -> SuiteReport:
@@ -57,7 +57,7 @@ def run_suite(
 
     Args:
         config: what to measure.
-        tell: called with a description of each step.
+        log: called with a description of each step.
         progress: called with the number of finished rounds of a group.
         save: called with the report after each group, so that an interrupted run loses little.
 
@@ -82,7 +82,7 @@ def run_suite(
         "unstable_cv": UNSTABLE_CV, "changed": " and ".join(changed),
         "sampling": config.sampling,
     })  # fmt: skip
-    count_rows(report, tell)
+    count_rows(report, log)
     runtimes = []
     for name in config.runtimes:
         reason = why_unavailable(find_runtime(name), device, precision)
@@ -91,10 +91,10 @@ def run_suite(
         else:
             report.skipped.append(Skipped("all rows", name, reason))
     if config.probe:
-        tell("measuring the device's peak")
+        log("measuring the device's peak")
         report.peaks, missing = roofline.probe(device, (precision,))
         report.notes += [f"no peak of {name}: {reason}" for name, reason in missing.items()]
-    runner = _Runner(config, report, device, precision, rounds, busy, started, tell, progress)
+    runner = _Runner(config, report, device, precision, rounds, busy, started, log, progress)
     for index, group in enumerate(runner.groups(runtimes)):
         with tempfile.TemporaryDirectory(prefix="eomt-deploy-") as folder:
             runner.run(index, group, runtimes, Path(folder))
@@ -140,12 +140,12 @@ def choose_device(wanted: str | None) -> str:
     return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def count_rows(report: SuiteReport, tell: Tell) -> None:
+def count_rows(report: SuiteReport, log: Log) -> None:
     """Count parameters and multiply-adds of every row, without creating its weights."""
     from eomt_deploy.benchmarking.paper.counting import count_step
 
     for row in report.rows:
-        tell(f"counting {row.label}")
+        log(f"counting {row.label}")
         assert row.step is not None  # Suite.select leaves quoted rows out
         found = count_step(
             row.step, row.backbone, size=row.size, queries=row.queries, classes=row.classes
@@ -165,13 +165,13 @@ class _Runner:
         rounds: Rounds,
         busy: float | None,
         started: float,
-        tell: Tell,
+        log: Log,
         progress: Callable[[int], None],
     ) -> None:
         self._config, self._report = config, report
         self._device, self._precision, self._rounds = device, precision, rounds
         self._busy = busy
-        self._started, self._tell, self._progress = started, tell, progress
+        self._started, self._log, self._progress = started, log, progress
 
     def groups(self, runtimes: Sequence[str]) -> list[tuple[SuiteRow, ...]]:
         """Groups of rows that fit into memory together, with the bases of their rows."""
@@ -233,11 +233,11 @@ class _Runner:
                         row, runtime, "the time budget was used up before this row was opened"
                     )
                     continue
-                self._tell(f"opening {row.label} in {runtime}")
+                self._log(f"opening {row.label} in {runtime}")
                 try:
                     one = open_case(
                         row, runtime, self._device, self._precision, batch,
-                        folder, shared, self._config.threads, self._config.photo,
+                        folder, shared, self._config.threads, self._config.image,
                         self._config.sampling,
                     )  # fmt: skip
                 except Exception as error:  # the other rows can still be measured
@@ -267,7 +267,7 @@ class _Runner:
         if self._config.budget is not None:
             left = self._config.budget - (time.perf_counter() - self._started)
             rounds = replace(rounds, seconds=max(1.0, min(rounds.seconds or left, 0.8 * left)))
-        self._tell(f"measuring {len(jobs)} jobs, interleaved")
+        self._log(f"measuring {len(jobs)} jobs, interleaved")
         with Watch(self._device, self._busy) as watch:
             measured = measure(jobs, rounds, progress=self._progress, watch=watch)
             others, state = watch.others, watch.gpu
@@ -325,7 +325,7 @@ class _Runner:
             rates = [share * capacity for share in LOADS] if config.rate is None else [config.rate]
             work = job.work
             for rate in rates:
-                self._tell(f"serving {rate:.2f} requests per second with {one.row.label}")
+                self._log(f"serving {rate:.2f} requests per second with {one.row.label}")
                 arrivals = poisson_arrivals(rate, config.serve_seconds)
                 latencies, lost, seconds = serve(work, arrivals)
                 self._report.served.append(

@@ -41,7 +41,7 @@ class SuiteConfig:
         threads: number of CPU threads; None leaves the choice to the runtime.
         sampling: kernel of the baseline's deformable attention: ``grid_sample``, or the fused
             ``triton`` for PyTorch on a GPU.
-        photo: image for the end-to-end scope.
+        image: image for the end-to-end scope.
         budget: time limit in seconds; rows that do not fit are skipped with a reason.
         probe: whether to measure the device's peak.
         busy: load of the GPU before this program used it, see
@@ -63,7 +63,7 @@ class SuiteConfig:
     rounds: Rounds | None = None
     threads: int | None = None
     sampling: str = "grid_sample"
-    photo: Path | None = None
+    image: Path | None = None
     budget: float | None = None
     probe: bool = True
     busy: float | None = None
@@ -91,7 +91,7 @@ class SuiteConfig:
                 f"{self.rate:g} and {self.scenario!r}"
             )
         problems += absurd(self.batches, self.rate, self.serve_seconds)
-        if "end-to-end" in self.scopes and self.photo is None:
+        if "end-to-end" in self.scopes and self.image is None:
             problems.append("end-to-end needs an image, got none")
         if problems:
             raise UsageError(

@@ -34,11 +34,11 @@ from eomt_deploy.evaluation.truth import Sample, Truth, TruthSegment
 from eomt_deploy.result import VOID, Rle, encode_mask
 from eomt_deploy.spec import ModelSpec
 
-Found = tuple[list[Sample], list[str]]
+SamplesAndNotes = tuple[list[Sample], list[str]]
 """Samples, and notes on the data for the user."""
 
 
-def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
+def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> SamplesAndNotes:
     """Read samples of a panoptic JSON file and its folder or zip file of PNG files.
 
     Panoptic labels serve all tasks: things are instances, and every segment has a class.
@@ -68,9 +68,9 @@ def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> Found
     for image_id, (png, infos) in labels.items():
         segments = _segments(infos, class_of, spec, document)
         image = document.images[image_id]
-        photo = finder.find(image.file_name)
+        file_name = finder.find(image.file_name)
         truth = _panoptic_truth(index, spec, f"{folder}/{png}", image, segments, class_of)
-        samples.append(_sample(index, photo, image, truth))
+        samples.append(_sample(index, file_name, image, truth))
     if missing := len(document.images) - len(labels):
         notes.append(f"{missing} images of {name} have no labels")
     return samples, notes
@@ -82,8 +82,10 @@ def _label_folders(documents: tuple[str, ...]) -> set[str]:
     return stems | {PurePosixPath(stem).name for stem in stems}
 
 
-def _sample(index: FileIndex, photo: str, image: ImageEntry, truth: Callable[[], Truth]) -> Sample:
-    return Sample(photo, lambda: index.image(photo, image.size), truth)
+def _sample(
+    index: FileIndex, file_name: str, image: ImageEntry, truth: Callable[[], Truth]
+) -> Sample:
+    return Sample(file_name, lambda: index.image(file_name, image.size), truth)
 
 
 def _segments(
@@ -160,7 +162,7 @@ def _as_truth(
     return Truth(size, segments=tuple(found))
 
 
-def read_instances(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
+def read_instances(index: FileIndex, spec: ModelSpec, split: str | None) -> SamplesAndNotes:
     """Read samples of an instances JSON file (polygons or RLE).
 
     An annotation without a mask (``"segmentation": []``, which tools write for boxes) is left out,

@@ -19,11 +19,11 @@ from eomt_deploy.spec import ModelSpec
 
 SUFFIXES = "|".join(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
 CITYSCAPES_LABEL = r"(?i)(\w+)/(\w+)/([^/]+)_gtFine_labelIds\.png$"
-CITYSCAPES_PHOTO = rf"(?i)(\w+)/(\w+)/([^/]+)_leftImg8bit\.(?:{SUFFIXES})$"
+CITYSCAPES_IMAGE = rf"(?i)(\w+)/(\w+)/([^/]+)_leftImg8bit\.(?:{SUFFIXES})$"
 ADE20K_LABEL = r"(?i)annotations/(training|validation)/([^/]+)\.png$"
-ADE20K_PHOTO = rf"(?i)images/(training|validation)/([^/]+)\.(?:{SUFFIXES})$"
+ADE20K_IMAGE = rf"(?i)images/(training|validation)/([^/]+)\.(?:{SUFFIXES})$"
 FOLDER_LABEL = r"(?i)^(?:(.*)/)?labels/(.+)\.png$"
-FOLDER_PHOTO = rf"(?i)^(?:(.*)/)?images/(.+)\.(?:{SUFFIXES})$"
+FOLDER_IMAGE = rf"(?i)^(?:(.*)/)?images/(.+)\.(?:{SUFFIXES})$"
 FOLDER_OTHER = rf"(?i)(^|/)labels/.+\.(?:{SUFFIXES})$"
 
 FILE_VOID = 255
@@ -31,30 +31,30 @@ FILE_VOID = 255
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 ADE20K_CLASSES = 150
 
-Found = tuple[list[Sample], list[str]]
+SamplesAndNotes = tuple[list[Sample], list[str]]
 """Samples, and notes on the data for the user."""
 Lookup = npt.NDArray[np.int32]
 """Class id for each value in the file; -1 for void, -2 for an invalid value."""
 UNKNOWN = -2
 
 
-def read_cityscapes(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
+def read_cityscapes(index: FileIndex, spec: ModelSpec, split: str | None) -> SamplesAndNotes:
     """Read ``gtFine/<split>/<city>/*_gtFine_labelIds.png`` and ``leftImg8bit`` (default: val)."""
     _check_count(spec, len(CITYSCAPES_IDS), "Cityscapes")
     lookup = np.full(256, VOID, np.int32)
     lookup[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
-    return _pair(index, CITYSCAPES_LABEL, CITYSCAPES_PHOTO, split or "val", lookup)
+    return _pair(index, CITYSCAPES_LABEL, CITYSCAPES_IMAGE, split or "val", lookup)
 
 
-def read_ade20k(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
+def read_ade20k(index: FileIndex, spec: ModelSpec, split: str | None) -> SamplesAndNotes:
     """Read ``annotations/<split>/*.png`` (0 is void) and ``images`` (default: validation)."""
     _check_count(spec, ADE20K_CLASSES, "ADE20K")
     lookup = np.full(256, UNKNOWN, np.int32)
     lookup[: ADE20K_CLASSES + 1] = np.arange(-1, ADE20K_CLASSES)
-    return _pair(index, ADE20K_LABEL, ADE20K_PHOTO, split or "validation", lookup)
+    return _pair(index, ADE20K_LABEL, ADE20K_IMAGE, split or "validation", lookup)
 
 
-def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
+def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> SamplesAndNotes:
     """Read ``labels/*.png`` with class ids (255 is void) and ``images/*``, as for CamVid."""
     _check_class_file(index, spec)
     lookup = np.full(256, UNKNOWN, np.int32)
@@ -83,22 +83,22 @@ def read_folder(index: FileIndex, spec: ModelSpec, split: str | None) -> Found:
             why=f"The folders with labels are {', '.join(f or '.' for f in folders)}.",
             fix="Pass a --split that matches one of these folders.",
         )
-    return _pair(index, FOLDER_LABEL, FOLDER_PHOTO, chosen[0] or None, lookup)
+    return _pair(index, FOLDER_LABEL, FOLDER_IMAGE, chosen[0] or None, lookup)
 
 
 def _pair(
-    index: FileIndex, label_pattern: str, photo_pattern: str, split: str | None, lookup: Lookup
-) -> Found:
+    index: FileIndex, label_pattern: str, image_pattern: str, split: str | None, lookup: Lookup
+) -> SamplesAndNotes:
     """Pair labels and images by the groups of their patterns; the first group is the split.
 
     Raises:
         DatasetError: the split has no labels, or a label has no image or several.
     """
     labels = {m.groups(): n for n in index.names if (m := re.search(label_pattern, n))}
-    photos: dict[tuple[str | None, ...], list[str]] = {}
+    images: dict[tuple[str | None, ...], list[str]] = {}
     for name in index.names:
-        if match := re.search(photo_pattern, name):
-            photos.setdefault(match.groups(), []).append(name)
+        if match := re.search(image_pattern, name):
+            images.setdefault(match.groups(), []).append(name)
     wanted = [key for key in labels if key[0] == split]
     if not wanted:
         known = ", ".join(sorted({str(key[0]) for key in labels}))
@@ -106,24 +106,24 @@ def _pair(
             f"There are no labels of the split {split!r}.", fix=f"Use a split of: {known}."
         )
     for key in wanted:
-        if key not in photos:
+        if key not in images:
             raise DatasetError(
                 f"The label {index.describe(labels[key])} has no image.",
-                why=f"None of {len(photos)} images has the same split and name.",
+                why=f"None of {len(images)} images has the same split and name.",
                 fix="Also pass the folder or zip file with the images: --data A --data B.",
             )
-        if len(photos[key]) > 1:
+        if len(images[key]) > 1:
             raise DatasetError(
                 f"The label {index.describe(labels[key])} must have 1 image, got "
-                f"{len(photos[key])}: {', '.join(photos[key])}.",
+                f"{len(images[key])}: {', '.join(images[key])}.",
                 fix="Keep only the image that was labelled.",
             )
-    bare = sum(key[0] == split and key not in labels for key in photos)
-    samples = [_sample(index, labels[key], photos[key][0], lookup) for key in wanted]
+    bare = sum(key[0] == split and key not in labels for key in images)
+    samples = [_sample(index, labels[key], images[key][0], lookup) for key in wanted]
     return samples, [f"{bare} images have no label"] if bare else []
 
 
-def _sample(index: FileIndex, label: str, photo: str, lookup: Lookup) -> Sample:
+def _sample(index: FileIndex, label: str, file_name: str, lookup: Lookup) -> Sample:
     def truth() -> Truth:
         values = _read_labels(index, label)
         class_map = lookup[values]
@@ -139,9 +139,9 @@ def _sample(index: FileIndex, label: str, photo: str, lookup: Lookup) -> Sample:
     def image() -> RgbImage:
         with index.opened(label) as picture:  # reads only the header
             size = picture.height, picture.width
-        return index.image(photo, size)
+        return index.image(file_name, size)
 
-    return Sample(photo, image, truth)
+    return Sample(file_name, image, truth)
 
 
 def _read_labels(index: FileIndex, name: str) -> npt.NDArray[np.uint8]:

@@ -68,7 +68,7 @@ class CudaProcessor(Closing):
         self.spec = spec
         self.backend = backend
         self._on_host = Processor(spec)
-        self._photo: DeviceArray | None = None  # kept alive while the stream reads it
+        self._image: DeviceArray | None = None  # kept alive while the stream reads it
         with device.active():
             self._workspace = steps.GpuWorkspace(
                 device, kernels or load_kernels(device), stream, Scratch(device, stream)
@@ -107,9 +107,9 @@ class CudaProcessor(Closing):
             plan = self._plan(pixels.shape)  # before the copy: it rejects extreme aspect ratios
             inputs = self._inputs(plan, into)
             self._workspace.device.wait_event(self._uploaded)
-            photo = self._workspace.scratch.upload("photo", pixels)
+            on_device = self._workspace.scratch.upload("image", pixels)
             self._workspace.device.record(self._uploaded, self._workspace.stream)
-            steps.resample(self._workspace, photo, plan, False, inputs)
+            steps.resample(self._workspace, on_device, plan, False, inputs)
             return inputs, plan
 
     def postprocess(
@@ -175,20 +175,20 @@ class CudaProcessor(Closing):
         if color_order not in ("rgb", "bgr"):
             raise UsageError(f"color_order must be 'rgb' or 'bgr', got {color_order!r}.")
         workspace = self._workspace
-        photo = DeviceArray.wrap(image, workspace.device, reader=workspace.stream)
-        if photo.dtype != np.uint8 or len(photo.shape) != 3 or photo.shape[2] != 3:
+        array = DeviceArray.wrap(image, workspace.device, reader=workspace.stream)
+        if array.dtype != np.uint8 or len(array.shape) != 3 or array.shape[2] != 3:
             raise ImageError(
-                f"An image in GPU memory must be uint8 [H, W, 3], got {photo.dtype} "
-                f"{list(photo.shape)}."
+                f"An image in GPU memory must be uint8 [H, W, 3], got {array.dtype} "
+                f"{list(array.shape)}."
             )
-        if 0 in photo.shape:
-            raise ImageError(f"The image is empty: its shape is {list(photo.shape)}.")
-        plan = self._plan(photo.shape)
+        if 0 in array.shape:
+            raise ImageError(f"The image is empty: its shape is {list(array.shape)}.")
+        plan = self._plan(array.shape)
         inputs = self._inputs(plan, into)
-        photo.make_wait(workspace.stream)
-        steps.resample(workspace, photo, plan, color_order == "bgr", inputs)
-        photo.release(workspace.stream)
-        self._photo = photo
+        array.make_wait(workspace.stream)
+        steps.resample(workspace, array, plan, color_order == "bgr", inputs)
+        array.release(workspace.stream)
+        self._image = array
         return inputs, plan
 
     def _plan(self, shape: tuple[int, ...]) -> Geometry:
@@ -225,7 +225,7 @@ class CudaProcessor(Closing):
         """Free the buffers when the stream has finished; returned arrays stay valid."""
         with self._workspace.device.active():
             self._workspace.scratch.free()
-        self._photo = None
+        self._image = None
 
 
 def _destroy(device: Device, event: int) -> None:

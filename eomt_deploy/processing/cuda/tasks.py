@@ -20,7 +20,7 @@ from eomt_deploy.processing.instance import Measured, instance_result, rank_quer
 from eomt_deploy.processing.panoptic import Painted, choose_queries, nothing, panoptic_result
 from eomt_deploy.processing.resize import Float
 from eomt_deploy.processing.semantic import class_probabilities
-from eomt_deploy.processing.tables import bands, logit_table, photo_table, shrinks_down_first
+from eomt_deploy.processing.tables import bands, image_table, logit_table, shrinks_down_first
 from eomt_deploy.result import PackedMask, Segmentation
 from eomt_deploy.spec import ModelSpec, Thresholds
 
@@ -65,51 +65,51 @@ class GpuWorkspace:
 
 
 def resample(
-    workspace: GpuWorkspace, photo: DeviceArray, geometry: Geometry, swap: bool, inputs: DeviceArray
+    workspace: GpuWorkspace, image: DeviceArray, geometry: Geometry, swap: bool, inputs: DeviceArray
 ) -> None:
     """Resize an image uint8 [H, W, 3] as Pillow does (bilinear), and write the network inputs.
 
     Args:
         workspace: device, kernels, stream and buffers.
-        photo: the image.
+        image: the image.
         geometry: geometry of the image.
         swap: exchange the first and the last channel.
         inputs: uint8 [N, H, W, 3], written.
     """
     sides = (0, 1) if shrinks_down_first(geometry.image_size, geometry.scaled_size) else (1, 0)
     for axis in sides:
-        photo = _resample_side(workspace, photo, axis, geometry.scaled_size[axis])
+        image = _resample_side(workspace, image, axis, geometry.scaled_size[axis])
     number, height, width, _ = inputs.shape
     workspace.launch(
         "place_inputs", number * height * width,
-        photo.pointer, *geometry.scaled_size, workspace.starts(geometry), geometry.axis,
+        image.pointer, *geometry.scaled_size, workspace.starts(geometry), geometry.axis,
         number, height, width, swap, inputs.pointer,
     )  # fmt: skip
 
 
 def _resample_side(
-    workspace: GpuWorkspace, photo: DeviceArray, axis: int, length: int
+    workspace: GpuWorkspace, image: DeviceArray, axis: int, length: int
 ) -> DeviceArray:
     """The image uint8 [H, W, 3] with one side resized; unchanged if it has that length."""
-    height, width, _ = photo.shape
-    old = photo.shape[axis]
+    height, width, _ = image.shape
+    old = image.shape[axis]
     if old == length:
-        return photo
+        return image
     bounds, weights = workspace.scratch.tables(
-        f"photo {axis}", (old, length), lambda: photo_table(old, length)
+        f"image {axis}", (old, length), lambda: image_table(old, length)
     )
     table = bounds.pointer, weights.pointer, weights.shape[1]
     if axis == 0:
-        result = workspace.scratch.array("photo 0", (length, width, 3), np.uint8)
+        result = workspace.scratch.array("image 0", (length, width, 3), np.uint8)
         workspace.launch(
             "resample_down", length * width * 3,
-            photo.pointer, length, width, *table, result.pointer,
+            image.pointer, length, width, *table, result.pointer,
         )  # fmt: skip
     else:
-        result = workspace.scratch.array("photo 1", (height, length, 3), np.uint8)
+        result = workspace.scratch.array("image 1", (height, length, 3), np.uint8)
         workspace.launch(
             "resample_across", height * length,
-            photo.pointer, width, height, length, *table, result.pointer,
+            image.pointer, width, height, length, *table, result.pointer,
         )  # fmt: skip
     return result
 
@@ -216,8 +216,8 @@ def semantic(
     input_taps = workspace.taps("input", spec.mask_size, geometry.input_size)
     merged_taps = workspace.taps("merged", merged, size)
     labels = workspace.scratch.array("labels", size, np.int16)
-    most_rows = SCORE_BYTES // (classes * merged[1] * 4)
-    for band in bands(logit_table(merged[0], size[0]), most_rows):
+    max_rows = SCORE_BYTES // (classes * merged[1] * 4)
+    for band in bands(logit_table(merged[0], size[0]), max_rows):
         plane = band.source_rows * merged[1]
         scores = workspace.scratch.array("class scores", (classes, plane), np.float32)
         workspace.launch(

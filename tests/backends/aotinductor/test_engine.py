@@ -15,7 +15,7 @@ from torch._inductor import config as inductor
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.aotinductor.engine import check_device, check_processor, save_package
-from eomt_deploy.errors import ArtifactError, DeviceError, UsageError
+from eomt_deploy.errors import DeviceError, ModelFileError, UsageError
 from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.network.folds import fold
 from eomt_deploy.network.masked import choose_attention
@@ -38,22 +38,24 @@ def package(tmp_path_factory: pytest.TempPathFactory, files: tiny.Files) -> Path
     return path
 
 
-def test_package_equals_the_onnx_file(package: Path, exported: Callable[..., Path], photo: Path):
+def test_package_equals_the_onnx_file(
+    package: Path, exported: Callable[..., Path], image_path: Path
+):
     with Segmenter(package) as compiled, Segmenter(exported("panoptic")) as plain:
         assert (compiled.engine.backend, compiled.engine.device) == ("aotinductor", "cpu")
         assert compiled.spec.batch == 1
-        found, wanted = (s.predict(photo) for s in (compiled, plain))
+        found, wanted = (s.predict(image_path) for s in (compiled, plain))
         assert (found.segment_map == wanted.segment_map).mean() > 0.9999
-        images = tiny.photos()  # more images than the package's batch
+        images = tiny.images()  # more images than the package's batch
         for have, want in zip(compiled.engine.run(images), plain.engine.run(images), strict=True):
             np.testing.assert_allclose(have, want, atol=1e-3, rtol=1e-3)
 
 
 def test_outputs_are_the_callers_own(package: Path):
     with open_engine(package) as engine:
-        first = engine.run(tiny.photos()[:1])
+        first = engine.run(tiny.images()[:1])
         kept = [array.copy() for array in first]
-        engine.run(255 - tiny.photos()[:1])
+        engine.run(255 - tiny.images()[:1])
         for array, copy in zip(first, kept, strict=True):
             np.testing.assert_array_equal(array, copy)
 
@@ -78,7 +80,7 @@ def test_what_is_no_package(tmp_path: Path):
         ("other.pt2", "was not written by eomt-deploy"),
         ("none.pt2", "no model at"),
     ):
-        with pytest.raises(ArtifactError, match=words):
+        with pytest.raises(ModelFileError, match=words):
             open_engine(tmp_path / name)
 
 
@@ -111,7 +113,7 @@ def zipped(path: Path, content: bytes, method: int = zipfile.ZIP_DEFLATED, **oth
 )
 def test_metadata_of_hostile_packages(tmp_path: Path, content: bytes, words: str):
     path = zipped(tmp_path / "m.pt2", content)
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ModelFileError, match=words):
         open_engine(path)
 
 
@@ -121,14 +123,14 @@ def test_a_package_that_would_fill_the_memory(tmp_path: Path):
     data = path.read_bytes()
     start = data.rindex(b"PK\x01\x02")  # the central directory's entry of the weights
     path.write_bytes(data[: start + 24] + (3 << 30).to_bytes(4, "little") + data[start + 28 :])
-    with pytest.raises(ArtifactError, match=r"declare 3,221,225,47\d unpacked bytes"):
+    with pytest.raises(ModelFileError, match=r"declare 3,221,225,47\d unpacked bytes"):
         read_metadata(path)
     path = zipped(tmp_path / "m.pt2", b" " * 60_000_000)
     data = path.read_bytes()
     start = data.rindex(b"PK\x01\x02")
     path.write_bytes(data[: start + 24] + (100).to_bytes(4, "little") + data[start + 28 :])
     tracemalloc.start()
-    with pytest.raises(ArtifactError, match=r"damaged|maximum"):
+    with pytest.raises(ModelFileError, match=r"damaged|maximum"):
         read_metadata(path)
     assert tracemalloc.get_traced_memory()[1] < 30_000_000
     tracemalloc.stop()
@@ -136,13 +138,13 @@ def test_a_package_that_would_fill_the_memory(tmp_path: Path):
 
 def test_damaged_packages_of_every_kind(tmp_path: Path):
     """Changing any byte of a small package raises only our own error."""
-    whole = zipped(tmp_path / "m.pt2", b'{"a": "b"}').read_bytes()
-    for place in range(len(whole)):
+    complete = zipped(tmp_path / "m.pt2", b'{"a": "b"}').read_bytes()
+    for place in range(len(complete)):
         for value in (0, 1, 9, 0x80, 0xFF):
-            data = bytearray(whole)
+            data = bytearray(complete)
             data[place] = value
             (tmp_path / "m.pt2").write_bytes(data)
-            with suppress(ArtifactError):
+            with suppress(ModelFileError):
                 assert read_metadata(tmp_path / "m.pt2") in ({"a": "b"}, {})
 
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.emulation.engine import EmulatedEngine, emulate
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 from eomt_deploy.exporting import graph
 
 
@@ -52,7 +52,7 @@ def test_an_overflow_that_the_cpu_hides_shows():
 
 
 def test_every_value_is_one_that_the_type_holds(lowered):
-    class_logits, mask_logits = EmulatedEngine(lowered("fp16")).run(tiny.photos(2))
+    class_logits, mask_logits = EmulatedEngine(lowered("fp16")).run(tiny.images(2))
     for found in (class_logits, mask_logits):
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float32))
@@ -63,24 +63,26 @@ def test_only_by_name(lowered, tmp_path):
     onnx.save(graph.to_proto(lowered("bf16"), tiny.spec(precision="bf16")), path)
     with open_engine(path, backend="emulation") as engine:
         assert (engine.backend, engine.path) == ("emulation", path)
-        assert engine.run(tiny.photos(1))[0].shape == (1, 12, 6)
+        assert engine.run(tiny.images(1))[0].shape == (1, 12, 6)
 
 
 def test_not_onnx(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"nonsense")
-    with pytest.raises(ArtifactError, match="not an ONNX model"):
+    with pytest.raises(ModelFileError, match="not an ONNX model"):
         open_engine(tmp_path / "m.onnx", backend="emulation")
 
 
-def test_eval_and_compare_show_what_a_gpu_would_give(lowered, exported, photo, tmp_path, cli):
+def test_eval_and_compare_show_what_a_gpu_would_give(lowered, exported, image_path, tmp_path, cli):
     path = tmp_path / "m.onnx"
     spec = tiny.spec(precision="bf16")
     onnx.save(graph.to_proto(lowered("bf16"), spec), path)
-    code, out, err = cli("compare", exported("panoptic"), path, photo, "--backend", "emulation")
+    code, out, err = cli(
+        "compare", exported("panoptic"), path, image_path, "--backend", "emulation"
+    )
     assert code == 0, err
     assert "label agreement" in out
     code, _, err = cli(
-        "predict", path, photo, "-o", tmp_path / "seen.png", "--backend", "emulation"
+        "predict", path, image_path, "-o", tmp_path / "seen.png", "--backend", "emulation"
     )
     assert code == 0, err
     assert "emulation on cpu" in err

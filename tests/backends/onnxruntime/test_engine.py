@@ -19,7 +19,7 @@ from eomt_deploy.backends.onnxruntime.engine import (
 from eomt_deploy.backends.onnxruntime.graph import fuse_attention, reshaped
 from eomt_deploy.contract import OUTPUTS
 from eomt_deploy.devices import is_x86
-from eomt_deploy.errors import ArtifactError, DeviceError
+from eomt_deploy.errors import DeviceError, ModelFileError
 from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.conversion import describe
 from eomt_deploy.exporting.lowering import Lowering, lower
@@ -51,12 +51,12 @@ def test_int8_linears_run_as_integers_and_attention_is_fused(saved, tmp_path):
 @pytest.mark.parametrize("batch", [None, 2])
 @pytest.mark.parametrize(("precision", "allowed"), zip(LOW, [1e-2, 1e-1, 3e-2, 1e-1], strict=True))
 def test_low_precision_is_near_what_the_graph_says(saved, lowered, precision, allowed, batch):
-    wanted = EmulatedEngine(lowered(precision)).run(tiny.photos(3))
+    wanted = EmulatedEngine(lowered(precision)).run(tiny.images(3))
     with open_engine(saved(precision, batch), backend="onnxruntime", device="cpu") as engine:
         assert engine.arithmetic == "fp32"
         assert engine.where == "onnxruntime on cpu, computing in fp32"
         assert engine.spec.precision == precision
-        found = engine.run(tiny.photos(3))
+        found = engine.run(tiny.images(3))
     for have, want in zip(found, wanted, strict=True):
         assert have.dtype == np.float32
         assert np.abs(have - want).max() < allowed * np.abs(want).max()
@@ -64,7 +64,7 @@ def test_low_precision_is_near_what_the_graph_says(saved, lowered, precision, al
 
 def test_fp16_is_the_same_but_for_the_rounding_in_between(saved):
     path = saved("fp16")
-    images = tiny.photos(2)
+    images = tiny.images(2)
     as_exported = OnnxRuntimeEngine(path, reshape=False)
     assert as_exported.arithmetic is None
     found, wanted = OnnxRuntimeEngine(path).run(images), as_exported.run(images)
@@ -72,7 +72,7 @@ def test_fp16_is_the_same_but_for_the_rounding_in_between(saved):
         assert np.abs(have - want).max() < 1e-2 * np.abs(want).max()
 
 
-def test_islands_in_fp32_leave_no_casts_behind(traced, tmp_path):
+def test_fp32_exceptions_leave_no_casts_behind(traced, tmp_path):
     spec = tiny.spec(precision="fp16")
     plan = Lowering("fp16", frozenset({"softmax"}), {"backbone.blocks.1.attn/MatMul"})
     mixed = describe(lower(traced(), plan), spec)
@@ -81,8 +81,8 @@ def test_islands_in_fp32_leave_no_casts_behind(traced, tmp_path):
     assert Counter(n.op_type for n in onnx.load(path).graph.node)["Cast"] > 2
     found = kernels(reshaped(path), tmp_path)
     assert (found["Cast"], found["MultiHeadAttention"]) == (1, tiny.ARCH.depth)
-    wanted = EmulatedEngine(mixed).run(tiny.photos(2))
-    for have, want in zip(OnnxRuntimeEngine(path).run(tiny.photos(2)), wanted, strict=True):
+    wanted = EmulatedEngine(mixed).run(tiny.images(2))
+    for have, want in zip(OnnxRuntimeEngine(path).run(tiny.images(2)), wanted, strict=True):
         assert np.abs(have - want).max() < 1e-2 * np.abs(want).max()
 
 
@@ -99,7 +99,7 @@ def test_fusing_alone_changes_nothing_but_the_last_digits():
         assert depth == 0 or fuse_attention(model) == depth
         onnx.checker.check_model(model)
         session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])
-        outputs.append(session.run(OUTPUTS, {"images": tiny.photos(2)}))
+        outputs.append(session.run(OUTPUTS, {"images": tiny.images(2)}))
     for have, want in zip(*outputs, strict=True):
         np.testing.assert_allclose(have, want, atol=1e-5 * np.abs(want).max())
 
@@ -116,7 +116,7 @@ def test_opened_as_they_are(saved, lowered, tmp_path, monkeypatch):
     spec = tiny.spec(precision="fp16")
     graph.save(lowered("fp16"), spec, tmp_path, "side.onnx", limit=0)
     assert reshaped(tmp_path / "side.onnx") is None
-    assert OnnxRuntimeEngine(tmp_path / "side.onnx").run(tiny.photos(1))[0].shape == (1, 12, 6)
+    assert OnnxRuntimeEngine(tmp_path / "side.onnx").run(tiny.images(1))[0].shape == (1, 12, 6)
     # In FP32 it would exceed the maximum size of a protobuf message.
     monkeypatch.setattr("eomt_deploy.backends.onnxruntime.graph.MAX_PROTOBUF_BYTES", 1000)
     assert reshaped(saved("fp16")) is None
@@ -137,12 +137,12 @@ def test_fp16_is_left_to_chips_that_may_have_it(saved, monkeypatch):
     lambda graph: setattr(graph.initializer[0], "data_type", 99),
     lambda graph: setattr(graph.initializer[0], "raw_data", graph.initializer[0].raw_data[:-1]),
 ])  # fmt: skip
-def test_damaged_graphs_are_told_by_onnx_runtime(saved, tmp_path, damage):
+def test_damaged_graphs_are_reported_by_onnx_runtime(saved, tmp_path, damage):
     model = onnx.load(saved("int8"))
     damage(model.graph)
     path = tmp_path / "damaged.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ArtifactError, match="cannot be opened by ONNX Runtime"):
+    with pytest.raises(ModelFileError, match="cannot be opened by ONNX Runtime"):
         open_engine(path, backend="onnxruntime", device="cpu")
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_graph_is_one_error_and_nothing_on_the_terminal(saved, tmp_pat
     model.graph.initializer[0].raw_data = b""
     for content in (names, model.SerializeToString()):
         path.write_bytes(content)
-        with pytest.raises(ArtifactError):
+        with pytest.raises(ModelFileError):
             open_engine(path, backend="onnxruntime", device="cpu")
     assert capfd.readouterr() == ("", "")
 
@@ -168,17 +168,17 @@ def test_no_gpu_is_known_beforehand(saved, monkeypatch):
         assert engine.where == "onnxruntime on cpu, computing in fp32"
 
 
-def test_what_cannot_be_opened_is_told(saved, lowered, tmp_path):
+def test_what_cannot_be_opened_is_reported(saved, lowered, tmp_path):
     # Without BF16 kernels, the error names the backends that have them.
     graph.save(lowered("bf16"), tiny.spec(precision="bf16"), tmp_path, "side.onnx", limit=0)
     with pytest.raises(DeviceError, match="bf16"):
         open_engine(tmp_path / "side.onnx", backend="onnxruntime", device="cpu")
     (tmp_path / "side.onnx.data").unlink()
-    with pytest.raises(ArtifactError, match=r"\.onnx\.data"):
+    with pytest.raises(ModelFileError, match=r"\.onnx\.data"):
         open_engine(tmp_path / "side.onnx", backend="onnxruntime", device="cpu")
-    whole = saved("int8").read_bytes()
-    for cut in (1000, len(whole) // 2, len(whole) - 10):
+    complete = saved("int8").read_bytes()
+    for cut in (1000, len(complete) // 2, len(complete) - 10):
         path = tmp_path / "cut.onnx"
-        path.write_bytes(whole[:cut])
-        with pytest.raises(ArtifactError):
+        path.write_bytes(complete[:cut])
+        with pytest.raises(ModelFileError):
             open_engine(path, backend="onnxruntime")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eomt_deploy.artifact import read_xml
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.openvino import build as building
 from eomt_deploy.backends.openvino.build import Trial, build_openvino
 from eomt_deploy.backends.openvino.config import OpenVinoConfig
-from eomt_deploy.errors import ArtifactError, DeviceError, OutputError, UsageError
+from eomt_deploy.errors import DeviceError, ModelFileError, OutputError, UsageError
+from eomt_deploy.model_file import read_xml
 from eomt_deploy.privacy import import_openvino
 
 openvino = import_openvino()
@@ -28,7 +28,7 @@ def trial(agreement=1.0, times=2.0, labelled=1.0):
     )
 
 
-def test_it_computes_what_the_graph_says(exported, tmp_path, photo):
+def test_it_computes_what_the_graph_says(exported, tmp_path, image_path):
     config = OpenVinoConfig(exported("panoptic"), tmp_path / "m.xml", arithmetic="fp32")
     report = build_openvino(config)
     assert report.arithmetic == "fp32"
@@ -65,9 +65,9 @@ def test_bf16_must_be_worth_it(exported, tmp_path, monkeypatch, found, chosen):
 
 
 @pytest.mark.skipif("BF16" not in ABLE, reason="This CPU does not compute in BF16.")
-def test_the_trial_is_a_real_one(exported, tmp_path, photo):
+def test_the_trial_is_a_real_one(exported, tmp_path, image_path):
     config = OpenVinoConfig(
-        exported("semantic"), tmp_path / "m.xml", arithmetic="bf16", images=photo
+        exported("semantic"), tmp_path / "m.xml", arithmetic="bf16", images=image_path
     )
     report = build_openvino(config)
     assert report.arithmetic == "bf16"  # requested, whatever the comparison gave
@@ -86,7 +86,7 @@ def test_bad_requests(exported, tmp_path):
     if "FP16" not in ABLE:
         with pytest.raises(DeviceError, match="does not compute in fp16"):
             build_openvino(OpenVinoConfig(model, tmp_path / "m.xml", arithmetic="fp16"))
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ModelFileError):
         build_openvino(OpenVinoConfig(tmp_path / "none.onnx", tmp_path / "m.xml"))
     assert not list(tmp_path.glob("m.*"))
 
@@ -95,7 +95,7 @@ def test_files_that_are_no_models(tmp_path):
     (tmp_path / "a.xml").write_text("<net/>")
     (tmp_path / "b.xml").write_text("no xml")
     for name, match in (("a", "not written by"), ("b", "not an .xml"), ("c", "There is no model")):
-        with pytest.raises(ArtifactError, match=match):
+        with pytest.raises(ModelFileError, match=match):
             read_xml(tmp_path / f"{name}.xml")
 
 
@@ -120,7 +120,7 @@ def test_command_line(exported, tmp_path, cli):
     assert "--arithmetic does not apply to TensorRT" in err
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(exported, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_keeps_existing_files(exported, tmp_path, monkeypatch):
     output = tmp_path / "m.xml"
     build_openvino(OpenVinoConfig(exported("semantic"), output, arithmetic="fp32"))
     before = [file.read_bytes() for file in (output, output.with_suffix(".bin"))]
@@ -137,7 +137,9 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(exported, tmp_path, monke
         OpenVinoConfig(exported("semantic"), tmp_path / "m.XML")
 
 
-def test_an_unreadable_image_of_the_trial_is_named(exported, tmp_path, monkeypatch, photo, cli):
+def test_an_unreadable_image_of_the_trial_is_named(
+    exported, tmp_path, monkeypatch, image_path, cli
+):
     judged = []
 
     def judge(model, arithmetic, images):
@@ -149,7 +151,7 @@ def test_an_unreadable_image_of_the_trial_is_named(exported, tmp_path, monkeypat
     folder = tmp_path / "images"
     folder.mkdir()
     for name in "abcde":
-        (folder / f"{name}.jpg").write_bytes(photo.read_bytes())
+        (folder / f"{name}.jpg").write_bytes(image_path.read_bytes())
     (folder / "c.jpg").write_bytes(b"broken")
     (folder / "c.txt").write_bytes(b"")
     model, output = exported("semantic"), tmp_path / "m.xml"

@@ -36,14 +36,14 @@ def test_a_cache_that_cannot_be_written_costs_only_time(saved, cache):
     cache.parent.mkdir(parents=True, exist_ok=True)
     cache.write_text("a file, not a folder")
     with open_engine(saved("fp32"), backend="openvino") as engine:
-        assert np.isfinite(engine.run(tiny.photos(1))[0]).all()
+        assert np.isfinite(engine.run(tiny.images(1))[0]).all()
         assert "The model is compiled again at each start" in engine.remarks[0]
 
 
 def start(path, **options):
     """Start an engine once: outputs, whether it came from the cache, and remarks."""
     with OpenVinoEngine(path, threads=1, **options) as engine:
-        return engine.run(tiny.photos(2)), engine.from_cache, engine.remarks
+        return engine.run(tiny.images(2)), engine.from_cache, engine.remarks
 
 
 def flip(path, count=16):
@@ -204,7 +204,7 @@ def test_a_full_disk_costs_only_time(saved, cache):
 
 
 def test_what_the_compiled_model_needs_lives_as_long_as_its_requests(saved):
-    path, images = saved("fp32"), tiny.photos(1)
+    path, images = saved("fp32"), tiny.images(1)
     start(path)
     engine = OpenVinoEngine(path, threads=1)
     wanted = engine.run(images)

@@ -20,7 +20,7 @@ from eomt_deploy.backends.openvino.build import build_openvino
 from eomt_deploy.backends.openvino.config import OpenVinoConfig
 from eomt_deploy.backends.openvino.engine import OpenVinoEngine
 from eomt_deploy.backends.openvino.graph import normalize_channels_in_place
-from eomt_deploy.errors import ArtifactError, MissingDependencyError, UsageError
+from eomt_deploy.errors import MissingDependencyError, ModelFileError, UsageError
 from eomt_deploy.privacy import import_openvino
 
 openvino = import_openvino()
@@ -41,12 +41,12 @@ def test_fp32_is_what_onnx_runtime_gives(saved, batch):
     path = saved("fp32", batch)
     with open_engine(path, backend="onnxruntime") as reference:
         for count in (1, 2, 3):
-            assert max(errors(path, reference, tiny.photos(count))) < 1e-5
+            assert max(errors(path, reference, tiny.images(count))) < 1e-5
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp16", 1e-2), ("bf16", 1e-1), ("int8", 1e-1)])
 def test_low_precision_is_near_what_the_graph_says(saved, lowered, precision, allowed):
-    found = errors(saved(precision), EmulatedEngine(lowered(precision)), tiny.photos(2))
+    found = errors(saved(precision), EmulatedEngine(lowered(precision)), tiny.images(2))
     overflows = precision == "int8" and devices.may_overflow_in_int8()
     assert max(found) < (3 * allowed if overflows else allowed)
     with open_engine(saved(precision), backend="openvino") as engine:
@@ -62,22 +62,22 @@ def test_fp32_stays_fp32_on_any_chip(saved):
         assert engine.arithmetic == ("bf16" if able else "fp32")
 
 
-def test_what_openvino_saves_keeps_its_description(saved, tmp_path, photo):
+def test_what_openvino_saves_keeps_its_description(saved, tmp_path, image_path):
     path = saved("fp32")
     converted = tmp_path / "m.xml"
     openvino.save_model(openvino.Core().read_model(path), converted, compress_to_fp16=False)
     with open_engine(path, backend="onnxruntime") as reference, open_engine(converted) as engine:
         assert engine.backend == "openvino"
         assert engine.spec == reference.spec
-        images = tiny.photos(2)
+        images = tiny.images(2)
         for have, want in zip(engine.run(images), reference.run(images), strict=True):
             np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4)
     with Segmenter(converted) as segmenter:
-        assert segmenter.predict(photo).size == (400, 600)
+        assert segmenter.predict(image_path).size == (400, 600)
 
 
 def test_threads_share_an_engine(saved):
-    images = tiny.photos(4)
+    images = tiny.images(4)
     with open_engine(saved("fp32"), backend="openvino") as engine:
         wanted = [engine.run(images[i : i + 1]) for i in range(4)]
         with ThreadPoolExecutor(4) as pool:
@@ -89,7 +89,7 @@ def test_threads_share_an_engine(saved):
 
 
 def test_results_belong_to_the_caller(saved):
-    images = tiny.photos(2)
+    images = tiny.images(2)
     with open_engine(saved("fp32"), backend="openvino") as engine:
         first = engine.run(images[:1])
         copies = [array.copy() for array in first]
@@ -102,12 +102,12 @@ def test_wrong_files_and_uses(saved, tmp_path):
     path = saved("fp32")
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ArtifactError, match=r"OpenVINO .* cannot read"):
+    with pytest.raises(ModelFileError, match=r"OpenVINO .* cannot read"):
         open_engine(damaged, backend="openvino")
     foreign = onnx.load(path)
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    with pytest.raises(ArtifactError, match="not written by eomt-deploy"):
+    with pytest.raises(ModelFileError, match="not written by eomt-deploy"):
         open_engine(tmp_path / "foreign.onnx", backend="openvino")
     with pytest.raises(UsageError, match="does not run on the device 'cuda'"):
         open_engine(path, backend="openvino", device="cuda")
@@ -115,7 +115,7 @@ def test_wrong_files_and_uses(saved, tmp_path):
     engine.close()
     engine.close()
     with pytest.raises(UsageError, match="closed"):
-        engine.run(tiny.photos(1))
+        engine.run(tiny.images(1))
 
 
 def test_it_is_chosen_on_x86_cpus(saved, monkeypatch, cli):
@@ -148,7 +148,7 @@ def test_it_is_chosen_on_x86_cpus(saved, monkeypatch, cli):
 
 @pytest.mark.parametrize("batch", [None, 2])
 def test_throughput_gives_the_same(saved, batch):
-    path, images = saved("fp32", batch), tiny.photos(5)
+    path, images = saved("fp32", batch), tiny.images(5)
     with open_engine(path, backend="openvino") as engine:
         wanted = engine.run(images)
     with open_engine(path, backend="openvino", mode="throughput", threads=2) as engine:
@@ -170,7 +170,7 @@ def test_modes_of_others(saved):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_the_reshaped_graph_computes_the_same(saved, precision):
-    path, images = saved(precision), tiny.photos(2)
+    path, images = saved(precision), tiny.images(2)
     model = openvino.Core().read_model(path)
     assert normalize_channels_in_place(model) == tiny.spec().num_upscale
     assert normalize_channels_in_place(model) == 0

@@ -18,10 +18,10 @@ from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 from eomt_deploy.backends.tensorrt.layers import Layer, LayerReport
 from eomt_deploy.devices import Gpu, cuda_device_count
 from eomt_deploy.errors import (
-    ArtifactError,
     BuildError,
     DeviceError,
     MissingDependencyError,
+    ModelFileError,
     OutputError,
     UsageError,
     VerificationError,
@@ -39,12 +39,12 @@ def left(config: TensorRtConfig) -> list[str]:
 
 def test_plan_and_sidecar_belong_together(made):
     config = made()
-    told = []
-    report = build(config, lambda text, fraction: told.append((text, fraction)))
+    updates = []
+    report = build(config, lambda text, fraction: updates.append((text, fraction)))
     assert left(config) == ["made.engine", "made.engine.json"]
     sidecar = read_sidecar(config.output)
     assert sidecar == report.sidecar
-    check_plan(config.output, sidecar, whole=True)
+    check_plan(config.output, sidecar, full=True)
     assert config.output.read_bytes().startswith(RTX_HEADER)  # the unchanged engine plan
     assert sidecar.spec == hand_made.SPEC
     assert (sidecar.target, sidecar.precision, sidecar.batch) == ("tensorrt-rtx", "fp32", (1, 1, 8))
@@ -54,9 +54,9 @@ def test_plan_and_sidecar_belong_together(made):
     assert sidecar.settings["tf32"] == "no"
     assert report.warnings == ()
     assert report.seconds > 0
-    fractions = [fraction for _, fraction in told]
+    fractions = [fraction for _, fraction in updates]
     assert fractions == sorted(fractions)
-    assert told[0][0] == "reading the model"
+    assert updates[0][0] == "reading the model"
     assert any(0 < fraction < 1 for fraction in fractions)
 
 
@@ -65,14 +65,14 @@ def test_second_build_replaces_the_pair(made):
     config = made(precision="fp16", batch=2)
     build(config)
     sidecar = read_sidecar(config.output)
-    check_plan(config.output, sidecar, whole=True)
+    check_plan(config.output, sidecar, full=True)
     assert (sidecar.precision, sidecar.batch) == ("fp16", (2, 2, 2))
 
 
 def test_every_later_gpu_where_none_is_named(made):
-    for precision, least in (("fp16", "8.0+"), ("fp8", "8.9+")):
+    for precision, minimum in (("fp16", "8.0+"), ("fp8", "8.9+")):
         config = made(precision=precision, options={"compute_capabilities": ()})
-        assert build(config).sidecar.compute_capabilities == (least,)
+        assert build(config).sidecar.compute_capabilities == (minimum,)
 
 
 def test_weights_beside_the_file(made):
@@ -85,11 +85,11 @@ def test_weights_beside_the_file(made):
     content = side.read_bytes()
     for damage in (side.unlink, lambda: side.write_bytes(content[:10])):
         damage()
-        with pytest.raises(ArtifactError, match=r"(?s)weights of .*made\.onnx\.data"):
+        with pytest.raises(ModelFileError, match=r"(?s)weights of .*made\.onnx\.data"):
             build(config)
 
 
-def test_precision_that_was_not_asked_is_refused(made):
+def test_precision_that_was_not_requested_is_refused(made):
     config = made(said="fp16")
     with pytest.raises(VerificationError, match="requested, but the network computes in fp32"):
         build(config)
@@ -116,7 +116,7 @@ def test_long_lists_of_nodes_are_cut(made):
         build(made(unknown=tuple(f"Op{i}" for i in range(12))))
 
 
-def test_what_does_not_compile_is_told_in_the_librarys_words(made):
+def test_compile_errors_quote_the_library(made):
     config = made(precision="bf16", upscale="base")
     with pytest.raises(BuildError, match=r"(?s)could not build.*deconv: up1.*bf16") as caught:
         build(config)
@@ -154,7 +154,7 @@ def test_files_that_are_no_models(made, tmp_path):
     config = made()
     (tmp_path / "text.onnx").write_text("hello")
     for name in ("text.onnx", "none.onnx"):
-        with pytest.raises(ArtifactError):
+        with pytest.raises(ModelFileError):
             build(replace(config, onnx=tmp_path / name))
     sidecar_path(config.output).mkdir(parents=True)
     with pytest.raises(OutputError, match="folder"):
@@ -239,23 +239,23 @@ def report(source: str, *precisions: str) -> LayerReport:
     return LayerReport(source, tuple(Layer("x", "gemm", p, True) for p in precisions))
 
 
-def test_engine_must_show_the_precision_that_was_asked():
-    asked = report("network", "fp16", "fp16", "fp16", "fp32")
-    assert check_engine(report("engine", "fp16", "fp32"), "fp16", asked) == []
+def test_engine_must_have_the_requested_precision():
+    network = report("network", "fp16", "fp16", "fp16", "fp32")
+    assert check_engine(report("engine", "fp16", "fp32"), "fp16", network) == []
     with pytest.raises(VerificationError, match="requested, but the engine computes in fp32"):
-        check_engine(report("engine", "fp32"), "fp16", asked)
+        check_engine(report("engine", "fp32"), "fp16", network)
     with pytest.raises(VerificationError, match=r"(?s)the engine.*3 in fp32, 1 in fp16"):
-        check_engine(report("engine", "fp16", "fp32", "fp32", "fp32"), "fp16", asked)
-    assert check_engine(asked, "fp16", asked) == []  # an engine that does not report its types
+        check_engine(report("engine", "fp16", "fp32", "fp32", "fp32"), "fp16", network)
+    assert check_engine(network, "fp16", network) == []  # an engine that does not report its types
 
 
-def test_quantised_layers_that_became_wider_are_told():
-    asked = report("network", "int8", "int8", "fp16")
-    assert check_engine(report("engine", "int8", "fp16"), "int8", asked) == []
-    (warning,) = check_engine(report("engine", "int8", "fp16", "fp16"), "int8", asked)
+def test_quantised_layers_that_became_wider_are_reported():
+    network = report("network", "int8", "int8", "fp16")
+    assert check_engine(report("engine", "int8", "fp16"), "int8", network) == []
+    (warning,) = check_engine(report("engine", "int8", "fp16", "fp16"), "int8", network)
     assert "1 layers are computed in a wider type than int8: 2 in fp16, 1 in int8" in warning
     with pytest.raises(VerificationError, match=r"(?s)int8 was requested.*2 in fp16"):
-        check_engine(report("engine", "fp16", "fp16"), "int8", asked)
+        check_engine(report("engine", "fp16", "fp16"), "int8", network)
 
 
 def test_network_must_compute_in_what_the_model_says():

@@ -14,7 +14,7 @@ from eomt_deploy.backends.tensorrt.compatibility import (
     this_machine,
 )
 from eomt_deploy.devices import cuda_device_count
-from eomt_deploy.errors import ArtifactError, DeviceError, MissingDependencyError, UsageError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
 from eomt_deploy.sidecar import Sidecar
 from eomt_deploy.spec import Backbone, ClassInfo, ModelSpec, Thresholds
 
@@ -174,7 +174,7 @@ def test_engines_that_bring_code_need_the_users_word(environment):
 
 
 def test_unknown_target():
-    with pytest.raises(ArtifactError, match="'tensorrt-edge'"):
+    with pytest.raises(ModelFileError, match="'tensorrt-edge'"):
         check_machine(replace(SIDECAR, target="tensorrt-edge"), MACHINE)
 
 

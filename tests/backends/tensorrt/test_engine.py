@@ -18,7 +18,7 @@ from eomt_deploy.backends.tensorrt.build import build
 from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 from eomt_deploy.backends.tensorrt.engine import TensorRtEngine, numpy_type
 from eomt_deploy.devices import cuda_device_count
-from eomt_deploy.errors import ArtifactError, UsageError
+from eomt_deploy.errors import ModelFileError, UsageError
 from eomt_deploy.sidecar import sidecar_path
 
 # --- the real libraries have all names that we use
@@ -157,7 +157,7 @@ def test_types():
     assert numpy_type("HALF") == np.float16
     assert numpy_type("UINT8") == np.uint8
     assert numpy_type("BF16") == ml_dtypes.bfloat16
-    with pytest.raises(ArtifactError, match="type INT64"):
+    with pytest.raises(ModelFileError, match="type INT64"):
         numpy_type("INT64")
 
 
@@ -175,7 +175,7 @@ def test_one_cache_file_an_engine_version_and_gpu(monkeypatch, tmp_path):
 
 def test_failure_holds_the_last_words_of_the_library():
     pytest.importorskip("tensorrt_rtx")
-    with library.heard("tensorrt-rtx") as lines:
+    with library.captured_log("tensorrt-rtx") as lines:
         for number in range(30):
             lines.append(library.Line("error", f"fault {number}"))
             lines.append(library.Line("warning", "slow"))
@@ -242,7 +242,7 @@ def test_tensorrt_engine_without_tensorrt_and_gpu(rtx_engine, tmp_path):
 def test_missing_description(tmp_path):
     engine = tmp_path / "m.engine"
     engine.write_bytes(b"plan")
-    with pytest.raises(ArtifactError, match=r"m\.engine\.json is missing"):
+    with pytest.raises(ModelFileError, match=r"m\.engine\.json is missing"):
         TensorRtEngine(engine, device=None, threads=None)
 
 

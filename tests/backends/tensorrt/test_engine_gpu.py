@@ -16,7 +16,7 @@ from eomt_deploy.backends.tensorrt.engine import TensorRtEngine
 from eomt_deploy.backends.tensorrt.library import installed
 from eomt_deploy.cuda import DeviceArray, open_device
 from eomt_deploy.devices import cuda_device_count
-from eomt_deploy.errors import ArtifactError, EomtDeployError, UsageError
+from eomt_deploy.errors import EomtDeployError, ModelFileError, UsageError
 from eomt_deploy.sidecar import read_sidecar, sidecar_path
 
 
@@ -204,7 +204,7 @@ def test_damaged_plans_are_refused_before_the_library_sees_them(built, tmp_path)
     sidecar_path(engine).write_bytes(sidecar_path(built).read_bytes())
     for damaged in (plan[:-100], plan[:1000] + bytes([plan[1000] ^ 1]) + plan[1001:]):
         engine.write_bytes(damaged)
-        with pytest.raises(ArtifactError):
+        with pytest.raises(ModelFileError):
             TensorRtEngine(engine, device=None, threads=None)
 
 

@@ -19,7 +19,7 @@ def network_layers(**model):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8", "fp8"])
-def test_network_tells_its_precision(precision):
+def test_network_reports_its_precision(precision):
     report = network_layers(precision=precision)
     assert report.precision == precision
     assert sum(report.heavy.values()) == 7
@@ -44,7 +44,7 @@ def test_weights_alone_in_eight_bits_are_no_eight_bit_product():
     assert read_network(network).precision == "fp16"
 
 
-def test_most_layers_decide_but_one_quantised_is_enough():
+def test_the_majority_of_layers_decides_but_one_quantised_is_enough():
     def report(**counts):
         layers = [Layer("x", "gemm", p, True) for p, n in counts.items() for _ in range(n)]
         return LayerReport("engine", (*layers, Layer("s", "softmax", "fp32", False)))
@@ -100,5 +100,5 @@ def test_inspector_of_tensorrt_11(said, precision):
 @pytest.mark.parametrize(
     "text", ["", "null", "{}", '{"Layers": ["fc1", "fc2"]}', '{"Layers": [{"LayerType": "gemm"}]}']
 )
-def test_inspector_that_does_not_tell(text):
+def test_inspector_without_precision(text):
     assert read_inspector(text) is None

@@ -72,7 +72,7 @@ def test_every_family_compiles(tmp_path, family, precision):
     assert spec.mask_size == (4 * side, 4 * side)
     model = describe(graph.trace(network, spec), spec)
     if precision in QUANTIZED:
-        activations = observe(network, [tiny.photos()])
+        activations = observe(network, [tiny.images()])
         layers = quantize_layers(network, activations, precision, "minmax")
         model = insert_qdq(model, layers, layers)
     if precision != "fp32":

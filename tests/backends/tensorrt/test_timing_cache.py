@@ -22,7 +22,7 @@ def settings():
 
 
 def attach(settings, path):
-    with library.heard("tensorrt-rtx") as lines, warnings.catch_warnings():
+    with library.captured_log("tensorrt-rtx") as lines, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         said = timing_cache.attach(settings, path, lines)
         assert lines == []

@@ -14,7 +14,7 @@ from eomt_deploy.benchmarking.measure.clock import (
 from eomt_deploy.errors import DeviceError, UsageError
 
 
-class Told:
+class FixedTimes:
     """A timer that returns given values."""
 
     def __init__(self, times):
@@ -41,7 +41,7 @@ def test_every_round_holds_every_job_once_in_an_order_drawn_anew():
 
 def test_warm_up_ends_when_the_times_are_steady_and_is_not_counted():
     falling = [100.0 / n for n in range(1, 15)] + [5.0] * 100
-    job = Job(lambda: None, Told(falling))
+    job = Job(lambda: None, FixedTimes(falling))
     found = measure({"x": job}, Rounds(4, warmup=2, max_warmup=50))
     assert 14 < found.warmup < 40
     assert found.samples["x"] == [5.0] * 4
@@ -50,24 +50,26 @@ def test_warm_up_ends_when_the_times_are_steady_and_is_not_counted():
 
 
 def test_warm_up_that_never_ends_is_cut_off_and_said():
-    job = Job(lambda: None, Told(1.5**n for n in itertools.count()))
+    job = Job(lambda: None, FixedTimes(1.5**n for n in itertools.count()))
     found = measure({"x": job}, Rounds(2, warmup=1, max_warmup=20))
     assert found.warmup == 20
     assert found.steady == {"x": False}
 
 
 def test_what_is_steady_while_it_is_measured_needs_no_longer_warm_up():
-    job = Job(lambda: None, Told([9.0, 7.0, 5.0, *[4.0] * 20]))
+    job = Job(lambda: None, FixedTimes([9.0, 7.0, 5.0, *[4.0] * 20]))
     found = measure({"x": job}, Rounds(6, warmup=1, max_warmup=3))
     assert (found.warmup, found.steady) == (3, {"x": True})
 
 
 def test_rounds_end_after_their_time_but_not_before_they_say_something():
-    slow = Job(lambda: None, Told(itertools.repeat(1.0)))
-    looks: list[int] = []
-    found = measure({"x": slow}, Rounds(1_000_000, 0, seconds=0.05), watch=lambda: looks.append(1))
+    slow = Job(lambda: None, FixedTimes(itertools.repeat(1.0)))
+    samples: list[int] = []
+    found = measure(
+        {"x": slow}, Rounds(1_000_000, 0, seconds=0.05), watch=lambda: samples.append(1)
+    )
     assert 2 <= len(found.samples["x"]) < 1_000_000
-    assert len(looks) == len(found.samples["x"])
+    assert len(samples) == len(found.samples["x"])
     found = measure({"x": slow}, Rounds(50, 0, seconds=1e-9))
     assert len(found.samples["x"]) == 2
 

@@ -47,11 +47,11 @@ def test_a_full_queue_loses_requests():
 
 
 def test_nothing_is_lost_at_half_the_load_and_much_at_double():
-    for load, least, most in ((0.5, 0.0, 0.0), (2.0, 0.4, 0.6)):
+    for load, minimum, maximum in ((0.5, 0.0, 0.0), (2.0, 0.4, 0.6)):
         arrivals = poisson_arrivals(load, 2000)
         latencies, lost, seconds = Clock(1.0).serve(arrivals)
         served = Served("r", "t", load, tuple(latencies), lost, seconds)
-        assert least <= served.loss <= most
+        assert minimum <= served.loss <= maximum
         assert len(latencies) + lost == len(arrivals)
 
 

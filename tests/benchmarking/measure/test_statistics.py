@@ -26,7 +26,7 @@ def noisy(seed: int, count: int = 60, factor: float = 1.0) -> tuple[np.ndarray, 
     return rows[0], rows[1] * factor
 
 
-def test_equal_things_are_not_told_apart_and_five_percent_is():
+def test_equal_samples_do_not_differ_and_five_percent_does():
     same = [speedup(*noisy(seed)).finding for seed in range(40)]
     assert same.count("no difference") >= 37
     slowed = [speedup(*noisy(seed, factor=1.05)).finding for seed in range(40)]
@@ -35,7 +35,7 @@ def test_equal_things_are_not_told_apart_and_five_percent_is():
     assert quicker.count("faster") >= 37
 
 
-def test_pairing_is_what_tells_them_apart():
+def test_only_paired_samples_detect_a_small_difference():
     base, row = noisy(3, factor=1.05)
     paired, unpaired = speedup(base, row), speedup(base, row, paired=False)
     assert paired.high - paired.low < unpaired.high - unpaired.low

@@ -20,12 +20,12 @@ from eomt_deploy.devices import cuda_device_count
 IDLE, CAP, HEAT, BOOST = 0x1, 0x4, 0x40, 0x10
 
 
-def looks(*reasons: int | None) -> list[GpuSample]:
+def samples(*reasons: int | None) -> list[GpuSample]:
     return [GpuSample(1500 + i, 2600, 300.0 + i, 60 + i, r) for i, r in enumerate(reasons)]
 
 
 def test_a_quiet_run_is_valid():
-    gpu = summarize(looks(IDLE, BOOST, 0, 0))
+    gpu = summarize(samples(IDLE, BOOST, 0, 0))
     evidence = Evidence(0.02, others=0.01, gpu=gpu, host_share=0.3, copy_share=0.1)
     assert judge(evidence) == Verdict()
     assert str(judge(evidence)) == "VALID"
@@ -41,8 +41,8 @@ def test_a_quiet_run_is_valid():
         (Evidence(0.2), "unstable", False),
         (Evidence(0.01, steady=False), "unstable", False),
         (Evidence(0.01, others=0.4), "other load", False),
-        (Evidence(0.01, gpu=summarize(looks(CAP, CAP, 0))), "throttled", False),
-        (Evidence(0.01, gpu=summarize(looks(HEAT, 0, 0))), "throttled", False),
+        (Evidence(0.01, gpu=summarize(samples(CAP, CAP, 0))), "throttled", False),
+        (Evidence(0.01, gpu=summarize(samples(HEAT, 0, 0))), "throttled", False),
         (Evidence(0.01, copy_share=0.7), "copy-bound", True),
         (Evidence(0.01, host_share=0.95), "launch-bound", True),
     ],
@@ -55,17 +55,17 @@ def test_every_doubt_is_said(evidence, kind, valid):
     assert Verdict.from_dict(verdict.to_dict()) == verdict
 
 
-def test_rare_looks_and_own_limits_are_no_throttling():
-    rare = Evidence(0.01, gpu=summarize(looks(CAP, *[0] * 20)))
+def test_rare_samples_and_requested_limits_are_not_throttling():
+    rare = Evidence(0.01, gpu=summarize(samples(CAP, *[0] * 20)))
     assert judge(rare).valid
     assert judge(Evidence(0.15), unstable_cv=0.2).valid
 
 
-def test_looks_at_a_gpu_add_up():
-    state = summarize([*looks(0, CAP), GpuSample(None, None, None, None, None)])
-    assert (state.looks, state.sm_mhz, state.temperature_c) == (3, (1500, 1501), (60, 61))
+def test_gpu_samples_are_summarized():
+    state = summarize([*samples(0, CAP), GpuSample(None, None, None, None, None)])
+    assert (state.samples, state.sm_mhz, state.temperature_c) == (3, (1500, 1501), (60, 61))
     assert dict(state.throttled) == {"power cap": 0.5}
-    assert summarize(looks(None)).throttled == ()
+    assert summarize(samples(None)).throttled == ()
     assert state.to_dict()["power_w"] == (300.0, 301.0)
 
 
@@ -107,7 +107,7 @@ def test_without_a_gpu_nvml_knows_nothing():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(cuda_device_count() == 0, reason="no NVIDIA GPU")
-def test_nvml_tells_of_this_gpu():
+def test_nvml_describes_this_gpu():
     with Nvml() as nvml:
         sample = nvml.sample()
         assert sample is not None

@@ -27,7 +27,7 @@ def tiny(step: int = 5) -> nn.Module:
     return build_step(step, "tiny-eva02", size=SIZE, queries=QUERIES, classes=5)
 
 
-def photos(count: int = 1) -> Tensor:
+def random_images(count: int = 1) -> Tensor:
     return torch.randint(
         0, 256, (count, *SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
@@ -106,16 +106,16 @@ def test_only_patches_are_turned_and_learned_positions_stay(step, plain):
     assert (cos[: plain + 1] == 1).all()
     assert (sin[: plain + 1] == 0).all()
     assert (sin[plain + 1 :] != 0).any(dim=-1).all()
-    before = model(photos())[1]
+    before = model(random_images())[1]
     backbone.rope_cos, backbone.rope_sin = torch.ones_like(cos), torch.zeros_like(sin)
-    assert (model(photos())[1] - before).abs().max() > 1e-4  # they are used
+    assert (model(random_images())[1] - before).abs().max() > 1e-4  # they are used
     assert not [name for name in model.state_dict() if "rope" in name]
 
 
 def test_masks_that_hold_everything_change_nothing():
     masked, plain = tiny(4), tiny(5)
     assert isinstance(masked, MaskedEoMT)
-    images = photos()
+    images = random_images()
     want = plain(images)
     assert (masked(images)[1] - want[1]).abs().max() > 1e-4  # masks have an effect
     masked.allowed = lambda logits: MaskedEoMT.allowed(masked, torch.ones_like(logits))

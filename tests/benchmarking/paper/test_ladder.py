@@ -23,7 +23,7 @@ def tiny_step(step: int, **options) -> nn.Module:
     return build_step(step, "tiny", size=SIZE, queries=6, classes=5, **options)
 
 
-def photos(count: int) -> torch.Tensor:
+def random_images(count: int) -> torch.Tensor:
     return torch.randint(
         0, 256, (count, *SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
@@ -36,7 +36,7 @@ TABLE_2 = [(step, backbone) for backbone in ("tiny-deit3", "tiny-eva02") for ste
 @pytest.mark.parametrize(("step", "backbone"), EVERY_STEP + TABLE_2)
 def test_every_step_keeps_the_tensor_contract(step, backbone):
     model = build_step(step, backbone, size=SIZE, queries=6, classes=5)
-    images = photos(2)
+    images = random_images(2)
     class_logits, mask_logits = model(images)
     assert class_logits.shape == (2, 6, 6)
     assert mask_logits.shape == (2, 6, 16, 24)
@@ -58,7 +58,7 @@ def test_every_step_keeps_the_tensor_contract(step, backbone):
     ],
 )  # fmt: skip
 def test_both_attentions_compute_the_same(step, backbone):
-    images = photos(1)
+    images = random_images(1)
     options = {"size": SIZE, "queries": 6, "classes": 5}
     fused = build_step(step, backbone, attention="sdpa", **options)(images)
     written = build_step(step, backbone, attention="written", **options)(images)
@@ -102,7 +102,7 @@ def test_the_last_step_is_our_network():
 def test_masks_that_hold_everything_make_step_4_equal_step_5():
     masked, plain = tiny_step(4), tiny_step(5)
     assert isinstance(masked, MaskedEoMT)
-    images = photos(1)
+    images = random_images(1)
     found = masked(images)
     assert (found[1] - plain(images)[1]).abs().max() > 1e-3  # masks have an effect
     masked.allowed = lambda logits: MaskedEoMT.allowed(masked, torch.ones_like(logits))
@@ -110,7 +110,7 @@ def test_masks_that_hold_everything_make_step_4_equal_step_5():
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_who_may_look_at_whom_in_masked_eomt():
+def test_which_tokens_attend_to_which_in_masked_eomt():
     model = tiny_step(4)
     logits = torch.full((1, 6, 16, 24), -1.0)
     logits[0, 2, :4, :4] = 1  # the first patch
@@ -149,7 +149,7 @@ def test_export_to_onnx(step, tmp_path: Path):
 
 def check_export(step: int, folder: Path) -> None:
     model = tiny_step(step, attention="written")
-    images = photos(1)
+    images = random_images(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -172,5 +172,5 @@ def test_every_step_runs_compiled_in_half_precision(step, dtype):
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU")
     model = torch.compile(tiny_step(step, device="cuda").to(dtype))
-    for logits in model(photos(1).cuda()):
+    for logits in model(random_images(1).cuda()):
         assert torch.isfinite(logits).all()

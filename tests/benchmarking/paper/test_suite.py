@@ -37,17 +37,17 @@ def short():
 
 
 @pytest.fixture(scope="module")
-def report(photo) -> SuiteReport:
+def report(image_path) -> SuiteReport:
     """Three rows in two runtimes and all scopes, interleaved in the same rounds."""
-    told: list[str] = []
+    messages: list[str] = []
     config = SuiteConfig(
-        **(TINY | {"probe": True}), photo=photo,
+        **(TINY | {"probe": True}), image=image_path,
         runtimes=("torch-eager", "onnxruntime"),
         scopes=("network", "network+copies", "end-to-end"),
     )  # fmt: skip
     saved: list[SuiteReport] = []
-    found = run_suite(config, tell=told.append, save=saved.append)
-    assert any("onnxruntime" in line for line in told)
+    found = run_suite(config, log=messages.append, save=saved.append)
+    assert any("onnxruntime" in line for line in messages)
     assert saved == [found]
     return found
 
@@ -123,7 +123,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_reports_are_told(report, damage, tmp_path):
+def test_damaged_reports_are_rejected(report, damage, tmp_path):
     data = json.loads(json.dumps(report.to_dict()))
     damage(data)
     path = tmp_path / "x.json"
@@ -133,7 +133,7 @@ def test_damaged_reports_are_told(report, damage, tmp_path):
     assert len(str(error.value)) < 1000
 
 
-def test_what_was_left_out_elsewhere_is_told(report, tmp_path):
+def test_sections_that_were_left_out_are_reported(report, tmp_path):
     path = tmp_path / "x.json"
     facts = {"kind": "facts", "left_out": ["table3"], "failed": ["Traceback\nMemoryError: all"]}
     path.write_text(json.dumps({"kind": "sections", "sections": [facts, report.to_dict()]}))
@@ -192,7 +192,7 @@ def test_several_reports_take_the_first_that_has_the_picture(report):
         plots.draw("batches", [report])
 
 
-def test_a_server_tells_latency_and_loss():
+def test_server_scenario_reports_latency_and_loss():
     config = SuiteConfig(
         **(TINY | {"rows": ("step 5",)}), scenario="server", rate=30.0, serve_seconds=0.3
     )
@@ -283,7 +283,7 @@ def test_runtimes_say_why_they_cannot_run():
         ({"batches": (1, 2)}, "offline scenario"),
         ({"batches": (0,)}, "at least 1, got 0"),
         (
-            {"batches": (1, 2), "scenario": "offline", "scopes": ("end-to-end",), "photo": "x"},
+            {"batches": (1, 2), "scenario": "offline", "scopes": ("end-to-end",), "image": "x"},
             "end-to-end needs batch size 1, got 2",
         ),
         ({"rate": float("inf"), "scenario": "server"}, "positive number"),
@@ -313,7 +313,7 @@ def test_on_a_gpu():
     assert all(m.host for m in found.measurements)
 
 
-def test_what_matters_most_is_opened_first():
+def test_the_baseline_and_the_last_step_are_opened_first():
     def order(*names):
         config = SuiteConfig(suite=SUITE, rows=names)
         return [row.name[-1] for row in suite.opening_order(config, SUITE.select(names))]

@@ -11,7 +11,7 @@ from eomt_deploy.errors import UsageError
 
 
 @pytest.mark.parametrize("name", suites())
-def test_suites_are_whole_and_round_trip(name):
+def test_suites_are_complete_and_round_trip(name):
     suite = find_suite(name)
     assert Suite.from_dict(suite.to_dict()) == suite
     names = [row.name for row in suite.rows]

@@ -22,9 +22,9 @@ def host(tmp_path) -> Place:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_nothing_is_allocated_once_sizes_are_known(host, task, photo):
+def test_nothing_is_allocated_once_sizes_are_known(host, task, device_image):
     spec = make_spec(task)
-    with Image.open(photo) as picture:
+    with Image.open(device_image) as picture:
         pictures = [picture.resize(size) for size in ((90, 70), (70, 90), (80, 80))]
     for seed in range(3):
         before = host.device.allocations
@@ -80,7 +80,7 @@ def test_work_of_other_streams_is_waited_for(tmp_path, seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_photo_on_the_gpu_may_be_overwritten_at_once(tmp_path, seed):
+def test_image_on_the_gpu_may_be_overwritten_at_once(tmp_path, seed):
     device = HostDevice(tmp_path, seed, lazy=True)
     with device.active():
         writer = device.stream()  # older than our stream: its work is done first if possible
@@ -88,20 +88,20 @@ def test_photo_on_the_gpu_may_be_overwritten_at_once(tmp_path, seed):
     spec = make_spec("panoptic")
     image = np.random.default_rng(seed).integers(1, 256, (50, 60, 3), np.uint8)
     wanted, _ = Processor(spec).preprocess(image)
-    photo = put(device, image, writer)
-    found, _ = place.processor(spec).preprocess(photo)
+    device_image = put(device, image, writer)
+    found, _ = place.processor(spec).preprocess(device_image)
     with device.active():
-        device.fill_zero(photo.pointer, photo.nbytes, writer)
+        device.fill_zero(device_image.pointer, device_image.nbytes, writer)
         device.synchronize(writer)
     np.testing.assert_array_equal(found.copy_to_host(), wanted)
 
 
-def test_photo_on_the_gpu_is_kept_until_the_next(host):
+def test_image_on_the_gpu_is_kept_until_the_next(host):
     spec = make_spec("panoptic")
-    photo = put(host.device, np.zeros((50, 60, 3), np.uint8))
-    pointer = photo.pointer
-    host.processor(spec).preprocess(photo)
-    del photo
+    device_image = put(host.device, np.zeros((50, 60, 3), np.uint8))
+    pointer = device_image.pointer
+    host.processor(spec).preprocess(device_image)
+    del device_image
     gc.collect()
     assert pointer in host.device.live
     host.processor(spec).preprocess(put(host.device, np.zeros((50, 60, 3), np.uint8)))
@@ -110,19 +110,19 @@ def test_photo_on_the_gpu_is_kept_until_the_next(host):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_photos_may_follow_each_other_at_once(tmp_path, seed):
+def test_images_may_follow_each_other_at_once(tmp_path, seed):
     """Buffers are not overwritten before they were used, even without synchronization."""
     device = HostDevice(tmp_path, seed, lazy=seed > 2)
     place = Place(device, twin())
     spec = make_spec("panoptic")
     rng = np.random.default_rng(seed)
-    photos = [rng.integers(0, 256, (*rng.integers(40, 90, 2), 3), np.uint8) for _ in range(6)]
-    batch = DeviceArray.empty(device, (len(photos), 64, 64, 3), np.uint8)
-    for index, image in enumerate(photos):
+    arrays = [rng.integers(0, 256, (*rng.integers(40, 90, 2), 3), np.uint8) for _ in range(6)]
+    batch = DeviceArray.empty(device, (len(arrays), 64, 64, 3), np.uint8)
+    for index, image in enumerate(arrays):
         inputs, _ = place.processor(spec).preprocess(image)
         with device.active():
             row = batch.rows(index, index + 1)
             device.copy(row.pointer, inputs.pointer, row.nbytes, place.stream)
     found = batch.copy_to_host(place.stream)
-    wanted = np.concatenate([Processor(spec).preprocess(image)[0] for image in photos])
+    wanted = np.concatenate([Processor(spec).preprocess(image)[0] for image in arrays])
     np.testing.assert_array_equal(found, wanted)

@@ -64,26 +64,26 @@ def test_inputs_are_the_same_to_the_bit(place, task, size, image, seed, order):
         np.testing.assert_array_equal(found.copy_to_host(), wanted)
 
 
-def test_inputs_of_a_file(place, photo):
+def test_inputs_of_a_file(place, image_path):
     spec = make_spec("panoptic", (640, 640))
-    wanted, _ = Processor(spec).preprocess(photo)
-    found, _ = place.processor(spec).preprocess(photo)
+    wanted, _ = Processor(spec).preprocess(image_path)
+    found, _ = place.processor(spec).preprocess(image_path)
     np.testing.assert_array_equal(found.copy_to_host(), wanted)
 
 
-def test_inputs_are_written_where_they_are_wanted(place, photo):
+def test_inputs_are_written_where_they_are_wanted(place, image_path):
     spec = make_spec("panoptic")
     processor = place.processor(spec)
-    wanted, _ = Processor(spec).preprocess(photo)
+    wanted, _ = Processor(spec).preprocess(image_path)
     batch = put(place.device, np.full((3, 64, 64, 3), 9, np.uint8))
-    found, _ = processor.preprocess(photo, into=batch.rows(1, 2))
+    found, _ = processor.preprocess(image_path, into=batch.rows(1, 2))
     assert found.pointer == batch.rows(1, 2).pointer
     place.device.synchronize(place.stream)
     filled = batch.copy_to_host()
     np.testing.assert_array_equal(filled[1:2], wanted)
     assert (filled[[0, 2]] == 9).all()
     with pytest.raises(UsageError, match=r"uint8 \[1, 64, 64, 3\] .*, got uint8 \[3, 64"):
-        processor.preprocess(photo, into=batch)
+        processor.preprocess(image_path, into=batch)
 
 
 def test_images_that_are_none(place):
@@ -211,11 +211,11 @@ def test_a_band_at_a_time_makes_the_same_classes(place, monkeypatch):
     spec = make_spec("semantic")
     geometry = plan((211, 90), (64, 64), "windows")
     classes, masks = make_logits(spec, geometry.num_inputs, 5)
-    whole = place.postprocess(spec, classes, masks, geometry).class_map
+    complete = place.postprocess(spec, classes, masks, geometry).class_map
     for rows in (0, 3, 40):
         monkeypatch.setattr(tasks, "SCORE_BYTES", rows * 64 * 5 * 4)
         banded = place.postprocess(spec, classes, masks, geometry).class_map
-        np.testing.assert_array_equal(banded, whole)
+        np.testing.assert_array_equal(banded, complete)
 
 
 def blocks(*rows):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from xml.parsers import expat
 
 from eomt_deploy.contract import check_contract
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
 from eomt_deploy.external_data import side_files
 from eomt_deploy.fields import shown
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
@@ -49,7 +49,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class ModelFile:
     """Facts of a model file: description, graph, size in bytes with all side files."""
 
     path: Path
@@ -65,10 +65,10 @@ def parse_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
     """The description in an ONNX file's metadata.
 
     Raises:
-        ArtifactError: the description is missing or cannot be read.
+        ModelFileError: the description is missing or cannot be read.
     """
     if METADATA_KEY not in metadata:
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path} was not written by eomt-deploy: its metadata has no {METADATA_KEY}.",
             why="Classes, task and sizes are stored in the file; results cannot be computed "
             "without them.",
@@ -76,8 +76,8 @@ def parse_spec(metadata: Mapping[str, str], path: Path) -> ModelSpec:
         )
     try:
         return ModelSpec.from_json(metadata[METADATA_KEY])
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
 
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
@@ -91,7 +91,7 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
         become surrogates, which :func:`parse_spec` refuses.
 
     Raises:
-        ArtifactError: there is more metadata than eomt-deploy writes.
+        ModelFileError: there is more metadata than eomt-deploy writes.
     """
     found: dict[str, str] = {}
     left = MAX_METADATA_BYTES
@@ -99,7 +99,7 @@ def read_onnx_metadata(path: Path) -> dict[str, str]:
         for number, (field, length) in enumerate(_fields(file, path.stat().st_size)):
             left -= length if field == METADATA_FIELD else 0
             if left < 0 or number >= MAX_FIELDS:
-                raise ArtifactError(
+                raise ModelFileError(
                     f"{path} has more than {MAX_METADATA_BYTES >> 20} MiB of metadata or more than "
                     f"{MAX_FIELDS} fields.",
                     fix="Export the checkpoint again.",
@@ -149,21 +149,21 @@ def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
     """Read the description and the arithmetic that `build` stored in OpenVINO's .xml.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or was not written by eomt-deploy.
+        ModelFileError: the file is missing, damaged, or was not written by eomt-deploy.
     """
     try:
         if (size := path.stat().st_size) > MAX_XML_BYTES:
-            raise ArtifactError(
+            raise ModelFileError(
                 f"{path} has {size:,} bytes, the maximum of an .xml file is {MAX_XML_BYTES:,}.",
                 fix="Rebuild it: eomt-deploy build",
             )
         values = _xml_values(path.read_bytes())
     except OSError as error:
-        raise ArtifactError(
+        raise ModelFileError(
             f"There is no model at {path}: {error.strerror}.", fix="Check the path."
         ) from error
     except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: unknown encoding
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path} is not an .xml file of OpenVINO: {error}.", fix="Rebuild it: eomt-deploy build"
         ) from error
     return parse_spec(values, path), check_arithmetic(values.get("arithmetic"), path)
@@ -203,34 +203,34 @@ def check_arithmetic(value: str | None, path: Path) -> str | None:
     """Check the arithmetic that `build` wrote, and return it; None if it wrote none.
 
     Raises:
-        ArtifactError: the value is not one of :data:`ARITHMETIC`.
+        ModelFileError: the value is not one of :data:`ARITHMETIC`.
     """
     if value is not None and value not in ARITHMETIC:
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path}: `arithmetic` must be {' or '.join(ARITHMETIC)}, got {shown(value)}.",
             fix="Rebuild it: eomt-deploy build",
         )
     return value
 
 
-def read_artifact(path: str | Path) -> Artifact:
+def read_model_file(path: str | Path) -> ModelFile:
     """Describe an exported ``.onnx`` file; weights in a side file are not read.
 
     Raises:
-        ArtifactError: the file is missing, not ONNX, or was not written by eomt-deploy.
+        ModelFileError: the file is missing, not ONNX, or was not written by eomt-deploy.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     path = Path(path)
     if path.suffix.lower() != ".onnx":
-        raise ArtifactError(f"{path} is not an .onnx file.")
+        raise ModelFileError(f"{path} is not an .onnx file.")
     try:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error
     except (DecodeError, ValueError) as error:
-        raise ArtifactError(
+        raise ModelFileError(
             f"{path} is not an ONNX model, or it is damaged.", fix="Export or copy it again."
         ) from error
     metadata = {_text(entry.key): _text(entry.value) for entry in model.metadata_props}
@@ -239,7 +239,7 @@ def read_artifact(path: str | Path) -> Artifact:
     outputs = tuple(_tensor(value) for value in model.graph.output)
     check_contract(spec, {t.name: (t.dtype, t.shape) for t in (*inputs, *outputs)}, path)
     sides = side_files(path, complete=False)
-    return Artifact(
+    return ModelFile(
         path=path,
         spec=spec,
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),

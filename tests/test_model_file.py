@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eomt_deploy import artifact
-from eomt_deploy.artifact import read_artifact, read_onnx_metadata, read_xml
+from eomt_deploy import model_file
 from eomt_deploy.backends import open_engine
-from eomt_deploy.errors import ArtifactError
+from eomt_deploy.errors import ModelFileError
+from eomt_deploy.model_file import read_model_file, read_onnx_metadata, read_xml
 from eomt_deploy.spec import METADATA_KEY
 
 
@@ -22,32 +22,32 @@ def test_onnx_of_others_is_refused(tmp_path):
     graph = onnx.helper.make_graph([node], "identity", value[:1], value[1:])
     path = tmp_path / "other.onnx"
     onnx.save(onnx.helper.make_model(graph), path)
-    with pytest.raises(ArtifactError, match="not written by eomt-deploy"):
-        read_artifact(path)
+    with pytest.raises(ModelFileError, match="not written by eomt-deploy"):
+        read_model_file(path)
 
 
 def test_files_that_are_no_onnx(tmp_path, exported):
     text = tmp_path / "text.onnx"
     text.write_text("hello")
     cut = tmp_path / "cut.onnx"
-    whole = exported("panoptic").read_bytes()
-    cut.write_bytes(whole[: len(whole) // 2])
+    complete = exported("panoptic").read_bytes()
+    cut.write_bytes(complete[: len(complete) // 2])
     for path in (text, cut):
-        with pytest.raises(ArtifactError, match="not an ONNX model"):
-            read_artifact(path)
-    with pytest.raises(ArtifactError, match="No such file"):
-        read_artifact(tmp_path / "none.onnx")
-    with pytest.raises(ArtifactError, match=r"not an \.onnx file"):
-        read_artifact(tmp_path / "model.engine")
+        with pytest.raises(ModelFileError, match="not an ONNX model"):
+            read_model_file(path)
+    with pytest.raises(ModelFileError, match="No such file"):
+        read_model_file(tmp_path / "none.onnx")
+    with pytest.raises(ModelFileError, match=r"not an \.onnx file"):
+        read_model_file(tmp_path / "model.engine")
 
 
 def test_metadata_without_the_graph(tmp_path, exported):
     path = exported("panoptic")
     wanted = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert read_onnx_metadata(path) == wanted
-    whole = path.read_bytes()
-    for cut in range(0, len(whole), len(whole) // 50):
-        (tmp_path / "cut.onnx").write_bytes(whole[:cut])
+    complete = path.read_bytes()
+    for cut in range(0, len(complete), len(complete) // 50):
+        (tmp_path / "cut.onnx").write_bytes(complete[:cut])
         assert read_onnx_metadata(tmp_path / "cut.onnx") == {}
 
 
@@ -79,8 +79,8 @@ def test_file_that_contradicts_its_own_description(tmp_path, exported):
     entry.value = entry.value.replace('"image_size": [64, 64]', '"image_size": [96, 64]')
     path = tmp_path / "changed.onnx"
     onnx.save(model, path)
-    for read in (read_artifact, open_engine):
-        with pytest.raises(ArtifactError, match=r"\[batch, 96, 64, 3\].*\[batch, 64, 64, 3\]"):
+    for read in (read_model_file, open_engine):
+        with pytest.raises(ModelFileError, match=r"\[batch, 96, 64, 3\].*\[batch, 64, 64, 3\]"):
             read(path)
 
 
@@ -107,18 +107,18 @@ def with_metadata(exported, path, value, key=METADATA_KEY):
     ],
 )
 def test_every_reader_refuses_a_damaged_description(exported, tmp_path, backend, change, words):
-    whole = onnx.load(exported("panoptic"))
-    spec = next(e.value for e in whole.metadata_props if e.key == METADATA_KEY).encode()
+    complete = onnx.load(exported("panoptic"))
+    spec = next(e.value for e in complete.metadata_props if e.key == METADATA_KEY).encode()
     path = with_metadata(exported, tmp_path / "m.onnx", change(spec))
-    with pytest.raises(ArtifactError, match=f"m.onnx(.|\n)*({words})"):
-        read_artifact(path) if backend is None else open_engine(path, backend=backend)
+    with pytest.raises(ModelFileError, match=f"m.onnx(.|\n)*({words})"):
+        read_model_file(path) if backend is None else open_engine(path, backend=backend)
 
 
 def test_more_metadata_than_any_file_of_ours(exported, tmp_path, monkeypatch):
     path = with_metadata(exported, tmp_path / "m.onnx", b"x" * 5000)
     assert len(read_onnx_metadata(path)[METADATA_KEY]) == 5000
-    monkeypatch.setattr(artifact, "MAX_METADATA_BYTES", 4000)
-    with pytest.raises(ArtifactError, match="more than 0 MiB of metadata"):
+    monkeypatch.setattr(model_file, "MAX_METADATA_BYTES", 4000)
+    with pytest.raises(ModelFileError, match="more than 0 MiB of metadata"):
         read_onnx_metadata(path)
 
 
@@ -126,7 +126,7 @@ def test_more_fields_than_any_file_of_ours(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"\x72\x00" * 10_000_000)
     began = time.process_time()
-    with pytest.raises(ArtifactError, match="more than 10000 fields"):
+    with pytest.raises(ModelFileError, match="more than 10000 fields"):
         read_onnx_metadata(path)
     assert time.process_time() - began < 1
 
@@ -172,7 +172,7 @@ def test_hostile_xml(tmp_path, content, words):
     path = tmp_path / "m.xml"
     path.write_bytes(content)
     began = time.process_time()
-    with pytest.raises(ArtifactError, match=words):
+    with pytest.raises(ModelFileError, match=words):
         read_xml(path)
     assert time.process_time() - began < 1
 
@@ -181,15 +181,15 @@ def test_an_xml_of_gigabytes_is_not_read(tmp_path):
     path = tmp_path / "m.xml"
     with path.open("wb") as file:
         file.truncate(5 << 30)
-    with pytest.raises(ArtifactError, match=r"5,368,709,120 bytes, the maximum of an \.xml file"):
+    with pytest.raises(ModelFileError, match=r"5,368,709,120 bytes, the maximum of an \.xml file"):
         read_xml(path)
 
 
 @pytest.mark.shared_data
-def test_artifacts_that_failed_before(shared):
+def test_model_files_that_failed_before(shared):
     for path in sorted((shared / "cases" / "artifacts").iterdir()):
         for backend in ("onnxruntime", "openvino", "emulation", None):
             began = time.process_time()
-            with pytest.raises(ArtifactError, match=r"The model description|cannot be read"):
-                read_artifact(path) if backend is None else open_engine(path, backend=backend)
+            with pytest.raises(ModelFileError, match=r"The model description|cannot be read"):
+                read_model_file(path) if backend is None else open_engine(path, backend=backend)
             assert time.process_time() - began < 2  # imports included
