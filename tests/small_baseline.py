@@ -8,17 +8,20 @@ from functools import cache
 
 import pytest
 
+from eomt_deploy.benchmarking.machine import roofline
 from eomt_deploy.benchmarking.paper import counting
 from eomt_deploy.benchmarking.paper.baseline import adapter, mask_decoder, pixel_decoder
 
 
 @contextmanager
 def small_baseline() -> Iterator[None]:
-    """Use fewer layers in step 0 of the ladder, and count each network only once."""
+    """Fewer layers in step 0 of the ladder, one count of each network, peaks of small matrices."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapter, "STAGES", 1)
         patch.setattr(adapter, "EXTRA_EXTRACTORS", 0)
         patch.setattr(pixel_decoder, "LAYERS", 1)
         patch.setattr(mask_decoder, "LAYERS", 3)  # one for each scale
+        patch.setattr(roofline, "CPU_SIDES", (64, 128))
+        patch.setattr(roofline, "SECONDS", 0.01)
         patch.setattr(counting, "count_step", cache(counting.count_step))
         yield

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from traces import command_line
 
 from eomt_deploy import catalog
 from eomt_deploy.backends import BACKENDS
@@ -164,8 +165,8 @@ def clone(tmp_path_factory):
 def run(clone, *arguments):
     """Run a command in the copy and return its output."""
     done = subprocess.run(
-        [sys.executable, "-m", "eomt_deploy", *arguments],
-        env=os.environ | {"PYTHONPATH": str(clone)},
+        command_line(arguments),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(clone), str(ROOT / "tests")])},
         cwd=clone, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

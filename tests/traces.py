@@ -40,7 +40,8 @@ class Program:
 class Traces:
     """Replacement of `torch.onnx.export` that traces networks of the same structure only once.
 
-    A graph refers to weights by name, so it can be used with other weights of the same shapes.
+    A graph of EoMT refers to weights by name, so it is used with other weights of the same shapes.
+    Graphs of other networks are used only with the same weights.
 
     Args:
         folder: folder of the cache, which processes share.
@@ -54,26 +55,28 @@ class Traces:
 
     def __call__(self, model: nn.Module, images: tuple[Tensor, ...], **options: Any) -> Any:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        key = structure(model, tensors, images, options)
+        # PyTorch's optimizer computes new constants from the weights.
+        replaced = tensors if type(model) is EoMT and not options.get("optimize") else {}
+        key = structure(model, tensors, images, options, known_weights=not replaced)
         if key is None:
             return self._export(model, images, **options)
         if key not in self._known:
-            self._known[key] = self._trace(key, tensors, model, images, **options)
+            self._known[key] = self._trace(key, replaced, model, images, **options)
         graph = self._known[key].clone()
         for name, value in graph.graph.initializers.items():
-            if name in tensors:
-                value.const_value = later(name, tensors[name], value)
+            if name in replaced:
+                value.const_value = later(name, replaced[name], value)
         return Program(graph)
 
-    def _trace(self, key: str, tensors: dict[str, Tensor], *what: Any, **options: Any) -> ir.Model:
+    def _trace(self, key: str, replaced: dict[str, Tensor], *what: Any, **options: Any) -> ir.Model:
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"{key}.onnx"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 graph = self._export(*what, **options).model
                 for name, value in graph.graph.initializers.items():
-                    if name in tensors:  # keep the name and the shape, but not the values
-                        empty = np.zeros(tuple(tensors[name].shape), np.float32)
+                    if name in replaced:  # keep the name and the shape, but not the values
+                        empty = np.zeros(tuple(replaced[name].shape), np.float32)
                         value.const_value = ir.tensor(empty, name=name)
                 partial = path.with_suffix(f".{os.getpid()}")
                 onnx.save(ir.to_proto(graph), partial)
@@ -91,10 +94,17 @@ def later(name: str, tensor: Tensor, value: ir.Value) -> ir.LazyTensor:
 
 
 def structure(
-    model: nn.Module, tensors: dict[str, Tensor], images: tuple[Tensor, ...], options: Any
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    images: tuple[Tensor, ...],
+    options: Any,
+    *,
+    known_weights: bool,
 ) -> str | None:
-    """Hash of everything that determines a graph except the weights; None if it is not cached."""
-    if type(model) is not EoMT or any(t.dtype != torch.float32 for t in tensors.values()):
+    """Hash of everything that determines a graph; None if it is not cached."""
+    if not type(model).__module__.startswith("eomt_deploy."):
+        return None
+    if any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors.values()):
         return None
     if sum(t.nbytes for t in tensors.values()) > 32 << 20:
         return None
@@ -105,10 +115,18 @@ def structure(
     ]  # fmt: skip
     shapes = [(name, tuple(t.shape)) for name, t in tensors.items()]
     inputs = [(tuple(t.shape), t.dtype) for t in images]
-    text = repr((modules, shapes, inputs, sorted(options.items())))
+    values = digest(tensors) if known_weights else ""
+    text = repr((modules, shapes, inputs, sorted(options.items()), values))
     if " at 0x" in text:  # a function that a test patched
         return None
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors.values():
+        content.update(tensor.detach().contiguous().numpy())
+    return content.hexdigest()
 
 
 def command_line(arguments: Sequence[object]) -> list[str]:
@@ -121,12 +139,13 @@ def command_line(arguments: Sequence[object]) -> list[str]:
     return [sys.executable, "-m", *module, verb, *rest]
 
 
-def main() -> None:
-    from eomt_deploy.cli import main
-
-    torch.onnx.export = Traces(Path(sys.argv.pop(1)), torch.onnx.export)
-    main()
+def install(folder: str | None = None) -> None:
+    """Replace `torch.onnx.export` in this process."""
+    torch.onnx.export = Traces(Path(folder or os.environ[VARIABLE]), torch.onnx.export)
 
 
 if __name__ == "__main__":
+    from eomt_deploy.cli import main
+
+    install(sys.argv.pop(1))
     main()

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import onnx
 import pytest
-import tiny
 import torch
 from PIL import Image
 from traces import command_line
@@ -78,20 +77,6 @@ def test_predict_to_one_file(cli, exported, image_path, tmp_path, suffix):
     target = tmp_path / f"seen{suffix}"
     assert cli("predict", exported("semantic"), image_path, "-o", target)[0] == 0
     assert target.stat().st_size > 100
-
-
-def test_export_says_only_what_it_does(tmp_path):
-    files = tiny.write(tmp_path)
-    command = ["export", files.checkpoint, "--task", "panoptic", "--classes", files.classes]
-    # A process of its own: pytest catches what loggers say.
-    done = subprocess.run(
-        [sys.executable, "-m", "eomt_deploy", *command, "-o", tmp_path / "m.onnx"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    said = ("reading", "building", "tracing", "writing", "verifying")
-    assert [line for line in done.stderr.splitlines() if not line.startswith(said)] == []
 
 
 def test_weights_of_a_catalog_entry(cli, tmp_path):

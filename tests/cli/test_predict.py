@@ -221,7 +221,7 @@ def wait_for_our_code(process):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_a_stopped_run_keeps_its_results_and_goes_on(exported, gradient, tmp_path, name):
     folder, out = tmp_path / "in", tmp_path / "out"
-    write_images(folder, gradient, *(f"{i:04}.png" for i in range(150)))
+    write_images(folder, gradient, *(f"{i:04}.png" for i in range(60)))
     process = start(exported("panoptic"), folder, out)
     wait_for_results(process, out, 5)
     number = getattr(signal, name)
@@ -233,18 +233,18 @@ def test_a_stopped_run_keeps_its_results_and_goes_on(exported, gradient, tmp_pat
     else:
         assert process.returncode == 128 + number
         assert f"stopped by {name}" in err
-        assert "of 150 images are done" in err
+        assert "of 60 images are done" in err
         assert "--resume" in err
         summary = json.loads((out / "predictions.json").read_text())
-        assert 5 <= len(summary["images"]) < 150
+        assert 5 <= len(summary["images"]) < 60
         assert len(summary["images"]) == len(list((out / "labels").glob("*.png")))
     process = start(exported("panoptic"), folder, out, "--resume")
     text, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "keeping the results of" in err
     summary = json.loads((out / "predictions.json").read_text())
-    assert len({entry["file_name"] for entry in summary["images"]}) == 150
-    assert len(list((out / "overlay").glob("*.jpg"))) == 150
+    assert len({entry["file_name"] for entry in summary["images"]}) == 60
+    assert len(list((out / "overlay").glob("*.jpg"))) == 60
     assert not [p for p in out.rglob(".eomt-deploy-*") if p.name != JOURNAL_NAME]
 
 

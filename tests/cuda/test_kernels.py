@@ -113,7 +113,7 @@ def test_half_numbers_are_read_exactly(tmp_path):
 sides = st.integers(1, 150)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(old=st.tuples(sides, sides), new=st.integers(1, 150), seed=st.integers(0, 99))
 def test_one_pass_is_pillows(place, old, new, seed):
     """Check both directions; the tests of CudaProcessor check the order of two passes."""

@@ -133,7 +133,11 @@ def test_notebook(tmp_path):
     path = ROOT / "examples" / "quick_start.ipynb"
     stored, fresh = (nbformat.read(path, as_version=4) for _ in range(2))
     client = NotebookClient(fresh, timeout=300, resources={"metadata": {"path": str(path.parent)}})
-    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
+    startup = tmp_path / "profile_default" / "startup" / "traces.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("import traces; traces.install()")
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    client.execute(env=os.environ | {"PYTHONPATH": paths, "IPYTHONDIR": str(tmp_path)})
     assert [texts(cell) for cell in fresh.cells] == [texts(cell) for cell in stored.cells]
     assert any(texts(cell) for cell in stored.cells)
 

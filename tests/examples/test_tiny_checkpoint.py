@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from eomt_deploy import Segmenter, catalog
 from eomt_deploy.checkpoints import read_checkpoint
@@ -115,11 +116,22 @@ def test_embedded_checkpoint_is_small_and_described():
     assert checkpoint.native_grid == (EMBEDDED.size[0] // 16, EMBEDDED.size[1] // 16)
 
 
+@pytest.fixture(scope="module")
+def new_scenes(common: Path) -> Path:
+    """Forty scenes that all workers share."""
+    folder = common / "scenes"
+    program = "import pathlib, sys, scenes; "
+    program += f"scenes.write_coco_panoptic(pathlib.Path(sys.argv[1]), 40, {ANOTHER_SEED})"
+    with FileLock(common / "scenes.lock"):
+        if not folder.exists():
+            subprocess.run([sys.executable, "-c", program, folder], cwd=EXAMPLE, check=True)
+    return folder
+
+
 @pytest.mark.parametrize(("task", "minimum"), zip(TASKS, (65, 25, 55), strict=True))
-def test_embedded_checkpoint_knows_scenes_it_never_saw(example, tmp_path, task, minimum):
-    example("scenes").write_coco_panoptic(tmp_path / "scenes", 40, ANOTHER_SEED)
+def test_embedded_checkpoint_knows_scenes_it_never_saw(new_scenes, tmp_path, task, minimum):
     path = tmp_path / "m.onnx"
     export(ExportConfig("eomt-tiny-scenes", path, task=task, allow_stuff=task == "instance"))
     with Segmenter(path) as segmenter:
-        report = evaluate(segmenter, open_dataset([tmp_path / "scenes"], segmenter.spec))
+        report = evaluate(segmenter, open_dataset([new_scenes], segmenter.spec))
     assert report.scores.value >= minimum

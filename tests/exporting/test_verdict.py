@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,6 @@ import onnx
 import pytest
 import tiny
 from PIL import Image
-from traces import command_line
 
 from eomt_deploy.errors import OutputError, UsageError, VerificationError
 from eomt_deploy.evaluation.truth import VOID, Sample, Truth, unlabelled
@@ -167,25 +163,6 @@ def test_something_unknown_to_keep_high(files, tmp_path):
 def test_spread_takes_the_ends():
     assert spread(range(10), 4) == [0, 3, 6, 9]
     assert spread([1, 2], 4) == [1, 2]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_killed_export_leaves_no_model(files, tmp_path):
-    target = tmp_path / "out" / "m.onnx"
-    command = command_line([
-        "export", files.checkpoint, "--task", "panoptic", "--classes", files.classes,
-        "--precision", "fp16", "-o", target,
-    ])  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("verifying"):  # the file is complete, but not yet at its final path
-            break
-    process.kill()
-    process.wait(timeout=60)
-    process.stderr.close()
-    assert [path.name for path in target.parent.iterdir() if not path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize(

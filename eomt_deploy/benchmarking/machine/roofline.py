@@ -50,7 +50,7 @@ def probe(
     precisions: Sequence[str] | None = None,
     *,
     sides: Sequence[int] | None = None,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> tuple[dict[str, Peak], dict[str, str]]:
     """Measured peaks by precision, and the reason for each that is missing.
 
@@ -58,10 +58,11 @@ def probe(
         device: ``cpu`` or ``cuda``.
         precisions: names from :data:`GPU_PRECISIONS`; None takes the defaults of the device.
         sides: sides of the square matrices; None takes the defaults of the device.
-        seconds: measuring time of each precision and size.
+        seconds: measuring time of each precision and size; None takes :data:`SECONDS`.
     """
     if precisions is None:
         precisions = GPU_PRECISIONS if device == "cuda" else CPU_PRECISIONS
+    seconds = seconds or SECONDS
     sides = sides or (GPU_SIDES if device == "cuda" else CPU_SIDES)
     peaks: dict[str, Peak] = {}
     missing: dict[str, str] = {}

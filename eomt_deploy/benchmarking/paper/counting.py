@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Shape = tuple[int, ...]
@@ -51,7 +52,8 @@ def count(module: nn.Module, example: Tensor) -> Counts:
         module: network on any device; ``meta`` takes neither time nor memory.
         example: images uint8 [B, H, W, 3] on the same device.
     """
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with torch.no_grad(), _ShapeOfSamples(), counter:  # type: ignore[no-untyped-call]
         module(example)
     # The division is exact, because every formula returns an even number.
     flops = counter.get_flop_counts().get("Global", {})  # no entry if nothing was counted
@@ -84,6 +86,16 @@ def count_step(
         device="meta",
     )
     return count(model, torch.zeros((1, *size, 3), dtype=torch.uint8, device="meta"))
+
+
+class _ShapeOfSamples(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Replaces bilinear sampling on the meta device, which PyTorch splits into 60 operators."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _aten.grid_sampler_2d.default and args[0].is_meta:
+            images, grid = args[:2]
+            return images.new_empty((*images.shape[:2], *grid.shape[1:3]))
+        return func(*args, **(kwargs or {}))
 
 
 def _by_input(weight: int) -> Formula:

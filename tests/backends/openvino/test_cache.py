@@ -148,7 +148,7 @@ def test_two_processes_start_at_once(saved, cache):
         "from pathlib import Path\n"
         "for _ in range(4):\n"
         "    with OpenVinoEngine(Path(sys.argv[1]), threads=1) as engine:\n"
-        "        classes, masks = engine.run(tiny.photos(2))\n"
+        "        classes, masks = engine.run(tiny.images(2))\n"
         "        print(engine.from_cache, engine.remarks, classes.sum(), masks.sum())\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -202,9 +202,9 @@ def test_closing_right_after_a_run_never_ends_the_process(saved):
         "import sys, tiny\n"
         "from eomt_deploy.backends.openvino.engine import OpenVinoEngine\n"
         "from pathlib import Path\n"
-        "for _ in range(100):\n"
+        "for _ in range(60):\n"
         "    with OpenVinoEngine(Path(sys.argv[1]), threads=1, mode='throughput') as engine:\n"
-        "        engine.run(tiny.photos(2))\n"
+        "        engine.run(tiny.images(2))\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", program, str(saved("fp32"))]

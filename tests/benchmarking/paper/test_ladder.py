@@ -1,13 +1,7 @@
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-
-import numpy as np
-import onnxruntime
 import pytest
 import torch
-from small_baseline import small_baseline
 from torch import nn
 
 from eomt_deploy.benchmarking.paper.baseline.mask_decoder import allowed_inside
@@ -139,30 +133,6 @@ def test_what_is_not_allowed_has_no_influence():
         changed = v.clone()
         changed[:, :, 2] += 100
         torch.testing.assert_close(attend(q, k, changed, allowed, scale=0.3, kind=kind), before)
-
-
-@pytest.mark.parametrize("step", [0, 4])
-def test_export_to_onnx(step, tmp_path: Path):
-    with small_baseline():
-        check_export(step, tmp_path)
-
-
-def check_export(step: int, folder: Path) -> None:
-    model = tiny_step(step, attention="written")
-    images = random_images(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model, (images,), dynamo=True, optimize=False, opset_version=20, verbose=False
-        )
-    program.save(folder / "step.onnx")
-    samplings = sum(node.op_type == "GridSample" for node in program.model.graph)
-    # The injector and the layer of the pixel decoder sample 3 maps, the extractor one.
-    assert samplings == (3 + 1 + 3 if step == 0 else 0)
-    session = onnxruntime.InferenceSession(folder / "step.onnx")
-    found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    for have, want in zip(found, model(images), strict=True):
-        np.testing.assert_allclose(have, want.numpy(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.gpu

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from small_baseline import small_baseline
 
+from eomt_deploy.backends.engine import Outputs
 from eomt_deploy.benchmarking import tables
 from eomt_deploy.benchmarking.measure.clock import Rounds
 from eomt_deploy.benchmarking.paper import plots, suite
@@ -238,33 +241,56 @@ def test_a_failure_while_measuring_is_a_skipped_row(monkeypatch):
     }
 
 
-def test_every_runtime_computes_the_same(tmp_path):
-    """Half precision and compilation on the CPU, compared with eager mode."""
-    row = SUITE.select(("step 5",), (64, 64), "tiny")[1]
+@pytest.fixture(scope="module")
+def run_case(tmp_path_factory) -> Callable[..., Outputs]:
+    """Run a step of the ladder, with the networks of :func:`report`."""
+    folder = tmp_path_factory.mktemp("cases")
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
 
-    def run(name, precision):
+    def run(step: int, runtime: str, precision: str) -> Outputs:
+        row = next(r for r in SUITE.select((f"step {step}",), (64, 64), "tiny") if r.step == step)
+
         def build(attention, device):
             return build_step(
-                5, "tiny", size=row.size, queries=row.queries, classes=row.classes,
+                step, "tiny", size=row.size, queries=row.queries, classes=row.classes,
                 attention=attention,
             )  # fmt: skip
 
         spec = describe(row, precision, 1)
-        case = Case(row, build, images, "cpu", precision, spec, tmp_path)
-        running = find_runtime(name).open(case)
+        running = find_runtime(runtime).open(
+            Case(row, build, images, "cpu", precision, spec, folder)
+        )
         running.network()
         running.copies()
         return running.run(images)
 
-    wanted = run("torch-eager", "fp32")
-    for name, precision, tolerance in (
-        ("torch-compile", "fp32", 1e-3),
-        ("torch-eager", "amp-bf16", 0.1),
-        ("onnxruntime", "fp32", 1e-3),
-    ):
-        for have, want in zip(run(name, precision), wanted, strict=True):
-            assert np.abs(have - want).max() < tolerance * np.abs(want).max(), name
+    run.folder = folder
+    return run
+
+
+@pytest.mark.parametrize(
+    ("step", "runtime", "precision", "tolerance"),
+    [
+        (5, "torch-compile", "fp32", 1e-3),
+        (5, "torch-eager", "amp-bf16", 0.1),
+        (0, "onnxruntime", "fp32", 1e-3),
+        (4, "onnxruntime", "fp32", 1e-3),
+        (5, "onnxruntime", "fp32", 1e-3),
+    ],
+)
+def test_every_runtime_computes_the_same(run_case, step, runtime, precision, tolerance):
+    """Half precision, compilation and export on the CPU, compared with eager mode."""
+    outputs, expected = run_case(step, runtime, precision), run_case(step, "torch-eager", "fp32")
+    for have, want in zip(outputs, expected, strict=True):
+        assert np.abs(have - want).max() < tolerance * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("step", "samplings"), [(0, 3 + 1 + 3), (4, 0)])
+def test_exported_graphs_sample_only_in_the_baseline(run_case, step, samplings):
+    """Injector and pixel decoder sample 3 maps, the extractor one."""
+    run_case(step, "onnxruntime", "fp32")
+    graph = onnx.load(run_case.folder / f"step-{step}.1.onnx", load_external_data=False).graph
+    assert sum(node.op_type == "GridSample" for node in graph.node) == samplings
 
 
 def test_runtimes_say_why_they_cannot_run():
