@@ -6,7 +6,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/.run
 READY := $(VENV)/.ready
 DEMO := demo
-WORKERS ?= 2
+# One more than the cores of a small machine: some tests wait for other processes.
+WORKERS ?= 3
 
 .PHONY: demo test check setup wheels docs clean
 

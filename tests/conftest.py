@@ -17,7 +17,7 @@ import tiny
 import torch
 from filelock import FileLock
 from PIL import Image
-from traces import VARIABLE, Traces
+from traces import VARIABLE, Traces, folder_for_this_code
 
 from eomt_deploy.cli import main
 from eomt_deploy.exporting import ExportConfig, export, graph
@@ -57,11 +57,13 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traces(common: Path) -> Iterator[None]:
-    """Trace each network structure only once in a test run."""
+def traces(common: Path, pytestconfig: pytest.Config) -> Iterator[None]:
+    """Trace each network structure only once, and keep the graphs for the next test run."""
+    cache = getattr(pytestconfig, "cache", None)
+    folder = folder_for_this_code(cache.mkdir("traces") if cache else common)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.onnx.export", Traces(common / "traces", torch.onnx.export))
-        patch.setenv(VARIABLE, str(common / "traces"))
+        patch.setattr("torch.onnx.export", Traces(folder, torch.onnx.export))
+        patch.setenv(VARIABLE, str(folder))
         yield
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 from PIL import Image
+from traces import VARIABLE
 from watched import REPOSITORY, Watched, compile_shim
 
 from eomt_deploy import privacy
@@ -66,8 +67,8 @@ def watched(tmp_path_factory, shim, files, data) -> Iterator[dict[str, Watched]]
     predict = (*CLI, "predict", model, image, "-o")
     commands = {
         "export": (
-            *CLI, "export", files.checkpoint, "--task", "semantic", "--size", 64,
-            "--classes", files.classes, "-o", model,
+            "-m", "traces", os.environ[VARIABLE], "export", files.checkpoint,
+            "--task", "semantic", "--size", 64, "--classes", files.classes, "-o", model,
         ),
         "predict with ONNX Runtime": (*predict, root / "a", "--backend", "onnxruntime"),
         "predict with OpenVINO": (*predict, root / "b", "--backend", "openvino"),

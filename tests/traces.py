@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+import eomt_deploy
 from eomt_deploy.network.eomt import EoMT
 
 Export = Callable[..., Any]
+PACKAGE = Path(eomt_deploy.__file__).parent
 VARIABLE = "EOMT_DEPLOY_TEST_TRACES"
 """Environment variable with the folder of the cache, for processes that a test starts."""
 
@@ -69,7 +73,6 @@ class Traces:
         return Program(graph)
 
     def _trace(self, key: str, replaced: dict[str, Tensor], *what: Any, **options: Any) -> ir.Model:
-        self._folder.mkdir(exist_ok=True)
         path = self._folder / f"{key}.onnx"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
@@ -127,6 +130,20 @@ def digest(tensors: dict[str, Tensor]) -> str:
     for tensor in tensors.values():
         content.update(tensor.detach().contiguous().numpy())
     return content.hexdigest()
+
+
+def folder_for_this_code(cache: Path) -> Path:
+    """The folder in ``cache`` for this code and these libraries; other folders are removed."""
+    content = hashlib.sha256(f"{torch.__version__} {version('onnxscript')}".encode())
+    networks = (*PACKAGE.rglob("network/*.py"), *PACKAGE.rglob("paper/**/*.py"))
+    for path in sorted([Path(__file__), *networks]):
+        content.update(path.read_bytes())
+    folder = cache / content.hexdigest()[:24]
+    for other in cache.iterdir():
+        if other != folder and len(other.name) == len(folder.name):
+            shutil.rmtree(other, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def command_line(arguments: Sequence[object]) -> list[str]:

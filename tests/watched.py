@@ -96,7 +96,7 @@ class Watched:
             "XDG_CONFIG_HOME": str(self.home / "config"),
             "XDG_DATA_HOME": str(self.home / "data"),
             "TMPDIR": str(self.home / "temporary"),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
             **dict.fromkeys(VARIABLES, self.proxy.address),
             **({"LD_PRELOAD": str(self.shim), "NETWORK_LOG": str(self.log)} if self.shim else {}),
             **self.variables,

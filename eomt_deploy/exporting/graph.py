@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import os
 import warnings
@@ -47,7 +48,7 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     """
     dynamic = None if spec.batch else ({0: torch.export.Dim("batch", min=1)},)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with warnings.catch_warnings(), _quiet("torch.onnx"), mode:
+    with warnings.catch_warnings(), _quiet("torch.onnx"), _rare_collections(), mode:
         warnings.simplefilter("ignore")  # deprecations inside torch that users cannot fix
         program = torch.onnx.export(
             _without_values(model),
@@ -65,13 +66,24 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     streamed = [v for name, v in traced.graph.initializers.items() if name.startswith(BLOCKS)]
     for value in streamed:
         value.const_value = None  # otherwise the optimizer would read it
-    with _quiet("onnx_ir"):
+    with _quiet("onnx_ir"), _rare_collections():
         optimizer.optimize_ir(traced)
     values = parameter_values(model)
     for value in streamed:
         _read_later(traced.graph, value, values)
     annotate(traced)
     return traced
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Search for garbage less often: with the defaults, that is a fifth of the tracing time."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _without_values(model: EoMT) -> EoMT:

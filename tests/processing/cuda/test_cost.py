@@ -22,9 +22,9 @@ def host(tmp_path) -> Place:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_nothing_is_allocated_once_sizes_are_known(host, task, device_image):
+def test_nothing_is_allocated_once_sizes_are_known(host, task, image_path):
     spec = make_spec(task)
-    with Image.open(device_image) as picture:
+    with Image.open(image_path) as picture:
         pictures = [picture.resize(size) for size in ((90, 70), (70, 90), (80, 80))]
     for seed in range(3):
         before = host.device.allocations
