@@ -60,6 +60,8 @@ GOALS = {
     "post: panoptic 1920x1080": (OURS, 30),
     "post: instance 1920x1080": (OURS, 75),
     "post: semantic 1920x1080": (OURS, 30),
+    "post: instance 1920x1080, overlapping": (OURS, 200),
+    "post: semantic 1920x1080, overlapping": (OURS, 40),
     "network: S 640": ("openvino int8 + bf16", 4.5),
     "network: B 640": ("openvino int8 + bf16", 6),
     "photo: S 1920x1080 JPEG": ("openvino int8 + bf16", 8),
@@ -100,6 +102,55 @@ def made_up_outputs(spec: ModelSpec, geometry: Geometry, seed: int = 0) -> tuple
     crop_height, crop_width = spec.mask_size
     crops = [masks[:, :crop_height, s // stride : s // stride + crop_width] for s, _ in windows]
     return np.repeat(classes[None], len(windows), 0), np.stack(crops)
+
+
+def overlapping_outputs(spec: ModelSpec, geometry: Geometry, seed: int = 0) -> tuple[Any, Any]:
+    """Harder than of a trained model: each query is a certain class, and its blob overlaps others.
+
+    Returns:
+        as :func:`made_up_outputs`.
+    """
+    rng = np.random.default_rng(seed)
+    number, (height, width) = geometry.num_inputs, spec.mask_size
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    count = (number, spec.num_queries, 1, 1)
+    y, x = rng.uniform(0, height, count), rng.uniform(0, width, count)
+    tall, wide = rng.uniform(4, 40, (2, *count))
+    masks = 6 - 8 * (((rows - y) / tall) ** 2 + ((columns - x) / wide) ** 2)
+    masks = np.clip(masks, -12, 6) + 0.5 * rng.normal(size=masks.shape)
+    classes = rng.normal(size=(number, spec.num_queries, len(spec.classes) + 1))
+    classes[..., -1] -= 2
+    chosen = rng.integers(len(spec.classes), size=(*count[:2], 1))
+    np.put_along_axis(classes, chosen, rng.uniform(6, 9, chosen.shape), axis=-1)
+    return classes.astype(np.float32), masks.astype(np.float32)
+
+
+def random_outputs(spec: ModelSpec, geometry: Geometry, seed: int = 0) -> tuple[Any, Any]:
+    """The worst case, as from random weights: every query is everywhere, nothing can be skipped.
+
+    Returns:
+        as :func:`made_up_outputs`.
+    """
+    rng = np.random.default_rng(seed)
+    number = geometry.num_inputs
+    classes = rng.normal(size=(number, spec.num_queries, len(spec.classes) + 1))
+    masks = rng.normal(size=(number, spec.num_queries, *spec.mask_size))
+    return classes.astype(np.float32), masks.astype(np.float32)
+
+
+KINDS = {
+    "": made_up_outputs,
+    ", overlapping": overlapping_outputs,
+    ", worst case": random_outputs,
+}
+"""Name of a distribution of outputs -> function that makes them."""
+HARD = [
+    ("instance", ", overlapping"),
+    ("semantic", ", overlapping"),
+    ("semantic", ", worst case"),
+]
+"""Tasks and kinds. In the other combinations, the rules of the task drop all segments."""
+HARD_QUERIES = 100
 
 
 class Theirs:

@@ -1,12 +1,13 @@
 """Complete predictions on the CPU compared with transformers, and their parts.
 
-    python benchmarks/cpu_end_to_end.py [--sections post network photo stream] [--models s b]
+    python benchmarks/cpu_end_to_end.py [--sections post hard network photo stream] [--models s b]
         [--runs 3] [--rounds 7] [--work build/cpu_end_to_end] [--json FILE] [--plot FILE.png]
 
 Needs the `dev` extra. The rows of a case run in interleaved rounds, so that other load affects all
 rows equally; a row with too much noise is INVALID and gives no conclusion. Weights are random; this
 does not change the speed of the network. Post-processing gets synthetic outputs with one certain
-query for each pixel. Models are created in the first run and kept in the work folder.
+query for each pixel (`post`), with overlapping queries, or with queries that are everywhere
+(`hard`). Models are created in the first run and kept in the work folder.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +31,10 @@ import transformers
 from cpu_cases import (
     ALONE,
     BASE,
+    HARD,
+    HARD_QUERIES,
     IMAGE_SIZES,
+    KINDS,
     MODELS,
     OURS,
     QUERIES,
@@ -60,13 +65,13 @@ from eomt_deploy.processing import Processor
 from eomt_deploy.sources import built_in_images
 
 
-def post_jobs(task: str, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
-    """Post-processing of transformers and ours, with the same outputs."""
-    spec = spec_of(task)
+def post_jobs(task: str, size: tuple[int, int], kind: str = "") -> dict[str, Callable[[], Any]]:
+    """Post-processing of transformers and ours, with the same outputs; ``kind``: from KINDS."""
+    spec = replace(spec_of(task), num_queries=HARD_QUERIES if kind else QUERIES)
     ours, theirs = Processor(spec), Theirs(spec)
     image = np.zeros((*size, 3), np.uint8)
     _, geometry = ours.preprocess(image)
-    classes, masks = made_up_outputs(spec, geometry)
+    classes, masks = KINDS[kind](spec, geometry)
     offsets = theirs.processor(images=image, return_tensors="pt").get("patch_offsets")
     outputs = SimpleNamespace(
         masks_queries_logits=torch.from_numpy(masks),
@@ -91,6 +96,19 @@ def fresh_memory(task: str, size_name: str, row: str) -> int:
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # returns freed memory
     run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return int(run.stdout.splitlines()[-1])
+
+
+def section_hard(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Time post-processing of outputs that are harder than those of trained models."""
+    found = []
+    for task, kind in HARD:
+        jobs = post_jobs(task, IMAGE_SIZES["1920x1080"], kind)
+        rows = time_jobs(jobs, options.rounds, seed)
+        case: dict[str, Any] = {"section": "post", "case": f"{task} 1920x1080{kind}", "rows": rows}
+        case["agreement"] = agreement(task, jobs[OURS](), jobs[BASE]())
+        found.append(case)
+        show(case)
+    return found
 
 
 def section_post(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
@@ -325,6 +343,7 @@ def section_stream(options: argparse.Namespace, seed: int) -> list[dict[str, Any
 
 SECTIONS = {
     "post": section_post,
+    "hard": section_hard,
     "network": section_network,
     "photo": section_image,
     "stream": section_stream,

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from cpu_cases import BASE, OURS, agreement, extra_memory, judge_goal, made_up_outputs, spec_of
+from cpu_cases import (
+    BASE,
+    HARD,
+    OURS,
+    agreement,
+    extra_memory,
+    judge_goal,
+    made_up_outputs,
+    spec_of,
+)
 from cpu_end_to_end import post_jobs
 
 from eomt_deploy.processing.geometry import plan
@@ -17,6 +26,14 @@ def test_both_give_the_same_result(task, size):
     mine = jobs[OURS]()
     assert len(mine.regions()) > 5
     assert agreement(task, mine, jobs[BASE]()) > 0.9995
+
+
+@pytest.mark.parametrize(("task", "kind"), HARD)
+def test_hard_outputs_give_the_same_result_too(task, kind):
+    jobs = post_jobs(task, (512, 600), kind)
+    mine = jobs[OURS]()
+    assert mine.regions()
+    assert agreement(task, mine, jobs[BASE]()) > 0.999
 
 
 def test_outputs_are_made_up_for_every_window():

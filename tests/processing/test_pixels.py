@@ -70,6 +70,14 @@ def test_masks_smaller_than_three_pixels(task, shape):
             assert inside == pytest.approx(on.sum(), rel=1e-4, abs=1e-3)
 
 
+@pytest.mark.parametrize("classes", [3, 16, 40])
+def test_the_first_class_wins_ties(classes):
+    probabilities = np.full((1, 5, classes), 0.1, np.float32)
+    masks = np.random.default_rng(0).normal(size=(1, 5, 16, 16)).astype(np.float32)
+    geometry = Geometry((50, 70), (64, 64), (64, 64))
+    assert not pixels.classify_pixels(probabilities, masks, geometry).any()
+
+
 @pytest.mark.parametrize("sides", [(16, 64, 64, 300), (16, 64, 23, 7), (160, 640, 360, 1080),
                                    (40, 40, 40, 40), (3, 12, 5, 90)])  # fmt: skip
 def test_two_resizings_are_one(sides):

@@ -49,8 +49,8 @@ static void measure_row(const float *logits, int count, int x, int y, uint8_t *r
 API int measure_instance(const float *map, int mask_height, int mask_width, const Span *down,
                          const Span *across, int height, int width, int y0, int y1, int x0,
                          int x1, uint8_t *mask, Measure *measure) {
-    if (!map || !mask || !measure || !within(mask_height, 3, MOST_SIDE) ||
-        !within(mask_width, 3, MOST_SIDE) || !spans_fit(down, y0, y1, height, mask_height) ||
+    if (!map || !mask || !measure || !within(mask_height, 3, MAX_SIDE) ||
+        !within(mask_width, 3, MAX_SIDE) || !spans_fit(down, y0, y1, height, mask_height) ||
         !spans_fit(across, x0, x1, width, mask_width))
         return WRONG_ARGUMENTS;
     const int64_t stride = x1 - x0;

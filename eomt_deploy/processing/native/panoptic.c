@@ -103,8 +103,8 @@ API int paint_panoptic(const float *masks, int count, int mask_height, int mask_
                        const Span *down, const Span *across, int height, int width,
                        const float *scores, float threshold, int row_start, int row_end,
                        int16_t *owners, int64_t *areas) {
-    if (!masks || !scores || !owners || !areas || !within(count, 1, MOST_NUMBER) ||
-        !within(mask_height, 3, MOST_SIDE) || !within(mask_width, 3, MOST_SIDE) ||
+    if (!masks || !scores || !owners || !areas || !within(count, 1, MAX_NUMBER) ||
+        !within(mask_height, 3, MAX_SIDE) || !within(mask_width, 3, MAX_SIDE) ||
         !spans_fit(down, row_start, row_end, height, mask_height) ||
         !spans_fit(across, 0, width, width, mask_width))
         return WRONG_ARGUMENTS;
@@ -165,7 +165,7 @@ API int paint_panoptic(const float *masks, int count, int mask_height, int mask_
 API int label_segments(const int16_t *owners, int height, int width, const int32_t *segment_of,
                        int count, int segment_count, int row_start, int row_end,
                        int32_t *segments, int32_t *boxes) {
-    if (!owners || !segment_of || !segments || !within(count, 0, MOST_NUMBER) || width < 1 ||
+    if (!owners || !segment_of || !segments || !within(count, 0, MAX_NUMBER) || width < 1 ||
         !within(row_start, 0, row_end) || row_end > height || (segment_count > 0 && !boxes))
         return WRONG_ARGUMENTS;
     for (int i = 0; i <= count; i++)

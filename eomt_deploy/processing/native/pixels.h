@@ -28,10 +28,10 @@ typedef struct {
 enum { DONE = 0, NO_MEMORY = -1, WRONG_ARGUMENTS = -2 };
 /* Maximum side of a mask or network input, and maximum number of queries or classes. Products of
    two sides, or of a side and a number, fit into 31 bits. */
-enum { MOST_SIDE = 1 << 15, MOST_NUMBER = (1 << 15) - 1 };
+enum { MAX_SIDE = 1 << 15, MAX_NUMBER = (1 << 15) - 1 };
 
-static inline int within(int64_t value, int64_t least, int64_t most) {
-    return value >= least && value <= most;
+static inline int within(int64_t value, int64_t minimum, int64_t maximum) {
+    return value >= minimum && value <= maximum;
 }
 
 /* Whether the spans [start, end) of a table of `length` are in ascending order and refer only to

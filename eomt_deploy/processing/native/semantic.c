@@ -57,19 +57,19 @@ static float keep_queries(Work *work, const View *view, Region seen, const int *
                           int count, Queries *kept) {
     const Job *job = work->job;
     const float share = 1.0f / (float)view->sharing;
-    float least[LANES], most[LANES], doubt = 0;
+    float lowest[LANES], highest[LANES], doubt = 0;
     int live = 0;
     for (int block = 0; block < job->lanes; block += LANES) {
-        for (int lane = 0; lane < LANES; lane++) least[lane] = INFINITY, most[lane] = 0;
+        for (int lane = 0; lane < LANES; lane++) lowest[lane] = INFINITY, highest[lane] = 0;
         for (int i = 0; i < count; i++) {
             const float *row = class_row(job, view->window, classes[i]) + block;
             for (int lane = 0; lane < LANES; lane++) {
-                least[lane] = row[lane] < least[lane] ? row[lane] : least[lane];
-                most[lane] = row[lane] > most[lane] ? row[lane] : most[lane];
+                lowest[lane] = row[lane] < lowest[lane] ? row[lane] : lowest[lane];
+                highest[lane] = row[lane] > highest[lane] ? row[lane] : highest[lane];
             }
         }
         for (int lane = 0; lane < LANES; lane++) {
-            const float possible = (most[lane] - least[lane]) * view->half[block + lane] * share;
+            const float possible = (highest[lane] - lowest[lane]) * view->half[block + lane] * share;
             if (possible > MINOR * work->best_score)
                 work->lean_queries[live++] = block + lane;
             else
@@ -97,11 +97,26 @@ static float keep_queries(Work *work, const View *view, Region seen, const int *
         }
         for (int j = live; j < lanes; j++) lean[j] = 0;
         work->base[i] = dot(row, view->middle, job->lanes) - known;
-        work->lean_rows[i] = i;
     }
-    *kept = (Queries){work->lean_logits, work->lean_probabilities, work->lean_rows, lanes,
+    *kept = (Queries){work->lean_logits, work->lean_probabilities, lanes,
                       mask.top, mask.left, mask.right - mask.left + 1};
     return doubt;
+}
+
+/* Interpolate the mask logits of one pixel of a network input. Out: its probabilities [lanes]. */
+static inline void sample_masks(const Queries *queries, Tap down, Tap across,
+                                float *restrict pixel) {
+    const int lanes = queries->lanes;
+    const int64_t line = (int64_t)queries->mask_columns * lanes;
+    const float *upper = queries->logits + (down.low - queries->mask_top) * line;
+    const float *lower = queries->logits + (down.high - queries->mask_top) * line;
+    const int low = (across.low - queries->mask_left) * lanes;
+    const int high = (across.high - queries->mask_left) * lanes;
+    for (int q = 0; q < lanes; q++) {
+        const float above = upper[low + q] * across.rest + upper[high + q] * across.weight;
+        const float below = lower[low + q] * across.rest + lower[high + q] * across.weight;
+        pixel[q] = sigmoid(above * down.rest + below * down.weight);
+    }
 }
 
 /* Add the class scores [count] of one window to the scores of the pixels of a region. */
@@ -110,33 +125,74 @@ static void add_scores(Work *work, const View *view, Region region, const Querie
     const Job *job = work->job;
     const Region seen = seen_by(view, region);
     const int columns = region.right - region.left + 1, lanes = queries->lanes;
-    const int64_t line = (int64_t)queries->mask_columns * lanes;
     const float share = 1.0f / (float)view->sharing;
-    float *restrict pixel = work->pixel;
+    float *pixel = work->pixels;
     for (int row = seen.top; row <= seen.bottom; row++) {
         const Tap down = job->input_down[row - view->row_offset];
-        const float *upper = queries->logits + (down.low - queries->mask_top) * line;
-        const float *lower = queries->logits + (down.high - queries->mask_top) * line;
         for (int column = seen.left; column <= seen.right; column++) {
-            const Tap across = job->input_across[column - view->column_offset];
-            const int low = (across.low - queries->mask_left) * lanes;
-            const int high = (across.high - queries->mask_left) * lanes;
-            for (int q = 0; q < lanes; q++) {
-                const float above = upper[low + q] * across.rest + upper[high + q] * across.weight;
-                const float below = lower[low + q] * across.rest + lower[high + q] * across.weight;
-                pixel[q] = sigmoid(above * down.rest + below * down.weight);
-            }
+            sample_masks(queries, down, job->input_across[column - view->column_offset], pixel);
             float *scores = work->scores +
                 (int64_t)((row - region.top) * columns + column - region.left) * count;
             for (int i = 0; i < count; i++) {
-                const float *row_of = queries->probabilities + (int64_t)queries->rows[i] * lanes;
-                scores[i] += share * (dot(row_of, pixel, lanes) + (base ? base[i] : 0));
+                const float *row_of = queries->probabilities + (int64_t)i * lanes;
+                scores[i] += share * (dot(row_of, pixel, lanes) + base[i]);
             }
         }
     }
 }
 
-/* Label a part from its class scores [count]. Return whether the best class of every pixel leads by
+/* Add the products of class probabilities [queries, LANES] and mask probabilities [group, lanes] to
+   scores [group, stride]. The sums stay in registers if `group` is a small constant. */
+static inline __attribute__((always_inline)) void add_product(
+    const float *classes, const float *pixels, int queries, int lanes, float share, float *scores,
+    int64_t stride, int group) {
+    Lanes sums[GROUP];
+    for (int i = 0; i < group; i++) sums[i] = (Lanes){0};
+    for (int q = 0; q < queries; q++)
+        for (int i = 0; i < group; i++)
+            sums[i] += load(classes + q * LANES) * pixels[(int64_t)i * lanes + q];
+    for (int i = 0; i < group; i++) *(Lanes *)(scores + i * stride) += share * sums[i];
+}
+
+/* As add_scores, for all queries and many classes: a matrix product of LANES classes at a time. Out:
+   scores [pixels, stride], with the count of classes rounded up to LANES as stride. */
+static void multiply_scores(Work *work, const View *view, Region region, const int *classes,
+                            int count) {
+    const Job *job = work->job;
+    const Region seen = seen_by(view, region);
+    const Strip strip = work->strips[view->window];
+    const Queries all = {strip.logits, NULL, job->lanes, strip.mask_top, 0, job->mask_width};
+    const int columns = seen.right - seen.left + 1, lanes = job->lanes;
+    const int64_t line = region.right - region.left + 1, stride = rounded_up(count);
+    const float share = 1.0f / (float)view->sharing;
+    float *pixel = work->pixels;
+    for (int row = seen.top; row <= seen.bottom; row++)
+        for (int column = seen.left; column <= seen.right; column++, pixel += lanes)
+            sample_masks(&all, job->input_down[row - view->row_offset],
+                         job->input_across[column - view->column_offset], pixel);
+    for (int first = 0; first < count; first += LANES) {
+        for (int i = 0; i < LANES; i++) {
+            const int known = first + i < count;
+            const float *row = class_row(job, view->window, classes[known ? first + i : 0]);
+            for (int q = 0; q < job->queries; q++)
+                work->block[q * LANES + i] = known ? row[q] : 0;
+        }
+        for (int row = seen.top; row <= seen.bottom; row++) {
+            const float *pixels = work->pixels + (int64_t)(row - seen.top) * columns * lanes;
+            float *scores = work->scores + first +
+                ((row - region.top) * line + seen.left - region.left) * stride;
+            int x = 0;
+            for (; x + GROUP <= columns; x += GROUP)
+                add_product(work->block, pixels + (int64_t)x * lanes, job->queries, lanes, share,
+                            scores + x * stride, stride, GROUP);
+            for (; x < columns; x++)
+                add_product(work->block, pixels + (int64_t)x * lanes, job->queries, lanes, share,
+                            scores + x * stride, stride, 1);
+        }
+    }
+}
+
+/* Label a part from its class scores [pixels, count]. Return whether the best class of every pixel leads by
    at least `margin`. */
 static int choose_best(const Work *work, Part part, Region region, const int *classes, int count,
                        float margin) {
@@ -170,14 +226,55 @@ static int choose_best(const Work *work, Part part, Region region, const int *cl
     return sure;
 }
 
+/* Label a part from the scores of multiply_scores for classes [count]. Each lane keeps the best of
+   its classes, and the best lane wins. */
+static void choose_best_of_many(const Work *work, Part part, Region region, const int *classes,
+                                int count) {
+    const Job *job = work->job;
+    const int64_t stride = rounded_up(count), line = (region.right - region.left + 1) * stride;
+    Bits lanes;
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = lane;
+    for (int y = part.y0; y < part.y1; y++) {
+        const Tap down = job->image_down[y];
+        const float *upper = work->scores + (down.low - region.top) * line;
+        const float *lower = work->scores + (down.high - region.top) * line;
+        for (int x = part.x0; x < part.x1; x++) {
+            const Tap across = job->image_across[x];
+            const int64_t low = (across.low - region.left) * stride;
+            const int64_t high = (across.high - region.left) * stride;
+            Lanes highest = (Lanes){0} - INFINITY;
+            Bits first = {0};
+            for (int i = 0; i < stride; i += LANES) {
+                const Lanes above =
+                    load(upper + low + i) * across.rest + load(upper + high + i) * across.weight;
+                const Lanes below =
+                    load(lower + low + i) * across.rest + load(lower + high + i) * across.weight;
+                const Lanes score = above * down.rest + below * down.weight;
+                const Bits better = (score > highest) & (lanes < count - i);
+                highest = choose(better, score, highest);
+                first = (better & i) | (~better & first);
+            }
+            int best = first[0];
+            float best_score = highest[0];
+            for (int lane = 1; lane < LANES; lane++) {
+                const int i = first[lane] + lane;
+                /* The first class wins ties, as in argmax. */
+                if (highest[lane] > best_score || (highest[lane] == best_score && i < best))
+                    best_score = highest[lane], best = i;
+            }
+            job->labels[(int64_t)y * job->width + x] = classes[best];
+        }
+    }
+}
+
 /* Compute the scores of the classes [count] for each pixel of a part, and label the part. */
 static void compare_classes(Work *work, Part part, Region region, const int *classes, int count) {
-    const Job *job = work->job;
-    const size_t bytes = sizeof(float) * count * (region.right - region.left + 1) *
-                         (region.bottom - region.top + 1);
+    const size_t pixels = (size_t)(region.right - region.left + 1) *
+                          (region.bottom - region.top + 1);
+    const int64_t stride = rounded_up(count);
     if (count <= MANY_CLASSES) {
         float doubt = 0;
-        memset(work->scores, 0, bytes);
+        memset(work->scores, 0, sizeof(float) * pixels * count);
         for (int i = 0; i < work->view_count; i++) {
             const View *view = &work->views[i];
             const Region seen = seen_by(view, region);
@@ -189,15 +286,12 @@ static void compare_classes(Work *work, Part part, Region region, const int *cla
         if (choose_best(work, part, region, classes, count, doubt + 1e-5f * work->best_score))
             return;
     }
-    memset(work->scores, 0, bytes);
+    memset(work->scores, 0, sizeof(float) * pixels * stride);
     for (int i = 0; i < work->view_count; i++) {
         const View *view = &work->views[i];
-        const Strip strip = work->strips[view->window];
-        const Queries all = {strip.logits, class_row(job, view->window, 0), classes, job->lanes,
-                             strip.mask_top, 0, job->mask_width};
-        add_scores(work, view, region, &all, NULL, count);
+        if (!is_empty(seen_by(view, region))) multiply_scores(work, view, region, classes, count);
     }
-    choose_best(work, part, region, classes, count, 0);
+    choose_best_of_many(work, part, region, classes, count);
 }
 
 /* Label a part in which only the classes given [count] can win. The memory behind them has room for
@@ -229,7 +323,7 @@ static void label_part(Work *work, Part part, int *given, int count) {
 }
 
 /* Maximum number of class lists in use at once, if a tile is cut down to single pixels. */
-static int most_lists(const Job *job) {
+static int max_lists(const Job *job) {
     int lists = 2;
     for (int64_t side = larger(job->tile_rows, job->tile_columns); side > 1; side = (side + 1) / 2)
         lists++;
@@ -237,50 +331,50 @@ static int most_lists(const Job *job) {
 }
 
 /* Maximum number of views: a tile can overlap every window. */
-static int64_t most_views(const Job *job) {
+static int64_t max_views(const Job *job) {
     int64_t views = 0;
     for (int i = 0; i < job->stretch_count; i++) views += job->stretches[i].count;
     return views;
 }
 
 /* Maximum number of logits in the strips of a row of tiles, for rows [row_start, row_end). */
-static int64_t most_logits(const Job *job, int row_start, int row_end) {
-    int64_t most = 0;
+static int64_t max_logits(const Job *job, int row_start, int row_end) {
+    int64_t maximum = 0;
     for (int64_t y0 = row_start; y0 < row_end; y0 += job->tile_rows) {
         const int y1 = y0 + job->tile_rows < row_end ? (int)y0 + job->tile_rows : row_end;
         int64_t rows = 0;
         int first;
         for (int window = 0; window < job->windows; window++)
             rows += strip_rows(job, window, (int)y0, y1, &first);
-        most = rows > most ? rows : most;
+        maximum = rows > maximum ? rows : maximum;
     }
-    return most * job->mask_width * job->lanes;
+    return maximum * job->mask_width * job->lanes;
 }
 
 /* Label rows [row_start, row_end) of the image. */
 API int classify_pixels(const Job *job, int row_start, int row_end) {
     if (!job_fits(job, row_start, row_end)) return WRONG_ARGUMENTS;
-    const int64_t lanes = job->lanes, views = most_views(job);
+    const int64_t lanes = job->lanes, views = max_views(job);
     const int64_t lean_positions = (SMALL_SIDE + 2) * (SMALL_SIDE + 2);
     Work work = {
         .job = job,
         .strips = malloc(sizeof(Strip) * job->windows),
         .views = malloc(sizeof(View) * views),
         .seen = malloc(sizeof(View *) * views),
-        .logits = malloc(sizeof(float) * most_logits(job, row_start, row_end) + 1),
+        .logits = malloc(sizeof(float) * max_logits(job, row_start, row_end) + 1),
         .bounds = malloc(sizeof(float) * 2 * views * lanes),
-        .scores = malloc(sizeof(float) * MANY_SIDE * MANY_SIDE * job->classes),
-        .pixel = malloc(sizeof(float) * lanes),
+        .scores = malloc(sizeof(float) * MANY_SIDE * MANY_SIDE * rounded_up(job->classes)),
+        .pixels = malloc(sizeof(float) * MANY_SIDE * MANY_SIDE * lanes),
+        .block = malloc(sizeof(float) * LANES * lanes),
         .lean_logits = malloc(sizeof(float) * lean_positions * lanes),
         .lean_probabilities = malloc(sizeof(float) * MANY_CLASSES * lanes),
         .base = malloc(sizeof(float) * MANY_CLASSES),
         .lean_queries = malloc(sizeof(int) * lanes),
-        .lean_rows = malloc(sizeof(int) * MANY_CLASSES),
     };
-    int *all = malloc(sizeof(int) * most_lists(job) * job->classes);
+    int *all = malloc(sizeof(int) * max_lists(job) * job->classes);
     const int ready = work.strips && work.views && work.seen && work.logits && work.bounds &&
-                      work.scores && work.pixel && work.lean_logits && work.lean_probabilities &&
-                      work.base && work.lean_queries && work.lean_rows && all;
+                      work.scores && work.pixels && work.block && work.lean_logits && work.lean_probabilities &&
+                      work.base && work.lean_queries && all;
     for (int i = 0; ready && i < job->classes; i++) all[i] = i;
     for (int64_t y0 = row_start; ready && y0 < row_end; y0 += job->tile_rows) {
         const int y1 = y0 + job->tile_rows < row_end ? (int)y0 + job->tile_rows : row_end;
@@ -293,7 +387,7 @@ API int classify_pixels(const Job *job, int row_start, int row_end) {
         }
     }
     free(work.strips), free(work.views), free(work.seen), free(work.logits), free(work.bounds);
-    free(work.scores), free(work.pixel), free(work.lean_logits), free(work.lean_probabilities);
-    free(work.base), free(work.lean_queries), free(work.lean_rows), free(all);
+    free(work.scores), free(work.pixels), free(work.block), free(work.lean_logits);
+    free(work.lean_probabilities), free(work.base), free(work.lean_queries), free(all);
     return ready ? DONE : NO_MEMORY;
 }

@@ -3,12 +3,12 @@
 
 #include "pixels.h"
 
-enum { LANES = 16, MOST_WINDOWS = 1 << 12 };
+enum { LANES = 16, MAX_WINDOWS = 1 << 12 };
 /* Maximum side, in pixels of the merged windows, of a part that is computed instead of being cut
    further: SMALL_SIDE, or MANY_SIDE for more than MANY_CLASSES classes. */
 enum { SMALL_SIDE = 6, MANY_CLASSES = 24, MANY_SIDE = 20 };
 /* Two adjacent image pixels can be any number of merged pixels apart. */
-enum { MOST_STEP = INT32_MAX };
+enum { MAX_STEP = INT32_MAX };
 /* A query is left out at first if it changes class scores by at most this fraction of the best. */
 static const float MINOR = 2e-5f;
 
@@ -51,7 +51,6 @@ typedef struct {
 typedef struct {
     const float *logits;        /* [mask rows, mask_columns, lanes] */
     const float *probabilities; /* [., lanes] */
-    const int *rows;            /* [count], row of each class in the probabilities */
     int lanes, mask_top, mask_left, mask_columns;
 } Queries;
 
@@ -61,8 +60,8 @@ typedef struct {
     View *views;       /* views of one tile */
     const View **seen; /* views that overlap one part */
     int view_count;
-    float *logits, *bounds, *scores, *pixel, *lean_logits, *lean_probabilities, *base;
-    int *lean_queries, *lean_rows;
+    float *logits, *bounds, *scores, *pixels, *block, *lean_logits, *lean_probabilities, *base;
+    int *lean_queries;
     float best_score; /* highest class score of the current part, at the middle of all ranges */
 } Work;
 
@@ -79,6 +78,13 @@ typedef struct {
 /* Compiler vector types. The compiler splits them if the CPU's vectors are shorter. */
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* Number of pixels whose scores a matrix product computes at once. */
+enum { GROUP = 4 };
+
+static inline int64_t rounded_up(int count) {
+    return ((int64_t)count + LANES - 1) / LANES * LANES;
+}
 
 static inline float add_up(Lanes sums) {
     for (int width = LANES / 2; width; width /= 2)
@@ -144,11 +150,11 @@ static inline int window_length(const Job *job) {
 /* Whether all indices of a job are inside its arrays, for image rows [row_start, row_end). */
 static int job_fits(const Job *job, int row_start, int row_end) {
     if (!job || !job->masks || !job->probabilities || !job->starts || !job->stretches ||
-        !job->labels || !within(job->axis, 0, 1) || !within(job->windows, 1, MOST_WINDOWS) ||
-        !within(job->queries, 1, MOST_NUMBER) || !within(job->classes, 1, MOST_NUMBER) ||
-        !within(job->lanes, job->queries, MOST_NUMBER + 1) || job->lanes % LANES ||
-        !within(job->mask_height, 1, MOST_SIDE) || !within(job->mask_width, 1, MOST_SIDE) ||
-        !within(job->input_height, 1, MOST_SIDE) || !within(job->input_width, 1, MOST_SIDE) ||
+        !job->labels || !within(job->axis, 0, 1) || !within(job->windows, 1, MAX_WINDOWS) ||
+        !within(job->queries, 1, MAX_NUMBER) || !within(job->classes, 1, MAX_NUMBER) ||
+        !within(job->lanes, job->queries, MAX_NUMBER + 1) || job->lanes % LANES ||
+        !within(job->mask_height, 1, MAX_SIDE) || !within(job->mask_width, 1, MAX_SIDE) ||
+        !within(job->input_height, 1, MAX_SIDE) || !within(job->input_width, 1, MAX_SIDE) ||
         job->merged_height < 1 || job->merged_width < 1 || job->height < 1 || job->width < 1 ||
         job->tile_rows < 1 || job->tile_columns < 1 ||
         !within(job->stretch_count, 1, 2 * job->windows))
@@ -173,8 +179,8 @@ static int job_fits(const Job *job, int row_start, int row_end) {
     }
     /* lean_logits is large enough if adjacent input pixels are at most one mask pixel apart. */
     return taps_fit(job->image_down, row_start, row_end, job->height, job->merged_height,
-                    MOST_STEP) &&
-           taps_fit(job->image_across, 0, job->width, job->width, job->merged_width, MOST_STEP) &&
+                    MAX_STEP) &&
+           taps_fit(job->image_across, 0, job->width, job->width, job->merged_width, MAX_STEP) &&
            taps_fit(job->input_down, 0, job->input_height, job->input_height, job->mask_height,
                     1) &&
            taps_fit(job->input_across, 0, job->input_width, job->input_width, job->mask_width, 1);
