@@ -139,18 +139,17 @@ def random_outputs(spec: ModelSpec, geometry: Geometry, seed: int = 0) -> tuple[
 
 
 KINDS = {
-    "": made_up_outputs,
-    ", overlapping": overlapping_outputs,
-    ", worst case": random_outputs,
+    "": (QUERIES, made_up_outputs),
+    ", overlapping": (100, overlapping_outputs),
+    ", worst case": (100, random_outputs),
 }
-"""Name of a distribution of outputs -> function that makes them."""
+"""Name of a distribution of outputs -> number of queries, and the function that makes them."""
 HARD = [
     ("instance", ", overlapping"),
     ("semantic", ", overlapping"),
     ("semantic", ", worst case"),
 ]
 """Tasks and kinds. In the other combinations, the rules of the task drop all segments."""
-HARD_QUERIES = 100
 
 
 class Theirs:
@@ -174,10 +173,10 @@ class Theirs:
         )[0]
 
 
-def spec_of(task: str) -> ModelSpec:
+def spec_of(task: str, queries: int = QUERIES) -> ModelSpec:
     entry = catalog.find_checkpoint(MODELS[task])
     return ModelSpec(
-        name=entry.name, task=task, image_size=entry.size, patch_size=16, num_queries=QUERIES,
+        name=entry.name, task=task, image_size=entry.size, patch_size=16, num_queries=queries,
         num_blocks=3, num_upscale=2, classes=entry.class_list(), resize=RESIZE_RULES[task],
         thresholds=TASK_THRESHOLDS[task], backbone=Backbone("dinov2", 384, 12, 6, "gelu", 4, 1),
     )  # fmt: skip
@@ -293,3 +292,26 @@ def show(case: dict[str, Any]) -> None:
         console.print(f"goal {goal[1]} times: {case['goal']['finding']}")
     if "agreement" in case:
         console.print(f"equal on {case['agreement']:.5%} of the pixels")
+
+
+def plot(runs: list[list[dict[str, Any]]]) -> bytes:
+    """Plot the speedup of our rows over transformers for each case, one dot per run."""
+    from eomt_deploy.benchmarking.paper.plots import new_axes, png
+
+    labels: list[str] = []
+    cases = [case for case in runs[0] if BASE in case["rows"]]
+    figure, axes = new_axes(7.5, 0.22 * sum(len(case["rows"]) for case in cases) + 1)
+    for case in cases:
+        for row in list(case["rows"])[1:]:
+            labels.append(f"{case['section']}: {case['case']}, {row}")
+            for run in runs:
+                same = next(c for c in run if c["case"] == case["case"])
+                ratio = same["rows"][row]["times_as_fast"]
+                axes.plot([ratio["low"], ratio["high"]], [len(labels) - 1] * 2, "tab:blue")
+                axes.plot(ratio["value"], len(labels) - 1, "o", color="tab:blue", markersize=4)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("times as fast as transformers in the same run (bars: 99% intervals)")
+    axes.axvline(1, color="0.6", linewidth=0.8)
+    return png(figure)

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +31,6 @@ from cpu_cases import (
     ALONE,
     BASE,
     HARD,
-    HARD_QUERIES,
     IMAGE_SIZES,
     KINDS,
     MODELS,
@@ -47,6 +45,7 @@ from cpu_cases import (
     extra_memory,
     kilobytes,
     made_up_outputs,
+    plot,
     show,
     spec_of,
     time_jobs,
@@ -67,11 +66,12 @@ from eomt_deploy.sources import built_in_images
 
 def post_jobs(task: str, size: tuple[int, int], kind: str = "") -> dict[str, Callable[[], Any]]:
     """Post-processing of transformers and ours, with the same outputs; ``kind``: from KINDS."""
-    spec = replace(spec_of(task), num_queries=HARD_QUERIES if kind else QUERIES)
+    queries, make = KINDS[kind]
+    spec = spec_of(task, queries)
     ours, theirs = Processor(spec), Theirs(spec)
     image = np.zeros((*size, 3), np.uint8)
     _, geometry = ours.preprocess(image)
-    classes, masks = KINDS[kind](spec, geometry)
+    classes, masks = make(spec, geometry)
     offsets = theirs.processor(images=image, return_tensors="pt").get("patch_offsets")
     outputs = SimpleNamespace(
         masks_queries_logits=torch.from_numpy(masks),
@@ -104,8 +104,9 @@ def section_hard(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]
     for task, kind in HARD:
         jobs = post_jobs(task, IMAGE_SIZES["1920x1080"], kind)
         rows = time_jobs(jobs, options.rounds, seed)
-        case: dict[str, Any] = {"section": "post", "case": f"{task} 1920x1080{kind}", "rows": rows}
-        case["agreement"] = agreement(task, jobs[OURS](), jobs[BASE]())
+        same = agreement(task, jobs[OURS](), jobs[BASE]())
+        name = f"{task} 1920x1080{kind}"
+        case = {"section": "post", "case": name, "rows": rows, "agreement": same}
         found.append(case)
         show(case)
     return found
@@ -348,29 +349,6 @@ SECTIONS = {
     "photo": section_image,
     "stream": section_stream,
 }
-
-
-def plot(runs: list[list[dict[str, Any]]]) -> bytes:
-    """Plot the speedup of our rows over transformers for each case, one dot per run."""
-    from eomt_deploy.benchmarking.paper.plots import new_axes, png
-
-    labels: list[str] = []
-    cases = [case for case in runs[0] if BASE in case["rows"]]
-    figure, axes = new_axes(7.5, 0.22 * sum(len(case["rows"]) for case in cases) + 1)
-    for case in cases:
-        for row in list(case["rows"])[1:]:
-            labels.append(f"{case['section']}: {case['case']}, {row}")
-            for run in runs:
-                same = next(c for c in run if c["case"] == case["case"])
-                ratio = same["rows"][row]["times_as_fast"]
-                axes.plot([ratio["low"], ratio["high"]], [len(labels) - 1] * 2, "tab:blue")
-                axes.plot(ratio["value"], len(labels) - 1, "o", color="tab:blue", markersize=4)
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("times as fast as transformers in the same run (bars: 99% intervals)")
-    axes.axvline(1, color="0.6", linewidth=0.8)
-    return png(figure)
 
 
 def main() -> None:

@@ -67,13 +67,15 @@ def kill_once(arguments: list[object], out: Path, after: float, at_write: bool) 
 def test_killed_at_any_moment(inputs, tmp_path, command, kills):
     """No file is incomplete; the next run gives undisturbed results, and cleans up."""
     before = inputs.content()
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    started = time.monotonic()
-    code, text = run(command(inputs, undisturbed))
-    seconds = time.monotonic() - started
-    assert code == 0, text
-    wanted = results(undisturbed)
+    wanted, seconds = None, 60.0
+    if command is not export:  # two exports differ in names and dates, but not in their computation
+        undisturbed = tmp_path / "undisturbed"
+        undisturbed.mkdir()
+        started = time.monotonic()
+        code, text = run(command(inputs, undisturbed))
+        seconds = time.monotonic() - started
+        assert code == 0, text
+        wanted = results(undisturbed)
     rng, killed, left = Random(9), 0, []
     for number in range(kills):
         out = tmp_path / f"out{number}"
@@ -85,19 +87,16 @@ def test_killed_at_any_moment(inputs, tmp_path, command, kills):
         assert not unfinished(out)
         code, text = run(arguments)
         assert code == 0, text
-        assert_same(results(out), wanted, command is export)
+        found = results(out)
+        if wanted is None:
+            assert list(found) == ["m.onnx"]
+        else:
+            assert found.keys() == wanted.keys()
+            assert [name for name in wanted if found[name] != wanted[name]] == []
         left += leftovers(out)
     assert killed, "no run was killed: the test showed nothing"
     assert inputs.content() == before
     assert not left, "the next run must remove what a dead process left"
-
-
-def assert_same(found: dict[str, bytes], wanted: dict[str, bytes], model: bool) -> None:
-    assert found.keys() == wanted.keys()
-    if model:  # two exports differ in names and dates, but not in their computation
-        return
-    different = [name for name in wanted if found[name] != wanted[name]]
-    assert not different
 
 
 def digest(result: Segmentation) -> str:
