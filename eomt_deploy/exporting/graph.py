@@ -77,7 +77,7 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Search for garbage less often: with the defaults, that is a fifth of the tracing time."""
+    """Search for garbage less often, because tracing creates millions of small objects."""
     before = gc.get_threshold()
     gc.set_threshold(100_000, 50, 50)
     try:
