@@ -174,7 +174,7 @@ class Models:
     def _build(self, model: Path, arithmetic: str) -> Path:
         path = model.with_suffix(f".{arithmetic}.xml")
         if not path.is_file():
-            build_openvino(OpenVinoConfig(model, path, arithmetic=arithmetic))
+            build_openvino(OpenVinoConfig(model, path, arithmetic=arithmetic, check=False))
         return path
 
     def rows(self) -> dict[str, Segmenter]:

@@ -22,12 +22,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tomllib
 from rich.console import Console
 
 from eomt_deploy import Segmenter

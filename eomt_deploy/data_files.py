@@ -3,11 +3,16 @@ repository, one TOML file for each entry. The wheel contains them as `eomt_deplo
 
 from __future__ import annotations
 
-import tomllib
+import sys
 from pathlib import Path
 from typing import Any
 
 from eomt_deploy.errors import EomtDeployError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PACKAGE = Path(__file__).parent
 
@@ -31,7 +36,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            return tomllib.load(file)
+            data: dict[str, Any] = tomllib.load(file)
+            return data
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise EomtDeployError(f"{path} cannot be read: {error}.") from error
 

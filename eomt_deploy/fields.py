@@ -48,7 +48,7 @@ class One(Rule):
 
 
 class Items(Rule):
-    """Rule for a list of ``least`` to ``most`` values that all satisfy one rule."""
+    """Rule for a list of ``minimum`` to ``maximum`` values that all satisfy one rule."""
 
     def __init__(self, rule: Rule, minimum: int, maximum: int) -> None:
         self.rule, self.minimum, self.maximum = rule, minimum, maximum
@@ -79,7 +79,7 @@ class Words(Rule):
     """Rule for an object with any keys and text values, such as provenance.
 
     Args:
-        most: maximum number of entries.
+        maximum: maximum number of entries.
         characters: maximum length of each key and value.
     """
 
@@ -146,6 +146,20 @@ class Record(Rule):
         for field, rule in self.fields.items():
             if field in value:
                 yield from rule.problems(value[field], prefix + field)
+
+
+class Nullable(Rule):
+    """Rule for a value that may also be null."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    def fits(self, value: Any) -> bool:
+        return value is None or self.rule.fits(value)
+
+    def problems(self, value: Any, name: str) -> Iterator[str]:
+        if value is not None:
+            yield from self.rule.problems(value, name)
 
 
 def integer(minimum: int, maximum: int) -> One:

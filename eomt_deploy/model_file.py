@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from xml.parsers import expat
 
+from eomt_deploy.certificate import Certificate
 from eomt_deploy.contract import check_contract
 from eomt_deploy.errors import ModelFileError
 from eomt_deploy.external_data import side_files
@@ -35,6 +36,7 @@ MAX_XML_BYTES = 64 << 20
 """OpenVINO's .xml of the largest model has a few megabytes; the weights are in the .bin."""
 ARITHMETIC = ("fp32", "bf16", "fp16")
 """Values that `build` writes into an .xml: the arithmetic of the unquantised part."""
+CERTIFICATE_KEY = "certificate"
 EXTERNAL_SUFFIX = ".data"
 """Models too large for one protobuf keep their weights in ``<model>.onnx.data``."""
 
@@ -145,8 +147,26 @@ def _varint(file: BinaryIO) -> int:
     raise IndexError
 
 
-def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
-    """Read the description and the arithmetic that `build` stored in OpenVINO's .xml.
+class XmlFacts(NamedTuple):
+    """What `build` stored in OpenVINO's .xml.
+
+    Attributes:
+        spec: the model's description.
+        arithmetic: what the unquantised layers compute in; None if `build` did not decide.
+        onnx: file name of the ONNX model; empty in older files.
+        onnx_sha256: its SHA-256; empty in older files.
+        certificate: comparison with the ONNX model; None if there was none.
+    """
+
+    spec: ModelSpec
+    arithmetic: str | None
+    onnx: str
+    onnx_sha256: str
+    certificate: Certificate | None
+
+
+def read_xml(path: Path) -> XmlFacts:
+    """Read what `build` stored in OpenVINO's .xml.
 
     Raises:
         ModelFileError: the file is missing, damaged, or was not written by eomt-deploy.
@@ -166,7 +186,20 @@ def read_xml(path: Path) -> tuple[ModelSpec, str | None]:
         raise ModelFileError(
             f"{path} is not an .xml file of OpenVINO: {error}.", fix="Rebuild it: eomt-deploy build"
         ) from error
-    return parse_spec(values, path), check_arithmetic(values.get("arithmetic"), path)
+    return XmlFacts(
+        parse_spec(values, path),
+        check_arithmetic(values.get("arithmetic"), path),
+        values.get("onnx", ""),
+        values.get("onnx_sha256", ""),
+        _certificate(values.get(CERTIFICATE_KEY), path),
+    )
+
+
+def _certificate(value: str | None, path: Path) -> Certificate | None:
+    try:
+        return None if value is None else Certificate.from_json(value)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error.what}", why=error.why, fix=error.fix) from error
 
 
 def _xml_values(content: bytes) -> dict[str, str]:

@@ -41,6 +41,20 @@ AUTOCAST = ("amp-fp16", "amp-bf16")
 """FP32 weights under PyTorch's autocast, as in training code: only in benchmarks."""
 
 
+def engine_limits(precision: str, arithmetic: str | None = None) -> Precision:
+    """Limits for an engine that is compared with its own graph in FP32.
+
+    Quantised values are rounded in the graph, too. What differs is the rounding of the rest.
+
+    Args:
+        precision: precision of the model.
+        arithmetic: what the engine computes in, if that differs: a precision, or ``tf32``.
+    """
+    names = {"tf32": "fp16"} | dict.fromkeys(QUANTIZED, "bf16")
+    limits = [PRECISIONS[names.get(k, k)] for k in (precision, arithmetic or precision)]
+    return max(limits, key=lambda limit: limit.max_relative_error)
+
+
 def wider(precision: str) -> tuple[str, ...]:
     """The precisions that are wider than ``precision``."""
     names = tuple(PRECISIONS)

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from eomt_deploy.certificate import CERTIFICATE, Certificate
 from eomt_deploy.errors import ModelFileError
 from eomt_deploy.fields import (
     MAX_LENGTH,
     Items,
+    Nullable,
     One,
     Record,
     Words,
@@ -30,6 +32,7 @@ from eomt_deploy.fields import (
     text,
 )
 from eomt_deploy.files import through_links, write_atomically
+from eomt_deploy.model_file import EXTERNAL_SUFFIX
 from eomt_deploy.precision import AUTOCAST, PRECISIONS
 from eomt_deploy.spec import MAX_BATCH, MAX_NAME, ModelSpec
 
@@ -63,6 +66,7 @@ class Sidecar:
         onnx: file name of the ONNX model.
         onnx_sha256: SHA-256 of the ONNX file, or of both files if it has a side file.
         settings: other settings of the builder (workspace, optimisation level, …).
+        certificate: comparison of the engine with the ONNX model; None if there was none.
     """
 
     spec: ModelSpec
@@ -81,6 +85,7 @@ class Sidecar:
     onnx: str
     onnx_sha256: str
     settings: dict[str, str]
+    certificate: Certificate | None = None
     schema_version: int = SCHEMA_VERSION
 
     def runs_on(self, compute_capability: tuple[int, int]) -> bool:
@@ -123,7 +128,9 @@ class Sidecar:
             problem = f"`batch` must be {spec.batch} as in the model, got {minimum} to {largest}"
         if problem:
             raise ModelFileError(f"{WHAT} is invalid: {problem}.", fix=FIX)
-        made = {"spec": spec, "batch": (minimum, optimal, largest)}
+        found = data.get("certificate")
+        certificate = None if found is None else Certificate(**found)
+        made = {"spec": spec, "batch": (minimum, optimal, largest), "certificate": certificate}
         return cls(**data | made | {"compute_capabilities": tuple(data["compute_capabilities"])})
 
 
@@ -226,6 +233,12 @@ def sha256(*files: Path) -> str:
     return digest.hexdigest()
 
 
+def onnx_sha256(onnx: Path) -> str:
+    """SHA-256 of an ONNX model: of the .onnx file, or of both files if it has a side file."""
+    side = onnx.with_name(onnx.name + EXTERNAL_SUFFIX)
+    return sha256(onnx, *([side] if side.is_file() else []))
+
+
 def _capability(entry: str) -> tuple[int, int]:
     """``"8.9"`` or ``"8.0+"`` -> (8, 9) or (8, 0)."""
     major, minor = entry.removesuffix(AND_LATER).split(".")
@@ -272,9 +285,11 @@ SIDECAR = Record(
         "onnx": One("a file name", _is_file_name),
         "onnx_sha256": _SHA256,
         "settings": Words(1000, 100_000),
+        "certificate": Nullable(CERTIFICATE),
         "schema_version": One(
             str(SCHEMA_VERSION), lambda value: type(value) is int and value == SCHEMA_VERSION
         ),
     },
+    optional=("certificate",),  # missing in older files
 )
 """Rules for the fields of an engine's description."""

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from eomt_deploy.certificate import Certificate
 from eomt_deploy.errors import UsageError
 from eomt_deploy.model_file import EXTERNAL_SUFFIX
+from eomt_deploy.units import counted
 
 Progress = Callable[[str, float | None], None]
 """Called with the name of each phase, and the finished fraction (0 to 1; None if unknown)."""
@@ -41,7 +43,8 @@ def option(
     default: Any, help: str, type: Any = str, *, flag: str = "", parse: Any = lambda value: value
 ) -> Any:
     """Declare a configuration field that is also an option; the default flag is its name."""
-    return field(default=default, metadata={"option": Option(flag, help, type, parse)})
+    metadata = {"option": Option(flag, help, type, parse)}
+    return field(default=default, metadata=metadata, kw_only=True)
 
 
 def no_progress(_text: str, _fraction: float | None = None) -> None:
@@ -56,16 +59,26 @@ class BuildConfig:
         onnx: model file that `eomt-deploy export` wrote; the result has its precision.
         output: file to write.
         overwrite: replace existing files that eomt-deploy did not write.
+        check: compare the new file with the ONNX model before it is published; a file that was not
+            compared has no certificate, which its engine says.
+        check_images: image or folder for the comparison; None uses the images of the package.
     """
 
     onnx: Path
     output: Path
     overwrite: bool = field(default=False, kw_only=True)
+    check: bool = option(
+        True, "Compare the new file with the ONNX model on this machine (default: on).", bool
+    )
+    check_images: Path | None = option(
+        None, "Image or folder for this comparison (default: images of the package).", Path
+    )
 
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Files and folders that are read and must not be replaced."""
-        return (self.onnx, self.onnx.with_name(self.onnx.name + EXTERNAL_SUFFIX))
+        images = [self.check_images] if self.check_images else []
+        return (self.onnx, self.onnx.with_name(self.onnx.name + EXTERNAL_SUFFIX), *images)
 
     @property
     def outputs(self) -> Mapping[str, Path]:
@@ -98,6 +111,10 @@ class BuildReport(Protocol):
         """Files that were written."""
 
     @property
+    def certificate(self) -> Certificate | None:
+        """Comparison with the ONNX model; None if there was none."""
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for the user."""
 
@@ -106,6 +123,35 @@ class BuildReport(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as a dictionary for JSON."""
+
+
+class BuiltFile(Protocol):
+    """A built file, its origin and its certificate.
+
+    Attributes:
+        onnx: file name of the ONNX model that it was built from; empty if it is not known.
+        onnx_sha256: SHA-256 of the .onnx file, or of both files if it has a side file.
+        certificate: None if there is none.
+    """
+
+    onnx: str
+    onnx_sha256: str
+    certificate: Certificate | None
+
+    def __init__(self, path: Path) -> None: ...
+
+    def save(self, certificate: Certificate) -> None:
+        """Write a certificate into the file or its description."""
+
+    def rebuild(self, onnx: Path, output: Path) -> BuildConfig:
+        """The configuration that builds another model with the same settings, without a check."""
+
+
+def check_line(certificate: Certificate | None) -> str:
+    """The line on the check in the report of a build."""
+    if certificate is None:
+        return "not compared with the ONNX model: the file has no certificate"
+    return f"compared with the ONNX model on {counted(certificate.images, 'image')}: {certificate}"
 
 
 def check_suffix(output: Path, suffix: str, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.closing import Closing
+from eomt_deploy.contract import OUTPUTS
 from eomt_deploy.errors import UsageError
 from eomt_deploy.spec import ModelSpec
 
@@ -106,6 +108,21 @@ class Engine(Closing, ABC):
         full[: len(images)] = images
         class_logits, mask_logits = self._run(full)
         return class_logits[: len(images)], mask_logits[: len(images)]
+
+    def run_named(self, images: npt.NDArray[np.uint8], names: Sequence[str]) -> Sequence[Any]:
+        """Run one batch, and return outputs by name: a graph may have more than the contract.
+
+        Args:
+            images: as for :meth:`run`, with a batch size that the model accepts.
+            names: names of outputs.
+
+        Raises:
+            UsageError: the backend returns only the outputs of the contract.
+        """
+        raise UsageError(
+            f"{self.backend} returns only {' and '.join(OUTPUTS)}.",
+            fix="Use a backend that runs or builds ONNX models.",
+        )
 
     @property
     def where(self) -> str:

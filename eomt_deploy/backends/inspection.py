@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eomt_deploy.backends.registry import choose_backend
+from eomt_deploy.certificate import UNCHECKED, Certificate
 from eomt_deploy.errors import MissingDependencyError
 from eomt_deploy.spec import ModelSpec
+from eomt_deploy.units import counted
 
 SHOWN_CLASSES = 12
 
@@ -47,6 +49,16 @@ def model_rows(spec: ModelSpec) -> dict[str, str]:
 def origin_rows(spec: ModelSpec) -> dict[str, str]:
     """Rows on the origin of the model."""
     return {key.replace("_", " "): value for key, value in spec.provenance.items()}
+
+
+def certificate_rows(certificate: Certificate | None) -> dict[str, str]:
+    """Row with the certificate of a built file."""
+    if certificate is None:
+        return {"certificate": f"unchecked. {UNCHECKED}"}
+    return {
+        "certificate": f"{certificate}, on {counted(certificate.images, 'image')}\n"
+        f"{certificate.place}, {certificate.created}"
+    }
 
 
 def remark_rows(remarks: tuple[str, ...]) -> dict[str, str]:

@@ -20,7 +20,7 @@ class OpenEngine(Protocol):
     """Constructor signature of every engine."""
 
     def __call__(
-        self, path: Path, *, device: str | None, threads: int | None, **options: str
+        self, path: Path, *, device: str | None, threads: int | None, **options: Any
     ) -> Engine: ...
 
 
@@ -43,6 +43,8 @@ class Builder:
         check: function (config) that raises an error if the build cannot start; optional.
         problem: function () -> :class:`Problem` if this machine cannot build, otherwise a text
             with the version and the GPU; optional.
+        file: class (path) that reads and writes the certificate of a file, see
+            :class:`~eomt_deploy.backends.building.BuiltFile`; optional.
     """
 
     suffix: str
@@ -50,6 +52,7 @@ class Builder:
     run: str
     check: str = ""
     problem: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Backend:
             package or GPU; optional.
         automatic: suffixes that it may be selected for automatically; None means all.
         modes: modes that it can be optimised for; empty if there is only one.
+        caches: whether its engine keeps what it compiles, unless it is opened with ``cache=False``.
     """
 
     title: str
@@ -88,6 +92,7 @@ class Backend:
     problem: str = ""
     automatic: tuple[str, ...] | None = None
     modes: tuple[str, ...] = ()
+    caches: bool = False
 
     @property
     def installed(self) -> bool:
@@ -151,6 +156,7 @@ BACKENDS: dict[str, Backend] = {
             run=".tensorrt.build:build",
             check=".tensorrt.build:check_ready",
             problem=".tensorrt.problem:tensorrt_problem",
+            file=".tensorrt.built:TensorRtFile",
         ),
     ),
     "tensorrt-rtx": Backend(
@@ -168,6 +174,7 @@ BACKENDS: dict[str, Backend] = {
             run=".tensorrt.build:build",
             check=".tensorrt.build:check_ready",
             problem=".tensorrt.problem:rtx_problem",
+            file=".tensorrt.built:TensorRtFile",
         ),
     ),
     "aotinductor": Backend(
@@ -192,16 +199,20 @@ BACKENDS: dict[str, Backend] = {
         engine=".openvino.engine:OpenVinoEngine",
         inspect=".openvino.inspect:inspect",
         build=Builder(
-            ".xml", config=".openvino.config:OpenVinoConfig", run=".openvino.build:build_openvino"
+            ".xml",
+            config=".openvino.config:OpenVinoConfig",
+            run=".openvino.build:build_openvino",
+            file=".openvino.built:OpenVinoFile",
         ),
         modes=("latency", "throughput"),
+        caches=True,
     ),
     # Selected by name only: it computes what a GPU would, but much more slowly.
     "emulation": Backend(
         title="Emulation",
         package="onnx_ir",
         distributions=("onnx-ir",),
-        extra="cpu,export",
+        extra="cpu",
         suffixes=(".onnx",),
         devices=("cpu",),
         precisions=ALL,
@@ -297,6 +308,7 @@ def open_engine(
     threads: int | None = None,
     precision: str | None = None,
     mode: str | None = None,
+    cache: bool = True,
 ) -> Engine:
     """Open a model file with a suitable backend.
 
@@ -312,6 +324,7 @@ def open_engine(
         precision: precision that the model must compute in; None accepts any.
         mode: ``"latency"`` (one call after another, each as fast as possible; the default) or
             ``"throughput"`` (many calls at once, or large batches). OpenVINO only.
+        cache: keep what the backend compiles in the cache folder, so that the next start is faster.
 
     Raises:
         ModelFileError: the file does not exist, is damaged, or was not written by eomt-deploy.
@@ -341,7 +354,9 @@ def open_engine(
         )
     if precision is not None and path.suffix.lower() == ".engine":
         check_precision(read_sidecar(path).precision, precision)  # before the library is imported
-    options = {} if mode is None else {"mode": mode}
+    options: dict[str, Any] = {} if mode is None else {"mode": mode}
+    if BACKENDS[name].caches:
+        options["cache"] = cache
     engine = BACKENDS[name].load()(path, device=device, threads=threads, **options)
     if precision is not None:
         try:

@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from eomt_deploy import __version__
-from eomt_deploy.cli import bench, build, compare, doctor, eval, export, inspect, list_, predict
+from eomt_deploy.cli import (
+    bench,
+    build,
+    compare,
+    doctor,
+    eval,
+    export,
+    inspect,
+    list_,
+    predict,
+    verify,
+)
 from eomt_deploy.cli.cache import app as cache_app
 from eomt_deploy.cli.console import say, stderr
 from eomt_deploy.cli.stopping import Stopped, received_signal
@@ -45,6 +56,7 @@ app.command("list")(list_.list_checkpoints)
 app.command("export")(export.export)
 app.command("build")(build.command)
 app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
 app.command("predict")(predict.predict)
 app.command("eval")(eval.evaluate)
 app.command("compare")(compare.compare)

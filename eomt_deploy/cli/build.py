@@ -120,12 +120,13 @@ def run_build(target: str, config: BuildConfig, console: Console) -> BuildReport
 def _options() -> dict[str, Option]:
     """The options of all backends, by field; an option that several have appears once."""
     found: dict[str, Option] = {}
+    common = BuildConfig.options()
     for backend in BACKENDS.values():
         if backend.build is not None:
             kind: type[BuildConfig] = load(backend.build.config)
             for name, option in kind.options().items():
-                text = f"{option.help} For {backend.build.suffix} files."
-                found.setdefault(name, replace(option, help=text))
+                text = "" if name in common else f" For {backend.build.suffix} files."
+                found.setdefault(name, replace(option, help=option.help + text))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 from rich.table import Table
@@ -197,7 +197,8 @@ def export(
                 fix=f"Use one: export {name} --weights {weights}",
             )
         checkpoint, name = weights, checkpoint
-    build = _plan_build(output, profile, overwrite)
+    common = {"overwrite": overwrite, "check_images": verify_images}
+    build = _plan_build(output, profile, common)
     config = ExportConfig(
         checkpoint=checkpoint,
         output=build.config.onnx if build else output,
@@ -263,8 +264,11 @@ def export(
         )
 
 
-def _plan_build(output: Path, profile: str | None, overwrite: bool) -> Build | None:
+def _plan_build(output: Path, profile: str | None, common: dict[str, Any]) -> Build | None:
     """The build of `-o m.engine`, which follows the export of `m.onnx`; None for other outputs.
+
+    Args:
+        common: fields of the build's configuration.
 
     Raises:
         UsageError: a profile is given but nothing is built, or an ONNX file would be replaced.
@@ -285,9 +289,9 @@ def _plan_build(output: Path, profile: str | None, overwrite: bool) -> Build | N
             fix=f"Build from it: eomt-deploy build {model} -o {output}; or move it.",
         )
     if recipe is None:
-        config = make_config(target, model, output, {"overwrite": overwrite})
+        config = make_config(target, model, output, common)
         return Build(target, config, None, ())
-    config = recipe.config(model, output, overwrite=overwrite)
+    config = recipe.config(model, output, **common)
     return Build(target, config, recipe.precision, recipe.high)
 
 

@@ -105,7 +105,8 @@ class CudaPythonDevice(Device):
         # numpy keeps `memory` alive as the base of the array and of all its views. At process exit
         # the driver has already freed everything, so no finalizer may call it.
         weakref.finalize(memory, self._free_pinned, pointer).atexit = False
-        return np.ndarray(tuple(shape), np.dtype(dtype), memory)
+        array: Array = np.ndarray(tuple(shape), np.dtype(dtype), memory)
+        return array
 
     def _free_pinned(self, pointer: int) -> None:
         with self.active():

@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from eomt_deploy.backends.aotinductor.engine import AotInductorEngine, check_compiler, save_package
+from eomt_deploy.backends.verification import Verification, compare
 from eomt_deploy.errors import DeviceError
 from eomt_deploy.exporting import verify
 from eomt_deploy.exporting.config import ExportConfig
+from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.files import staging_folder
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.folds import fold
@@ -42,7 +44,7 @@ def export_package(
     spec: ModelSpec,
     images: Sequence[Path],
     progress: Callable[[str], None],
-) -> tuple[ModelSpec, verify.Verification]:
+) -> tuple[ModelSpec, Verification]:
     """Compile a package, verify it on images, and write the output only if it agrees.
 
     Raises:
@@ -61,7 +63,7 @@ def export_package(
         path = folder / config.output.name
         save_package(network, spec, path, batch=config.batch or 1)
         with AotInductorEngine(path, device=None, threads=None) as engine:
-            result = verify.compare(engine, reference, images, progress)
+            result = compare(engine, NetworkEngine(reference, spec), images, progress)
         verify.check(result, config.precision)
         path.replace(config.output)
     return spec, result

@@ -18,10 +18,11 @@ from eomt_deploy.spec import ModelSpec
 
 
 class NetworkEngine(Engine):
-    """A network in memory that runs in float32 on the CPU."""
+    """A network in memory that runs in float32 on the CPU, with batches of any size."""
 
     backend = "torch"
     device = "cpu"
+    splits = True
 
     def __init__(self, model: EoMT, spec: ModelSpec) -> None:
         super().__init__()

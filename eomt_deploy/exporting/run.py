@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from eomt_deploy.backends import BACKENDS, choose_backend, open_engine
+from eomt_deploy.backends import BACKENDS, choose_backend, open_engine, verification
 from eomt_deploy.cache import keep_files_of_torch
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.evaluation import open_dataset
@@ -46,7 +46,7 @@ class ExportReport:
 
     files: tuple[Path, ...]
     spec: ModelSpec
-    verification: verify.Verification
+    verification: verification.Verification
     warnings: tuple[str, ...]
     islands: tuple[Island, ...] = ()
     verdict: Verdict | None = None
@@ -145,7 +145,9 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         # graphs that are larger than the memory part by part.
         backend = _verifier() if config.precision == "fp32" and not stream else "emulation"
         with open_engine(files[-1], backend=backend, device="cpu") as engine:
-            result = verify.compare(engine, reference, verification_images, progress)
+            result = verification.compare(
+                engine, NetworkEngine(reference, made.spec), verification_images, progress
+            )
         verify.check(result, made.spec.precision)
         if made.verdict and config.budget is not None:
             files = [*pareto.write_front(made.verdict, folder / config.output.name), *files]

@@ -37,6 +37,8 @@ BUILD = """
 from dataclasses import asdict, dataclass
 
 from eomt_deploy.backends.building import BuildConfig, check_suffix, option
+from eomt_deploy.backends.certification import Check
+from new_backend_of_a_test.engine import NewEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class NewConfig(BuildConfig):
 @dataclass(frozen=True)
 class NewReport:
     files: tuple
+    certificate: object
     warnings: tuple = ()
 
     def lines(self):
@@ -61,8 +64,10 @@ class NewReport:
 
 def build(config, progress):
     progress("polishing", 0.5)
+    check = Check(config)
     config.output.write_text(f"polished {config.polish} times\\n{config.onnx}")
-    return NewReport((config.output,))
+    certificate = check.run(lambda: NewEngine(config.output, device=None, threads=None), progress)
+    return NewReport((config.output,), certificate)
 """
 INSPECT = """
 from eomt_deploy.backends.inspection import Inspection

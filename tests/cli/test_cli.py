@@ -340,7 +340,7 @@ def test_terminated_export_leaves_nothing(files, picture, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
-        if line.startswith("verifying"):
+        if line.startswith("comparing"):
             break
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM

@@ -14,10 +14,12 @@ import torch
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.emulation.partwise import PartwiseSession
+from eomt_deploy.backends.verification import Verification, compare
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.errors import CheckpointError, OutputError, UsageError, VerificationError
 from eomt_deploy.exporting import ExportConfig, export, graph, run, verify
 from eomt_deploy.exporting.network import build_network
+from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.model_file import read_model_file
 from eomt_deploy.spec import METADATA_KEY, TASKS
 
@@ -210,7 +212,7 @@ def test_a_wrong_export_is_caught_and_nothing_is_written(files, tmp_path, monkey
 
 
 def test_verification_fails_on_nan():
-    good = verify.Verification(1, 1, 0, 0, 0, 0, 0.0, 1.0, 1.0)
+    good = Verification(1, 1, 0, 0, 0, 0, 0.0, 1.0, 1.0, 1.0)
     verify.check(good, "fp32")
     for change in ({"relative_max": float("nan")}, {"mask_agreement": 0.99}):
         with pytest.raises(VerificationError):
@@ -221,7 +223,7 @@ def test_an_interrupted_export_leaves_nothing(files, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verify, "compare", stop)
+    monkeypatch.setattr("eomt_deploy.backends.verification.compare", stop)
     with pytest.raises(KeyboardInterrupt):
         export(config(files, tmp_path / "m.onnx"))
     assert list(tmp_path.iterdir()) == []
@@ -298,5 +300,7 @@ def test_output_that_is_not_finite_fails(exported, files, image_path):
             return class_logits, mask_logits
 
     model = build_network(read_checkpoint(files.checkpoint), (64, 64))
-    with pytest.raises(VerificationError, match="mask logits that are NaN"):
-        verify.compare(Broken(), model, [image_path])
+    result = compare(Broken(), NetworkEngine(model, Broken.spec), [image_path])
+    assert result.to_dict()["relative_max"] is None
+    with pytest.raises(VerificationError, match=r"the mask logits on \S+ are NaN or infinite"):
+        verify.check(result, "fp32")

@@ -39,12 +39,21 @@ class EmulatedEngine(OnnxRuntimeEngine):
     """Runs an ``.onnx`` file, or a graph in memory, with every tensor rounded to its type.
 
     It is much slower than real low-precision arithmetic, and meant for measuring accuracy only.
+
+    Args:
+        exact: do not round, and do not fuse operators: the function of the graph in FP32, which is
+            the reference for other backends. Quantised values are still rounded to 8 bits.
     """
 
     backend = "emulation"
 
     def __init__(
-        self, source: Path | ir.Model, *, device: str | None = None, threads: int | None = None
+        self,
+        source: Path | ir.Model,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        exact: bool = False,
     ) -> None:
         Engine.__init__(self)  # not the parent's, which would create a normal session
         if isinstance(source, ir.Model):
@@ -58,10 +67,12 @@ class EmulatedEngine(OnnxRuntimeEngine):
         options = self._options()
         if threads is not None:
             options.intra_op_num_threads = threads
+        if exact:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.device = "cpu"
         try:
             check_side_files(model.graph)  # before the tensors are wrapped
-            self._session = PartwiseSession(emulate(model), options)
+            self._session = PartwiseSession(emulate(model, exact=exact), options)
         except EomtDeployError:
             raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
@@ -74,8 +85,12 @@ class EmulatedEngine(OnnxRuntimeEngine):
         return options
 
 
-def emulate(model: ir.Model) -> ir.Model:
-    """Make an FP32 copy in which each FP16 or BF16 tensor of the graph is rounded to that type."""
+def emulate(model: ir.Model, *, exact: bool = False) -> ir.Model:
+    """Make an FP32 copy in which each FP16 or BF16 tensor of the graph is rounded to that type.
+
+    Args:
+        exact: do not round.
+    """
     model = model.clone()
     graph = model.graph
     for node in [node for node in graph if node.op_type == "Attention"]:
@@ -94,7 +109,7 @@ def emulate(model: ir.Model) -> ir.Model:
                 continue
             half = value.dtype
             value.type = ir.TensorType(FLOAT)
-            if node.op_type not in EXACT:
+            if node.op_type not in EXACT and not exact:
                 _round(graph, node, value, half)
     return model
 

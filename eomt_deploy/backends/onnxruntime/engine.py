@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -108,18 +110,23 @@ class OnnxRuntimeEngine(Engine):
         return options
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
+        class_logits, mask_logits = self.run_named(images, OUTPUTS)
+        return class_logits, mask_logits
+
+    def run_named(
+        self, images: npt.NDArray[np.uint8], names: Sequence[str]
+    ) -> list[npt.NDArray[Any]]:
+        """Run one batch, and return outputs by name as float32."""
         assert self._session is not None  # Engine.run refuses closed engines
         try:
-            class_logits, mask_logits = self._session.run(OUTPUTS, {INPUT: images})
+            found = self._session.run(names, {INPUT: images})
         except Exception as error:  # as above; the usual reason is that the memory is full
             raise DeviceError(
                 f"ONNX Runtime failed on a batch of {len(images)}.",
                 why=str(error).strip().splitlines()[0],
                 fix="Use smaller batches or images, or a machine with more memory.",
             ) from error
-        return class_logits.astype(np.float32, copy=False), mask_logits.astype(
-            np.float32, copy=False
-        )
+        return [array.astype(np.float32, copy=False) for array in found]
 
     def close(self) -> None:
         super().close()

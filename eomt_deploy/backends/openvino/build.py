@@ -10,29 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from eomt_deploy.backends.building import Progress, no_progress
-from eomt_deploy.backends.engine import Engine, run_in_parts
+from eomt_deploy.backends.building import Progress, check_line, no_progress
+from eomt_deploy.backends.certification import Check
+from eomt_deploy.backends.openvino.built import OpenVinoFile
 from eomt_deploy.backends.openvino.config import OpenVinoConfig
-from eomt_deploy.errors import (
-    DeviceError,
-    MissingDependencyError,
-    OutputError,
-    VerificationError,
-)
+from eomt_deploy.backends.verification import compare
+from eomt_deploy.certificate import Certificate
+from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
 from eomt_deploy.files import staging_folder, through_links
-from eomt_deploy.image_search import search_images
-from eomt_deploy.labels import label_map
 from eomt_deploy.model_file import read_model_file
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.privacy import import_openvino
-from eomt_deploy.processing import Processor
-from eomt_deploy.sources import built_in_images, load_image, readable_images
+from eomt_deploy.sidecar import onnx_sha256
 from eomt_deploy.units import counted
 
 MIN_AGREEMENT = 0.995
-"""Minimum share of equal labels for choosing BF16."""
+"""Minimum label agreement for choosing BF16."""
 MIN_GAIN = 1.05
 """Minimum speedup for choosing BF16: some CPUs only emulate it."""
 TIMED_CALLS = 5
@@ -44,24 +38,21 @@ class Trial:
 
     Attributes:
         arithmetic: the arithmetic that was compared with FP32.
-        agreement: share of the pixels with the same label.
+        agreement: share of equal labels, see
+            :attr:`~eomt_deploy.backends.verification.Verification.label_agreement`.
         images: number of images.
         times_as_fast: speedup of the network: ratio of the median times of a few alternating calls.
-        labelled: share of the pixels that FP32 assigns a label to.
     """
 
     arithmetic: str
     agreement: float
     images: int
     times_as_fast: float
-    labelled: float
 
     def __str__(self) -> str:
         fast = (
             f"{self.arithmetic} is {self.times_as_fast:.2f} times as fast as fp32 on this machine"
         )
-        if not self.labelled:
-            return f"{fast}; no segments in the {self.images} images: pass other --images"
         verdict = "worth it" if self.worth_it else "not worth it"
         return (
             f"{fast}, {self.agreement:.3%} of the labels are equal on "
@@ -70,8 +61,7 @@ class Trial:
 
     @property
     def worth_it(self) -> bool:
-        agrees = self.labelled > 0 and self.agreement >= MIN_AGREEMENT
-        return agrees and self.times_as_fast >= MIN_GAIN
+        return self.agreement >= MIN_AGREEMENT and self.times_as_fast >= MIN_GAIN
 
 
 @dataclass(frozen=True)
@@ -84,6 +74,7 @@ class OpenVinoReport:
         precision: precision of the export.
         arithmetic: arithmetic of the unquantised layers.
         trial: comparison that led to the arithmetic; None if none was necessary.
+        certificate: comparison with the ONNX model; None with ``--no-check``.
         warnings: warnings for the user, e.g. on skipped images.
     """
 
@@ -92,6 +83,7 @@ class OpenVinoReport:
     precision: str
     arithmetic: str
     trial: Trial | None
+    certificate: Certificate | None = None
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
@@ -101,6 +93,7 @@ class OpenVinoReport:
         yield f"  OpenVINO {self.version}, {self.precision} model, computes in {self.arithmetic}"
         if self.trial:
             yield f"  {self.trial}"
+        yield f"  {check_line(self.certificate)}"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as a dictionary for JSON."""
@@ -115,6 +108,8 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
         MissingDependencyError: OpenVINO is not installed.
         DeviceError: this CPU does not support the requested arithmetic.
         OutputError: the output cannot be written.
+        VerificationError: the new file does not compute what the ONNX model computes; nothing is
+            written.
     """
     try:
         openvino = import_openvino()
@@ -126,6 +121,7 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
         ARITHMETIC,
         ARITHMETIC_KEY,
         VERSION,
+        OpenVinoEngine,
         able,
         read_model,
     )
@@ -133,7 +129,7 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
     config = replace(config, output=through_links(config.output))
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     targets = config.output, config.output.with_suffix(".bin")
-    found = search_images([config.images] if config.images else built_in_images())
+    check = Check(config)
     progress("reading the model", None)
     spec = read_model_file(config.onnx).spec
     core = openvino.Core()
@@ -150,6 +146,8 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
     with staging_folder(config.output) as folder:
         model = read_model(core, config.onnx)
         plain = folder / config.output.name
+        model.set_rt_info(config.onnx.name, ["eomt_deploy", "onnx"])
+        model.set_rt_info(onnx_sha256(config.onnx), ["eomt_deploy", "onnx_sha256"])
 
         def save(arithmetic: str) -> None:
             model.set_rt_info(arithmetic, ARITHMETIC_KEY)
@@ -164,17 +162,18 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
         progress("converting", None)
         chosen = (settled or "fp32") if requested == "auto" else requested
         trial = None
-        notes: list[str] = []
         save(chosen)
         compare = tried not in ("fp32", settled) and (requested != "auto" or not settled)
         if compare and tried in possible:
-            purpose = "comparing the arithmetic"
-            images, notes = readable_images(found.paths, purpose, Processor(spec).preprocess)
+            images = check.images(spec)
             progress(f"trying {tried} on {len(images)} images", None)
             trial = try_arithmetic(plain, tried, images)
             if requested == "auto" and trial.worth_it:
                 chosen = tried
                 save(chosen)
+        certificate = check.run(partial(OpenVinoEngine, plain, cache=False), progress)
+        if certificate:
+            OpenVinoFile(plain).save(certificate)
         try:
             # The old .xml is removed first and the new one is put in place last, so that an .xml
             # never exists beside the .bin of another model.
@@ -186,8 +185,9 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
                 f"{config.output} cannot be replaced: {error.strerror}.",
                 fix="Close programs that have the old file open, and build again.",
             ) from error
-    warnings = (*notes, *([f"Images: {found.note}."] if found.note and trial else []))
-    return OpenVinoReport(targets, VERSION, spec.precision, chosen, trial, warnings)
+    return OpenVinoReport(
+        targets, VERSION, spec.precision, chosen, trial, certificate, tuple(check.notes)
+    )
 
 
 def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Trial:
@@ -198,24 +198,10 @@ def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Tria
         OpenVinoEngine(model, arithmetic=kind, cache=False) for kind in ("fp32", arithmetic)
     )
     with first, second:
-        processor = Processor(first.spec, backend=first.backend)
-        same, labelled = [], []
-        for image in images:
-            inputs, geometry = processor.preprocess(load_image(image))
-
-            def labels(engine: Engine) -> npt.NDArray[np.int32]:
-                result = processor.postprocess(*run_in_parts(engine, inputs), geometry)  # noqa: B023
-                return label_map(result)
-
-            exact = labels(first)
-            try:
-                same.append(float((exact == labels(second)).mean()))
-            except VerificationError:  # the logits are not finite: no label agrees
-                same.append(0.0)
-            labelled.append((exact >= 0).mean())
+        agreement = compare(second, first, images).label_agreement
         batch = np.zeros((first.spec.batch or 1, *first.spec.image_size, 3), np.uint8)
         times = alternate(partial(first.run, batch), partial(second.run, batch))
-    return Trial(arithmetic, float(np.mean(same)), len(images), times, float(np.mean(labelled)))
+    return Trial(arithmetic, agreement, len(images), times)
 
 
 def alternate(first: Callable[[], Any], second: Callable[[], Any]) -> float:

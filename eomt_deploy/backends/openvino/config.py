@@ -21,8 +21,6 @@ class OpenVinoConfig(BuildConfig):
     Attributes:
         arithmetic: what the unquantised layers compute in; ``auto`` selects BF16 for an FP32 or
             INT8 model if it is faster on this machine and keeps 99.5% of the labels.
-        images: image or folder used to compare BF16 with FP32; None uses the images of the
-            package.
     """
 
     arithmetic: str = option(
@@ -30,16 +28,10 @@ class OpenVinoConfig(BuildConfig):
         "Arithmetic of the layers that are not quantised: auto, fp32, bf16 or fp16. auto selects "
         "BF16 if it is faster on this machine and keeps 99.5% of the labels (default: auto).",
     )
-    images: Path | None = option(None, "Image or folder used to compare BF16 with FP32.", Path)
 
     def __post_init__(self) -> None:
         check_suffix(self.output, XML, "an OpenVINO model")
         one_of("--arithmetic", self.arithmetic, ARITHMETICS)
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Files and folders that are read and must not be replaced."""
-        return (*super().inputs, *([self.images] if self.images else []))
 
     @property
     def outputs(self) -> Mapping[str, Path]:

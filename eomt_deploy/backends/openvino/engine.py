@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.backends.openvino.cache import CompiledFile
 from eomt_deploy.backends.openvino.graph import normalize_channels_in_place
+from eomt_deploy.certificate import UNCHECKED
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.devices import may_overflow_in_int8
 from eomt_deploy.errors import DeviceError, ModelFileError, OutputError
@@ -75,10 +77,12 @@ class OpenVinoEngine(Engine):
         super().__init__()
         self.path: Path = path
         core = openvino.Core()
-        self.spec, built = describe(core, path)
+        self.spec, built, certified = describe(core, path)
         wanted = arithmetic or built or ARITHMETIC.get(self.spec.precision, "fp32")
         self.arithmetic: Arithmetic = wanted if wanted in able(core) else "fp32"
         self.remarks = arithmetic_remarks(arithmetic or built, self.arithmetic)
+        if not certified:
+            self.remarks += (UNCHECKED,)
         if self.spec.precision == "int8" and may_overflow_in_int8():
             self.remarks += (INT8_MAY_OVERFLOW,)
         settings: dict[str, Any] = {
@@ -140,11 +144,19 @@ class OpenVinoEngine(Engine):
         class_logits, mask_logits = (array.astype(np.float32, copy=False) for array in found)
         return class_logits, mask_logits
 
-    def _infer(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+    def run_named(
+        self, images: npt.NDArray[np.uint8], names: Sequence[str]
+    ) -> list[npt.NDArray[Any]]:
+        """Run one batch, and return outputs by name."""
+        return self._infer(images, [self._compiled.output(name) for name in names])
+
+    def _infer(
+        self, images: npt.NDArray[np.uint8], outputs: Sequence[Any] = ()
+    ) -> list[npt.NDArray[Any]]:
         if not hasattr(self._own, "request"):
             self._own.request = self._new_request()
         found = self._own.request.infer({INPUT: images}, share_inputs=True)
-        return [found[output] for output in self._outputs]
+        return [found[output] for output in outputs or self._outputs]
 
     def _spread(self, images: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         """Run every image as a separate request, as many in parallel as OpenVINO recommends.
@@ -189,8 +201,9 @@ class OpenVinoEngine(Engine):
         self._memory = None
 
 
-def describe(core: Any, path: Path) -> tuple[ModelSpec, Arithmetic | None]:
-    """The description of a model file, and the arithmetic that `build` chose.
+def describe(core: Any, path: Path) -> tuple[ModelSpec, Arithmetic | None, bool]:
+    """The description of a model file, the arithmetic that `build` chose, and whether the file has
+    been compared with its ONNX model, or is one.
 
     The graph is read only if the description cannot be found without it.
 
@@ -198,13 +211,14 @@ def describe(core: Any, path: Path) -> tuple[ModelSpec, Arithmetic | None]:
         ModelFileError: the file is damaged, or was not written by eomt-deploy.
     """
     if path.suffix.lower() == ".xml":
-        spec, built = read_xml(path)
-        return spec, cast("Arithmetic | None", built)
+        facts = read_xml(path)
+        arithmetic = cast("Arithmetic | None", facts.arithmetic)
+        return facts.spec, arithmetic, facts.certificate is not None
     metadata = read_onnx_metadata(path)
     if METADATA_KEY not in metadata:
         # For a damaged file this raises an error with the reason.
         metadata = read_metadata(read_model(core, path), path)
-    return parse_spec(metadata, path), None
+    return parse_spec(metadata, path), None, True
 
 
 def read_model(core: Any, path: Path) -> Any:

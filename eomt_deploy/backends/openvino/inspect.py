@@ -8,6 +8,7 @@ from pathlib import Path
 from eomt_deploy.backends.inspection import (
     Inspection,
     backend_here,
+    certificate_rows,
     model_rows,
     origin_rows,
     remark_rows,
@@ -18,7 +19,7 @@ from eomt_deploy.model_file import read_xml
 
 def inspect(path: Path) -> Inspection:
     """Inspect an OpenVINO model."""
-    spec, arithmetic = read_xml(path)
+    spec, arithmetic, onnx, onnx_sha256, certificate = read_xml(path)
     weights = path.with_suffix(".bin")
     size = sum(file.stat().st_size for file in (path, weights) if file.is_file())
     remarks = _arithmetic_remarks(arithmetic)
@@ -26,11 +27,14 @@ def inspect(path: Path) -> Inspection:
         "computes in": arithmetic or "the precision of the export",
         "file": f"{size / 1e6:.1f} MB with {weights.name}",
         "runs here with": backend_here(path),
+        **certificate_rows(certificate),
         **remark_rows(remarks),
         **origin_rows(spec),
     }
     data = {"path": str(path), "spec": asdict(spec), "arithmetic": arithmetic, "bytes": size}
-    return Inspection(data | {"remarks": list(remarks)}, rows)
+    origin = {"onnx": onnx, "onnx_sha256": onnx_sha256}
+    checked = {"certificate": asdict(certificate) if certificate else None}
+    return Inspection(data | origin | checked | {"remarks": list(remarks)}, rows)
 
 
 def _arithmetic_remarks(arithmetic: str | None) -> tuple[str, ...]:

@@ -8,25 +8,30 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eomt_deploy.backends.building import Progress, no_progress
+from eomt_deploy.backends.building import Progress, check_line, no_progress
+from eomt_deploy.backends.certification import Check
 from eomt_deploy.backends.tensorrt import graph, library, settings, timing_cache
+from eomt_deploy.backends.tensorrt.compatibility import check_machine, this_machine
 from eomt_deploy.backends.tensorrt.config import TensorRtConfig
+from eomt_deploy.backends.tensorrt.engine import TensorRtEngine
 from eomt_deploy.backends.tensorrt.layers import (
     LayerReport,
     read_inspector,
     read_network,
 )
 from eomt_deploy.backends.tensorrt.monitor import make_monitor, run_cancellable
+from eomt_deploy.certificate import Certificate
 from eomt_deploy.devices import Gpu, current_gpu
 from eomt_deploy.errors import BuildError, DeviceError, VerificationError
 from eomt_deploy.files import staging_folder, through_links
-from eomt_deploy.model_file import EXTERNAL_SUFFIX, read_model_file
+from eomt_deploy.model_file import read_model_file
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.precision import QUANTIZED, wider
-from eomt_deploy.sidecar import Sidecar, sha256, sidecar_path, write_sidecar
+from eomt_deploy.sidecar import Sidecar, onnx_sha256, sidecar_path, write_sidecar
 from eomt_deploy.spec import ModelSpec
 
 SHOWN_LAYERS = 8
@@ -53,6 +58,10 @@ class BuildReport:
     warnings: tuple[str, ...]
 
     @property
+    def certificate(self) -> Certificate | None:
+        return self.sidecar.certificate
+
+    @property
     def files(self) -> tuple[Path, ...]:
         return self.engine, sidecar_path(self.engine)
 
@@ -74,6 +83,7 @@ class BuildReport:
         rest = len(table) - SHOWN_LAYERS
         more = f", {rest} more" if rest > 0 else ""
         yield f"  layers: {', '.join(table[:SHOWN_LAYERS])}{more}"
+        yield f"  {check_line(self.certificate)}"
 
     def to_dict(self) -> dict[str, Any]:
         """The report as a dictionary for JSON."""
@@ -111,16 +121,19 @@ def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildRepo
         MissingDependencyError: the library is not installed or too old.
         DeviceError: the target needs a GPU, and there is none.
         BuildError: the library cannot build this model; the message has its reasons.
-        VerificationError: the engine does not compute in the requested precision; nothing is
-            written.
+        VerificationError: the engine does not compute in the requested precision, or not what the
+            ONNX model computes; nothing is written.
         OutputError: the output cannot be written.
     """
     config = replace(config, output=through_links(config.output))
     module, gpu = check_ready(config)
+    check = Check(config, possible=gpu is not None)
     progress("reading the model", 0)
-    spec = read_model_file(config.onnx).spec
+    model = read_model_file(config.onnx)
+    spec = model.spec
     batch = settings.batch_range(config, spec)
     version = str(module.__version__)
+    faults = library.check_operators(config.target, version, model.operators)
     with library.captured_log(config.target) as lines:
         builder = module.Builder(library.logger(config.target))
         progress("parsing the graph", 0)
@@ -147,7 +160,13 @@ def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildRepo
     sidecar = _describe(config, spec, version, gpu, batch, wanted, plan)
     sidecar.settings["precision_read_from"] = layers.source
     sidecar.settings["heavy_layers"] = _counts(layers)
-    _publish(config.output, plan, sidecar)
+    with staging_folder(config.output) as folder:
+        staged = folder / config.output.name
+        staged.write_bytes(memoryview(plan))
+        write_sidecar(staged, sidecar)
+        sidecar, remark = _certified(check, staged, sidecar, config, progress)
+        _publish(staged, write_sidecar(staged, sidecar), config.output)
+    warnings += [*faults, *remark, *check.notes]
     return BuildReport(config.output, sidecar, layers, seconds, tuple(warnings))
 
 
@@ -317,7 +336,6 @@ def _describe(
     precision: str,
     plan: Any,
 ) -> Sidecar:
-    side = config.onnx.with_name(config.onnx.name + EXTERNAL_SUFFIX)
     return Sidecar(
         spec=spec,
         target=config.target,
@@ -333,21 +351,38 @@ def _describe(
         plan_bytes=plan.nbytes,
         plan_sha256=hashlib.sha256(memoryview(plan)).hexdigest(),
         onnx=config.onnx.name,
-        onnx_sha256=sha256(config.onnx, *([side] if side.is_file() else [])),
+        onnx_sha256=onnx_sha256(config.onnx),
         settings=settings.describe(config),
     )
 
 
-def _publish(output: Path, plan: Any, sidecar: Sidecar) -> None:
-    """Write the engine and its sidecar.
+def _certified(
+    check: Check, staged: Path, sidecar: Sidecar, config: TensorRtConfig, progress: Progress
+) -> tuple[Sidecar, list[str]]:
+    """Compare a new engine with its ONNX model, if this machine can run it.
+
+    Returns:
+        the sidecar with the certificate, and the reason if there is none.
+    """
+    if not config.check:
+        return sidecar, []
+    try:
+        check_machine(sidecar, this_machine(config.target))
+    except DeviceError as error:  # built for another GPU
+        return sidecar, [
+            f"The engine was not compared with its ONNX model: {error.what} Copy both to that "
+            f"machine and run: eomt-deploy verify {config.output.name} --save"
+        ]
+    found = check.run(partial(TensorRtEngine, staged, built_from=config.onnx), progress)
+    return replace(sidecar, certificate=found), []
+
+
+def _publish(staged: Path, description: Path, output: Path) -> None:
+    """Move a new engine and its sidecar to their places.
 
     The old engine is removed first and the new one is put in place last. So even after an
     interruption, an existing engine is complete and its sidecar describes it.
     """
-    with staging_folder(output) as folder:
-        staged = folder / output.name
-        staged.write_bytes(memoryview(plan))
-        description = write_sidecar(staged, sidecar)
-        output.unlink(missing_ok=True)
-        os.replace(description, sidecar_path(output))
-        os.replace(staged, output)
+    output.unlink(missing_ok=True)
+    os.replace(description, sidecar_path(output))
+    os.replace(staged, output)

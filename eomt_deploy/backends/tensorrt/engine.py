@@ -17,12 +17,12 @@ from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.backends.tensorrt import library
 from eomt_deploy.backends.tensorrt.compatibility import check_machine, check_trust, this_machine
 from eomt_deploy.backends.tensorrt.jit_cache import JitCache, cache_file
+from eomt_deploy.certificate import UNCHECKED
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.cuda import Device, DeviceArray, open_device
 from eomt_deploy.cuda.executor import Tensor, ThreadExecutor, split
 from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
-from eomt_deploy.model_file import EXTERNAL_SUFFIX
-from eomt_deploy.sidecar import Target, check_plan, known_target, read_sidecar, sha256
+from eomt_deploy.sidecar import Target, check_plan, known_target, onnx_sha256, read_sidecar
 
 
 def numpy_type(name: str) -> np.dtype[Any]:
@@ -59,6 +59,10 @@ class TensorRtEngine(Engine):
     buffers, and all share the weights. ``run`` takes and returns host memory; ``run_device`` keeps
     everything on the GPU.
 
+    Args:
+        built_from: ONNX model that this process has just built the engine from. Then the engine is
+            trusted, and the weights that it lacks are loaded from there.
+
     Attributes:
         sidecar: description of the engine.
         gpu: the GPU, for allocating, copying or launching kernels beside the engine.
@@ -66,7 +70,14 @@ class TensorRtEngine(Engine):
 
     splits = True
 
-    def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        built_from: Path | None = None,
+    ) -> None:
         super().__init__()
         if threads is not None:
             raise UsageError(
@@ -80,14 +91,20 @@ class TensorRtEngine(Engine):
         self.backend, self.device = target, "cuda"
         # Check everything before the library is called: without a GPU it crashes the process.
         self.remarks = check_machine(self.sidecar, this_machine(target), engine=path)
-        check_trust(self.sidecar)
+        if built_from is None:
+            check_trust(self.sidecar)
+        if self.sidecar.settings.get("tf32") == "yes" and self.spec.precision == "fp32":
+            self.arithmetic = "tf32"
+        if self.sidecar.certificate is None and built_from is None:
+            self.remarks += (UNCHECKED,)
         check_plan(path, self.sidecar, full=True)
         self.gpu: Device = open_device()
         module = library.load(target)
         with self.gpu.active(), library.captured_log(target) as lines:
             self._engine = self._open(module, target, lines)
             if self.sidecar.stripped:
-                self._refit(module, target, lines)
+                onnx = built_from or path.with_name(Path(self.sidecar.onnx).name)
+                self._refit(module, target, lines, onnx)
             self.remarks += tuple(
                 f"Warning of {library.NAMES[target]}: {text}"
                 for text in library.complaints(lines, kind="warning")
@@ -120,10 +137,8 @@ class TensorRtEngine(Engine):
             )
         return engine
 
-    def _refit(self, module: Any, target: Target, lines: list[library.Line]) -> None:
+    def _refit(self, module: Any, target: Target, lines: list[library.Line], onnx: Path) -> None:
         """Load the weights of the ONNX file into an engine that was built without weights."""
-        onnx = self.path.with_name(Path(self.sidecar.onnx).name)
-        side = onnx.with_name(onnx.name + EXTERNAL_SUFFIX)
         if not onnx.is_file():
             raise ModelFileError(
                 f"{self.path} contains no weights, and {onnx} does not exist.",
@@ -132,7 +147,7 @@ class TensorRtEngine(Engine):
                 fix=f"Copy {onnx.name} to the folder of the engine, or rebuild it without "
                 "--strip-weights.",
             )
-        found = sha256(onnx, *([side] if side.is_file() else []))
+        found = onnx_sha256(onnx)
         if found != self.sidecar.onnx_sha256:
             raise ModelFileError(
                 f"{onnx} is not the model that {self.path.name} was built from: its SHA-256 is "
@@ -167,9 +182,10 @@ class TensorRtEngine(Engine):
             {name: ("", (self.spec.batch, *shape[1:])) for name, shape in shapes.items()},
             self.path,
         )
+        more = [name for name in names if name not in (INPUT, *OUTPUTS)]  # see bisection.py
         return [
             Tensor(name, shapes[name][1:], numpy_type(engine.get_tensor_dtype(name).name))
-            for name in (INPUT, *OUTPUTS)
+            for name in (INPUT, *OUTPUTS, *more)
         ]
 
     def _executor(self) -> ThreadExecutor:
@@ -207,9 +223,17 @@ class TensorRtEngine(Engine):
             raise UsageError("This engine is closed.", fix="Open it again with open_engine().")
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        class_logits, mask_logits = self._executor().run(images)
+        class_logits, mask_logits, *_ = self._executor().run(images)
         self._remember(len(images))
         return class_logits, mask_logits
+
+    def run_named(
+        self, images: npt.NDArray[np.uint8], names: Sequence[str]
+    ) -> list[npt.NDArray[Any]]:
+        """Run one batch, and return outputs by name."""
+        found = self._executor().run(images)
+        by_name = {tensor.name: array for tensor, array in zip(self._outputs, found, strict=True)}
+        return [by_name[name] for name in names]
 
     def run_device(self, images: Any) -> tuple[DeviceArray, DeviceArray]:
         """Like :meth:`run`, but from GPU memory to GPU memory, and asynchronous.
@@ -241,7 +265,7 @@ class TensorRtEngine(Engine):
                 f"{self.gpu.index}, got {array!r}.",
                 fix="Resize the images on the GPU first, or pass a numpy array to run().",
             )
-        class_logits, mask_logits = executor.run_device(array)
+        class_logits, mask_logits, *_ = executor.run_device(array)
         self._remember(len(array))
         return class_logits, mask_logits
 
@@ -275,7 +299,10 @@ class TensorRtEngine(Engine):
         self._check_open()
         with self._lock:
             executors = list(self._executors)
-        activations: int = self._engine.device_memory_size_v2
+        # TensorRT 10.0 has only the older name.
+        newer = hasattr(self._engine, "device_memory_size_v2")
+        name = "device_memory_size_v2" if newer else "device_memory_size"
+        activations: int = getattr(self._engine, name)
         buffers = sum(executor.bytes for executor in executors)
         return self.sidecar.plan_bytes + len(executors) * activations + buffers
 

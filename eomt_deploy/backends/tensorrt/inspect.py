@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from eomt_deploy.backends.inspection import Inspection, model_rows, origin_rows, remark_rows
+from eomt_deploy.backends.inspection import (
+    Inspection,
+    certificate_rows,
+    model_rows,
+    origin_rows,
+    remark_rows,
+)
 from eomt_deploy.backends.tensorrt.compatibility import check_machine, this_machine
 from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError
 from eomt_deploy.sidecar import check_plan, known_target, read_sidecar
@@ -32,6 +38,7 @@ def inspect(path: Path) -> Inspection:
         "runs on": f"compute capability {', '.join(facts.compute_capabilities)}"
         + ("" if level == "none" else f" ({level})"),
         "runs here": runs,
+        **certificate_rows(facts.certificate),
         **remark_rows(remarks),
         "built on": gpu,
         "built from": f"{facts.onnx} (SHA-256 {facts.onnx_sha256[:12]}…)",

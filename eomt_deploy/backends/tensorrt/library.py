@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,8 +16,17 @@ from eomt_deploy.sidecar import Target
 
 MODULES: dict[Target, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 NAMES: dict[Target, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-MINIMUM_VERSION: dict[Target, tuple[int, int]] = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 2)}
+MINIMUM_VERSION: dict[Target, tuple[int, int]] = {"tensorrt": (10, 0), "tensorrt-rtx": (1, 2)}
 """Minimum versions: the first whose strongly typed networks accept our graphs."""
+OPERATORS: dict[str, tuple[int, int]] = {"Attention": (10, 14)}
+"""Minimum TensorRT version of operators that only some graphs have."""
+TESTED_FROM = (10, 12)
+KNOWN_FAULTS = (
+    "TensorRT {version} is older than 10.12. TensorRT 10.3 and 10.4 are reported to compute vision "
+    "transformers wrongly (NVIDIA/TensorRT issues 4419, 4723, 4742): rely on the comparison with "
+    "the ONNX model, and do not use --no-check."
+)
+"""Warning of a build with an older version."""
 
 WARNING = 2
 """Numeric severity of a warning; smaller numbers are more severe."""
@@ -59,13 +68,44 @@ def load(target: Target) -> Any:
         ) from error
     version = str(module.__version__)
     minimum = MINIMUM_VERSION[target]
-    if tuple(int(part) for part in version.split(".")[:2]) < minimum:
+    if numbers(version) < minimum:
         raise MissingDependencyError(
             f"{name} {version} is too old; the minimum is {minimum[0]}.{minimum[1]}.",
             why="The graph defines the precision, which requires strongly typed networks.",
             fix=f"pip install --upgrade 'eomt-deploy[{target}]'",
         )
     return module
+
+
+def numbers(version: str) -> tuple[int, int]:
+    """Major and minor version: ``"10.13.3.9"`` -> (10, 13)."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def check_operators(target: Target, version: str, operators: Mapping[str, int]) -> list[str]:
+    """Check that a version of the library has all operators of a graph.
+
+    Args:
+        operators: how often the graph has each operator.
+
+    Returns:
+        a warning if this version has known faults.
+
+    Raises:
+        MissingDependencyError: an operator needs a newer version.
+    """
+    if target != "tensorrt":
+        return []
+    for operator, minimum in OPERATORS.items():
+        if operators.get(operator) and numbers(version) < minimum:
+            needed = f"{minimum[0]}.{minimum[1]}"
+            raise MissingDependencyError(
+                f"The graph has the operator {operator}, which needs TensorRT {needed}; "
+                f"{version} is installed.",
+                fix=f"Export again without --attention fused, or install TensorRT {needed}.",
+            )
+    return [KNOWN_FAULTS.format(version=version)] if numbers(version) < TESTED_FROM else []
 
 
 @cache

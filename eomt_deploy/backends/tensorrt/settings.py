@@ -50,8 +50,16 @@ def configure(
     if config.optimization_level is not None:
         options.builder_optimization_level = config.optimization_level
     if config.hardware_compatibility != "none":
-        level = config.hardware_compatibility.upper()
-        options.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
+        level = getattr(
+            module.HardwareCompatibilityLevel, config.hardware_compatibility.upper(), None
+        )
+        if level is None:
+            raise MissingDependencyError(
+                f"TensorRT {module.__version__} does not know --hardware-compatible "
+                f"{config.hardware_compatibility.replace('_', '-')}.",
+                fix="Leave it out, or install a newer version of TensorRT.",
+            )
+        options.hardware_compatibility_level = level
     if config.compute_capabilities:
         options.num_compute_capabilities = len(config.compute_capabilities)
         for index, capability in enumerate(config.compute_capabilities):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from eomt_deploy import __version__, devices
@@ -22,7 +22,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
     """
     versions = {name: devices.package_version(name) for name in (*PACKAGES, *distributions())}
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": devices.cpu_name(),
         "cpu_flags": devices.cpu_flags(),
         "cores": devices.usable_cores(),

@@ -77,7 +77,7 @@ class _Exported(Running):
     def _built(self, model: Path, name: str, builder: Builder) -> Path:
         path = model.with_suffix(f".{name}{builder.suffix}")
         if not path.exists():
-            load(builder.run)(make_config(name, model, path, {}), no_progress)
+            load(builder.run)(make_config(name, model, path, {"check": False}), no_progress)
         return path
 
     def network(self) -> None:

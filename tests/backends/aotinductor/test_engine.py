@@ -53,6 +53,15 @@ def test_package_equals_the_onnx_file(
             np.testing.assert_allclose(have, want, atol=1e-3, rtol=1e-3)
 
 
+def test_verify(package: Path, exported: Callable[..., Path], image_path: Path, cli):
+    code, _, err = cli("verify", package, image_path)
+    assert code == 2
+    assert "does not name the ONNX model" in err
+    code, out, err = cli("verify", package, image_path, "--against", exported("panoptic"))
+    assert code == 0, err
+    assert "aotinductor" in out
+
+
 def test_outputs_are_the_callers_own(package: Path):
     with open_engine(package) as engine:
         first = engine.run(tiny.images()[:1])

@@ -22,10 +22,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def trial(agreement=1.0, times=2.0, labelled=1.0):
-    return lambda model, arithmetic, images: Trial(
-        arithmetic, agreement, len(images), times, labelled
-    )
+def trial(agreement=1.0, times=2.0):
+    return lambda model, arithmetic, images: Trial(arithmetic, agreement, len(images), times)
 
 
 def test_it_computes_what_the_graph_says(exported, tmp_path, image_path):
@@ -51,7 +49,6 @@ def test_it_computes_what_the_graph_says(exported, tmp_path, image_path):
         ({"agreement": 0.9951}, "bf16"),
         ({"agreement": 0.9949}, "fp32"),
         ({"times": 1.01}, "fp32"),
-        ({"labelled": 0.0}, "fp32"),
     ],
 )
 def test_bf16_must_be_worth_it(exported, tmp_path, monkeypatch, found, chosen):
@@ -67,12 +64,11 @@ def test_bf16_must_be_worth_it(exported, tmp_path, monkeypatch, found, chosen):
 @pytest.mark.skipif("BF16" not in ABLE, reason="This CPU does not compute in BF16.")
 def test_the_trial_is_a_real_one(exported, tmp_path, image_path):
     config = OpenVinoConfig(
-        exported("semantic"), tmp_path / "m.xml", arithmetic="bf16", images=image_path
+        exported("semantic"), tmp_path / "m.xml", arithmetic="bf16", check_images=image_path
     )
     report = build_openvino(config)
     assert report.arithmetic == "bf16"  # requested, whatever the comparison gave
     assert report.trial.images == 1
-    assert report.trial.labelled == 1
     assert 0.5 < report.trial.agreement <= 1
     assert report.trial.times_as_fast > 0
 
@@ -155,14 +151,14 @@ def test_an_unreadable_image_of_the_trial_is_named(
     (folder / "c.jpg").write_bytes(b"broken")
     (folder / "c.txt").write_bytes(b"")
     model, output = exported("semantic"), tmp_path / "m.xml"
-    code, _, err = cli("build", model, "-o", output, "--images", folder)
+    code, _, err = cli("build", model, "-o", output, "--check-images", folder)
     assert code == 0
     assert [path.name for path in judged] == ["a.jpg", "b.jpg", "d.jpg", "e.jpg"]
     assert "1 of 5 images" in err
     assert "c.jpg is not an image" in err
     assert "left out 1 file: 1 .txt" in err
     (folder / "d.jpg").write_bytes(b"broken")
-    code, _, err = cli("build", model, "-o", tmp_path / "n.xml", "--images", folder)
+    code, _, err = cli("build", model, "-o", tmp_path / "n.xml", "--check-images", folder)
     assert code == 2
     assert "3 of 5 images" in err
     assert not (tmp_path / "n.xml").exists()

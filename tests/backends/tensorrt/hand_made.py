@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
+from eomt_deploy.certificate import Certificate
 from eomt_deploy.classes import make_classes
 from eomt_deploy.spec import METADATA_KEY, TASK_THRESHOLDS, Backbone, ModelSpec
 
@@ -27,6 +28,20 @@ SPEC = ModelSpec(
     resize="letterbox",
     thresholds=TASK_THRESHOLDS["panoptic"],
     backbone=Backbone("made", WIDTH, 1, 1, "gelu", 0, 1234),
+)
+CERTIFICATE = Certificate(
+    images=3,
+    inputs=6,
+    relative_error=1.5e-6,
+    class_agreement=1.0,
+    mask_agreement=0.9995,
+    label_agreement=0.9999,
+    max_relative_error=1e-3,
+    min_agreement=0.999,
+    backend="tensorrt 10.13.0.35 in fp16",
+    device="NVIDIA L4",
+    driver="580.65.06",
+    created="2026-01-31T12:00:00Z",
 )
 NUMPY = {T.FLOAT: np.float32, T.FLOAT16: np.float16, T.BFLOAT16: ml_dtypes.bfloat16}
 BASE = {"fp32": T.FLOAT, "bf16": T.BFLOAT16}

@@ -52,7 +52,7 @@ def test_plan_and_sidecar_belong_together(made):
     assert sidecar.library_version == library.load("tensorrt-rtx").__version__
     assert sidecar.onnx_sha256 == hashlib.sha256(config.onnx.read_bytes()).hexdigest()
     assert sidecar.settings["tf32"] == "no"
-    assert report.warnings == ()
+    assert [w for w in report.warnings if "was not compared" not in w] == []
     assert report.seconds > 0
     fractions = [fraction for _, fraction in updates]
     assert fractions == sorted(fractions)

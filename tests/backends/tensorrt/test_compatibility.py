@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eomt_deploy.backends.tensorrt import library
 from eomt_deploy.backends.tensorrt.compatibility import (
     Machine,
     check_machine,
@@ -234,3 +235,17 @@ def test_this_machine_is_described_without_starting_anything():
     assert machine.library_version == tensorrt_rtx.__version__
     assert (machine.gpu is not None) == (cuda_device_count() > 0)
     assert (machine.compute_capability is None) == (machine.gpu is None)
+
+
+def test_operators_and_known_faults_of_older_versions():
+    plain, fused = {"MatMul": 4}, {"MatMul": 4, "Attention": 2}
+    for version in ("10.14.1.48", "10.12.0.36", "11.4.0.106"):
+        assert library.check_operators("tensorrt", version, plain) == []
+    [warning] = library.check_operators("tensorrt", "10.3.0.30", plain)
+    assert "TensorRT 10.3.0.30 is older than 10.12" in warning
+    assert "4723" in warning
+    assert library.check_operators("tensorrt", "10.14.1.48", fused) == []
+    with pytest.raises(MissingDependencyError, match=r"needs TensorRT 10\.14; 10\.13\.3\.9") as e:
+        library.check_operators("tensorrt", "10.13.3.9", fused)
+    assert "--attention fused" in e.value.fix
+    assert library.check_operators("tensorrt-rtx", "1.2.0.54", fused) == []
