@@ -32,9 +32,8 @@ from rich.console import Console
 
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import BACKENDS
-from eomt_deploy.backends.openvino.build import build_openvino
-from eomt_deploy.backends.openvino.config import OpenVinoConfig
 from eomt_deploy.benchmarking.machine.environment import environment
+from eomt_deploy.devices import computes_in_bf16
 from eomt_deploy.errors import EomtDeployError
 from eomt_deploy.evaluation import open_dataset
 from eomt_deploy.evaluation.compare import Comparison, compare
@@ -136,27 +135,16 @@ def measure(
                 continue
             if (precision, name) == ("fp32", "emulation"):  # FP32 needs no emulation
                 continue
-            files = [(path, report.files)]
+            kinds: tuple[str | None, ...] = (None,)
             if name == "openvino" and precision in IN_BF16 and computes_in_bf16():
-                built = build_openvino(
-                    OpenVinoConfig(path, path.with_suffix(".xml"), arithmetic="bf16")
-                )
-                files.append((built.files[0], built.files))
-            for model, parts in files:
-                with Segmenter(model, backend=name) as segmenter:
+                kinds = ("fp32", "bf16")
+            size = sum(file.stat().st_size for file in report.files) / 1e6
+            for arithmetic in kinds:
+                with Segmenter(path, backend=name, arithmetic=arithmetic) as segmenter:
                     where = segmenter.engine.where
                     console.print(f"{where}, {named}: {len(samples)} images")
                     found = compare(reference, segmenter, samples, labelled=not options.images)
-                size = sum(file.stat().st_size for file in parts) / 1e6
                 yield Row(where, named, size, found)
-
-
-def computes_in_bf16() -> bool:
-    """Whether OpenVINO computes in BF16 on this processor."""
-    from eomt_deploy.backends.openvino.engine import able
-    from eomt_deploy.privacy import import_openvino
-
-    return "bf16" in able(import_openvino().Core())
 
 
 def wanted(options: argparse.Namespace) -> list[tuple[str, float | None]]:

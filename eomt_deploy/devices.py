@@ -17,6 +17,9 @@ ISA_FLAGS = (
 EXACT_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 """x86 CPUs without any of these accumulate INT8 products in 16 bits, which can overflow."""
 
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""x86 CPUs without any of these emulate BF16, which is slower than FP32."""
+
 # CUdevice_attribute numbers of the CUDA driver API.
 COMPUTE_CAPABILITY_MAJOR = 75
 COMPUTE_CAPABILITY_MINOR = 76
@@ -110,6 +113,11 @@ def cpu_flags() -> list[str]:
             present = set(line.split(":", 1)[1].split())
             return [flag for flag in ISA_FLAGS if flag in present]
     return []
+
+
+def computes_in_bf16() -> bool:
+    """Whether this CPU is known to have instructions for BF16 matrix products."""
+    return not BF16_FLAGS.isdisjoint(cpu_flags())
 
 
 def may_overflow_in_int8() -> bool:

@@ -40,6 +40,7 @@ class Segmenter(Closing):
         threads: number of CPU threads of the network and of the post-processing; None takes their
             defaults.
         mode: ``"latency"`` or ``"throughput"``, see :func:`open_engine`.
+        arithmetic: what OpenVINO computes the unquantised layers in, see :func:`open_engine`.
         max_pixels: maximum number of pixels of an image file, see :func:`eomt_deploy.load_image`;
             None takes 100,000,000.
 
@@ -61,18 +62,22 @@ class Segmenter(Closing):
         device: str | None = None,
         threads: int | None = None,
         mode: str | None = None,
+        arithmetic: str | None = None,
         max_pixels: int | None = None,
     ) -> None:
         self.max_pixels = check_max_pixels(max_pixels)
-        given = {"backend": backend, "device": device, "threads": threads, "mode": mode}
-        if not isinstance(engine, str | Path) and any(v is not None for v in given.values()):
+        given: dict[str, Any] = {
+            "backend": backend, "device": device, "threads": threads, "mode": mode,
+            "arithmetic": arithmetic,
+        }  # fmt: skip
+        if isinstance(engine, str | Path):
+            engine = open_engine(engine, **given)
+        elif any(value is not None for value in given.values()):
             raise UsageError(
-                "backend, device, threads and mode need the path of a model file, but this engine "
-                "is already open.",
+                f"{', '.join(given)} need the path of a model file, but this engine is already "
+                "open.",
                 fix="Pass them to open_engine().",
             )
-        if isinstance(engine, str | Path):
-            engine = open_engine(engine, backend=backend, device=device, threads=threads, mode=mode)
         self.engine: Engine = engine
         self.processor = Processor(engine.spec, threads=threads, backend=engine.backend)
         # isinstance() would evaluate the property `stream`, which creates an execution context.

@@ -207,6 +207,8 @@ def _opener(model: Path, engine: Engine) -> Callable[[Path], Engine]:
     """How the backend of an engine opens another ONNX model, with the settings of the file."""
     backend = BACKENDS[engine.backend]
     options: dict[str, Any] = {"backend": engine.backend, "device": engine.device, "cache": False}
+    if backend.arithmetics:
+        options["arithmetic"] = engine.arithmetic
     if model.suffix.lower() == ".onnx":
         return lambda marked: open_engine(marked, **options)
     builder = backend.build

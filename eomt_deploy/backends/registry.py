@@ -76,6 +76,7 @@ class Backend:
             package or GPU; optional.
         automatic: suffixes that it may be selected for automatically; None means all.
         modes: modes that it can be optimised for; empty if there is only one.
+        arithmetics: what its engine can be told to compute the unquantised layers in.
         caches: whether its engine keeps what it compiles, unless it is opened with ``cache=False``.
     """
 
@@ -92,6 +93,7 @@ class Backend:
     problem: str = ""
     automatic: tuple[str, ...] | None = None
     modes: tuple[str, ...] = ()
+    arithmetics: tuple[str, ...] = ()
     caches: bool = False
 
     @property
@@ -205,6 +207,7 @@ BACKENDS: dict[str, Backend] = {
             file=".openvino.built:OpenVinoFile",
         ),
         modes=("latency", "throughput"),
+        arithmetics=("fp32", "bf16", "fp16"),
         caches=True,
     ),
     # Selected by name only: it computes what a GPU would, but much more slowly.
@@ -308,6 +311,7 @@ def open_engine(
     threads: int | None = None,
     precision: str | None = None,
     mode: str | None = None,
+    arithmetic: str | None = None,
     cache: bool = True,
 ) -> Engine:
     """Open a model file with a suitable backend.
@@ -324,13 +328,15 @@ def open_engine(
         precision: precision that the model must compute in; None accepts any.
         mode: ``"latency"`` (one call after another, each as fast as possible; the default) or
             ``"throughput"`` (many calls at once, or large batches). OpenVINO only.
+        arithmetic: what the unquantised layers compute in: ``"fp32"``, ``"bf16"`` or ``"fp16"``;
+            None uses that of the model file. OpenVINO only.
         cache: keep what the backend compiles in the cache folder, so that the next start is faster.
 
     Raises:
         ModelFileError: the file does not exist, is damaged, or was not written by eomt-deploy.
         MissingDependencyError: no backend for it is installed.
         DeviceError: the device cannot be used.
-        UsageError: the backend, device, mode or number of threads is not valid, or the model
+        UsageError: the backend or an option is not valid, or the model
             computes in another precision.
     """
     path = Path(path)
@@ -346,15 +352,21 @@ def open_engine(
         )
     if threads is not None and threads < 1:
         raise UsageError(f"`threads` must be at least 1, got {threads}.")
-    if mode is not None and mode not in BACKENDS[name].modes:
-        modes = " or ".join(BACKENDS[name].modes)
-        raise UsageError(
-            f"{name} has no mode {mode!r}.",
-            fix=f"Use {modes}." if modes else "Leave the mode out.",
-        )
+    options: dict[str, Any] = {}
+    for option, value, known in (
+        ("mode", mode, BACKENDS[name].modes),
+        ("arithmetic", arithmetic, BACKENDS[name].arithmetics),
+    ):
+        if value is None:
+            continue
+        if value not in known:
+            raise UsageError(
+                f"{name} has no {option} {value!r}.",
+                fix=f"Use {' or '.join(known)}." if known else f"Leave the {option} out.",
+            )
+        options[option] = value
     if precision is not None and path.suffix.lower() == ".engine":
         check_precision(read_sidecar(path).precision, precision)  # before the library is imported
-    options: dict[str, Any] = {} if mode is None else {"mode": mode}
     if BACKENDS[name].caches:
         options["cache"] = cache
     engine = BACKENDS[name].load()(path, device=device, threads=threads, **options)

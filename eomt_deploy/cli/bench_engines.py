@@ -108,6 +108,7 @@ def _open(config: EngineBench) -> Iterator[list[tuple[str, Segmenter]]]:
                 backend=backend,
                 device=config.device,
                 threads=config.threads,
+                arithmetic=config.arithmetic,
                 max_pixels=config.max_pixels,
             )
             name = path.name if distinct else str(path)

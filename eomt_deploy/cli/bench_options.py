@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eomt_deploy.cli.options import Device, Threads
+from eomt_deploy.cli.options import Arithmetic, Device, Threads
 
 DEFAULT_IMAGE = Path(__file__).parent.parent / "assets" / "coffee.jpg"
 REPEAT = "can be repeated"
@@ -73,6 +73,7 @@ class EngineBench(_Measured):
         tuple[str, ...],
         typer.Option(help="Backend by name: one for all engines, or repeated for each."),
     ] = ()
+    arithmetic: Arithmetic = None
     score: Annotated[
         tuple[float, ...],
         typer.Option(help="Score of each engine in percent, e.g. 72.8, for the pareto plot."),

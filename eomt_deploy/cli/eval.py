@@ -18,6 +18,7 @@ from eomt_deploy.cli.console import (
     write_json,
 )
 from eomt_deploy.cli.options import (
+    Arithmetic,
     Backend,
     Device,
     Limit,
@@ -61,6 +62,7 @@ def evaluate(
     backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
+    arithmetic: Arithmetic = None,
     score_threshold: ScoreThreshold = None,
     mask_threshold: MaskThreshold = None,
     overlap_threshold: OverlapThreshold = None,
@@ -95,7 +97,9 @@ def evaluate(
         earlier.check_foreign()
     if worst:
         check_writable(worst / "x.jpg")
-    with Segmenter(model, backend=backend, device=device, threads=threads) as segmenter:
+    with Segmenter(
+        model, backend=backend, device=device, threads=threads, arithmetic=arithmetic
+    ) as segmenter:
         thresholds = segmenter.processor.thresholds(
             score_threshold, mask_threshold, overlap_threshold
         )

@@ -31,6 +31,14 @@ Threads = Annotated[
     int | None, typer.Option(help="Number of CPU threads (default: the backend's choice).")
 ]
 
+Arithmetic = Annotated[
+    str | None,
+    typer.Option(
+        help="Arithmetic of the layers that are not quantised: fp32, bf16 or fp16; OpenVINO only "
+        "(default: the model's; bf16 for INT8 models if the CPU supports it)."
+    ),
+]
+
 ScoreThreshold = Annotated[
     float | None,
     typer.Option(help="Minimum score of a segment, 0 to 1 (default: the model's)."),

@@ -13,6 +13,7 @@ import typer
 
 from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, stdout, warn
 from eomt_deploy.cli.options import (
+    Arithmetic,
     Backend,
     Device,
     MaskThreshold,
@@ -55,6 +56,7 @@ def predict(
     backend: Backend = None,
     device: Device = None,
     threads: Threads = None,
+    arithmetic: Arithmetic = None,
     score_threshold: ScoreThreshold = None,
     mask_threshold: MaskThreshold = None,
     overlap_threshold: OverlapThreshold = None,
@@ -89,7 +91,9 @@ def predict(
     found = list(search.paths)
     targets = {"-o": output} if as_file else {"-o": output / SUMMARY, "--json": json}
     check_outputs(targets, inputs=[model, *found], overwrite=overwrite)
-    opening = partial(Segmenter, backend=backend, device=device, threads=threads)
+    opening = partial(
+        Segmenter, backend=backend, device=device, threads=threads, arithmetic=arithmetic
+    )
     with ending_with(search.note), opening(model, max_pixels=max_pixels) as segmenter:
         used = segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         say(segmenter.engine.where, stderr)

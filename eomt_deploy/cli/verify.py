@@ -10,7 +10,7 @@ import typer
 from eomt_deploy.backends.building import BuiltFile
 from eomt_deploy.backends.registry import BACKENDS, load, open_engine
 from eomt_deploy.cli.console import say, say_remarks, stderr, stdout, steps, warn, write_json
-from eomt_deploy.cli.options import Backend, Device, Model, Overwrite
+from eomt_deploy.cli.options import Arithmetic, Backend, Device, Model, Overwrite
 from eomt_deploy.errors import UsageError
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.precision import engine_limits
@@ -34,6 +34,7 @@ def verify(
     ] = None,
     backend: Backend = None,
     device: Device = None,
+    arithmetic: Arithmetic = None,
     bisect: Annotated[
         bool,
         typer.Option(
@@ -65,7 +66,7 @@ def verify(
         )
     inputs = [model, *([against] if against else []), *map(Path, images or [])]
     check_outputs({"--json": json}, inputs=inputs, overwrite=overwrite)
-    with open_engine(model, backend=backend, device=device) as engine:
+    with open_engine(model, backend=backend, device=device, arithmetic=arithmetic) as engine:
         source = certification.source_model(model, built, against)
         say(f"{model}: {engine.where}, compared with {source.name} in fp32", stderr)
         say_remarks(engine)

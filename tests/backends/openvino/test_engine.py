@@ -62,6 +62,40 @@ def test_fp32_stays_fp32_on_any_chip(saved):
         assert engine.arithmetic == ("bf16" if able else "fp32")
 
 
+def test_int8_computes_the_rest_in_bf16_where_the_cpu_does(
+    saved, monkeypatch, cli, picture, tmp_path
+):
+    for able, arithmetic in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(engine_module, "computes_in_bf16", lambda able=able: able)
+        assert engine_module.default_arithmetic("int8") == arithmetic
+        assert engine_module.default_arithmetic("fp32") == "fp32"
+        assert engine_module.default_arithmetic("fp16") == "fp16"
+    path = saved("int8")
+    monkeypatch.setattr(engine_module, "computes_in_bf16", lambda: True)
+    command = ("predict", path, picture, "-o", tmp_path / "o.json", "--backend", "openvino")
+    code, _, err = cli(*command, "--arithmetic", "fp32")
+    assert code == 0
+    assert "openvino on cpu, computing in fp32" in err
+    able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    _, _, err = cli(*command)
+    assert f"computing in {'bf16' if able else 'fp32'}" in err
+    code, _, err = cli(*command, "--arithmetic", "f32")
+    assert code == 2
+    assert "openvino has no arithmetic 'f32'" in err
+    code, _, err = cli(
+        "bench", "--engine", path, "--backend", "onnxruntime", "--arithmetic", "fp32"
+    )
+    assert code == 2
+    assert "onnxruntime has no arithmetic" in err
+
+
+def test_bf16_flags_of_processors(monkeypatch):
+    for flags, able in ((["avx2"], False), (["avx512f", "avx512_bf16"], True), ([], False),
+                        (["amx_bf16", "amx_int8"], True)):  # fmt: skip
+        monkeypatch.setattr(devices, "cpu_flags", lambda flags=flags: flags)
+        assert devices.computes_in_bf16() == able
+
+
 def test_what_openvino_saves_keeps_its_description(saved, tmp_path, image_path):
     path = saved("fp32")
     converted = tmp_path / "m.xml"
