@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 
 from eomt_deploy.fields import (
-    One,
+    MAX_NAME,
     Record,
     check_fields,
     integer,
+    matching,
     optional,
     read_object,
     share,
     text,
 )
 
-MAX_NAME = 1000
 WHAT = "The certificate"
 UNCHECKED = (
     "This file was never compared with its ONNX model. `eomt-deploy verify MODEL --save` does that."
@@ -85,7 +84,6 @@ class Certificate:
 
 
 FIX = "Build the file again, or run `eomt-deploy verify` with --save."
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _SHARE = share()
 _NAME = text(MAX_NAME)
 CERTIFICATE = Record(
@@ -102,9 +100,9 @@ CERTIFICATE = Record(
         "backend": _NAME,
         "device": _NAME,
         "driver": optional(_NAME),
-        "created": One(
+        "created": matching(
             "a time such as 2026-01-31T12:00:00Z",
-            lambda value: isinstance(value, str) and _TIME.fullmatch(value) is not None,
+            r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z",
         ),
     },
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -19,6 +20,8 @@ from eomt_deploy.errors import ModelFileError
 MAX_LENGTH = 8 << 20
 """Maximum number of characters of a description: 16,384 classes with long names need fewer."""
 MAX_DIGITS = 100
+MAX_NAME = 255
+"""Maximum number of characters of a name, of a class or a file."""
 SHOWN_PROBLEMS = 3
 UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
@@ -195,6 +198,23 @@ def text(maximum: int, minimum: int = 1) -> One:
             isinstance(value, str) and minimum <= len(value) <= maximum and is_printable(value)
         ),
     )
+
+
+def matching(words: str, pattern: str) -> One:
+    """Rule for text that matches a regular expression."""
+    found = re.compile(pattern)
+    return One(words, lambda value: isinstance(value, str) and found.fullmatch(value) is not None)
+
+
+def _is_file_name(value: object) -> bool:
+    """Whether a value is a file name without a folder. It may contain invalid Unicode."""
+    if not isinstance(value, str) or len(value) > MAX_NAME or value in ("", ".", ".."):
+        return False
+    return "/" not in value and "\0" not in value
+
+
+FILE_NAME = One("a file name", _is_file_name)
+SHA256 = matching("64 hexadecimal digits", "[0-9a-f]{64}")
 
 
 def optional(rule: One) -> One:

@@ -15,7 +15,7 @@ from eomt_deploy.certificate import Certificate
 from eomt_deploy.contract import check_contract
 from eomt_deploy.errors import ModelFileError
 from eomt_deploy.external_data import side_files
-from eomt_deploy.fields import shown
+from eomt_deploy.fields import FILE_NAME, SHA256, Rule, check_fields, shown
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -189,10 +189,18 @@ def read_xml(path: Path) -> XmlFacts:
     return XmlFacts(
         parse_spec(values, path),
         check_arithmetic(values.get("arithmetic"), path),
-        values.get("onnx", ""),
-        values.get("onnx_sha256", ""),
+        _checked(FILE_NAME, values.get("onnx"), "onnx", path),
+        _checked(SHA256, values.get("onnx_sha256"), "onnx_sha256", path),
         _certificate(values.get(CERTIFICATE_KEY), path),
     )
+
+
+def _checked(rule: Rule, value: str | None, name: str, path: Path) -> str:
+    """A value of an .xml; empty if it is missing."""
+    if value is None:
+        return ""
+    check_fields(rule, value, str(path), "Rebuild it: eomt-deploy build", name=name)
+    return value
 
 
 def _certificate(value: str | None, path: Path) -> Certificate | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,7 +15,10 @@ from typing import Literal, get_args
 from eomt_deploy.certificate import CERTIFICATE, Certificate
 from eomt_deploy.errors import ModelFileError
 from eomt_deploy.fields import (
+    FILE_NAME,
     MAX_LENGTH,
+    MAX_NAME,
+    SHA256,
     Items,
     Nullable,
     One,
@@ -25,6 +27,7 @@ from eomt_deploy.fields import (
     check_fields,
     flag,
     integer,
+    matching,
     one_of,
     optional,
     read_object,
@@ -34,7 +37,7 @@ from eomt_deploy.fields import (
 from eomt_deploy.files import through_links, write_atomically
 from eomt_deploy.model_file import EXTERNAL_SUFFIX
 from eomt_deploy.precision import AUTOCAST, PRECISIONS
-from eomt_deploy.spec import MAX_BATCH, MAX_NAME, ModelSpec
+from eomt_deploy.spec import MAX_BATCH, ModelSpec
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -249,22 +252,9 @@ WHAT = "The engine's description"
 FIX = "Rebuild the engine with this version of eomt-deploy."
 
 
-def _matching(words: str, pattern: str) -> One:
-    found = re.compile(pattern)
-    return One(words, lambda value: isinstance(value, str) and found.fullmatch(value) is not None)
-
-
-def _is_file_name(value: object) -> bool:
-    """Whether a value is a file name without a folder. It may contain invalid Unicode."""
-    if not isinstance(value, str) or len(value) > MAX_NAME or value in ("", ".", ".."):
-        return False
-    return "/" not in value and "\0" not in value
-
-
 _NAME = text(MAX_NAME)
-_SHA256 = _matching("64 hexadecimal digits", "[0-9a-f]{64}")
-_VERSION = _matching("a version such as 10.13.0.35", r"[0-9]{1,9}\.[0-9]{1,9}[0-9A-Za-z.+_-]{0,99}")
-_CAPABILITY = _matching("a compute capability such as 8.9 or 8.0+", r"[0-9]{1,4}\.[0-9]{1,4}\+?")
+_VERSION = matching("a version such as 10.13.0.35", r"[0-9]{1,9}\.[0-9]{1,9}[0-9A-Za-z.+_-]{0,99}")
+_CAPABILITY = matching("a compute capability such as 8.9 or 8.0+", r"[0-9]{1,4}\.[0-9]{1,4}\+?")
 
 SIDECAR = Record(
     Sidecar,
@@ -281,9 +271,9 @@ SIDECAR = Record(
         "hardware_compatibility": one_of("none", "ampere_plus", "same_compute_capability"),
         "stripped": flag(),
         "plan_bytes": integer(0, 2**63 - 1),
-        "plan_sha256": _SHA256,
-        "onnx": One("a file name", _is_file_name),
-        "onnx_sha256": _SHA256,
+        "plan_sha256": SHA256,
+        "onnx": FILE_NAME,
+        "onnx_sha256": SHA256,
         "settings": Words(1000, 100_000),
         "certificate": Nullable(CERTIFICATE),
         "schema_version": One(

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from eomt_deploy.errors import ModelFileError, UsageError
 from eomt_deploy.fields import (
+    MAX_NAME,
     Items,
     One,
     Record,
@@ -36,8 +37,6 @@ MIN_SIDE, MAX_SIDE = 8, 16_384
 MAX_MASK_LOGITS = 2**31
 """Maximum number of mask logits of one network input: 8 GiB as FP32."""
 MAX_CLASSES, MAX_QUERIES, MAX_BATCH = 16_384, 16_384, 65_536
-MAX_NAME = 255
-"""Maximum number of characters of a name."""
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "eomt_deploy.spec"

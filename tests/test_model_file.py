@@ -149,7 +149,7 @@ LAUGHS = '<!DOCTYPE l [<!ENTITY a "ha">' + "".join(
 def test_description_in_an_xml(tmp_path):
     path = tmp_path / "m.xml"
     path.write_bytes(openvino_xml(SPEC_JSON, body="<layers><layer><rt_info/></layer></layers>"))
-    assert read_xml(path) == (hand_made.SPEC, "bf16")
+    assert read_xml(path) == (hand_made.SPEC, "bf16", "", "", None)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from eomt_deploy.errors import UsageError
@@ -86,6 +94,32 @@ def steps() -> Iterator[Callable[[str], None]]:
         return
     with stderr.status("starting") as status:
         yield lambda text: status.update(Text(text))
+
+
+@contextmanager
+def timed_steps() -> Iterator[Callable[[str, float | None], None]]:
+    """The step, the finished fraction and the remaining time; plain lines if there is no terminal.
+
+    The function takes the step and the fraction (0 to 1), or None if that is not known.
+    """
+    if not stderr.is_terminal:
+        yield lambda text, _fraction: say(text, stderr)
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def show(text: str, fraction: float | None) -> None:
+            total = None if fraction is None else 1.0
+            progress.update(task, description=text, completed=fraction or 0, total=total)
+
+        yield show
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from eomt_deploy.cli.console import (
     say,
     stderr,
     stdout,
-    steps,
+    timed_steps,
     warn,
     write_json,
 )
@@ -113,6 +113,14 @@ def export(
             "agreement on held-out calibration images)."
         ),
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="For int8 and fp8: calibrate on at most 8 images, and do not measure the accuracy "
+            "loss of each block.",
+        ),
+    ] = False,
     method: Annotated[
         str | None,
         typer.Option(
@@ -219,6 +227,7 @@ def export(
         calibrate=calibrate,
         budget=budget,
         data=tuple(data or ()),
+        quick=quick,
         method=cast("Method | None", method),
         smooth=smooth,
         high=tuple(high or (build.high if build else ())),
@@ -243,7 +252,7 @@ def export(
             fix="pip install 'eomt-deploy[export,cpu]'",
         ) from error
     console = stderr if str(json) == "-" else stdout
-    with steps() as progress:
+    with timed_steps() as progress:
         report = run_export(config, progress)
     for warning in report.warnings:
         warn(warning)

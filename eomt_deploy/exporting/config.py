@@ -57,6 +57,8 @@ class ExportConfig:
             of label agreement; blocks stay in FP16 to meet it.
         data: labelled data to measure the accuracy loss on; if it is empty, label agreement is
             measured on images held out from ``calibrate``.
+        quick: for int8 and fp8: calibrate on at most 8 images and measure only the accuracy loss
+            of all blocks together, without that of each block.
         high: roles or modules that stay in FP32.
         islands: keep layers in FP32 whose values exceed the FP16 range (FP32 islands).
         attention: ``written`` (separate operators, which every backend fuses) or ``fused`` (one
@@ -90,6 +92,7 @@ class ExportConfig:
     smooth: float = DEFAULT_SMOOTHING
     budget: float | None = None
     data: tuple[Path, ...] = ()
+    quick: bool = False
     high: tuple[str, ...] = ()
     islands: bool = True
     attention: Attention = "written"
@@ -143,6 +146,7 @@ class ExportConfig:
             "--method": (self.method is not None, quantized),
             "--budget": (self.budget is not None, quantized),
             "--data": (bool(self.data), quantized),
+            "--quick": (self.quick, quantized),
             "--calibrate": (self.calibrate is not None, self.precision not in ("fp32", "bf16")),
             "--smooth": (self.smooth != DEFAULT_SMOOTHING, quantized),
             "--high": (bool(self.high), self.precision != "fp32"),
@@ -163,6 +167,12 @@ class ExportConfig:
                 "Entropy calibration does not support fp8.",
                 why="It is defined for uniform quantisation steps, as in int8.",
                 fix="Use --method minmax.",
+            )
+        if self.quick and self.budget is not None:
+            raise UsageError(
+                "--quick and --budget conflict.",
+                why="A budget needs the accuracy loss of each block.",
+                fix="Leave one of them out.",
             )
         if not 0 <= self.smooth <= 1:
             raise UsageError(f"--smooth must be between 0 and 1, got {self.smooth:g}.")

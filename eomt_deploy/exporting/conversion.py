@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,14 +22,16 @@ from eomt_deploy.exporting.quantization import QuantizedLayer, insert_qdq, quant
 from eomt_deploy.exporting.ranges import Island, find_islands, measure_ranges
 from eomt_deploy.exporting.roles import ROLES, Role, module_of
 from eomt_deploy.exporting.verdict import Judge, Judgement, Verdict, search_blocks
+from eomt_deploy.exporting.work import Work, spread
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.folds import fold_smoothing, smoothable
 from eomt_deploy.precision import QUANTIZED
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 from eomt_deploy.units import counted
 
-Progress = Callable[[str], None]
 Inputs = Sequence[npt.NDArray[np.uint8]]
+RANGE_IMAGES = 16
+"""Maximum number of images for the range analysis, which has a safety factor."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def build_graph(
     config: ExportConfig,
     inputs: Inputs,
     judge: Judge | None,
-    progress: Progress = lambda _: None,
+    work: Work,
 ) -> PreciseGraph:
     """Build the graph in the precision of ``config``.
 
@@ -67,7 +69,7 @@ def build_graph(
         config: options of the export.
         inputs: network inputs of each calibration image, uint8 [N, H, W, 3].
         judge: measures the accuracy loss; required for int8 and fp8.
-        progress: called with progress messages.
+        work: the plan of the export, which receives the progress.
 
     Raises:
         UsageError: a role or module to keep in FP32 does not exist, or attention cannot be fused.
@@ -82,14 +84,14 @@ def build_graph(
         )
     layers: dict[str, QuantizedLayer] = {}
     if config.precision in QUANTIZED:
-        layers = _calibrate(network, config, inputs, progress)
-    progress("tracing the graph")
+        layers = _calibrate(network, config, inputs, work)
+    work.say("tracing the graph")
     model = graph.trace(network, spec)
     describe(model, spec)
     if config.precision == "fp32":
         return PreciseGraph(model, spec, unfused=_fuse(model, config))
 
-    plan, islands = _plan(model, config, inputs, progress)
+    plan, islands = _plan(model, config, spread(inputs, RANGE_IMAGES), work)
     layers = _quantizable(layers, model, plan)
 
     def build(kept: Sequence[int]) -> ir.Model:
@@ -111,7 +113,8 @@ def build_graph(
             lambda kept: _share(layers, kept),
             judge.unit,
             config.budget,
-            progress,
+            work.say,
+            rank=not config.quick,
         )
     if config.precision in QUANTIZED and not (verdict and verdict.chosen.share):
         spec = replace(spec, precision="fp16")  # the actual precision: no layer is quantised
@@ -126,13 +129,13 @@ def _fuse(model: ir.Model, config: ExportConfig) -> int:
 
 
 def _plan(
-    model: ir.Model, config: ExportConfig, inputs: Inputs, progress: Progress
+    model: ir.Model, config: ExportConfig, inputs: Inputs, work: Work
 ) -> tuple[Lowering, list[Island]]:
     """What stays in FP32: the choices of the user, and what FP16 cannot represent."""
     roles, modules = _kept_high(config)
     islands: list[Island] = []
     if config.precision != "bf16" and config.islands:  # BF16 has the range of FP32
-        islands = find_islands(model, measure_ranges(model, inputs, progress))
+        islands = find_islands(model, measure_ranges(model, inputs, work.phase("ranges")))
     names = {name for island in islands for name in island.nodes}
     names |= {
         str(node.name)
@@ -169,9 +172,9 @@ def describe(model: ir.Model, spec: ModelSpec) -> ir.Model:
 
 
 def _calibrate(
-    network: EoMT, config: ExportConfig, inputs: Inputs, progress: Progress
+    network: EoMT, config: ExportConfig, inputs: Inputs, work: Work
 ) -> dict[str, QuantizedLayer]:
-    activations = observe(network, inputs, progress)
+    activations = observe(network, inputs, work.phase("calibration"))
     if config.smooth:
         linears = linear_layers(network)
         for name in smoothable(network):
@@ -179,7 +182,7 @@ def _calibrate(
             scales = smoothing_scales(activations[name], weight, config.smooth)
             fold_smoothing(network, name, torch.from_numpy(scales))
             activations[name] = activations[name].divided(scales)
-    progress("quantising the weights")
+    work.say("quantising the weights")
     return quantize_layers(
         network, activations, config.precision, config.range_method, smooth=config.smooth
     )

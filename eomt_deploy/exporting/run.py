@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from eomt_deploy.backends import BACKENDS, choose_backend, open_engine, verification
+from eomt_deploy.backends.building import no_progress
 from eomt_deploy.cache import keep_files_of_torch
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.evaluation import open_dataset
@@ -16,10 +17,12 @@ from eomt_deploy.evaluation.truth import Dataset, Sample, unlabelled
 from eomt_deploy.exporting import conversion, describe, graph, pareto, verify
 from eomt_deploy.exporting.aotinductor import export_package
 from eomt_deploy.exporting.config import PACKAGE, ExportConfig
+from eomt_deploy.exporting.conversion import RANGE_IMAGES
 from eomt_deploy.exporting.network import build_network
 from eomt_deploy.exporting.ranges import Island
 from eomt_deploy.exporting.reference import NetworkEngine
-from eomt_deploy.exporting.verdict import Judge, Verdict
+from eomt_deploy.exporting.verdict import SENSITIVITY_IMAGES, Judge, Verdict
+from eomt_deploy.exporting.work import EMULATED, PROBED, Progress, Work, duration, spread
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.image_search import FoundImages, search_images
 from eomt_deploy.network.folds import fold
@@ -29,12 +32,11 @@ from eomt_deploy.processing import Processor
 from eomt_deploy.sources import built_in_images, readable_images
 from eomt_deploy.spec import ModelSpec
 
-T = TypeVar("T")
-
 STREAMED_BYTES = 2_000_000_000
 """Larger checkpoints are exported one block at a time."""
 CALIBRATION_IMAGES = 128
 JUDGED_IMAGES = 128
+QUICK_CALIBRATION, QUICK_JUDGED = 8, 2
 SHOWN_ISLANDS = 8
 HELD_OUT = 4
 """Every fourth image is held out from calibration to measure the accuracy loss."""
@@ -52,12 +54,13 @@ class ExportReport:
     verdict: Verdict | None = None
 
 
-def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: None) -> ExportReport:
+def export(config: ExportConfig, progress: Progress = no_progress) -> ExportReport:
     """Export a checkpoint to a verified, self-describing ONNX file or AOTInductor package.
 
     Args:
         config: options of the export.
-        progress: called with a progress message for each step.
+        progress: called with a message for each step, and the finished fraction of the export, if
+            it is known.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or was not annealed.
@@ -72,7 +75,8 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
     verifying = search_images([config.verify_images] if config.verify_images else built_in_images())
     calibrating = search_images([config.calibrate]) if config.calibrate else None
     keep_files_of_torch()
-    progress("reading the checkpoint")
+    work = Work(progress)
+    work.say("reading the checkpoint")
     source = describe.find_source(config)
     checkpoint = read_checkpoint(
         source.location,
@@ -94,13 +98,13 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         calibration_images = usable(
             calibrating, "calibration", processor, notes, HELD_OUT * JUDGED_IMAGES
         )
-    progress(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
+    work.say(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
     package = config.output.suffix.lower() == PACKAGE
     # Quantisation and compilation need the complete network in memory.
     stream = checkpoint.bytes > STREAMED_BYTES and not package and config.precision not in QUANTIZED
     reference = build_network(checkpoint, spec.image_size, stream=stream)
     if package:
-        spec, result = export_package(config, reference, spec, verification_images, progress)
+        spec, result = export_package(config, reference, spec, verification_images, work.say)
         return ExportReport((config.output,), spec, result, tuple(notes))
 
     if config.budget is not None:
@@ -110,15 +114,19 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         dataset = open_dataset(list(config.data), spec) if config.data else None
         calibration_images, samples, note = split(calibration_images, dataset)
         notes += note
-        judge = Judge(NetworkEngine(reference, spec), samples, bool(dataset), progress)
+        samples = spread(samples, QUICK_JUDGED if config.quick else JUDGED_IMAGES)
+        judge = Judge(
+            NetworkEngine(reference, spec), samples, bool(dataset), work.phase("judgement")
+        )
+    limit = QUICK_CALIBRATION if config.quick else CALIBRATION_IMAGES
     inputs = (
-        [processor.preprocess(image)[0] for image in spread(calibration_images, CALIBRATION_IMAGES)]
+        [processor.preprocess(image)[0] for image in spread(calibration_images, limit)]
         if config.precision not in ("fp32", "bf16")
         else []
     )
-    made = conversion.build_graph(
-        fold(copy.deepcopy(reference)), spec, config, inputs, judge, progress
-    )
+    if judge:
+        _plan_work(work, judge, len(inputs), len(verification_images), config.quick)
+    made = conversion.build_graph(fold(copy.deepcopy(reference)), spec, config, inputs, judge, work)
     if dataset:
         notes += dataset.remarks()
     notes += [f"{island}: kept in FP32." for island in made.islands[:SHOWN_ISLANDS]]
@@ -139,14 +147,17 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
             f"{made.spec.precision}."
         )
     with staging_folder(config.output) as folder:
-        progress("writing the graph")
+        work.say("writing the graph")
         files = graph.save(made.model, made.spec, folder, config.output.name)
         # The emulation rounds as FP16 and BF16 hardware does, which CPU backends do not, and runs
         # graphs that are larger than the memory part by part.
         backend = _verifier() if config.precision == "fp32" and not stream else "emulation"
         with open_engine(files[-1], backend=backend, device="cpu") as engine:
             result = verification.compare(
-                engine, NetworkEngine(reference, made.spec), verification_images, progress
+                engine,
+                NetworkEngine(reference, made.spec),
+                verification_images,
+                work.phase("verification"),
             )
         verify.check(result, made.spec.precision)
         if made.verdict and config.budget is not None:
@@ -160,6 +171,21 @@ def export(config: ExportConfig, progress: Callable[[str], None] = lambda _: Non
         islands=made.islands,
         verdict=made.verdict,
     )
+
+
+def _plan_work(work: Work, judge: Judge, calibration: int, verification: int, quick: bool) -> None:
+    """Plan the export of a quantised model, and show how long it will take on this machine."""
+    judged = len(judge.samples)
+    alone = 0 if quick else judge.reference.spec.backbone.depth * min(SENSITIVITY_IMAGES, judged)
+    work.plan("calibration", calibration)
+    work.plan("ranges", min(calibration, RANGE_IMAGES), PROBED)
+    # The checkpoint runs once on each judged image.
+    work.plan("judgement", alone + judged, EMULATED + judged / (alone + judged))
+    work.plan("verification", verification, 1 + EMULATED)
+    began = time.perf_counter()
+    judge.reference_result(0)
+    seconds = work.passes * (time.perf_counter() - began)
+    work.say(f"expected duration: about {duration(seconds)}")
 
 
 def usable(
@@ -202,10 +228,3 @@ def split(
         return list(images), list(unlabelled(images)), [note]
     rest = [image for index, image in enumerate(images) if index % HELD_OUT != HELD_OUT - 1]
     return rest, list(unlabelled(spread(judged, JUDGED_IMAGES))), []
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` items, evenly spaced."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]

@@ -22,7 +22,7 @@ from eomt_deploy.evaluation.truth import Sample
 from eomt_deploy.labels import label_map
 from eomt_deploy.processing import Geometry, Processor
 
-SENSITIVITY_IMAGES = 4
+SENSITIVITY_IMAGES = 2
 """Number of images to measure each block alone: enough to rank the blocks."""
 
 Progress = Callable[[str], None]
@@ -121,7 +121,7 @@ class Judge:
         reference: the checkpoint.
         samples: images; at least one.
         labelled: whether the samples have labels, so that the score can be computed.
-        progress: called with progress messages.
+        progress: called with a progress message for each image.
     """
 
     reference: Engine
@@ -150,7 +150,8 @@ class Judge:
         agreement: list[float] = []
         evidence: list[Evidence] = []
         for index in range(count):
-            seen = self._reference(index)
+            seen = self.reference_result(index)
+            self.progress(f"comparing {self.samples[index].name} ({index + 1} of {count})")
             found = run_in_parts(candidate, seen.inputs)
             for kind, (have, want) in enumerate(zip(found, seen.logits, strict=True)):
                 if not np.isfinite(have).all():
@@ -186,10 +187,10 @@ class Judge:
             reference=reference,
         )
 
-    def _reference(self, index: int) -> _Seen:
+    def reference_result(self, index: int) -> _Seen:
+        """What the checkpoint returns for an image; it is computed only once."""
         while len(self._seen) <= index:
             sample = self.samples[len(self._seen)]
-            self.progress(f"running the checkpoint on {sample.name}")
             image, truth = read_sample(sample) if self.labelled else (sample.image(), None)
             inputs, geometry = self._processor.preprocess(image)
             logits = run_in_parts(self.reference, inputs)
@@ -229,6 +230,8 @@ def search_blocks(
     unit: str,
     budget: float | None,
     progress: Progress = lambda _: None,
+    *,
+    rank: bool = True,
 ) -> Verdict:
     """Measure the accuracy loss of each block, and keep as many in FP16 as the budget requires.
 
@@ -239,16 +242,17 @@ def search_blocks(
         unit: unit of a point.
         budget: maximum loss in points; None quantises all blocks.
         progress: called with progress messages.
+        rank: measure each block alone, too; required with a budget.
 
     Raises:
         VerificationError: the loss exceeds the budget even with all blocks in FP16.
     """
     sensitivity: dict[int, Judgement] = {}
-    for block in blocks:
+    for block in blocks if rank else ():
         progress(f"measuring block {block} ({len(sensitivity) + 1} of {len(blocks)})")
         sensitivity[block] = measure([b for b in blocks if b != block], SENSITIVITY_IMAGES)
     # Blocks with the largest error are kept first.
-    order = sorted(blocks, key=lambda b: -sensitivity[b].error)
+    order = sorted(sensitivity, key=lambda b: -sensitivity[b].error)
     trials: dict[int, Trial] = {}
 
     def attempt(count: int) -> Trial:

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from eomt_deploy.certificate import Certificate
 from eomt_deploy.classes import make_classes
 from eomt_deploy.sidecar import Sidecar
 from eomt_deploy.spec import (
@@ -31,6 +32,11 @@ CLASSES = [
     {"name": "cat", "thing": True},
 ]
 SIDE, QUERIES = 32, 6
+CERTIFICATE = Certificate(
+    images=3, inputs=3, relative_error=1e-6, class_agreement=1.0, mask_agreement=1.0,
+    label_agreement=1.0, max_relative_error=1e-3, min_agreement=0.999, backend="openvino 2026.1",
+    device="CPU", driver=None, created="2026-01-31T12:00:00Z",
+)  # fmt: skip
 
 
 def spec(task: Task = "panoptic", side: int = SIDE) -> ModelSpec:
@@ -181,7 +187,7 @@ def sidecars() -> list[str]:
         precision="fp16", batch=(1, 1, 8), compute_capabilities=("8.9",), gpu="NVIDIA L4",
         driver="580.65.06", version_compatible=False, hardware_compatibility="none",
         stripped=False, plan_bytes=4, plan_sha256="8" * 64, onnx="m.onnx", onnx_sha256="0" * 64,
-        settings={"tf32": "no"},
+        settings={"tf32": "no"}, certificate=CERTIFICATE,
     )  # fmt: skip
     rtx = replace(
         base, target="tensorrt-rtx", compute_capabilities=("8.0+",), gpu=None, driver=None

@@ -111,18 +111,28 @@ def run_sidecar(folder: Path) -> None:
 XML = """<?xml version="1.0"?>
 <net name="hostile" version="11"><layers></layers><edges></edges>
 <rt_info><framework><eomt_deploy.spec value="{spec}" /></framework>
-<eomt_deploy><arithmetic value="fp32" /></eomt_deploy></rt_info></net>"""
+<eomt_deploy><certificate value="{certificate}" /><arithmetic value="fp32" />
+<onnx value="{onnx}" /><onnx_sha256 value="{sha256}" /></eomt_deploy></rt_info></net>"""
 ENTITIES = '<!DOCTYPE net [<!ENTITY a "aaaaaaaaaa">' + "".join(
     f'<!ENTITY {new} "{f"&{old};" * 10}">' for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 ) + "]>"  # fmt: skip
 EXTERNAL = '<!DOCTYPE net [<!ENTITY i SYSTEM "file:///etc/passwd">]>'
 
 
-def xml_with(spec: bytes) -> bytes:
+def xml_with(
+    spec: bytes, certificate: bytes = b"", onnx: bytes = b"m.onnx", sha256: bytes = b"0" * 64
+) -> bytes:
     from xml.sax.saxutils import escape
 
-    text = escape(spec.decode("utf-8", "surrogateescape"), {'"': "&quot;", "\n": "&#10;"})
-    return XML.format(spec=text).encode("utf-8", "surrogateescape")
+    values = {
+        "spec": spec, "certificate": certificate or seeds.CERTIFICATE.to_json().encode(),
+        "onnx": onnx, "sha256": sha256,
+    }  # fmt: skip
+    quoted = {
+        name: escape(value.decode("utf-8", "surrogateescape"), {'"': "&quot;", "\n": "&#10;"})
+        for name, value in values.items()
+    }
+    return XML.format(**quoted).encode("utf-8", "surrogateescape")
 
 
 def xml_files() -> list[Files]:
@@ -131,10 +141,16 @@ def xml_files() -> list[Files]:
 
 def mutate_xml(m: Mutator) -> Files:
     spec = m.rng.choice(seeds.specs()).to_json().encode()
-    kind = m.rng.choice(("description", "bytes", "bytes", "entities", "deep", "encoding"))
+    kind = m.rng.choice(
+        ("description", "certificate", "origin", "bytes", "bytes", "entities", "deep", "encoding")
+    )
     m.note(f"xml {kind}")
     if kind == "description":
         return {"m.xml": xml_with(m.json(spec))}
+    if kind == "certificate":
+        return {"m.xml": xml_with(spec, m.json(seeds.CERTIFICATE.to_json().encode()))}
+    if kind == "origin":
+        return {"m.xml": xml_with(spec, b"", m.bytes(b"m.onnx"), m.bytes(b"0" * 64))}
     data = xml_with(spec)
     if kind == "entities":
         doctype, name = m.rng.choice(((ENTITIES, "&i;"), (EXTERNAL, "&i;")))
@@ -153,9 +169,13 @@ def mutate_xml(m: Mutator) -> Files:
 def run_xml(folder: Path) -> None:
     from eomt_deploy.model_file import read_xml
 
-    spec, arithmetic = read_xml(folder / "m.xml")
-    require(arithmetic is None or isinstance(arithmetic, str), "the arithmetic is no text")
-    use_spec(spec)
+    facts = read_xml(folder / "m.xml")
+    require(facts.arithmetic in (None, "fp32", "bf16", "fp16"), "the arithmetic is unknown")
+    require("/" not in facts.onnx, "the model is in another folder")
+    if facts.certificate:
+        require(facts.certificate.images > 0, "the certificate has no images")
+        str(facts.certificate)
+    use_spec(facts.spec)
 
 
 # AOTInductor packages: only the part that is read before PyTorch is called

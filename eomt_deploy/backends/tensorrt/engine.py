@@ -299,10 +299,11 @@ class TensorRtEngine(Engine):
         self._check_open()
         with self._lock:
             executors = list(self._executors)
-        # TensorRT 10.0 has only the older name.
-        newer = hasattr(self._engine, "device_memory_size_v2")
-        name = "device_memory_size_v2" if newer else "device_memory_size"
-        activations: int = getattr(self._engine, name)
+        activations: int
+        if hasattr(self._engine, "device_memory_size_v2"):
+            activations = self._engine.device_memory_size_v2
+        else:  # TensorRT 10.0
+            activations = self._engine.device_memory_size
         buffers = sum(executor.bytes for executor in executors)
         return self.sidecar.plan_bytes + len(executors) * activations + buffers
 
