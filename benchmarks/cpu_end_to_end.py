@@ -30,12 +30,8 @@ import transformers
 from cpu_cases import (
     ALONE,
     BASE,
-    HARD,
     IMAGE_SIZES,
-    KINDS,
-    MODELS,
     OURS,
-    QUERIES,
     SHAPES,
     STREAMED,
     Theirs,
@@ -44,13 +40,12 @@ from cpu_cases import (
     console,
     extra_memory,
     kilobytes,
-    made_up_outputs,
     plot,
     show,
-    spec_of,
     time_jobs,
 )  # fmt: skip
 from PIL import Image
+from synthetic import HARD, KINDS, MODELS, QUERIES, made_up_outputs, spec_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from eomt_deploy import Segmenter

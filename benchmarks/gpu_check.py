@@ -4,6 +4,7 @@
 
 A section whose packages are not installed is skipped, and the JSON has the reason. The sections:
 
+* processing: time of our pre- and post-processing on this GPU and on the CPU, and their agreement
 * tests: `pytest -m gpu`: device layer, kernels, engines, CUDA graphs, threads, memory
 * half-precision: error of FP16 and BF16 on this GPU, compared with the error of our emulation
 * ladder: export, build and run every precision: error and label agreement with FP32 PyTorch
@@ -22,10 +23,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ TESTS_SECONDS = 300
 EAGER = "PyTorch eager fp16"
 ROUNDS, WARMUP = 100, 20
 MEMORY_ROUNDS = 200
+PROCESSING_ROUNDS = 30
+IMAGE_SIZES = {"1920x1080": (1080, 1920), "640x480": (480, 640), "3840x2160": (2160, 3840)}
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "int8": 0.95, "fp8": 0.95}
 """Minimum share of pixels with the label of FP32 PyTorch; the scenes have many small objects."""
 KERNELS_AGREEMENT = 0.9999
@@ -104,6 +109,88 @@ def tests(_: Workspace) -> dict[str, Any]:
             found["skipped"][why] = found["skipped"].get(why, 0) + 1
         else:
             found["passed"] += 1
+    return found
+
+
+def processing(_: Workspace) -> dict[str, Any]:
+    """Time pre- and post-processing: logits on the GPU to a result on the host, and on the CPU."""
+    from eomt_deploy.cuda import open_device
+
+    device = open_device()
+    return processing_times(device, IMAGE_SIZES, PROCESSING_ROUNDS)
+
+
+def processing_times(
+    device: Any, sizes: Any, rounds: int, kernels: Any = None, side: int | None = None
+) -> dict[str, Any]:
+    """Times in ms, and whether GPU and CPU give the same inputs and labels.
+
+    Args:
+        device: the GPU.
+        sizes: image sizes (H, W) by name.
+        rounds: number of measured calls.
+        kernels: CUDA binary of the kernels; None compiles it.
+        side: side of the network input; None takes that of the published models.
+    """
+    import numpy as np
+    from synthetic import HARD, KINDS, spec_of
+
+    from eomt_deploy.cuda import DeviceArray
+    from eomt_deploy.cuda.array import OwnedStream
+    from eomt_deploy.cuda.kernels import Kernels
+    from eomt_deploy.labels import label_map
+    from eomt_deploy.processing import Processor
+    from eomt_deploy.processing.cuda.processor import CudaProcessor
+
+    def milliseconds(work: Callable[[], Any]) -> float:
+        work()
+        taken = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - began)
+        return round(1000 * float(np.median(taken)), 3)
+
+    def upload(values: Any) -> Any:
+        array = DeviceArray.empty(device, values.shape, values.dtype)
+        with device.active():
+            device.to_device(array.pointer, np.ascontiguousarray(values), stream)
+            device.synchronize(stream)
+        array.stream = stream
+        return array
+
+    with device.active():
+        stream = OwnedStream(device)
+        loaded = Kernels(device, kernels) if kernels else None
+    cases = [(task, "", size) for task in ("panoptic", "instance", "semantic") for size in sizes]
+    cases += [(task, kind, next(iter(sizes))) for task, kind in HARD]
+    found: dict[str, Any] = {}
+    for task, kind, name in cases:
+        queries, outputs = KINDS[kind]
+        spec = spec_of(task, queries)
+        if side:
+            spec = replace(spec, image_size=(side, side))
+        host = Processor(spec)
+        image = np.random.default_rng(0).integers(0, 256, (*sizes[name], 3), np.uint8)
+        wanted, geometry = host.preprocess(image)
+        logits = outputs(spec, geometry)
+        with CudaProcessor(spec, device, stream, kernels=loaded) as processor:
+            arrays = [upload(array) for array in logits]
+            inputs = processor.preprocess(image)[0].copy_to_host()
+            mine = label_map(processor.postprocess(*arrays, geometry))
+            row = {
+                "inputs_equal": bool((inputs == wanted).all()),
+                "kernels_equal_cpu": float(
+                    (mine == label_map(host.postprocess(*logits, geometry))).mean()
+                ),
+            }
+            works: dict[str, Callable[[], Any]] = {
+                "gpu_pre_ms": lambda: (processor.preprocess(image), device.synchronize(stream)),  # noqa: B023
+                "gpu_post_ms": partial(processor.postprocess, *arrays, geometry),
+                "cpu_pre_ms": partial(host.preprocess, image),
+                "cpu_post_ms": partial(host.postprocess, *logits, geometry),
+            }
+            found[f"{task} {name}{kind}"] = row | {k: milliseconds(w) for k, w in works.items()}
     return found
 
 
@@ -316,6 +403,7 @@ def speed(workspace: Workspace) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[[Workspace], dict[str, Any]]] = {
+    "processing": processing,
     "tests": tests,
     "half-precision": half_precision,
     "ladder": ladder,
@@ -350,6 +438,7 @@ def problems(name: str, found: Any) -> list[str]:
             lines += [f"{where}: {x}" for x in (value if isinstance(value, list) else [value])]
         elif (
             (key == "finite" and not value)
+            or (key == "inputs_equal" and not value)
             or (key == "kernels_equal_cpu" and value < KERNELS_AGREEMENT)
             or (key == "label_agreement" and value < MIN_AGREEMENT[name.rsplit(" ", 1)[-1]])
             or (key == "grown_bytes" and value > MEMORY_GROWN)

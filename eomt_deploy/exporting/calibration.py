@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eomt_deploy.exporting.config import Method
-from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.network.eomt import EoMT, fused_attention
 
 Array = npt.NDArray[np.float32]
 
@@ -129,7 +129,7 @@ def observe(
 
     handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), fused_attention(model):
             for index, images in enumerate(inputs):
                 progress(f"calibrating ({index + 1} of {len(inputs)} images)")
                 model(torch.from_numpy(images))

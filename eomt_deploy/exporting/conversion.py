@@ -30,7 +30,7 @@ from eomt_deploy.spec import METADATA_KEY, ModelSpec
 from eomt_deploy.units import counted
 
 Inputs = Sequence[npt.NDArray[np.uint8]]
-RANGE_IMAGES = 16
+RANGE_IMAGES, QUICK_RANGE_IMAGES = 8, 2
 """Maximum number of images for the range analysis, which has a safety factor."""
 
 
@@ -91,7 +91,7 @@ def build_graph(
     if config.precision == "fp32":
         return PreciseGraph(model, spec, unfused=_fuse(model, config))
 
-    plan, islands = _plan(model, config, spread(inputs, RANGE_IMAGES), work)
+    plan, islands = _plan(model, config, spread(inputs, range_images(config.quick)), work)
     layers = _quantizable(layers, model, plan)
 
     def build(kept: Sequence[int]) -> ir.Model:
@@ -122,6 +122,11 @@ def build_graph(
     final = build(verdict.chosen.kept if verdict else ())
     unfused = _fuse(final, config)
     return PreciseGraph(describe(final, spec), spec, tuple(islands), verdict, unfused)
+
+
+def range_images(quick: bool) -> int:
+    """Maximum number of images for the range analysis."""
+    return QUICK_RANGE_IMAGES if quick else RANGE_IMAGES
 
 
 def _fuse(model: ir.Model, config: ExportConfig) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +34,10 @@ from eomt_deploy.network.folds import smoothable
 
 TOKENS_TRIED = 512
 CLIPS_TRIED = np.geomspace(1, 0.02, 24)
-"""Ranges that the search for the smallest output error tries, as fractions of the largest input."""
+"""Ranges that the search for the smallest output error may try, as fractions of the largest
+input."""
+COARSE = 4
+"""The search first tries every fourth range, then those around the best one."""
 MIN_SCALE = float(np.finfo(np.float16).smallest_subnormal) * 8
 """Minimum scale. Scales are FP16, as the graph around them; smaller ones are too coarse."""
 
@@ -177,12 +181,17 @@ def _smallest_output_error(
     samples: Array = activations.samples[:: max(1, len(activations.samples) // TOKENS_TRIED)]
     wanted = torch.from_numpy(samples) @ torch.from_numpy(np.ascontiguousarray(weight))
     weights = torch.from_numpy(restored)
-    errors = []
-    for clip in CLIPS_TRIED:
-        scale = _scale(np.float32(clip * full_range), number)
+
+    @cache
+    def error(index: int) -> float:
+        scale = _scale(np.float32(CLIPS_TRIED[index] * full_range), number)
         seen = torch.from_numpy(number.rounded(samples / scale) * scale)
-        errors.append(float((seen @ weights - wanted).var(0, correction=0).sum()))
-    return float(CLIPS_TRIED[int(np.argmin(errors))] * full_range)
+        return float((seen @ weights - wanted).var(0, correction=0).sum())
+
+    last = len(CLIPS_TRIED) - 1
+    coarse = min((*range(0, last, COARSE), last), key=error)
+    near = range(max(0, coarse - COARSE + 1), min(last, coarse + COARSE - 1) + 1)
+    return float(CLIPS_TRIED[min(near, key=error)] * full_range)
 
 
 def _scale(largest: Array | np.float32, number: Number) -> Array:

@@ -13,7 +13,7 @@ from eomt_deploy.backends.engine import Outputs
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.errors import UsageError
 from eomt_deploy.exporting.network import build_network
-from eomt_deploy.network.eomt import EoMT
+from eomt_deploy.network.eomt import EoMT, fused_attention
 from eomt_deploy.spec import ModelSpec
 
 
@@ -30,7 +30,7 @@ class NetworkEngine(Engine):
         self._model = model
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        with torch.inference_mode():
+        with torch.inference_mode(), fused_attention(self._model):
             class_logits, mask_logits = self._model(torch.from_numpy(images))
         return class_logits.numpy(), mask_logits.numpy()
 

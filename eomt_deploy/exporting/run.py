@@ -17,11 +17,11 @@ from eomt_deploy.evaluation.truth import Dataset, Sample, unlabelled
 from eomt_deploy.exporting import conversion, describe, graph, pareto, verify
 from eomt_deploy.exporting.aotinductor import export_package
 from eomt_deploy.exporting.config import PACKAGE, ExportConfig
-from eomt_deploy.exporting.conversion import RANGE_IMAGES
+from eomt_deploy.exporting.conversion import range_images
 from eomt_deploy.exporting.network import build_network
 from eomt_deploy.exporting.ranges import Island
 from eomt_deploy.exporting.reference import NetworkEngine
-from eomt_deploy.exporting.verdict import SENSITIVITY_IMAGES, Judge, Verdict
+from eomt_deploy.exporting.verdict import Judge, Verdict, sensitivity_images
 from eomt_deploy.exporting.work import EMULATED, PROBED, Progress, Work, duration, spread
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.image_search import FoundImages, search_images
@@ -34,9 +34,12 @@ from eomt_deploy.spec import ModelSpec
 
 STREAMED_BYTES = 2_000_000_000
 """Larger checkpoints are exported one block at a time."""
-CALIBRATION_IMAGES = 128
+CALIBRATION_IMAGES = 32
+"""Maximum number of images to calibrate on. On CamVid, 16, 32 and 69 images give the same label
+agreement (99.67 to 99.69%) and mIoU (72.72 to 72.75)."""
 JUDGED_IMAGES = 128
-QUICK_CALIBRATION, QUICK_JUDGED = 8, 2
+QUICK_CALIBRATION, QUICK_JUDGED, QUICK_VERIFIED = 8, 2, 1
+"""Numbers of images with ``quick``."""
 SHOWN_ISLANDS = 8
 HELD_OUT = 4
 """Every fourth image is held out from calibration to measure the accuracy loss."""
@@ -125,7 +128,9 @@ def export(config: ExportConfig, progress: Progress = no_progress) -> ExportRepo
         else []
     )
     if judge:
-        _plan_work(work, judge, len(inputs), len(verification_images), config.quick)
+        if config.quick:
+            verification_images = verification_images[:QUICK_VERIFIED]
+        _plan_work(work, judge, len(inputs), len(verification_images), config)
     made = conversion.build_graph(fold(copy.deepcopy(reference)), spec, config, inputs, judge, work)
     if dataset:
         notes += dataset.remarks()
@@ -173,12 +178,15 @@ def export(config: ExportConfig, progress: Progress = no_progress) -> ExportRepo
     )
 
 
-def _plan_work(work: Work, judge: Judge, calibration: int, verification: int, quick: bool) -> None:
+def _plan_work(
+    work: Work, judge: Judge, calibration: int, verification: int, config: ExportConfig
+) -> None:
     """Plan the export of a quantised model, and show how long it will take on this machine."""
     judged = len(judge.samples)
-    alone = 0 if quick else judge.reference.spec.backbone.depth * min(SENSITIVITY_IMAGES, judged)
+    each = 0 if config.quick else min(sensitivity_images(config.budget), judged)
+    alone = judge.reference.spec.backbone.depth * each
     work.plan("calibration", calibration)
-    work.plan("ranges", min(calibration, RANGE_IMAGES), PROBED)
+    work.plan("ranges", min(calibration, range_images(config.quick)), PROBED)
     # The checkpoint runs once on each judged image.
     work.plan("judgement", alone + judged, EMULATED + judged / (alone + judged))
     work.plan("verification", verification, 1 + EMULATED)

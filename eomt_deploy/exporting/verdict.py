@@ -22,9 +22,6 @@ from eomt_deploy.evaluation.truth import Sample
 from eomt_deploy.labels import label_map
 from eomt_deploy.processing import Geometry, Processor
 
-SENSITIVITY_IMAGES = 2
-"""Number of images to measure each block alone: enough to rank the blocks."""
-
 Progress = Callable[[str], None]
 
 
@@ -223,6 +220,11 @@ Measure = Callable[[Sequence[int], int | None], Judgement]
 """Compares the graph that keeps the given blocks in FP16, on a number of images (None: all)."""
 
 
+def sensitivity_images(budget: float | None) -> int:
+    """Number of images to measure each block alone: with a budget, they decide its rank."""
+    return 1 if budget is None else 4
+
+
 def search_blocks(
     measure: Measure,
     blocks: Sequence[int],
@@ -250,7 +252,7 @@ def search_blocks(
     sensitivity: dict[int, Judgement] = {}
     for block in blocks if rank else ():
         progress(f"measuring block {block} ({len(sensitivity) + 1} of {len(blocks)})")
-        sensitivity[block] = measure([b for b in blocks if b != block], SENSITIVITY_IMAGES)
+        sensitivity[block] = measure([b for b in blocks if b != block], sensitivity_images(budget))
     # Blocks with the largest error are kept first.
     order = sorted(sensitivity, key=lambda b: -sensitivity[b].error)
     trials: dict[int, Trial] = {}

@@ -14,9 +14,9 @@ T = TypeVar("T")
 Progress = Callable[[str, float | None], None]
 """Called with a message, and the finished fraction (0 to 1; None if it is not known)."""
 
-EMULATED = 1.7
+EMULATED = 1.6
 """Passes that one pass through the emulation of a low precision takes."""
-PROBED = 1.4
+PROBED = 1.5
 """Passes that one pass takes when the range of every tensor is measured."""
 
 

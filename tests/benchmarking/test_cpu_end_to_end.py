@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 from cpu_cases import (
     BASE,
-    HARD,
     OURS,
     agreement,
     extra_memory,
     judge_goal,
-    made_up_outputs,
-    spec_of,
 )
 from cpu_end_to_end import post_jobs
+from synthetic import HARD, made_up_outputs, spec_of
 
 from eomt_deploy.processing.geometry import plan
 

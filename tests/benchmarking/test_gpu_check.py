@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from host_twin import HostDevice, twin
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,18 @@ def test_what_is_well_is_no_problem(gpu_check):
 def test_what_failed_is_said(gpu_check, name, found, words):
     (line,) = gpu_check.problems(name, found)
     assert words in line
+
+
+def test_processing_times_on_the_host_twin(gpu_check, tmp_path):
+    """The section runs, and finds that GPU and CPU agree; the times of a host twin mean nothing."""
+    found = gpu_check.processing_times(
+        HostDevice(tmp_path), {"90x160": (90, 160)}, 1, kernels=twin(), side=64
+    )
+    assert list(found) == [
+        "panoptic 90x160", "instance 90x160", "semantic 90x160", "instance 90x160, overlapping",
+        "semantic 90x160, overlapping", "semantic 90x160, worst case",
+    ]  # fmt: skip
+    assert gpu_check.problems("processing", found) == []
+    assert all(row["gpu_post_ms"] > 0 for row in found.values())
+    wrong = {"panoptic": {"inputs_equal": False}}
+    assert "inputs_equal is outside" in gpu_check.problems("processing", wrong)[0]

@@ -10,6 +10,7 @@ import torch
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting.network import build_network
+from eomt_deploy.network.eomt import fused_attention
 
 
 @pytest.mark.shared_data
@@ -106,3 +107,21 @@ def test_positions_of_half_precision_checkpoints_are_resampled_in_full(tmp_path,
     torch.save(state, files.checkpoint)
     found = build_network(read_checkpoint(files.checkpoint), (96, 96)).backbone.pos_embed
     assert not torch.equal(found, found.to(dtype).float())
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_fused_attention_computes_the_same_and_leaves_no_trace(mlp):
+    model = tiny.network(replace(tiny.ARCH, mlp=mlp))
+    images = torch.from_numpy(tiny.images(2))
+    with torch.inference_mode():
+        wanted = model(images)
+        with fused_attention(model):
+            found = model(images)
+            assert all(block.attn.fused for block in model.backbone.layers)
+        again = model(images)
+    for have, want, same in zip(found, wanted, again, strict=True):
+        assert (have - want).abs().max() < 1e-5 * want.abs().max()
+        assert torch.equal(want, same)
+    with pytest.raises(ZeroDivisionError), fused_attention(model):
+        raise ZeroDivisionError
+    assert not any(block.attn.fused for block in model.backbone.layers)
