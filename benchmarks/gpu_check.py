@@ -38,7 +38,7 @@ from random_model import SIZE, random_small, with_precision
 
 HERE = Path(__file__).parent
 SCENES = HERE.parent / "examples" / "scenes"
-TESTS_SECONDS = 300
+TESTS_SECONDS = 100
 EAGER = "PyTorch eager fp16"
 ROUNDS, WARMUP = 100, 20
 MEMORY_ROUNDS = 200

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from eomt_deploy.fields import (
     MAX_NAME,
+    SHA256,
     Record,
     check_fields,
     integer,
@@ -40,6 +41,7 @@ class Certificate:
         device: name of the CPU or GPU.
         driver: version of the NVIDIA driver; None without one.
         created: time of the comparison in UTC, ISO 8601.
+        weights_sha256: SHA-256 of the weights, if they are in another file than the certificate.
     """
 
     images: int
@@ -54,6 +56,7 @@ class Certificate:
     device: str
     driver: str | None
     created: str
+    weights_sha256: str | None = None
 
     def __str__(self) -> str:
         return (
@@ -104,6 +107,7 @@ CERTIFICATE = Record(
             "a time such as 2026-01-31T12:00:00Z",
             r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z",
         ),
+        "weights_sha256": optional(SHA256),
     },
 )
 """Rules for the fields of a certificate."""

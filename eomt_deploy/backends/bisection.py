@@ -123,6 +123,17 @@ def find_fault(
         return Bisection(first.name if first else "", {n: errors[n] for n in order}, limit)
 
 
+def check_applies(model: Path, engine: Engine, source: Path) -> None:
+    """Check that the parts of an engine can be compared.
+
+    Raises:
+        UsageError: the backend neither opens nor builds ONNX models, or the nodes of the graph have
+            other names.
+    """
+    _opener(model, engine)
+    parts(onnx.load(source, load_external_data=False))
+
+
 def search(chain: Sequence[Part], wrong: Callable[[Part], bool]) -> Part | None:
     """The first wrong part of a chain in which every part after it is wrong, too."""
     if not chain or not wrong(chain[-1]):
@@ -222,7 +233,7 @@ def _opener(model: Path, engine: Engine) -> Callable[[Path], Engine]:
 
     def build_and_open(marked: Path) -> Engine:
         output = marked.with_suffix(model.suffix)
-        load(builder.run)(built.rebuild(marked, output), no_progress)
+        load(builder.run)(built.rebuild(marked, output, engine.arithmetic), no_progress)
         return open_engine(output, **options)
 
     return build_and_open

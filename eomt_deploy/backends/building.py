@@ -140,11 +140,30 @@ class BuiltFile(Protocol):
 
     def __init__(self, path: Path) -> None: ...
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the model."""
+
+    def check_place(self, arithmetic: str | None) -> None:
+        """Check that a certificate can be stored.
+
+        Args:
+            arithmetic: what the opened file computes in.
+
+        Raises:
+            UsageError: by default, the file computes in another arithmetic.
+            ModelFileError: the file has no place for it.
+        """
+
     def save(self, certificate: Certificate) -> None:
         """Write a certificate into the file or its description."""
 
-    def rebuild(self, onnx: Path, output: Path) -> BuildConfig:
-        """The configuration that builds another model with the same settings, without a check."""
+    def rebuild(self, onnx: Path, output: Path, arithmetic: str | None) -> BuildConfig:
+        """The configuration that builds another model with the same settings, without a check.
+
+        Args:
+            arithmetic: what the opened file computes in.
+        """
 
 
 def check_line(certificate: Certificate | None) -> str:

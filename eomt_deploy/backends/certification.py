@@ -140,7 +140,14 @@ def source_model(path: Path, built: BuiltFile | None, against: Path | None) -> P
         ModelFileError: it does not exist, or the file was built from another one.
         UsageError: the user must give it.
     """
-    if against is None and path.suffix.lower() == ".onnx":
+    if path.suffix.lower() == ".onnx":
+        if against is not None:
+            raise UsageError(
+                "--against does not apply to an .onnx file, which is compared with its own graph.",
+                fix=f"Compare two models with: eomt-deploy compare {against} {path}",
+            )
+        if not path.is_file():
+            raise ModelFileError(f"There is no model at {path}.", fix="Check the path.")
         return path
     if against is None and (built is None or not built.onnx):
         raise UsageError(

@@ -51,8 +51,14 @@ def origin_rows(spec: ModelSpec) -> dict[str, str]:
     return {key.replace("_", " "): value for key, value in spec.provenance.items()}
 
 
-def certificate_rows(certificate: Certificate | None) -> dict[str, str]:
-    """Row with the certificate of a built file."""
+def certificate_rows(certificate: Certificate | None, *, belongs: bool = True) -> dict[str, str]:
+    """Row with the certificate of a built file.
+
+    Args:
+        belongs: whether it was made with the weights that the file has now.
+    """
+    if not belongs:
+        return {"certificate": "invalid: the weights have changed since the comparison"}
     if certificate is None:
         return {"certificate": f"unchecked. {UNCHECKED}"}
     return {

@@ -103,8 +103,9 @@ class _Errors:
     def add(self, found: Outputs, wanted: Outputs) -> None:
         for kind, (have, want) in enumerate(zip(found, wanted, strict=True)):
             error = np.abs(have.astype(np.float32) - want)
-            self.largest[kind] = max(self.largest[kind], np.abs(want).max())
-            self.worst[kind] = max(self.worst[kind], error.max())
+            # np.maximum keeps NaN, max() may not.
+            self.largest[kind] = np.maximum(self.largest[kind], np.abs(want).max())
+            self.worst[kind] = np.maximum(self.worst[kind], error.max())
             self.total[kind] += error.sum(dtype=np.float64)
             self.count[kind] += error.size
         best, scores = labels(*wanted)
@@ -118,7 +119,9 @@ class _Errors:
 
     def result(self, images: int, inputs: int) -> Verification:
         mean = self.total / np.maximum(self.count, 1)
-        shares = np.minimum(self.equal / np.maximum(self.compared, 1e-12), 1)
+        # Without anything to compare, e.g. if no mask has a score, everything is equal.
+        compared = np.where(self.compared > 0, self.compared, 1)
+        shares = np.where(self.compared > 0, np.minimum(self.equal / compared, 1), 1)
         return Verification(
             images=images,
             inputs=inputs,
@@ -163,8 +166,9 @@ def compare(
         inputs += len(batch)
         wanted = run_in_parts(reference, batch)
         found = run_in_parts(engine, batch)
-        if kinds := _not_finite(found):
-            return _broken(f"{kinds} on {path.name}", index + 1, inputs)
+        for logits, whose in ((found, ""), (wanted, " of the reference")):
+            if kinds := _not_finite(logits):
+                return _broken(f"{kinds}{whose} on {path.name}", index + 1, inputs)
         errors.add(found, wanted)
         if batches and engine.spec.batch is None and len(kept) < MAX_TOGETHER:
             kept.append((batch[:1], (wanted[0][:1], wanted[1][:1])))

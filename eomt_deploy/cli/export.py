@@ -117,8 +117,8 @@ def export(
         bool,
         typer.Option(
             "--quick",
-            help="For int8 and fp8: calibrate on at most 8 images, and do not measure the accuracy "
-            "loss of each block.",
+            help="For int8 and fp8: take at most 8 images, and do not measure the accuracy loss of "
+            "each block.",
         ),
     ] = False,
     method: Annotated[

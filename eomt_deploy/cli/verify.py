@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from eomt_deploy.backends.building import BuiltFile
 from eomt_deploy.backends.registry import BACKENDS, load, open_engine
 from eomt_deploy.cli.console import say, say_remarks, stderr, stdout, steps, warn, write_json
 from eomt_deploy.cli.options import Arithmetic, Backend, Device, Model, Overwrite
-from eomt_deploy.errors import UsageError
+from eomt_deploy.errors import EomtDeployError, UsageError
+from eomt_deploy.external_data import side_files
+from eomt_deploy.files import check_writable
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.precision import engine_limits
 from eomt_deploy.units import counted
@@ -60,14 +63,21 @@ def verify(
 
     found = search_images(images or built_in_images())
     built = _built_file(model)
-    if save and built is None:
-        raise UsageError(
-            f"{model} cannot store a certificate.", fix="Use --json FILE to keep the result."
-        )
-    inputs = [model, *([against] if against else []), *map(Path, images or [])]
+    source = certification.source_model(model, built, against)
+    files = [model, *(built.files if built else [])]
+    inputs = [*files, source, *side_files(source), *map(Path, images or [])]
     check_outputs({"--json": json}, inputs=inputs, overwrite=overwrite)
     with open_engine(model, backend=backend, device=device, arithmetic=arithmetic) as engine:
-        source = certification.source_model(model, built, against)
+        if save:
+            if built is None:
+                raise UsageError(
+                    f"{model} cannot store a certificate.",
+                    fix="Use --json FILE to keep the result.",
+                )
+            built.check_place(engine.arithmetic)
+            check_writable(files[-1])
+        if bisect:
+            bisection.check_applies(model, engine, source)
         say(f"{model}: {engine.where}, compared with {source.name} in fp32", stderr)
         say_remarks(engine)
         processor = Processor(engine.spec)
@@ -80,13 +90,18 @@ def verify(
                 result = verification.compare(engine, reference, paths, progress, batches=True)
             limits = engine_limits(engine.spec.precision, engine.arithmetic)
             problems = result.problems(limits)
-            fault = None
+            fault, why = None, ""
             if problems and bisect:
                 batch, _ = processor.preprocess(paths[0])
-                batch = batch[: engine.spec.batch or 1]
-                fault = bisection.find_fault(
-                    model, source, engine, batch, limits.max_relative_error, progress
-                )
+                size = engine.spec.batch or 1  # a fixed batch is filled with copies
+                batch = np.resize(batch, (size, *batch.shape[1:]))
+                try:
+                    fault = bisection.find_fault(
+                        model, source, engine, batch, limits.max_relative_error, progress
+                    )
+                    why = str(fault)
+                except EomtDeployError as error:  # the result of the comparison comes first
+                    why = f"The part was not found: {error.what}"
         certificate = None if problems else certification.certificate(engine, result, limits)
         if json:
             report = {
@@ -104,9 +119,7 @@ def verify(
             }
             write_json(json, report)
         if certificate is None:
-            raise certification.failure(
-                source, engine, problems, nothing_written=False, why=str(fault or "")
-            )
+            raise certification.failure(source, engine, problems, nothing_written=False, why=why)
     console = stderr if str(json) == "-" else stdout
     say(f"passed on {counted(result.images, 'image')}: {certificate}", console)
     say(f"  {certificate.place}", console)

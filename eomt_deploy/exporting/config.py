@@ -57,8 +57,8 @@ class ExportConfig:
             of label agreement; blocks stay in FP16 to meet it.
         data: labelled data to measure the accuracy loss on; if it is empty, label agreement is
             measured on images held out from ``calibrate``.
-        quick: for int8 and fp8: calibrate on at most 8 images and measure only the accuracy loss
-            of all blocks together, without that of each block.
+        quick: for int8 and fp8: take at most 8 images, and measure only the accuracy loss of all
+            blocks together, not that of each block.
         high: roles or modules that stay in FP32.
         islands: keep layers in FP32 whose values exceed the FP16 range (FP32 islands).
         attention: ``written`` (separate operators, which every backend fuses) or ``fused`` (one

@@ -178,7 +178,7 @@ def _smallest_output_error(
     the weights, so the error is measured after the layer.
     """
     full_range = float(activations.largest.max())
-    samples: Array = activations.samples[:: max(1, len(activations.samples) // TOKENS_TRIED)]
+    samples: Array = activations.samples[:: -(-len(activations.samples) // TOKENS_TRIED)]
     wanted = torch.from_numpy(samples) @ torch.from_numpy(np.ascontiguousarray(weight))
     weights = torch.from_numpy(restored)
 

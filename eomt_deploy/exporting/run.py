@@ -38,8 +38,8 @@ CALIBRATION_IMAGES = 32
 """Maximum number of images to calibrate on. On CamVid, 16, 32 and 69 images give the same label
 agreement (99.67 to 99.69%) and mIoU (72.72 to 72.75)."""
 JUDGED_IMAGES = 128
-QUICK_CALIBRATION, QUICK_JUDGED, QUICK_VERIFIED = 8, 2, 1
-"""Numbers of images with ``quick``."""
+QUICK_IMAGES, QUICK_JUDGED, QUICK_VERIFIED = 8, 2, 1
+"""Maximum numbers of images with ``quick``: read, judged (of those) and verified."""
 SHOWN_ISLANDS = 8
 HELD_OUT = 4
 """Every fourth image is held out from calibration to measure the accuracy loss."""
@@ -98,9 +98,8 @@ def export(config: ExportConfig, progress: Progress = no_progress) -> ExportRepo
     processor = Processor(spec)
     calibration_images = verification_images = usable(verifying, "verification", processor, notes)
     if calibrating:
-        calibration_images = usable(
-            calibrating, "calibration", processor, notes, HELD_OUT * JUDGED_IMAGES
-        )
+        limit = QUICK_IMAGES if config.quick else HELD_OUT * JUDGED_IMAGES
+        calibration_images = usable(calibrating, "calibration", processor, notes, limit)
     work.say(f"building the network at {spec.image_size[0]}x{spec.image_size[1]}")
     package = config.output.suffix.lower() == PACKAGE
     # Quantisation and compilation need the complete network in memory.
@@ -121,9 +120,8 @@ def export(config: ExportConfig, progress: Progress = no_progress) -> ExportRepo
         judge = Judge(
             NetworkEngine(reference, spec), samples, bool(dataset), work.phase("judgement")
         )
-    limit = QUICK_CALIBRATION if config.quick else CALIBRATION_IMAGES
     inputs = (
-        [processor.preprocess(image)[0] for image in spread(calibration_images, limit)]
+        [processor.preprocess(image)[0] for image in spread(calibration_images, CALIBRATION_IMAGES)]
         if config.precision not in ("fp32", "bf16")
         else []
     )

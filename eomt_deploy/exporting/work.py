@@ -73,8 +73,8 @@ class Work:
 
 def spread(items: Sequence[T], count: int) -> list[T]:
     """At most ``count`` items, evenly spaced."""
-    if len(items) <= count:
-        return list(items)
+    if len(items) <= count or count < 2:
+        return list(items[:count])
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 

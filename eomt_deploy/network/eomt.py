@@ -63,7 +63,7 @@ class Attention(nn.Module):
 def fused_attention(model: nn.Module) -> Iterator[None]:
     """Run a network with PyTorch's fused attention, which needs half the time on a CPU and does
     not store all scores. Outside the block, attention is written out again, as export needs it."""
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    layers = [m for m in model.modules() if isinstance(m, Attention) and not m.fused]
     for layer in layers:
         layer.fused = True
     try:

@@ -15,7 +15,7 @@ from eomt_deploy.backends import bisection, open_engine
 from eomt_deploy.backends.bisection import Part, difference, parts, search
 from eomt_deploy.backends.onnxruntime import graph as rewrite
 from eomt_deploy.backends.openvino import engine as openvino_engine
-from eomt_deploy.errors import UsageError
+from eomt_deploy.errors import BuildError, UsageError
 
 openvino = openvino_engine.openvino
 
@@ -85,6 +85,31 @@ def test_a_built_file_is_built_again_for_each_part(
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == [
         "m.bin", "m.onnx", "m.xml",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_fixed_batch(saved, faulty_openvino, image_path, cli, batch):
+    faulty_openvino("backbone.blocks.1.mlp.fc2.weight")
+    model = saved("fp32", batch)
+    code, _, err = cli("verify", model, image_path, "--backend", "openvino", "--bisect")
+    assert code == 4
+    assert "The first part whose output differs is block 1:" in err
+
+
+def test_an_error_of_the_search_does_not_hide_the_result(
+    exported, faulty_openvino, image_path, tmp_path, monkeypatch, cli
+):
+    def fails(*_):
+        raise BuildError("It cannot be built.")
+
+    faulty_openvino("backbone.blocks.1.mlp.fc2.weight")
+    monkeypatch.setattr(bisection, "find_fault", fails)
+    command = ("verify", exported("panoptic"), image_path, "--backend", "openvino", "--bisect")
+    code, _, err = cli(*command, "--json", tmp_path / "r.json")
+    assert code == 4
+    assert "why: The part was not found: It cannot be built." in err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["passed"], report["bisection"]) == (False, None)
 
 
 def test_onnx_runtime_with_a_fault_in_its_graph_rewrite(saved, monkeypatch, image_path, cli):

@@ -72,6 +72,25 @@ def test_values_that_are_not_finite_are_named(reference, image_path, kind, name,
     ]
 
 
+def test_values_of_the_reference_that_are_not_finite_are_named(reference, image_path):
+    def broken(class_logits, mask_logits):
+        class_logits[0, 0, 0] = np.nan
+        return class_logits, mask_logits
+
+    result = compare(reference, Changed(reference, broken), [image_path])
+    assert result.not_finite == f"class logits of the reference on {image_path.name}"
+
+
+def test_without_any_mask_equal_outputs_are_equal(reference, image_path):
+    def empty(class_logits, mask_logits):
+        return class_logits, np.full_like(mask_logits, -200)
+
+    engine = Changed(reference, empty)
+    result = compare(engine, engine, [image_path])
+    assert result.label_agreement == 1
+    assert result.problems(PRECISIONS["fp32"]) == []
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_labels_are_those_of_the_definition(seed):
     rng = np.random.default_rng(seed)

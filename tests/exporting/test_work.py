@@ -79,7 +79,7 @@ def test_quick_leaves_the_blocks_out(files, tmp_path, folder, cli):
     assert report["verdict"]["sensitivity"] == {}
     assert report["verdict"]["chosen"]["judgement"]["images"] == 2
     assert report["verification"]["images"] == 1
-    assert json.loads(report["spec"]["provenance"]["calibration"])["images"] == 8
+    assert json.loads(report["spec"]["provenance"]["calibration"])["images"] == 6
     assert "expected duration: about 10 s" in err
     assert "measuring block" not in err
     assert "verdict:" in out

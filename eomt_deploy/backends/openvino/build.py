@@ -18,6 +18,7 @@ from eomt_deploy.backends.openvino.config import OpenVinoConfig
 from eomt_deploy.backends.verification import compare
 from eomt_deploy.certificate import Certificate
 from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
+from eomt_deploy.fields import is_printable
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.model_file import read_model_file
 from eomt_deploy.outputs import check_outputs
@@ -146,7 +147,8 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
     with staging_folder(config.output) as folder:
         model = read_model(core, config.onnx)
         plain = folder / config.output.name
-        model.set_rt_info(config.onnx.name, ["eomt_deploy", "onnx"])
+        if is_printable(config.onnx.name):  # others cannot be stored; `verify` asks for --against
+            model.set_rt_info(config.onnx.name, ["eomt_deploy", "onnx"])
         model.set_rt_info(onnx_sha256(config.onnx), ["eomt_deploy", "onnx_sha256"])
 
         def save(arithmetic: str) -> None:
@@ -198,7 +200,8 @@ def try_arithmetic(model: Path, arithmetic: Any, images: Sequence[Path]) -> Tria
         OpenVinoEngine(model, arithmetic=kind, cache=False) for kind in ("fp32", arithmetic)
     )
     with first, second:
-        agreement = compare(second, first, images).label_agreement
+        result = compare(second, first, images)
+        agreement = 0.0 if result.not_finite else result.label_agreement
         batch = np.zeros((first.spec.batch or 1, *first.spec.image_size, 3), np.uint8)
         times = alternate(partial(first.run, batch), partial(second.run, batch))
     return Trial(arithmetic, agreement, len(images), times)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -134,14 +134,8 @@ class OpenVinoEngine(Engine):
             ) from error
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        try:
+        with _explained(len(images)):
             found = self._spread(images) if self._spreads else self._infer(images)
-        except RuntimeError as error:
-            raise DeviceError(
-                f"OpenVINO failed on a batch of {len(images)}.",
-                why=_first_line(error),
-                fix="Use smaller batches or images, or a machine with more memory.",
-            ) from error
         class_logits, mask_logits = (array.astype(np.float32, copy=False) for array in found)
         return class_logits, mask_logits
 
@@ -149,7 +143,8 @@ class OpenVinoEngine(Engine):
         self, images: npt.NDArray[np.uint8], names: Sequence[str]
     ) -> list[npt.NDArray[Any]]:
         """Run one batch, and return outputs by name."""
-        return self._infer(images, [self._compiled.output(name) for name in names])
+        with _explained(len(images)):
+            return self._infer(images, [self._compiled.output(name) for name in names])
 
     def _infer(
         self, images: npt.NDArray[np.uint8], outputs: Sequence[Any] = ()
@@ -200,6 +195,18 @@ class OpenVinoEngine(Engine):
         self._compiled = None
         self._own = threading.local()
         self._memory = None
+
+
+@contextmanager
+def _explained(batch: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError(
+            f"OpenVINO failed on a batch of {batch}.",
+            why=_first_line(error),
+            fix="Use smaller batches or images, or a machine with more memory.",
+        ) from error
 
 
 def describe(core: Any, path: Path) -> tuple[ModelSpec, Arithmetic | None, bool]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from eomt_deploy.backends.tensorrt.config import TensorRtConfig
 from eomt_deploy.certificate import Certificate
-from eomt_deploy.sidecar import known_target, read_sidecar, write_sidecar
+from eomt_deploy.errors import ModelFileError
+from eomt_deploy.sidecar import known_target, read_sidecar, sidecar_path, write_sidecar
 
 
 class TensorRtFile:
@@ -20,15 +21,35 @@ class TensorRtFile:
         self.onnx_sha256 = self._sidecar.onnx_sha256
         self.certificate = self._sidecar.certificate
 
-    def save(self, certificate: Certificate) -> None:
-        """Write a certificate into the sidecar."""
-        write_sidecar(self._path, replace(self._sidecar, certificate=certificate))
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the model."""
+        return self._path, sidecar_path(self._path)
 
-    def rebuild(self, onnx: Path, output: Path) -> TensorRtConfig:
+    def check_place(self, arithmetic: str | None) -> None:
+        """A sidecar always has a place for a certificate."""
+
+    def save(self, certificate: Certificate) -> None:
+        """Write a certificate into the sidecar.
+
+        Raises:
+            ModelFileError: the engine was rebuilt meanwhile.
+        """
+        now = read_sidecar(self._path)
+        if now.plan_sha256 != self._sidecar.plan_sha256:
+            raise ModelFileError(
+                f"{self._path} has changed during the comparison.", fix="Repeat it."
+            )
+        write_sidecar(self._path, replace(now, certificate=certificate))
+
+    def rebuild(self, onnx: Path, output: Path, arithmetic: str | None) -> TensorRtConfig:
         """The configuration that builds another model with the same settings, without a check."""
         facts, settings = self._sidecar, self._sidecar.settings
         target = known_target(facts)
-        level, workspace = settings.get("optimization_level"), settings.get("workspace_bytes")
+        level, workspace = (
+            int(text) if (text := settings.get(name, "")).isdecimal() and len(text) < 19 else None
+            for name in ("optimization_level", "workspace_bytes")
+        )
         capabilities = [c for c in facts.compute_capabilities if not c.endswith("+")]
         return TensorRtConfig(
             onnx,
@@ -39,6 +60,6 @@ class TensorRtFile:
             compute_capabilities=tuple(capabilities) if target == "tensorrt-rtx" else (),
             hardware_compatibility=facts.hardware_compatibility,  # type: ignore[arg-type]
             tf32=settings.get("tf32") == "yes",
-            optimization_level=int(level) if level else None,
-            workspace=int(workspace) if workspace else None,
+            optimization_level=level,
+            workspace=workspace,
         )

@@ -69,7 +69,7 @@ def test_a_wrong_engine_is_not_published(config, runnable):
 def test_rebuilding_keeps_the_settings(config, tmp_path):
     first = replace(config, workspace=1 << 28, tf32=True, check=False)
     building.build(first)
-    again = TensorRtFile(first.output).rebuild(config.onnx, tmp_path / "again.engine")
+    again = TensorRtFile(first.output).rebuild(config.onnx, tmp_path / "again.engine", None)
     assert again == replace(first, output=tmp_path / "again.engine", batch=(1, 1, 8))
 
 
