@@ -16,8 +16,8 @@ from eomt_deploy.exporting.calibration import observe
 from eomt_deploy.exporting.conversion import _plan, _quantizable
 from eomt_deploy.exporting.quantization import quantize_layers
 from eomt_deploy.exporting.reference import NetworkEngine
-from eomt_deploy.exporting.run import spread
 from eomt_deploy.exporting.verdict import Judge, Judgement, Trial, Verdict, search_blocks
+from eomt_deploy.exporting.work import Work, spread
 from eomt_deploy.network.folds import fold
 
 
@@ -179,7 +179,7 @@ def test_what_is_kept_high_is_not_quantized(traced, high, left):
     network = fold(tiny.network())
     layers = quantize_layers(network, observe(network, [tiny.images()]), "int8", "minmax")
     model = traced()
-    plan, islands = _plan(model, config, [tiny.images()], lambda _: None)
+    plan, islands = _plan(model, config, [tiny.images()], Work(lambda text, fraction: None))
     assert islands == []
     found = _quantizable(layers, model, plan)
     assert len(found) == left
