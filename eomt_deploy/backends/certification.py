@@ -1,7 +1,8 @@
 """The check at the end of a build: the new file against its ONNX model, on this machine.
 
-TensorRT 10.3 and 10.4 compute vision transformers wrongly on some GPUs, without any message
-(NVIDIA/TensorRT issues). So a file is published only if it computes what its ONNX model computes.
+Users report that TensorRT 10.3 and 10.4 compute vision transformers wrongly without any message
+(NVIDIA/TensorRT issues 4419, 4723, 4742). So a file is published only if it computes what its ONNX
+model computes.
 """
 
 from __future__ import annotations

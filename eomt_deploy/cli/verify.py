@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from eomt_deploy.backends.building import BuiltFile
@@ -56,6 +55,8 @@ def verify(
 
     Exits with code 4 if it does not.
     """
+    import numpy as np
+
     from eomt_deploy.backends import bisection, certification, verification
     from eomt_deploy.image_search import search_images
     from eomt_deploy.processing import Processor

@@ -145,7 +145,10 @@ def test_notebook(tmp_path):
 def texts(cell):
     """What a cell printed on stdout, and its value as text."""
     outputs = [o for o in cell.get("outputs", ()) if o.get("name") != "stderr"]
-    values = [o.text if o.output_type == "stream" else o.data.get("text/plain") for o in outputs]
+    # The kernel may send the text of one cell in several messages.
+    printed = "".join(o.text for o in outputs if o.output_type == "stream")
+    results = [o.data.get("text/plain") for o in outputs if o.output_type != "stream"]
+    values = [*([printed] if printed else []), *results]
     # The address of an object in memory is different in each run.
     return [re.sub(r" at 0x[0-9A-F]+", "", value) for value in values]
 
