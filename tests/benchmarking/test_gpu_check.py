@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from host_twin import HostDevice, twin
+from processing_times import processing_times
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_what_failed_is_said(gpu_check, name, found, words):
 
 def test_processing_times_on_the_host_twin(gpu_check, tmp_path):
     """The section runs, and finds that GPU and CPU agree; the times of a host twin mean nothing."""
-    found = gpu_check.processing_times(
+    found = processing_times(
         HostDevice(tmp_path), {"90x160": (90, 160)}, 1, kernels=twin(), side=64
     )
     assert list(found) == [
