@@ -17,17 +17,15 @@ from PIL import Image
 
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.files import GENERATOR, PICTURE_FORMATS, save_picture, write_atomically
+from eomt_deploy.masks import Box, Rle, RunMask, decode_mask, encode_mask
 from eomt_deploy.sources import ImageSource, RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
 
 if TYPE_CHECKING:
     import supervision
 
-Box = tuple[int, int, int, int]
-"""(x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask."""
-Rle = dict[str, Any]
-"""COCO's compressed run-length encoding: ``{"size": [H, W], "counts": bytes}``."""
-
+Labels = npt.NDArray[np.unsignedinteger[Any]]
+LABEL_TYPES = (np.uint8, np.uint16)
 VOID = -1
 VOID_LABEL = 255
 """Conventional void label of 8-bit label images; more classes than this need 16 bits."""
@@ -35,57 +33,9 @@ SHOWN_SCORE = 0.5
 """Instances below this score are in the result, but not in the overlay."""
 
 
-def encode_mask(mask: npt.NDArray[np.bool_]) -> Rle:
-    """Convert a boolean mask [H, W] to COCO RLE."""
-    rle: Rle = coco_mask.encode(np.asarray(mask, dtype=bool))
-    return rle
-
-
-def decode_mask(rle: Rle) -> npt.NDArray[np.bool_]:
-    """Convert COCO RLE to a boolean mask [H, W]."""
-    return np.asarray(coco_mask.decode(rle), dtype=bool)
-
-
-@dataclass(frozen=True, eq=False)
-class PackedMask:
-    """A mask inside its bounding box, with eight pixels per byte.
-
-    Attributes:
-        size: (H, W) of the image.
-        box: bounding box of the mask.
-        area: number of pixels.
-        bits: uint8 [y1 - y0, ceil((x1 - x0) / 8)], from numpy.packbits along the rows.
-    """
-
-    size: tuple[int, int]
-    box: Box
-    area: int
-    bits: npt.NDArray[np.uint8]
-
-    @classmethod
-    def empty(cls, size: tuple[int, int]) -> PackedMask:
-        return cls(size, (0, 0, 0, 0), 0, np.zeros((0, 0), np.uint8))
-
-    @classmethod
-    def from_mask(cls, mask: npt.NDArray[np.bool_]) -> PackedMask:
-        """Pack a boolean mask [H, W]."""
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        size = mask.shape[0], mask.shape[1]
-        if len(rows) == 0:
-            return cls.empty(size)
-        x0, x1 = int(columns[0]), int(columns[-1]) + 1
-        y0, y1 = int(rows[0]), int(rows[-1]) + 1
-        inner = mask[y0:y1, x0:x1]
-        area = int(np.count_nonzero(inner))
-        return cls(size, (x0, y0, x1, y1), area, np.packbits(inner, axis=1))
-
-    def unpack(self) -> npt.NDArray[np.bool_]:
-        """The mask, boolean [H, W]."""
-        mask = np.zeros(self.size, bool)
-        if self.area:
-            x0, y0, x1, y1 = self.box
-            mask[y0:y1, x0:x1] = np.unpackbits(self.bits, axis=1, count=x1 - x0)
-        return mask
+def label_type(count: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest type of ``Segmentation.labels`` with values below ``count``."""
+    return np.uint8 if count <= 256 else np.uint16
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +75,10 @@ class Segment:
         segment_id: int,
         info: ClassInfo,
         score: float,
-        mask: npt.NDArray[np.bool_] | PackedMask,
+        mask: npt.NDArray[np.bool_] | RunMask,
     ) -> Segment:
-        packed = mask if isinstance(mask, PackedMask) else PackedMask.from_mask(mask)
-        return cls._of(segment_id, info, score, packed.area, packed.box, packed.unpack)
+        runs = mask if isinstance(mask, RunMask) else RunMask.from_mask(mask)
+        return cls._of(segment_id, info, score, runs.area, runs.box, runs.unpack)
 
     @classmethod
     def from_map(
@@ -136,12 +86,12 @@ class Segment:
         segment_id: int,
         info: ClassInfo,
         score: float,
-        segment_map: npt.NDArray[np.int32],
+        labels: Labels,
         area: int,
         box: Box,
     ) -> Segment:
-        """The segment ``segment_id`` of ``segment_map`` [H, W], which is not copied."""
-        pixels = partial(np.equal, segment_map, segment_id)
+        """The segment ``segment_id`` of panoptic ``labels`` [H, W], which are not copied."""
+        pixels = partial(np.equal, labels, segment_id + 1)
         return cls._of(segment_id, info, score, area, box, pixels)
 
     @classmethod
@@ -175,8 +125,8 @@ class Segmentation:
         task: ``semantic``, ``instance`` or ``panoptic``.
         size: (H, W) of the image.
         classes: all classes of the model.
-        class_map: class ids, int32 [H, W]; only semantic.
-        segment_map: segment ids, int32 [H, W], -1 for no segment; only panoptic.
+        labels: unsigned integers [H, W] of the smallest possible type. Semantic: class ids.
+            Panoptic: segment ids + 1, 0 for no segment. Instance: None, because instances overlap.
         segments: the segments; empty for semantic. Instances are sorted by score and can overlap.
         image: the image, uint8 RGB [H, W, 3], not copied; None if it is not known.
     """
@@ -184,18 +134,17 @@ class Segmentation:
     task: Task
     size: tuple[int, int]
     classes: tuple[ClassInfo, ...]
-    class_map: npt.NDArray[np.int32] | None = None
-    segment_map: npt.NDArray[np.int32] | None = None
+    labels: Labels | None = None
     segments: tuple[Segment, ...] = ()
     image: RgbImage | None = None
 
     def __post_init__(self) -> None:
-        for name, only in (("class_map", "semantic"), ("segment_map", "panoptic")):
-            value = getattr(self, name)
-            if (value is not None) != (self.task == only):
-                raise ValueError(f"{name} belongs to a {only} result, this one is {self.task}")
-            if value is not None and (value.shape != self.size or value.dtype != np.int32):
-                raise ValueError(f"{name} must be int32 of shape {self.size}")
+        if (self.labels is None) != (self.task == "instance"):
+            raise ValueError("semantic and panoptic results have labels, instance results do not")
+        if self.labels is not None and (
+            self.labels.shape != self.size or self.labels.dtype not in LABEL_TYPES
+        ):
+            raise ValueError(f"labels must be uint8 or uint16 of shape {self.size}")
         if self.segments and self.task == "semantic":
             raise ValueError("a semantic result has no segments")
         if self.image is not None and self.image.shape != (*self.size, 3):
@@ -203,17 +152,34 @@ class Segmentation:
 
     def __repr__(self) -> str:
         what = f"{len(self.segments)} segments"
-        if self.class_map is not None:
-            what = f"{len(np.unique(self.class_map))} classes"
+        if self.task == "semantic":
+            what = f"{len(np.unique(self._labels))} classes"
         return f"Segmentation({self.task}, {self.size[0]}x{self.size[1]}, {what})"
+
+    @cached_property
+    def class_map(self) -> npt.NDArray[np.int32] | None:
+        """Class ids, int32 [H, W]; only semantic. Converted from ``labels`` on first use."""
+        return self._labels.astype(np.int32) if self.task == "semantic" else None
+
+    @cached_property
+    def segment_map(self) -> npt.NDArray[np.int32] | None:
+        """Segment ids, int32 [H, W], -1 for no segment; only panoptic. As :attr:`class_map`."""
+        if self.task != "panoptic":
+            return None
+        return np.subtract(self._labels, 1, dtype=np.int32)
+
+    @property
+    def _labels(self) -> Labels:
+        assert self.labels is not None
+        return self.labels
 
     def regions(self) -> tuple[Segment, ...]:
         """The segments; a semantic result has one region with score 1 per class in the image."""
-        if self.class_map is None:
+        if self.task != "semantic":
             return self.segments
-        present = np.unique(self.class_map)
+        present = np.unique(self._labels)
         return tuple(
-            Segment.from_mask(i, self.classes[c], 1.0, self.class_map == c)
+            Segment.from_mask(i, self.classes[c], 1.0, self._labels == c)
             for i, c in enumerate(present)
         )
 
@@ -248,13 +214,15 @@ class Segmentation:
         Raises:
             UsageError: the result is not panoptic.
         """
-        if self.segment_map is None:
+        if self.task != "panoptic":
             raise UsageError(
                 f"to_panoptic() needs a panoptic result, this one is {self.task}.",
                 fix="Use to_coco() instead.",
             )
-        ids = (self.segment_map + 1).astype(np.uint32)
-        channels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1)
+        ids = self._labels
+        channels = np.zeros((*self.size, 3), np.uint8)
+        channels[..., 0] = ids & 255
+        channels[..., 1] = ids >> 8
         info = [
             {
                 "id": segment.id + 1,
@@ -268,7 +236,7 @@ class Segmentation:
             }
             for segment in self.segments
         ]
-        return Image.fromarray(channels.astype(np.uint8)), info
+        return Image.fromarray(channels), info
 
     def to_supervision(self) -> supervision.Detections:
         """Convert to ``supervision.Detections`` with masks and ``data["class_name"]``.
@@ -301,9 +269,9 @@ class Segmentation:
         Raises:
             UsageError: the result is an instance result, whose masks can overlap.
         """
-        if self.class_map is not None:
+        if self.task == "semantic":
             dtype = np.uint8 if len(self.classes) <= VOID_LABEL else np.uint16
-            return Image.fromarray(self.class_map.astype(dtype))
+            return Image.fromarray(self._labels.astype(dtype, copy=False))
         return self.to_panoptic()[0]
 
     def overlay(
@@ -373,7 +341,7 @@ class Segmentation:
             )
 
     def _arrays(self) -> dict[str, Any]:
-        if self.class_map is not None:
+        if self.task == "semantic":
             return {"class_map": self.class_map}
         masks = [np.packbits(segment.mask) for segment in self.segments]
         arrays: dict[str, Any] = {
@@ -383,7 +351,7 @@ class Segmentation:
             "class_ids": np.array([s.class_id for s in self.segments], np.int32),
             "masks_packed": np.stack(masks) if masks else np.zeros((0, 0), np.uint8),
         }
-        if self.segment_map is not None:
+        if self.task == "panoptic":
             arrays["segment_map"] = self.segment_map
         return arrays
 

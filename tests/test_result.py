@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import OutputError, UsageError
-from eomt_deploy.result import Segment, Segmentation, encode_mask
+from eomt_deploy.masks import encode_mask
+from eomt_deploy.result import Segment, Segmentation, label_type
 
 CLASSES = make_classes(
     [{"name": n, "thing": t} for n, t in (("sky", False), ("cat", True), ("dog", True))], "test"
@@ -25,19 +26,19 @@ def segment(index: int, class_id: int, mask: np.ndarray, score: float = 0.9) -> 
 
 @pytest.fixture
 def semantic(gradient) -> Segmentation:
-    class_map = np.zeros((37, 53), np.int32)
-    class_map[10:20, 5:50] = 2
-    return Segmentation("semantic", (37, 53), CLASSES, class_map=class_map, image=gradient)
+    labels = np.zeros((37, 53), np.uint8)
+    labels[10:20, 5:50] = 2
+    return Segmentation("semantic", (37, 53), CLASSES, labels=labels, image=gradient)
 
 
 @pytest.fixture
 def panoptic(gradient) -> Segmentation:
-    segment_map = np.full((37, 53), -1, np.int32)
-    segment_map[:20] = 0
-    segment_map[25:30, 10:40] = 1
-    segments = tuple(segment(i, c, segment_map == i) for i, c in enumerate((0, 1)))
+    labels = np.zeros((37, 53), np.uint8)
+    labels[:20] = 1
+    labels[25:30, 10:40] = 2
+    segments = tuple(segment(i, c, labels == i + 1) for i, c in enumerate((0, 1)))
     return Segmentation(
-        "panoptic", (37, 53), CLASSES, segment_map=segment_map, segments=segments, image=gradient
+        "panoptic", (37, 53), CLASSES, labels=labels, segments=segments, image=gradient
     )
 
 
@@ -84,10 +85,10 @@ def test_panoptic_picture_follows_the_coco_format(panoptic):
 
 
 def test_panoptic_picture_holds_more_than_256_segments():
-    segment_map = np.arange(300, dtype=np.int32).reshape(10, 30)
-    result = Segmentation("panoptic", (10, 30), CLASSES, segment_map=segment_map)
+    labels = np.arange(300, dtype=np.uint16).reshape(10, 30)
+    result = Segmentation("panoptic", (10, 30), CLASSES, labels=labels)
     ids = np.asarray(result.to_panoptic()[0]).astype(int) @ [1, 256, 65536]
-    assert (ids == segment_map + 1).all()
+    assert (ids == labels).all()
 
 
 def test_other_tasks_have_no_panoptic_picture(semantic, instance):
@@ -173,15 +174,24 @@ def test_save_elsewhere(semantic, tmp_path):
         semantic.save(tmp_path / "file" / "x.json")
 
 
+def test_maps_are_widened(semantic, panoptic, instance):
+    assert semantic.class_map.dtype == panoptic.segment_map.dtype == np.int32
+    assert (semantic.class_map == semantic.labels).all()
+    assert np.unique(panoptic.segment_map).tolist() == [-1, 0, 1]
+    assert semantic.segment_map is panoptic.class_map is instance.class_map is None
+    for count, kind in ((255, np.uint8), (256, np.uint8), (257, np.uint16)):
+        assert label_type(count) is kind
+
+
 def test_results_check_themselves(gradient):
     size = (37, 53)
-    good = np.zeros(size, np.int32)
+    good = np.zeros(size, np.uint8)
     for wrong in (
         {"task": "semantic"},
-        {"task": "panoptic", "class_map": good, "segment_map": good},
-        {"task": "semantic", "class_map": good.T},
-        {"task": "semantic", "class_map": good.astype(np.int64)},
+        {"task": "instance", "labels": good},
+        {"task": "semantic", "labels": good.T},
+        {"task": "semantic", "labels": good.astype(np.int32)},
         {"task": "instance", "image": gradient[:3]},
     ):
-        with pytest.raises(ValueError, match=r"must|belongs"):
+        with pytest.raises(ValueError, match=r"must|labels"):
             Segmentation(size=size, classes=CLASSES, **wrong)

@@ -16,7 +16,8 @@ from hotcoco import metrics
 from hotcoco.panoptic import PanopticEval
 
 from eomt_deploy.evaluation.truth import Truth
-from eomt_deploy.result import VOID, Rle, Segmentation
+from eomt_deploy.masks import Rle
+from eomt_deploy.result import VOID, Segmentation
 from eomt_deploy.spec import ModelSpec, Task
 
 Evidence = dict[str, Any]

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.errors import UsageError
-from eomt_deploy.result import VOID, Rle, Segment, Segmentation
+from eomt_deploy.masks import Rle
+from eomt_deploy.result import VOID, Segment, Segmentation
 from eomt_deploy.sources import RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
 

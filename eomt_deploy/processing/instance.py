@@ -6,16 +6,17 @@ Three steps: :func:`rank_queries`, :func:`measure_masks` (on a GPU: its kernel) 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from eomt_deploy.masks import RunMask
 from eomt_deploy.processing import pixels
+from eomt_deploy.processing.compiled import Float
 from eomt_deploy.processing.geometry import Geometry, Size
-from eomt_deploy.processing.resize import Float, softmax
-from eomt_deploy.result import PackedMask, Segment, Segmentation
+from eomt_deploy.result import Segment, Segmentation
 from eomt_deploy.spec import ClassInfo
 
 TOP_K = 100
@@ -34,11 +35,11 @@ class Candidate:
 class Measured:
     """A mask and the mean mask probability inside it (0 for an empty mask)."""
 
-    mask: PackedMask
+    mask: RunMask
     quality: float
 
     @classmethod
-    def of(cls, mask: PackedMask, inside: float) -> Measured:
+    def of(cls, mask: RunMask, inside: float) -> Measured:
         """The measured mask, from ``inside``: the sum of the mask probabilities inside it."""
         return cls(mask, inside / (mask.area + 1e-6))
 
@@ -60,17 +61,19 @@ def segment_instances(
             mask. 0 keeps all 100, as the evaluation requires.
     """
     candidates = rank_queries(class_logits, score_threshold)
-    queries = dict.fromkeys(candidate.query for candidate in candidates)
+    queries = list(dict.fromkeys(candidate.query for candidate in candidates))
     measured = measure_masks(mask_logits, queries, geometry, threads)
     return instance_result(candidates, measured, score_threshold, geometry.image_size, classes)
 
 
 def rank_queries(class_logits: Float, score_threshold: float) -> list[Candidate]:
     """The top 100 over queries and classes that can reach the threshold, highest score first."""
-    scores = softmax(class_logits)[:, :-1]
+    scores = pixels.softmax(class_logits)[:, :-1]
+    flat = scores.ravel()
+    lowest = np.partition(flat, -TOP_K)[-TOP_K] if len(flat) > TOP_K else 0
     # The mask quality is at most 1: a class score below the threshold cannot reach it.
-    order = np.argsort(-scores, axis=None, kind="stable")[:TOP_K]
-    order = order[scores.ravel()[order] >= score_threshold]
+    possible = np.flatnonzero((flat >= lowest) & (flat >= score_threshold))
+    order = possible[np.argsort(-flat[possible], kind="stable")[:TOP_K]]
     queries, class_ids = np.unravel_index(order, scores.shape)
     return [
         Candidate(query, class_id, float(scores[query, class_id]))
@@ -80,18 +83,18 @@ def rank_queries(class_logits: Float, score_threshold: float) -> list[Candidate]
 
 def measure_masks(
     mask_logits: npt.NDArray[np.floating],
-    queries: Iterable[int],
+    queries: Sequence[int],
     geometry: Geometry,
     threads: int | None = None,
 ) -> dict[int, Measured]:
     """The masks of the given queries at image size, by query; ``mask_logits`` is [Q, h, w]."""
     resize = pixels.mask_resize(mask_logits.shape[-2:], geometry)
-
-    def measure(query: int) -> tuple[int, Measured]:
-        mask = np.asarray(mask_logits[query], np.float32)
-        return query, Measured.of(*pixels.measure_mask(mask, resize))
-
-    return dict(pixels.in_threads(measure, list(queries), threads))
+    masks = np.asarray(mask_logits, np.float32)
+    found = pixels.measure_masks(masks, queries, resize, threads)
+    return {
+        query: Measured.of(mask, inside)
+        for query, (mask, inside) in zip(queries, found, strict=True)
+    }
 
 
 def instance_result(

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.processing import pixels
+from eomt_deploy.processing.compiled import Float
 from eomt_deploy.processing.geometry import Geometry, Size
-from eomt_deploy.processing.resize import Float, softmax
-from eomt_deploy.result import Segment, Segmentation
+from eomt_deploy.result import Segment, Segmentation, label_type
 from eomt_deploy.spec import ClassInfo, Thresholds
 
 VOID = -1
@@ -87,7 +87,7 @@ def choose_queries(class_logits: Float, score_threshold: float) -> Chosen:
 
     ``class_logits`` is [Q, C+1].
     """
-    probabilities = softmax(class_logits)
+    probabilities = pixels.softmax(class_logits)
     class_ids = probabilities.argmax(axis=1)
     scores = probabilities.max(axis=1)
     no_object = probabilities.shape[1] - 1
@@ -105,14 +105,14 @@ def panoptic_result(
     """Turn painted queries into segments."""
     stuff = frozenset(c.id for c in classes if not c.thing)
     segment_of, found = join_queries(chosen, painted.areas, stuff, overlap_threshold)
-    segment_map, boxes = pixels.label_segments(painted.owner, segment_of, threads)
+    labels, boxes = pixels.label_segments(painted.owner, segment_of, threads)
     return Segmentation(
         task="panoptic",
-        size=(segment_map.shape[0], segment_map.shape[1]),
+        size=(labels.shape[0], labels.shape[1]),
         classes=classes,
-        segment_map=segment_map,
+        labels=labels,
         segments=tuple(
-            Segment.from_map(index, classes[s.class_id], s.score, segment_map, s.area, box)
+            Segment.from_map(index, classes[s.class_id], s.score, labels, s.area, box)
             for index, (s, box) in enumerate(zip(found, boxes, strict=True))
         ),
     )
@@ -120,7 +120,7 @@ def panoptic_result(
 
 def nothing(size: Size, classes: tuple[ClassInfo, ...]) -> Segmentation:
     """The result if no query is chosen."""
-    return Segmentation("panoptic", size, classes, segment_map=np.full(size, VOID, np.int32))
+    return Segmentation("panoptic", size, classes, labels=np.zeros(size, label_type(1)))
 
 
 def join_queries(

@@ -10,30 +10,28 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import platform
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any
+from functools import lru_cache
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.devices import usable_cores
-from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.errors import UsageError
+from eomt_deploy.masks import Box, RunMask
+from eomt_deploy.processing.compiled import (
+    check_done,
+    check_geometry,
+    in_bands,
+    library,
+    pointer,
+    readable,
+)
 from eomt_deploy.processing.geometry import Geometry, Size
 from eomt_deploy.processing.tables import Table, composed_table, logit_table
-from eomt_deploy.result import Box, PackedMask
+from eomt_deploy.result import Labels, label_type
 
 Float = npt.NDArray[np.float32]
-
-FOLDER = Path(__file__).parent / "native"
-SUFFIX = {"Windows": ".dll", "Darwin": ".dylib"}.get(platform.system(), ".so")
-AVX2, FMA3 = 11, 12
-"""OpenCV's numbers of these CPU features."""
 
 TILE_ROWS = 32
 """Rows of a tile of ``panoptic.c``; bands are multiples of it, so that no tile is cut."""
@@ -41,39 +39,10 @@ TILE_SIDE = 16
 """Side of a tile of ``semantic.c``, in pixels of the merged windows."""
 SIMD_WIDTH = 16
 """Number of queries that ``semantic.c`` processes at once (SIMD lanes)."""
-BANDS_PER_THREAD = 4
-"""More than 1, because the work per band differs: some show only sky."""
-MAX_THREADS = 16
-VERSION = 2
-"""Version of the kernels' arguments; must equal ``kernel_version`` in ``outputs.c``."""
-NO_MEMORY, WRONG_ARGUMENTS = -1, -2
-MAX_SIDE, MAX_NUMBER = 1 << 15, (1 << 15) - 1
-"""Maximum side of a mask or network input, and number of queries or classes: as in ``pixels.h``."""
-MAX_IMAGE_SIDE = 1 << 30
+UNIT = 2.0**-24
+"""Unit of the sums of probabilities: see ``arithmetic.h``."""
 CHECKED_ALONE, CHECKED_AT_ONCE = 1 << 23, 1 << 20
 """Maximum number of values that a single thread checks faster than several, and values per band."""
-
-
-@cache
-def library() -> ctypes.CDLL:
-    """The compiled kernels, in the variant for this CPU.
-
-    Raises:
-        MissingDependencyError: they are missing, or of another version or platform.
-    """
-    fast = cv2.checkHardwareSupport(AVX2) and cv2.checkHardwareSupport(FMA3)
-    path = FOLDER / f"pixels-{'avx2' if fast else 'base'}{SUFFIX}"
-    try:
-        found = ctypes.CDLL(str(path))
-        version = found.kernel_version()
-        if version != VERSION:
-            raise AttributeError(f"it has version {version}, this eomt-deploy needs {VERSION}")
-    except (OSError, AttributeError) as error:  # AttributeError: another version
-        raise MissingDependencyError(
-            f"The compiled part of eomt-deploy cannot be loaded: {error}.",
-            fix="Reinstall eomt-deploy; in a clone: pip install -e .",
-        ) from error
-    return found
 
 
 @dataclass(frozen=True)
@@ -145,7 +114,7 @@ def paint_queries(
 
 def label_segments(
     owners: npt.NDArray[np.int16], segment_of: npt.NDArray[np.int32], threads: int | None = None
-) -> tuple[npt.NDArray[np.int32], list[Box]]:
+) -> tuple[Labels, list[Box]]:
     """The segment of each pixel, and the bounding box of each segment.
 
     Args:
@@ -154,65 +123,88 @@ def label_segments(
         threads: see :func:`paint_queries`.
 
     Returns:
-        segment ids int32 [H, W], and the box (x0, y0, x1, y1) of each segment, x1 and y1
-        exclusive.
+        labels [H, W], segment ids + 1 or 0; and the box (x0, y0, x1, y1) of each segment, x1 and
+        y1 exclusive.
     """
     owners = np.ascontiguousarray(owners, np.int16)
     segment_of = np.ascontiguousarray(segment_of, np.int32)
     count = int(segment_of.max(initial=-1)) + 1
-    segments = np.empty(owners.shape, np.int32)
+    labels = np.empty(owners.shape, label_type(count + 1))
 
     def label(start: int, end: int) -> npt.NDArray[np.int32]:
         boxes = np.tile(np.array([*owners.shape[::-1], 0, 0], np.int32), (count, 1))
         check_done(library().label_segments(
             pointer(owners), *owners.shape, pointer(segment_of), len(segment_of) - 1, count,
-            start, end, pointer(segments), pointer(boxes),
+            start, end, labels.itemsize - 1, pointer(labels), pointer(boxes),
         ))  # fmt: skip
         return boxes
 
     found = np.stack(in_bands(label, len(owners), TILE_ROWS, threads))
     boxes = np.concatenate([found[:, :, :2].min(axis=0), found[:, :, 2:].max(axis=0)], axis=1)
-    return segments, [tuple(box) for box in boxes.tolist()]
+    return labels, [tuple(box) for box in boxes.tolist()]
 
 
-class Measure(ctypes.Structure):
-    """``struct Measure`` of ``instance.c``."""
-
-    _fields_ = (
-        ("area", ctypes.c_int64),
-        ("inside", ctypes.c_double),
-        ("box", ctypes.c_int32 * 4),
-    )
+MEASURE = np.dtype([("area", "i8"), ("inside", "i8"), ("box", "i4", 4), ("runs", "i8")])
+"""``struct Measure`` of ``instance.c``."""
 
 
-def measure_mask(mask: Float, resize: MaskResize) -> tuple[PackedMask, float]:
-    """The mask at image size of mask logits [h, w], and the sum of the probabilities inside it."""
+def measure_masks(
+    masks: Float, queries: Sequence[int], resize: MaskResize, threads: int | None = None
+) -> list[tuple[RunMask, float]]:
+    """The masks of some queries at image size, and the sums of the probabilities inside them.
+
+    Args:
+        masks: mask logits [Q, h, w].
+        queries: indices of the masks.
+        resize: resize tables from the masks to the image.
+        threads: see :func:`paint_queries`.
+    """
+    masks = readable(masks)
     size = len(resize.down), len(resize.across)
-    on = mask > 0
-    rows, columns = np.flatnonzero(on.any(axis=1)), np.flatnonzero(on.any(axis=0))
-    if len(rows) == 0:
-        return PackedMask.empty(size), 0.0
-    mask = readable(mask)
-    y0, y1 = _reach(resize.down, int(rows[0]), int(rows[-1]))
-    x0, x1 = _reach(resize.across, int(columns[0]), int(columns[-1]))
-    found = np.empty((y1 - y0, x1 - x0), np.uint8)
-    measure = Measure()
-    check_done(library().measure_instance(
-        pointer(mask), *mask.shape, pointer(resize.down), pointer(resize.across), *size, y0, y1,
-        x0, x1, pointer(found), ctypes.byref(measure),
+    numbers = np.array(queries, np.int32)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(masks):
+        raise UsageError(f"Queries must be from 0 to {len(masks) - 1}, got {list(queries)}.")
+
+    def measure(start: int, end: int) -> list[tuple[RunMask, float]]:
+        own = numbers[start:end]
+        measures = np.zeros(len(own), MEASURE)
+        found = ctypes.c_void_p()
+        check_done(library().measure_instances(
+            pointer(masks), pointer(own), len(own), *masks.shape[1:], pointer(resize.down),
+            pointer(resize.across), *size, pointer(measures), ctypes.byref(found),
+        ))  # fmt: skip
+        count = int(measures["runs"].sum())
+        runs = np.empty((count, 2), np.uint32)
+        if count:
+            ctypes.memmove(pointer(runs), found, runs.nbytes)
+        library().free_runs(found)
+        return run_masks(size, measures, runs)
+
+    parts = in_bands(measure, len(numbers), 1, threads)
+    return [mask for part in parts for mask in part]
+
+
+def run_masks(
+    size: Size, measures: npt.NDArray[np.void], runs: npt.NDArray[np.uint32]
+) -> list[tuple[RunMask, float]]:
+    """Masks and sums of probabilities, from an array of :data:`MEASURE` and all runs [R, 2]."""
+    ends = np.cumsum(measures["runs"]).tolist()
+    fields = zip(*(measures[name].tolist() for name in ("area", "inside", "box")), strict=True)
+    return [
+        (RunMask(size, tuple(box) if area else (0, 0, 0, 0), area, runs[start:end]), inside * UNIT)
+        for (area, inside, box), start, end in zip(fields, [0, *ends], ends, strict=False)
+    ]
+
+
+def softmax(logits: Float) -> Float:
+    """Softmax over the last axis, float32. The result is the same on all CPUs and GPUs with FMA."""
+    logits = np.ascontiguousarray(logits, np.float32)
+    probabilities = np.empty_like(logits)
+    columns = logits.shape[-1]
+    check_done(library().softmax(
+        pointer(logits), ctypes.c_int64(logits.size // columns), columns, pointer(probabilities)
     ))  # fmt: skip
-    if measure.area == 0:  # on only in the padding, or only between pixels of the image
-        return PackedMask.empty(size), 0.0
-    left, top, right, bottom = measure.box
-    inner = found[top - y0 : bottom - y0, left - x0 : right - x0]
-    bits = np.packbits(inner, axis=1)
-    return PackedMask(size, (left, top, right, bottom), measure.area, bits), measure.inside
-
-
-def _reach(table: Table, first: int, last: int) -> tuple[int, int]:
-    """Image rows or columns [start, end) that are interpolated from ``first`` to ``last``."""
-    start = np.searchsorted(table["first"], first - 2)
-    return int(start), int(np.searchsorted(table["first"], last, side="right"))
+    return probabilities
 
 
 class Job(ctypes.Structure):
@@ -226,14 +218,14 @@ class Job(ctypes.Structure):
         *((name, ctypes.c_int32) for name in (
             "windows", "queries", "lanes", "classes", "mask_height", "mask_width",
             "input_height", "input_width", "merged_height", "merged_width", "axis",
-            "stretch_count", "height", "width", "tile_rows", "tile_columns",
+            "stretch_count", "height", "width", "tile_rows", "tile_columns", "wide",
         )),
     )  # fmt: skip
 
 
 def classify_pixels(
     probabilities: Float, masks: Float, geometry: Geometry, threads: int | None = None
-) -> npt.NDArray[np.int32]:
+) -> Labels:
     """The class with the highest mean over the windows of class x mask probability.
 
     Args:
@@ -243,7 +235,7 @@ def classify_pixels(
         threads: see :func:`paint_queries`.
 
     Returns:
-        class ids int32 [H, W] at image size.
+        class ids [H, W] at image size.
     """
     windows, queries, height, width = masks.shape
     classes = probabilities.shape[-1]
@@ -257,7 +249,7 @@ def classify_pixels(
     spans = geometry.windows if windows > 1 else ((0, merged[geometry.axis]),)
     padded = np.zeros((windows, classes, -(-queries // SIMD_WIDTH) * SIMD_WIDTH), np.float32)
     padded[..., :queries] = probabilities.transpose(0, 2, 1)
-    labels = np.empty(size, np.int32)
+    labels = np.empty(size, label_type(classes))
     arrays = [
         np.ascontiguousarray(masks, dtype=np.float32),
         padded,
@@ -275,7 +267,7 @@ def classify_pixels(
     job = Job(
         *(pointer(array) for array in arrays), windows, queries, padded.shape[-1], classes,
         height, width, *geometry.input_size, *merged, geometry.axis, len(arrays[3]), *size,
-        tile_rows, tile_columns,
+        tile_rows, tile_columns, labels.itemsize - 1,
     )  # fmt: skip
 
     def classify(start: int, end: int) -> None:
@@ -297,88 +289,6 @@ def stretches(spans: tuple[tuple[int, int], ...]) -> npt.NDArray[np.int32]:
         here = [i for i, (first, last) in enumerate(spans) if first <= start and end <= last]
         found.append((start, end, here[0], len(here)))
     return np.array(found, np.int32)
-
-
-def in_bands(
-    work: Callable[[int, int], Any], length: int, step: int, threads: int | None
-) -> list[Any]:
-    """Call ``work`` on bands [start, end) of ``length`` rows, in threads; return its results.
-
-    Each band is a multiple of ``step``, except the last one.
-    """
-    threads = min(threads or usable_cores(), MAX_THREADS)
-    steps = -(-length // step)
-    band = max(1, -(-steps // (threads * BANDS_PER_THREAD))) * step
-    bands = [(start, min(start + band, length)) for start in range(0, length, band)]
-    return in_threads(lambda ends: work(*ends), bands, threads)
-
-
-def in_threads(work: Callable[[Any], Any], items: list[Any], threads: int | None) -> list[Any]:
-    """As ``map``, but in threads, which end with the call: the process can be forked afterwards."""
-    threads = min(threads or usable_cores(), MAX_THREADS, len(items))
-    if threads <= 1:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
-
-
-def readable(masks: Float) -> Float:
-    """Mask logits [..., h, w] as the kernels need them: C-contiguous FP32, h and w at least 3."""
-    missing = [(0, 0)] * (masks.ndim - 2) + [(0, max(0, 3 - side)) for side in masks.shape[-2:]]
-    if any(end for _, end in missing):
-        masks = np.pad(masks, missing, mode="edge")
-    return np.ascontiguousarray(masks, dtype=np.float32)
-
-
-def pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
-def check_done(result: int) -> None:
-    """Check the return value of a kernel.
-
-    Raises:
-        MemoryError: the kernel could not allocate memory.
-        UsageError: the kernel rejected its arguments.
-    """
-    if result == NO_MEMORY:
-        raise MemoryError("Not enough memory for the post-processing.")
-    if result == WRONG_ARGUMENTS:
-        raise UsageError(
-            "The sizes or tables passed to the post-processing are inconsistent or too large.",
-            why=f"Masks can have sides up to {MAX_SIDE}, and there can be up to {MAX_NUMBER} "
-            "queries and classes.",
-            fix="Pass the geometry that Processor.preprocess returned for these outputs.",
-        )
-
-
-def check_geometry(geometry: Geometry) -> None:
-    """Check that sizes are in range and that windows lie inside the scaled image.
-
-    Raises:
-        UsageError: the geometry is inconsistent.
-    """
-    sides = (*geometry.image_size, *geometry.scaled_size)
-    if (
-        all(0 < side <= MAX_IMAGE_SIDE for side in sides)
-        and all(0 < side <= MAX_SIDE for side in geometry.input_size)
-        and geometry.axis in (0, 1)
-        and (geometry.windows or _inside(geometry.scaled_size, geometry.input_size))
-        and all(
-            0 <= start <= geometry.merged_size[geometry.axis] - (end - start)
-            and end - start == geometry.input_size[geometry.axis]
-            for start, end in geometry.windows
-        )
-    ):
-        return
-    raise UsageError(
-        f"The geometry is inconsistent: {geometry}.",
-        fix="Pass the geometry that Processor.preprocess returned.",
-    )
-
-
-def _inside(size: Size, other: Size) -> bool:
-    return size[0] <= other[0] and size[1] <= other[1]
 
 
 def any_not_finite(values: Float, threads: int | None = None) -> bool:

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.processing import pixels
+from eomt_deploy.processing.compiled import Float
 from eomt_deploy.processing.geometry import Geometry
-from eomt_deploy.processing.resize import Float, softmax
 from eomt_deploy.result import Segmentation
 from eomt_deploy.spec import ClassInfo
 
@@ -31,9 +31,9 @@ def segment_semantic(
     labels = pixels.classify_pixels(
         class_probabilities(class_logits), np.asarray(mask_logits, np.float32), geometry, threads
     )
-    return Segmentation("semantic", geometry.image_size, classes, class_map=labels)
+    return Segmentation("semantic", geometry.image_size, classes, labels=labels)
 
 
 def class_probabilities(class_logits: Float) -> Float:
     """Softmax over [..., Q, C+1], then without "no object": [..., Q, C]."""
-    return softmax(class_logits)[..., :-1]
+    return pixels.softmax(class_logits)[..., :-1]

@@ -16,7 +16,8 @@ from pycocotools.cocoeval import COCOeval
 from eomt_deploy.classes import make_classes
 from eomt_deploy.evaluation.scorers import InstanceScorer, PanopticScorer, SemanticScorer
 from eomt_deploy.evaluation.truth import VOID, Truth, TruthSegment
-from eomt_deploy.result import Segment, Segmentation, encode_mask
+from eomt_deploy.masks import encode_mask
+from eomt_deploy.result import Segment, Segmentation
 
 CLASSES = make_classes(
     [{"name": n, "thing": False} for n in ("sky", "grass")]
@@ -65,17 +66,15 @@ def as_truth(ids, class_of, crowd=()) -> Truth:
 def as_result(ids, class_of, task="panoptic", scores=None) -> Segmentation:
     # Renumber the ids, because segment ids must be consecutive.
     present = [int(i) for i in np.unique(ids) if i != VOID]
-    segment_map = np.full(SIZE, VOID, np.int32)
+    labels = np.zeros(SIZE, np.uint8)
     segments = []
     for index, i in enumerate(present):
-        segment_map[ids == i] = index
+        labels[ids == i] = index + 1
         score = 1.0 if scores is None else float(scores[i])
         segments.append(Segment.from_mask(index, CLASSES[class_of[i]], score, ids == i))
     if task == "instance":
         return Segmentation("instance", SIZE, CLASSES, segments=tuple(segments))
-    return Segmentation(
-        "panoptic", SIZE, CLASSES, segment_map=segment_map, segments=tuple(segments)
-    )
+    return Segmentation("panoptic", SIZE, CLASSES, labels=labels, segments=tuple(segments))
 
 
 def merge_stuff(ids, class_of):
@@ -222,7 +221,7 @@ def test_miou_is_the_definition(seed, images):
     for _ in range(images):
         truth = blocks(rng, 4).astype(np.int32)  # class 4 never occurs in the labels
         found = np.maximum(disturbed(rng, truth, 4), 0).astype(np.int32)
-        result = Segmentation("semantic", SIZE, CLASSES, class_map=found)
+        result = Segmentation("semantic", SIZE, CLASSES, labels=found.astype(np.uint8))
         items.append(scorer.evidence(Truth(SIZE, class_map=truth), result))
         for t, f in zip(truth[truth != VOID], found[truth != VOID], strict=True):
             confusion[t, f] += 1
@@ -239,8 +238,8 @@ def test_miou_is_the_definition(seed, images):
 def test_shuffled_labels_score_near_zero():
     truth = np.kron(np.arange(5).reshape(1, 5), np.ones((96, 24), int)).astype(np.int32)
     scorer = SemanticScorer(Spec)
-    same = Segmentation("semantic", SIZE, CLASSES, class_map=truth)
-    other = Segmentation("semantic", SIZE, CLASSES, class_map=(truth + 1) % 5)
+    same = Segmentation("semantic", SIZE, CLASSES, labels=truth.astype(np.uint8))
+    other = Segmentation("semantic", SIZE, CLASSES, labels=((truth + 1) % 5).astype(np.uint8))
     label = Truth(SIZE, class_map=truth)
     assert scorer.scores([scorer.evidence(label, same)]).value == 100
     assert scorer.scores([scorer.evidence(label, other)]).value == 0

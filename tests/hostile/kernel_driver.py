@@ -72,6 +72,7 @@ def semantic(rng: Random) -> None:
     print(f"semantic {plan.image_size} in {plan.input_size}, {number} windows, masks {mask}, "
           f"{queries} queries, {classes} classes", flush=True)  # fmt: skip
     probabilities = logits(rng, number, queries, classes)
+    pixels.softmax(probabilities)
     found = pixels.classify_pixels(
         probabilities, logits(rng, number, queries, *mask), plan, threads=rng.choice((1, 2))
     )
@@ -94,15 +95,21 @@ def panoptic(rng: Random) -> None:
     assert owners.min() >= -1
     assert owners.max() < count
     segment_of = np.arange(-1, count, dtype=np.int32)[::-1].copy()
-    pixels.label_segments(owners, segment_of, rng.choice((1, 2)))
+    labels, _ = pixels.label_segments(owners, segment_of, rng.choice((1, 2)))
+    assert labels.shape == plan.image_size
 
 
 def instance(rng: Random) -> None:
     plan, mask = letterbox(rng)
     print(f"instance {plan.image_size} in {plan.input_size}, masks {mask}", flush=True)
     resize = pixels.mask_resize(mask, plan)
-    packed, _ = pixels.measure_mask(logits(rng, *mask), resize)
-    assert packed.unpack().shape == plan.image_size
+    queries = [rng.randrange(3) for _ in range(rng.choice((0, 1, 5)))]
+    found = pixels.measure_masks(logits(rng, 3, *mask), queries, resize, rng.choice((1, 2)))
+    for query_mask, inside in found:
+        pixels_on = query_mask.unpack()
+        assert pixels_on.shape == plan.image_size
+        assert pixels_on.sum() == query_mask.area
+        assert 0 <= inside <= query_mask.area
 
 
 def main(library: str, seed: int, count: int) -> None:

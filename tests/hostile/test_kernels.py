@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from eomt_deploy.processing import pixels
+from eomt_deploy.processing import compiled
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 COUNT = 250
-FLAGS = ("-shared", "-fPIC", "-g", "-O1", "-fno-omit-frame-pointer", "-ffp-contract=fast",
+FLAGS = ("-shared", "-fPIC", "-g", "-O1", "-fno-omit-frame-pointer", "-ffp-contract=off",
          "-fno-math-errno", "-fsanitize=address,undefined,float-cast-overflow",
          "-fno-sanitize-recover=all")  # fmt: skip
 
@@ -27,7 +27,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     if compiler is None or sys.platform != "linux":
         pytest.skip("there is no gcc or clang here, or this is not Linux")
     library = tmp_path_factory.mktemp("kernels") / "pixels-sanitized.so"
-    sources = sorted(str(path) for path in pixels.FOLDER.glob("*.c"))
+    sources = sorted(str(path) for path in compiled.FOLDER.glob("*.c"))
     made = subprocess.run(
         [compiler, *FLAGS, *sources, "-o", str(library), "-lm"], capture_output=True, text=True
     )
@@ -66,11 +66,11 @@ def test_the_sanitizer_sees_a_fault(sanitized):
     overrun = (
         "import ctypes, sys, numpy as np\n"
         "library = ctypes.CDLL(sys.argv[1])\n"
-        "owners = np.zeros((2, 2), np.int16); segments = np.zeros((2, 2), np.int32)\n"
+        "owners = np.zeros((2, 2), np.int16); labels = np.zeros((2, 2), np.uint8)\n"
         "table = np.zeros(2, np.int32); boxes = np.zeros((1, 4), np.int32)\n"
         "at = lambda a: ctypes.c_void_p(a.ctypes.data)\n"
-        "ends = at(segments), at(boxes)\n"
-        "library.label_segments(at(owners), 4000, 2, at(table), 1, 1, 0, 4000, *ends)\n"
+        "ends = at(labels), at(boxes)\n"
+        "library.label_segments(at(owners), 4000, 2, at(table), 1, 1, 0, 4000, 0, *ends)\n"
     )
     done = run_driver(sanitized, "-c", overrun, sanitized[0])
     assert done.returncode != 0

@@ -13,7 +13,7 @@ from eomt_deploy.classes import make_classes
 from eomt_deploy.processing import Processor
 from eomt_deploy.processing.geometry import Geometry
 from eomt_deploy.processing.panoptic import segment_panoptic
-from eomt_deploy.processing.resize import softmax
+from eomt_deploy.processing.pixels import softmax
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec, Thresholds
 
 pytestmark = pytest.mark.shared_data

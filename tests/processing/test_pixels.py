@@ -9,7 +9,7 @@ import pytest
 from cuda_place import make_logits, make_spec
 
 from eomt_deploy.errors import MissingDependencyError
-from eomt_deploy.processing import Processor, pixels
+from eomt_deploy.processing import Processor, compiled, pixels
 from eomt_deploy.processing.geometry import Geometry, plan
 from eomt_deploy.processing.tables import composed_table, logit_table
 from eomt_deploy.spec import TASKS
@@ -17,9 +17,9 @@ from eomt_deploy.spec import TASKS
 
 @pytest.fixture
 def fresh_library():
-    pixels.library.cache_clear()
+    compiled.library.cache_clear()
     yield
-    pixels.library.cache_clear()
+    compiled.library.cache_clear()
 
 
 def results(task):
@@ -34,18 +34,18 @@ def test_every_variant_gives_the_same(fresh_library, monkeypatch, task):
     """Fused multiply-adds round differently, so a few pixels may differ."""
     best = results(task)
     monkeypatch.setattr(cv2, "checkHardwareSupport", lambda feature: False)
-    pixels.library.cache_clear()
+    compiled.library.cache_clear()
     base = results(task)
-    assert "base" in pixels.library()._name
+    assert "base" in compiled.library()._name
     assert [class_id for class_id, _, _ in base] == [class_id for class_id, _, _ in best]
     np.testing.assert_allclose([s for _, s, _ in base], [s for _, s, _ in best], rtol=1e-4)
     assert sum((a != b).sum() for (_, _, a), (_, _, b) in zip(base, best, strict=True)) <= 20
 
 
 def test_a_missing_library_says_what_to_do(fresh_library, monkeypatch, tmp_path):
-    monkeypatch.setattr(pixels, "FOLDER", tmp_path)
+    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
     with pytest.raises(MissingDependencyError, match="compiled part") as error:
-        pixels.library()
+        compiled.library()
     assert "pip install" in str(error.value.fix)
 
 
@@ -63,9 +63,9 @@ def test_masks_smaller_than_three_pixels(task, shape):
         assert (owner == wanted)[decided].all()
         assert abs(areas[0] - (logits >= 0).sum(axis=(1, 2))).max() <= (~decided).sum()
     else:
-        for mask, wanted in zip(masks, logits, strict=True):
-            packed, inside = pixels.measure_mask(mask, resize)
-            assert (packed.unpack() != (wanted > 0)).sum() <= (abs(wanted) < 1e-4).sum()
+        found = pixels.measure_masks(masks, [0, 1, 2, 3], resize)
+        for (mask, inside), wanted in zip(found, logits, strict=True):
+            assert (mask.unpack() != (wanted > 0)).sum() <= (abs(wanted) < 1e-4).sum()
             on = 1 / (1 + np.exp(-wanted[wanted > 0].astype(float)))
             assert inside == pytest.approx(on.sum(), rel=1e-4, abs=1e-3)
 

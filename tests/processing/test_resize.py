@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from eomt_deploy.processing.resize import softmax
+from eomt_deploy.processing.pixels import softmax
 
 
 def test_softmax_is_that_of_torch_and_does_not_warn():

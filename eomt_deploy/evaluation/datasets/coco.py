@@ -31,7 +31,8 @@ from eomt_deploy.evaluation.datasets.coco_json import (
     read_document,
 )
 from eomt_deploy.evaluation.truth import Sample, Truth, TruthSegment
-from eomt_deploy.result import VOID, Rle, encode_mask
+from eomt_deploy.masks import Rle, encode_mask
+from eomt_deploy.result import VOID
 from eomt_deploy.spec import ModelSpec
 
 SamplesAndNotes = tuple[list[Sample], list[str]]

@@ -15,13 +15,14 @@ from eomt_deploy.cuda.array import DeviceArray
 from eomt_deploy.cuda.device import Device
 from eomt_deploy.cuda.kernels import CHUNK, Kernels
 from eomt_deploy.cuda.scratch import Scratch
+from eomt_deploy.masks import RunMask
+from eomt_deploy.processing.compiled import Float
 from eomt_deploy.processing.geometry import Geometry, Size
 from eomt_deploy.processing.instance import Measured, instance_result, rank_queries
 from eomt_deploy.processing.panoptic import Painted, choose_queries, nothing, panoptic_result
-from eomt_deploy.processing.resize import Float
 from eomt_deploy.processing.semantic import class_probabilities
 from eomt_deploy.processing.tables import bands, image_table, logit_table, shrinks_down_first
-from eomt_deploy.result import PackedMask, Segmentation
+from eomt_deploy.result import Segmentation, label_type
 from eomt_deploy.spec import ModelSpec, Thresholds
 
 SCORE_BYTES = 64 << 20
@@ -191,7 +192,7 @@ def instance(
     workspace.device.synchronize(workspace.stream)
     found = np.unpackbits(packed, axis=1, count=pixels).view(bool).reshape(-1, *size)
     measured = {
-        query: Measured.of(PackedMask.from_mask(mask), inside * SUM_UNIT)
+        query: Measured.of(RunMask.from_mask(mask), inside * SUM_UNIT)
         for query, mask, inside in zip(chosen, found, counts[1].tolist(), strict=True)
     }
     return instance_result(candidates, measured, thresholds.score, size, spec.classes)
@@ -237,7 +238,7 @@ def semantic(
     found = workspace.scratch.fetch("labels", labels)
     workspace.device.synchronize(workspace.stream)
     return Segmentation(
-        task="semantic", size=size, classes=spec.classes, class_map=found.astype(np.int32)
+        task="semantic", size=size, classes=spec.classes, labels=found.astype(label_type(classes))
     )
 
 

@@ -1,86 +1,188 @@
-/* One instance mask at image size, and the sum of the probabilities inside it. */
+/* Instance masks at image size, as runs of pixels, and the sum of the probabilities inside them. */
 #include <string.h>
 
 #include "pixels.h"
 
-enum { TILE_ROWS = 32, TILE_COLUMNS = 64, LANES = 8 };
+enum { TILE_ROWS = 32, TILE_COLUMNS = 64 };
 
-/* Measurements of a mask, updated row by row. */
+/* Measurements of one mask. */
 typedef struct {
     int64_t area;   /* pixels inside the mask */
-    double inside;  /* sum of their probabilities */
+    int64_t inside; /* sum of their probabilities, in units of 2^-24 */
     int32_t box[4]; /* (x0, y0, x1, y1) in the image, x1 and y1 exclusive */
+    int64_t runs;   /* number of runs */
 } Measure;
 
-/* Write the mask of one row of logits [count], which starts at (x, y) of the image, and add it to
-   `measure`. */
-static void measure_row(const float *logits, int count, int x, int y, uint8_t *restrict mask,
-                        Measure *measure) {
-    float probabilities[TILE_COLUMNS];
-    int32_t area = 0;
-    for (int i = 0; i < count; i++) {
-        const int32_t on = logits[i] > 0;
-        probabilities[i] = on ? sigmoid(logits[i]) : 0;
-        mask[i] = on;
-        area += on;
+/* A growing list of runs: start and end (exclusive) of each, as indices into the flattened image. */
+typedef struct {
+    uint32_t *ends;
+    int64_t count, capacity;
+} Runs;
+
+/* The rows and columns that contain a logit above 0, ends inclusive; top > bottom if there are none. */
+typedef struct {
+    int top, bottom, left, right;
+} Extent;
+
+static Extent extent_of(const float *map, int height, int width) {
+    Extent found = {height, -1, width, -1};
+    for (int y = 0; y < height; y++) {
+        const float *row = map + (int64_t)y * width;
+        int any = 0;
+        for (int x = 0; x < width; x++) any |= row[x] > 0;
+        if (!any) continue;
+        int first = 0, last = width - 1;
+        while (!(row[first] > 0)) first++;
+        while (!(row[last] > 0)) last--;
+        found.top = smaller(found.top, y), found.bottom = y;
+        found.left = smaller(found.left, first), found.right = larger(found.right, last);
     }
-    if (area == 0) return;
-    /* A fixed number of partial sums: the result does not depend on the CPU's vector length. */
-    double sums[LANES] = {0};
-    int i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int lane = 0; lane < LANES; lane++) sums[lane] += probabilities[i + lane];
-    for (; i < count; i++) sums[i % LANES] += probabilities[i];
-    for (int lane = 0; lane < LANES; lane++) measure->inside += sums[lane];
-    measure->area += area;
-    int first = 0, last = count;
-    while (!mask[first]) first++;
-    while (!mask[last - 1]) last--;
-    int32_t *box = measure->box;
-    box[0] = smaller(box[0], x + first), box[1] = smaller(box[1], y);
-    box[2] = larger(box[2], x + last), box[3] = larger(box[3], y + 1);
+    return found;
 }
 
-/* Compute the mask in rows [y0, y1) and columns [x0, x1) of the image. Elsewhere it must be off.
+/* Image rows or columns [start, end) that are interpolated from source values first to last. */
+static void reach(const Span *table, int length, int first, int last, int *start, int *end) {
+    int low = 0;
+    while (low < length && table[low].first < first - 2) low++;
+    *start = low;
+    while (low < length && table[low].first <= last) low++;
+    *end = low;
+}
 
-   In: map [mask_height, mask_width], the mask logits; down [height] and across [width], the tables
-   that resize it to the image.
-   Out: mask uint8 [y1 - y0, x1 - x0], 1 where the logit is above 0; measure. */
-API int measure_instance(const float *map, int mask_height, int mask_width, const Span *down,
-                         const Span *across, int height, int width, int y0, int y1, int x0,
-                         int x1, uint8_t *mask, Measure *measure) {
-    if (!map || !mask || !measure || !within(mask_height, 3, MAX_SIDE) ||
-        !within(mask_width, 3, MAX_SIDE) || !spans_fit(down, y0, y1, height, mask_height) ||
-        !spans_fit(across, x0, x1, width, mask_width))
-        return WRONG_ARGUMENTS;
-    const int64_t stride = x1 - x0;
-    float *stretched = malloc(sizeof(float) * TILE_COLUMNS * mask_height);
-    if (!stretched) return NO_MEMORY;
-    *measure = (Measure){0, 0, {x1, y1, x0, y0}};
-    for (int tile_y = y0; tile_y < y1; tile_y += TILE_ROWS) {
-        const int rows = smaller(TILE_ROWS, y1 - tile_y);
-        const int top = down[tile_y].first, bottom = down[tile_y + rows - 1].first + 2;
-        for (int tile_x = x0; tile_x < x1; tile_x += TILE_COLUMNS) {
-            const int columns = smaller(TILE_COLUMNS, x1 - tile_x);
-            const int right = across[tile_x + columns - 1].first + 2;
-            uint8_t *out = mask + (tile_y - y0) * stride + (tile_x - x0);
-            float low, high;
-            find_range(map, mask_width, top, bottom, across[tile_x].first, right, &low, &high);
-            if (high <= 0) {
-                for (int row = 0; row < rows; row++) memset(out + row * stride, 0, columns);
-                continue;
-            }
-            stretch_rows(map, mask_width, top, bottom, across, tile_x, columns, stretched,
-                         TILE_COLUMNS);
-            for (int row = 0; row < rows; row++) {
-                const Span *span = &down[tile_y + row];
-                float logits[TILE_COLUMNS];
-                mix_rows(stretched + (span->first - top) * TILE_COLUMNS, TILE_COLUMNS,
-                         span->weights, columns, logits);
-                measure_row(logits, columns, tile_x, tile_y + row, out + row * stride, measure);
-            }
+/* Write the mask of a row of a tile. Return the sum of the probabilities inside it. */
+static int64_t mask_row(const float *restrict logits, uint8_t *restrict mask) {
+    int32_t inside = 0; /* at most TILE_COLUMNS * UNIT = 2^30 */
+    for (int i = 0; i < TILE_COLUMNS; i++) {
+        const int32_t on = logits[i] > 0;
+        inside += -on & (int32_t)(sigmoid(logits[i]) * UNIT);
+        mask[i] = on;
+    }
+    return inside;
+}
+
+/* The first index in [start, end) whose value is not `value`; `end` if there is none. */
+static int run_end(const uint8_t *mask, int start, int end, uint8_t value) {
+    uint64_t eight, same;
+    memset(&same, value, 8);
+    for (; start + 8 <= end; start += 8) {
+        memcpy(&eight, mask + start, 8);
+        if (eight != same) break;
+    }
+    while (start < end && mask[start] == value) start++;
+    return start;
+}
+
+/* Append a run of the current mask, or extend its last run, which can end with the row before.
+   Return 0 if there is no memory. */
+static int add_run(Runs *runs, Measure *measure, int64_t start, int64_t end) {
+    if (measure->runs && runs->ends[2 * runs->count - 1] == start) {
+        runs->ends[2 * runs->count - 1] = (uint32_t)end;
+        return 1;
+    }
+    if (runs->count == runs->capacity) {
+        const int64_t capacity = 2 * runs->capacity + 1024;
+        uint32_t *ends = realloc(runs->ends, sizeof(uint32_t) * 2 * capacity);
+        if (!ends) return 0;
+        runs->ends = ends, runs->capacity = capacity;
+    }
+    uint32_t *run = runs->ends + 2 * runs->count;
+    run[0] = (uint32_t)start, run[1] = (uint32_t)end;
+    runs->count++, measure->runs++;
+    return 1;
+}
+
+/* Compute the mask bytes [rows, stride] of image rows y0 to y0 + rows and columns left to right,
+   and add their probabilities to `measure`. The stride is a multiple of TILE_COLUMNS, so that loops
+   have a constant length. */
+static void fill_band(const float *map, int mask_width, const Span *down, const Span *across,
+                      int y0, int rows, int left, int right, float *stretched, uint8_t *band,
+                      int64_t stride, Measure *measure) {
+    const int top = down[y0].first, bottom = down[y0 + rows - 1].first + 2;
+    for (int x0 = left; x0 < right; x0 += TILE_COLUMNS) {
+        const int columns = smaller(TILE_COLUMNS, right - x0);
+        uint8_t *out = band + (x0 - left);
+        float low, high;
+        find_range(map, mask_width, top, bottom, across[x0].first,
+                   across[x0 + columns - 1].first + 2, &low, &high);
+        if (high <= 0 || low >= CERTAIN) {
+            for (int row = 0; row < rows; row++) memset(out + row * stride, high > 0, TILE_COLUMNS);
+            if (high > 0) measure->inside += (int64_t)UNIT * rows * columns;
+            continue;
+        }
+        stretch_rows(map, mask_width, top, bottom, across, x0, columns, stretched, TILE_COLUMNS);
+        for (int row = 0; row <= bottom - top; row++)
+            for (int x = columns; x < TILE_COLUMNS; x++) stretched[row * TILE_COLUMNS + x] = -1;
+        for (int row = 0; row < rows; row++) {
+            const Span *span = &down[y0 + row];
+            float logits[TILE_COLUMNS];
+            mix_rows(stretched + (span->first - top) * TILE_COLUMNS, TILE_COLUMNS, span->weights,
+                     TILE_COLUMNS, logits);
+            measure->inside += mask_row(logits, out + row * stride);
         }
     }
-    free(stretched);
-    return DONE;
 }
+
+/* Append the runs of a band, and add its pixels to `measure`. Return 0 if there is no memory. */
+static int read_band(const uint8_t *band, int y0, int rows, int left, int right, int64_t stride,
+                     int width, Runs *runs, Measure *measure) {
+    const int count = right - left;
+    int32_t *box = measure->box;
+    for (int y = y0; y < y0 + rows; y++, band += stride) {
+        const int64_t origin = (int64_t)y * width + left;
+        for (int start = run_end(band, 0, count, 0), end; start < count;
+             start = run_end(band, end, count, 0)) {
+            end = run_end(band, start, count, 1);
+            if (!add_run(runs, measure, origin + start, origin + end)) return 0;
+            measure->area += end - start;
+            box[0] = smaller(box[0], left + start), box[1] = smaller(box[1], y);
+            box[2] = larger(box[2], left + end), box[3] = larger(box[3], y + 1);
+        }
+    }
+    return 1;
+}
+
+/* Compute the masks of some queries.
+
+   In: maps [., mask_height, mask_width], mask logits; queries [count], indices of maps; down
+   [height] and across [width], the tables that resize a map to the image.
+   Out: measures [count]; runs: one run after another, query after query, to be freed with
+   free_runs. */
+API int measure_instances(const float *maps, const int32_t *queries, int count, int mask_height,
+                          int mask_width, const Span *down, const Span *across, int height,
+                          int width, Measure *measures, uint32_t **all_runs) {
+    if (!maps || !queries || !measures || !all_runs || !within(count, 0, MAX_NUMBER) ||
+        !within(mask_height, 3, MAX_SIDE) || !within(mask_width, 3, MAX_SIDE) ||
+        !within((int64_t)height * width, 1, UINT32_MAX) ||
+        !spans_fit(down, 0, height, height, mask_height) ||
+        !spans_fit(across, 0, width, width, mask_width))
+        return WRONG_ARGUMENTS;
+    for (int i = 0; i < count; i++)
+        if (queries[i] < 0) return WRONG_ARGUMENTS;
+    Runs runs = {NULL, 0, 0};
+    float *stretched = malloc(sizeof(float) * TILE_COLUMNS * mask_height);
+    uint8_t *band = malloc((size_t)TILE_ROWS * (width + TILE_COLUMNS));
+    int ready = stretched && band;
+    for (int i = 0; ready && i < count; i++) {
+        const float *map = maps + (int64_t)queries[i] * mask_height * mask_width;
+        Measure *measure = &measures[i];
+        *measure = (Measure){0, 0, {width, height, 0, 0}, 0};
+        const Extent extent = extent_of(map, mask_height, mask_width);
+        if (extent.top > extent.bottom) continue;
+        int top, bottom, left, right;
+        reach(down, height, extent.top, extent.bottom, &top, &bottom);
+        reach(across, width, extent.left, extent.right, &left, &right);
+        const int64_t stride = (int64_t)(right - left + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+        for (int y = top; ready && y < bottom; y += TILE_ROWS) {
+            const int rows = smaller(TILE_ROWS, bottom - y);
+            fill_band(map, mask_width, down, across, y, rows, left, right, stretched, band,
+                      stride, measure);
+            ready = read_band(band, y, rows, left, right, stride, width, &runs, measure);
+        }
+    }
+    free(stretched), free(band);
+    if (!ready) free(runs.ends), runs.ends = NULL;
+    *all_runs = runs.ends;
+    return ready ? DONE : NO_MEMORY;
+}
+
+API void free_runs(uint32_t *runs) { free(runs); }

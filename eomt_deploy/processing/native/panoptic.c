@@ -1,4 +1,6 @@
 /* The query that owns each pixel: the one with the highest class score x mask probability. */
+#include <string.h>
+
 #include "pixels.h"
 
 enum { TILE_ROWS = 32, TILE_COLUMNS = 64, TILE_PIXELS = TILE_ROWS * TILE_COLUMNS };
@@ -160,19 +162,19 @@ API int paint_panoptic(const float *masks, int count, int mask_height, int mask_
 /* Find the segment of each pixel in rows [row_start, row_end), and the box of each segment.
 
    In: segment_of [K + 1], whose last entry is for pixels without an owner.
-   Out: segments int32 [height, width].
+   Out: labels [height, width], segment + 1, or 0; two bytes per label if `wide`, else one.
    Enlarged: boxes int32 [S, 4], (x0, y0, x1, y1), x1 and y1 exclusive. */
 API int label_segments(const int16_t *owners, int height, int width, const int32_t *segment_of,
-                       int count, int segment_count, int row_start, int row_end,
-                       int32_t *segments, int32_t *boxes) {
-    if (!owners || !segment_of || !segments || !within(count, 0, MAX_NUMBER) || width < 1 ||
-        !within(row_start, 0, row_end) || row_end > height || (segment_count > 0 && !boxes))
+                       int count, int segment_count, int row_start, int row_end, int wide,
+                       void *labels, int32_t *boxes) {
+    if (!owners || !segment_of || !labels || !within(count, 0, MAX_NUMBER) || width < 1 ||
+        !within(row_start, 0, row_end) || row_end > height || (segment_count > 0 && !boxes) ||
+        !within(wide, segment_count > 255, 1))
         return WRONG_ARGUMENTS;
     for (int i = 0; i <= count; i++)
-        if (segment_of[i] >= segment_count) return WRONG_ARGUMENTS;
+        if (!within(segment_of[i], -1, segment_count - 1)) return WRONG_ARGUMENTS;
     for (int y = row_start; y < row_end; y++) {
         const int16_t *owner = owners + (int64_t)y * width;
-        int32_t *segment = segments + (int64_t)y * width;
         for (int start = 0, end; start < width; start = end) {
             /* Runs are long, so they are compared in blocks. */
             const int16_t value = owner[start];
@@ -184,7 +186,11 @@ API int label_segments(const int16_t *owners, int height, int width, const int32
             while (end < width && owner[end] == value) end++;
             if (value >= count) return WRONG_ARGUMENTS;
             const int32_t id = segment_of[value < 0 ? count : value];
-            for (int x = start; x < end; x++) segment[x] = id;
+            const int64_t row = (int64_t)y * width;
+            if (wide)
+                for (int x = start; x < end; x++) ((uint16_t *)labels)[row + x] = id + 1;
+            else
+                memset((uint8_t *)labels + row + start, id + 1, end - start);
             if (id < 0) continue;
             int32_t *box = boxes + 4 * id;
             box[0] = smaller(box[0], start), box[1] = smaller(box[1], y);

@@ -12,17 +12,19 @@
 #define API __attribute__((visibility("default")))
 #endif
 
+#define INLINE static inline
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FUSED(a, b, c) __builtin_fmaf(a, b, c)
+#else /* Without the instruction, a fused multiply-add would be a slow function. */
+#define FUSED(a, b, c) ((a) * (b) + (c))
+#endif
+#include "arithmetic.h"
+
 /* One side of a bilinear resize, from two source values: TAP in tables.py. */
 typedef struct {
     int32_t low, high;
     float rest, weight;
 } Tap;
-
-/* One side of two successive resizes, combined: SPAN in tables.py. */
-typedef struct {
-    int32_t first;
-    float weights[3];
-} Span;
 
 /* Return values of a kernel. Arguments are checked before they are used. */
 enum { DONE = 0, NO_MEMORY = -1, WRONG_ARGUMENTS = -2 };
@@ -60,34 +62,16 @@ static inline int taps_fit(const Tap *table, int start, int end, int length, int
     return fits;
 }
 
+/* Arrays of one byte or two bytes per value. */
+static inline void put_label(void *labels, int wide, int64_t index, int value) {
+    if (wide)
+        ((uint16_t *)labels)[index] = (uint16_t)value;
+    else
+        ((uint8_t *)labels)[index] = (uint8_t)value;
+}
+
 static inline int smaller(int a, int b) { return a < b ? a : b; }
 static inline int larger(int a, int b) { return a > b ? a : b; }
-
-/* Sigmoid within 2 ulp of the exact value, without branches, so that compilers vectorize loops
-   over it. exp(-x) = 2^n * exp(r), |r| <= ln(2)/2, with the Taylor series of degree 7 for exp(r).
-   NaN gives almost 0: comparisons with it are false, so that it is clamped. */
-static inline float sigmoid(float x) {
-    float y = -x;
-    y = y < 88.0f ? y : 88.0f;
-    y = y > -87.0f ? y : -87.0f;
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    const float shifted = y * 1.44269504088896341f + magic;
-    const float n = shifted - magic;
-    const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.98412698e-4f;
-    p = p * r + 1.38888889e-3f;
-    p = p * r + 8.33333333e-3f;
-    p = p * r + 4.16666667e-2f;
-    p = p * r + 1.66666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    union {
-        uint32_t bits;
-        float value;
-    } power = {((uint32_t)(int32_t)n + 127u) << 23};
-    return 1.0f / (1.0f + p * power.value);
-}
 
 /* The range of the logits in rows [top, bottom] and columns [left, right], slightly enlarged,
    because rounding can move an interpolated value out of the range of its source values. */
@@ -100,9 +84,8 @@ static inline void find_range(const float *map, int width, int top, int bottom, 
             low = value < low ? value : low;
             high = value > high ? value : high;
         }
-    const float slack = 1e-6f * (fabsf(low) > fabsf(high) ? fabsf(low) : fabsf(high));
-    *lowest = low - slack;
-    *highest = high + slack;
+    *lowest = low - slack(low, high);
+    *highest = high + slack(low, high);
 }
 
 /* Resize mask rows [top, bottom] horizontally to image columns [left, left + count).
@@ -114,10 +97,9 @@ static inline void stretch_rows(const float *map, int width, int top, int bottom
         const float *source = map + (int64_t)row * width;
         float *target = out + (row - top) * stride;
         for (int x = 0; x < count; x++) {
-            const Span span = across[left + x];
-            const float *at = source + span.first;
-            target[x] = span.weights[0] * at[0] + span.weights[1] * at[1] +
-                        span.weights[2] * at[2];
+            const Span *span = &across[left + x];
+            const float *at = source + span->first;
+            target[x] = weighted(span->weights, at[0], at[1], at[2]);
         }
     }
 }
@@ -126,6 +108,5 @@ static inline void stretch_rows(const float *map, int width, int top, int bottom
 static inline void mix_rows(const float *rows, int stride, const float *weights, int count,
                             float *restrict out) {
     for (int x = 0; x < count; x++)
-        out[x] = weights[0] * rows[x] + weights[1] * rows[x + stride] +
-                 weights[2] * rows[x + 2 * stride];
+        out[x] = weighted(weights, rows[x], rows[x + stride], rows[x + 2 * stride]);
 }

@@ -8,6 +8,9 @@
    the important queries only, then with all queries if the others could change the result. */
 #include <string.h>
 
+/* Class scores are sums of many products. Their rounding is that of the fastest instructions. */
+#pragma clang fp contract(fast)
+
 #include "semantic.h"
 
 /* Remove the classes that cannot win in a region from classes [count], which keeps its ascending
@@ -220,7 +223,7 @@ static int choose_best(const Work *work, Part part, Region region, const int *cl
                     second = score;
             }
             sure &= best_score - second >= margin;
-            job->labels[(int64_t)y * job->width + x] = classes[best];
+            put_label(job->labels, job->wide, (int64_t)y * job->width + x, classes[best]);
         }
     }
     return sure;
@@ -262,7 +265,7 @@ static void choose_best_of_many(const Work *work, Part part, Region region, cons
                 if (highest[lane] > best_score || (highest[lane] == best_score && i < best))
                     best_score = highest[lane], best = i;
             }
-            job->labels[(int64_t)y * job->width + x] = classes[best];
+            put_label(job->labels, job->wide, (int64_t)y * job->width + x, classes[best]);
         }
     }
 }
@@ -305,7 +308,7 @@ static void label_part(Work *work, Part part, int *given, int count) {
     if (count == 1) {
         for (int y = part.y0; y < part.y1; y++)
             for (int x = part.x0; x < part.x1; x++)
-                job->labels[(int64_t)y * job->width + x] = classes[0];
+                put_label(job->labels, job->wide, (int64_t)y * job->width + x, classes[0]);
         return;
     }
     const int side = larger(region.bottom - region.top, region.right - region.left) + 1;

@@ -25,12 +25,13 @@ typedef struct {
     const Stretch *stretches;
     const Tap *input_down, *input_across; /* from a mask to a network input */
     const Tap *image_down, *image_across; /* from the merged windows to the image */
-    int32_t *labels;                      /* out: [height, width] */
+    void *labels; /* out: [height, width], two bytes per label if `wide`, else one */
     int32_t windows, queries, lanes, classes, mask_height, mask_width;
     int32_t input_height, input_width;   /* size of a network input, i.e. of a window */
     int32_t merged_height, merged_width; /* size of all windows together */
     int32_t axis, stretch_count;
     int32_t height, width, tile_rows, tile_columns; /* size of the image and of a tile of it */
+    int32_t wide;
 } Job;
 
 /* Mask logits of one window for one row of tiles: [rows, mask_width, lanes]. */
@@ -156,7 +157,7 @@ static int job_fits(const Job *job, int row_start, int row_end) {
         !within(job->mask_height, 1, MAX_SIDE) || !within(job->mask_width, 1, MAX_SIDE) ||
         !within(job->input_height, 1, MAX_SIDE) || !within(job->input_width, 1, MAX_SIDE) ||
         job->merged_height < 1 || job->merged_width < 1 || job->height < 1 || job->width < 1 ||
-        job->tile_rows < 1 || job->tile_columns < 1 ||
+        job->tile_rows < 1 || job->tile_columns < 1 || !within(job->wide, job->classes > 256, 1) ||
         !within(job->stretch_count, 1, 2 * job->windows))
         return 0;
     /* Windows slide along the axis; along the other side, they cover the complete image. */
