@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from host_twin import put
 
 from eomt_deploy.classes import make_classes
-from eomt_deploy.cuda.kernels import Kernels, load_kernels
+from eomt_deploy.processing.cuda.kernels import Kernels, load_kernels
 from eomt_deploy.processing.cuda.processor import CudaProcessor
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
 

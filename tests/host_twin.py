@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -16,8 +17,8 @@ from simulated_gpu import SimulatedGpu, Work
 
 from eomt_deploy.cuda import DeviceArray, open_device
 from eomt_deploy.cuda.device import Array, Device
-from eomt_deploy.cuda.kernels import SOURCE
 from eomt_deploy.errors import EomtDeployError
+from eomt_deploy.processing.cuda.kernels import source
 
 GUARD = 64
 """Bytes before and after every allocation that no kernel may touch. They keep the alignment."""
@@ -31,11 +32,15 @@ def twin() -> bytes:
     if compiler is None:
         pytest.skip("there is no C++ compiler here")
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wextra"]
-    flags += ["-Werror", "-Wno-unknown-pragmas", f"-I{SOURCE.parent}"]
-    source = Path(__file__).with_name("host_twin.cpp")
+    flags += ["-Werror", "-Wno-unknown-pragmas"]
+    if platform.machine() == "x86_64":
+        flags.append("-march=native")  # with the FMA instruction; its function is slow
+    twin_source = str(Path(__file__).with_name("host_twin.cpp"))
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernels.cu").write_text(source())
         library = Path(folder) / "kernels.so"
-        subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
+        command = [compiler, *flags, f"-I{folder}", twin_source, "-o", str(library)]
+        subprocess.run(command, check=True)
         return library.read_bytes()
 
 
@@ -122,6 +127,11 @@ class HostDevice(SimulatedGpu):
         self._libraries.append(ctypes.CDLL(str(path)))
         return len(self._libraries) - 1
 
+    def set_order(self, order: int) -> None:
+        """Run the threads of a block in another order: thread ``(n * order) % 256`` is the n-th."""
+        for library in self._libraries:
+            library.set_order(order)
+
     def function(self, module: int, name: str) -> int:
         self._kernels.append((self._libraries[module], name))
         return len(self._kernels) - 1
@@ -145,7 +155,7 @@ class HostDevice(SimulatedGpu):
         assert grid[1] <= 65535, "CUDA takes no more block rows"
         assert block[0] % 32 == 0, "counting needs whole warps"
         assert (grid[2], *block[1:]) == (1, 1, 1)
-        kinds = {np.uint64: "P", np.int32: "i", np.int64: "q", np.float32: "f"}
+        kinds = {np.uint64: "P", np.int32: "i", np.int64: "q", np.float32: "f", np.float64: "d"}
         assert "".join(kinds[type(a)] for a in arguments) == self.letters(function)
         values = [np.array(argument) for argument in arguments]
         pointers = np.array([value.ctypes.data for value in values], np.uint64)

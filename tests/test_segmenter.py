@@ -7,8 +7,8 @@ from PIL import Image
 
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
-from eomt_deploy.cuda.kernels import Kernels
 from eomt_deploy.errors import ImageError, UsageError, VerificationError
+from eomt_deploy.processing.cuda.kernels import Kernels
 from eomt_deploy.sources import load_image
 from eomt_deploy.spec import TASKS
 

@@ -81,7 +81,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_data_is_inside(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "eomt_deploy/cuda/kernels.cu" in names
+    assert "eomt_deploy/processing/cuda/source/semantic.cu" in names
     assert "eomt_deploy/_data/engines/tensorrt-rtx.toml" in names
     assert "eomt_deploy/_data/benchmarks/table1.toml" in names
     assert not [n for n in names if "benchmarks/results" in n or n.endswith("gpu_paper.py")]

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.cuda.array import DeviceArray, DeviceMemory
 from eomt_deploy.cuda.device import Array, Device
+
+KEPT_TABLES = 16
+"""Images often have one of a few sizes."""
+ALIGNMENT = 16
+"""Of the arrays in a bundle, in bytes."""
 
 
 class Scratch:
@@ -27,7 +33,8 @@ class Scratch:
         self._stream = stream
         self._memory: dict[str, DeviceMemory] = {}
         self._pinned: dict[str, Array] = {}
-        self._tables: dict[str, tuple[Hashable, list[DeviceArray]]] = {}
+        self._tables: dict[str, dict[Hashable, list[DeviceArray]]] = {}
+        self._slots: dict[tuple[str, Hashable], int] = {}
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
         """Uninitialised GPU memory."""
@@ -67,25 +74,35 @@ class Scratch:
     def tables(
         self, name: str, key: Hashable, make: Callable[[], Sequence[Array]]
     ) -> list[DeviceArray]:
-        """Small arrays on the GPU, created again only if ``key`` has changed.
+        """Constant arrays on the GPU. The last :data:`KEPT_TABLES` keys of each name are kept.
 
         Args:
             key: value that identifies the content.
             make: function that returns the arrays.
         """
-        known = self._tables.get(name)
-        if known is not None and known[0] == key:
-            return known[1]
+        known = self._tables.setdefault(name, {})
+        if key in known:
+            return known[key]
+        number = len(known)
+        if number == KEPT_TABLES:  # replace the oldest
+            oldest = next(iter(known))
+            number = self._slots[name, oldest]
+            del known[oldest], self._slots[name, oldest]
+        self._slots[name, key] = number
         arrays, sources = [], []
         for index, values in enumerate(make()):
-            array = self.array(f"{name}/{index}", values.shape, values.dtype)
+            array = self.array(f"{name}/{number}/{index}", values.shape, values.dtype)
             source = np.ascontiguousarray(values)
             self._device.to_device(array.pointer, source, self._stream)
             sources.append(source)
             arrays.append(array)
         self._device.synchronize(self._stream)  # the sources are freed when this function returns
-        self._tables[name] = key, arrays
+        known[key] = arrays
         return arrays
+
+    def bundle(self, name: str, **fields: tuple[tuple[int, ...], npt.DTypeLike]) -> Bundle:
+        """Small arrays of the given shapes and types, filled with zero bytes."""
+        return Bundle(self, name, fields)
 
     def fetch(self, name: str, source: DeviceArray) -> Array:
         """Copy ``source`` to pinned memory; complete only after the stream is synchronised."""
@@ -100,3 +117,34 @@ class Scratch:
         self._memory.clear()
         self._pinned.clear()
         self._tables.clear()
+        self._slots.clear()
+
+
+class Bundle:
+    """Small arrays in one buffer, which are filled with zero bytes and fetched together."""
+
+    def __init__(
+        self, scratch: Scratch, name: str, fields: dict[str, tuple[tuple[int, ...], npt.DTypeLike]]
+    ) -> None:
+        self._scratch, self._name = scratch, name
+        self._fields: dict[str, tuple[int, tuple[int, ...], np.dtype[Any]]] = {}
+        size = 0
+        for field, (shape, kind) in fields.items():
+            dtype = np.dtype(kind)
+            self._fields[field] = size, shape, dtype
+            size += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        self._array = scratch.zeros(name, (size,), np.uint8)
+
+    def pointer(self, field: str) -> int:
+        """Address of an array in GPU memory."""
+        return self._array.pointer + self._fields[field][0]
+
+    def fetch(self) -> dict[str, Array]:
+        """Copies of all arrays in pinned memory; as :meth:`Scratch.fetch`."""
+        content = self._scratch.fetch(self._name, self._array)
+        return {
+            field: content[start : start + math.prod(shape) * dtype.itemsize]
+            .view(dtype)
+            .reshape(shape)
+            for field, (start, shape, dtype) in self._fields.items()
+        }

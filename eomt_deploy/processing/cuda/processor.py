@@ -13,17 +13,20 @@ import numpy as np
 from eomt_deploy.closing import Closing
 from eomt_deploy.cuda.array import DeviceArray
 from eomt_deploy.cuda.device import Device
-from eomt_deploy.cuda.kernels import Kernels, load_kernels
 from eomt_deploy.cuda.scratch import Scratch
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.processing import geometry as geo
-from eomt_deploy.processing.cuda import tasks as steps
+from eomt_deploy.processing.cuda import images, instance, panoptic, semantic
+from eomt_deploy.processing.cuda.kernels import Kernels, load_kernels
+from eomt_deploy.processing.cuda.workspace import GpuWorkspace
 from eomt_deploy.processing.geometry import Geometry
-from eomt_deploy.processing.outputs import check_finite, check_outputs, not_finite
+from eomt_deploy.processing.outputs import check_outputs, not_finite
 from eomt_deploy.processing.processor import Processor
 from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ColorOrder, ImageSource, load_image
 from eomt_deploy.spec import ModelSpec, Thresholds
+
+STARTS = {"panoptic": panoptic.start, "instance": instance.start, "semantic": semantic.start}
 
 
 class CudaArray(Protocol):
@@ -70,7 +73,7 @@ class CudaProcessor(Closing):
         self._on_host = Processor(spec)
         self._image: DeviceArray | None = None  # kept alive while the stream reads it
         with device.active():
-            self._workspace = steps.GpuWorkspace(
+            self._workspace = GpuWorkspace(
                 device, kernels or load_kernels(device), stream, Scratch(device, stream)
             )
             self._uploaded = device.event()  # the last image was copied from its pinned buffer
@@ -109,7 +112,7 @@ class CudaProcessor(Closing):
             self._workspace.device.wait_event(self._uploaded)
             on_device = self._workspace.scratch.upload("image", pixels)
             self._workspace.device.record(self._uploaded, self._workspace.stream)
-            steps.resample(self._workspace, on_device, plan, False, inputs)
+            images.resample(self._workspace, on_device, plan, False, inputs)
             return inputs, plan
 
     def postprocess(
@@ -154,20 +157,15 @@ class CudaProcessor(Closing):
         """
         workspace, spec = self._workspace, self.spec
         with workspace.device.active():
-            on_device = self._logits(class_logits)
+            classes = self._logits(class_logits)
             masks = self._logits(mask_logits)
-            check_outputs(spec, on_device.shape, masks.shape, geometry)
-            fetched = workspace.scratch.fetch("class logits", on_device)
-            wrong_masks = steps.find_not_finite(workspace, masks)
+            check_outputs(spec, classes.shape, masks.shape, geometry)
+            start = STARTS[spec.task]
+            pending = start(workspace, spec, classes, masks, geometry, thresholds)
             workspace.device.synchronize(workspace.stream)
-            classes = fetched.astype(np.float32)
-            check_finite(spec, classes, backend=self.backend, image=image)
-            if wrong_masks[0]:
+            if pending.fetched["not_finite"].any():
                 raise not_finite(spec, backend=self.backend, image=image)
-            if spec.task == "semantic":
-                return steps.semantic(workspace, spec, classes, masks, geometry)
-            task = steps.instance if spec.task == "instance" else steps.panoptic
-            return task(workspace, spec, classes, masks, geometry, thresholds)
+            return pending.finish()
 
     def _preprocess_on_device(
         self, image: object, color_order: ColorOrder, into: DeviceArray | None
@@ -186,13 +184,20 @@ class CudaProcessor(Closing):
         plan = self._plan(array.shape)
         inputs = self._inputs(plan, into)
         array.make_wait(workspace.stream)
-        steps.resample(workspace, array, plan, color_order == "bgr", inputs)
+        images.resample(workspace, array, plan, color_order == "bgr", inputs)
         array.release(workspace.stream)
         self._image = array
         return inputs, plan
 
     def _plan(self, shape: tuple[int, ...]) -> Geometry:
-        return geo.plan((shape[0], shape[1]), self.spec.image_size, self.spec.resize)
+        plan = geo.plan((shape[0], shape[1]), self.spec.image_size, self.spec.resize)
+        # Copy the tables of the post-processing now: it waits for the stream, and the network does
+        # not run yet.
+        if self.spec.task == "semantic":
+            semantic.tables(self._workspace, self.spec, plan)
+        else:
+            self._workspace.spans(self.spec.mask_size, plan)
+        return plan
 
     def _inputs(self, plan: Geometry, into: DeviceArray | None) -> DeviceArray:
         """The array that the network's inputs are written to."""

@@ -18,7 +18,7 @@
 #else /* Without the instruction, a fused multiply-add would be a slow function. */
 #define FUSED(a, b, c) ((a) * (b) + (c))
 #endif
-#include "arithmetic.h"
+#include "../cuda/source/arithmetic.h"
 
 /* One side of a bilinear resize, from two source values: TAP in tables.py. */
 typedef struct {

@@ -15,18 +15,11 @@ from hypothesis import strategies as st
 
 from eomt_deploy.errors import ImageError, UsageError, VerificationError
 from eomt_deploy.processing import Processor
-from eomt_deploy.processing.cuda import tasks
 from eomt_deploy.processing.geometry import Geometry, plan
-from eomt_deploy.processing.panoptic import choose_queries
 from eomt_deploy.spec import TASKS, Thresholds
 
 TIE = 2e-4
-"""Rounding may swap probabilities, or scores relative to the best, that differ by less than this.
-
-torch rounds positions in small maps to float32, which changes a logit by up to 1e-3.
-"""
-NEAR = 1e-3
-"""A logit closer to 0 than this may be inside or outside the mask."""
+"""Rounding may exchange classes whose scores differ by less than this, relative to the best."""
 
 
 @pytest.fixture(scope="module", params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -102,30 +95,32 @@ def test_images_that_are_none(place):
 # ---- network output to result ------------------------------------------------------------------
 
 
-def check_panoptic(place, spec, classes, masks, geometry, thresholds):
+def check(place, spec, classes, masks, geometry, thresholds=None):
+    """Check that the GPU path gives the result of the CPU path."""
+    thresholds = thresholds or spec.thresholds
     wanted = Processor(spec).postprocess_with(classes, masks, geometry, thresholds)
     found = place.postprocess(spec, classes, masks, geometry, thresholds)
-    chosen = choose_queries(classes[0].astype(np.float32), thresholds.score)
-    if len(chosen.queries) == 0:
-        assert (found.segment_map == -1).all()
+    if spec.task == "semantic":
+        check_semantic(wanted, found, classes, masks, geometry)
         return
-    logits = literal.at_image(masks[0], geometry)
-    stuff = {c.id for c in spec.classes if not c.thing}
-    _, _, areas = literal.panoptic(classes[0], logits, stuff, thresholds)
-    on = logits[chosen.queries].sigmoid().numpy()
-    weighted = np.sort(chosen.scores[:, None, None] * on, axis=0)
-    decided = (abs(on - thresholds.mask) > TIE).all(axis=0)
-    if len(weighted) > 1:
-        decided &= weighted[-1] - weighted[-2] > TIE * weighted[-1]
+    assert described(found) == described(wanted)
+    if spec.task == "panoptic":
+        np.testing.assert_array_equal(found.segment_map, wanted.segment_map)
+    for mine, other in zip(found.segments, wanted.segments, strict=True):
+        np.testing.assert_array_equal(mine.mask, other.mask)
+
+
+def described(result):
+    return [(s.id, s.class_id, s.score, s.area, s.box) for s in result.segments]
+
+
+def check_semantic(wanted, found, classes, masks, geometry):
+    """Class scores are sums in another order, so that equal scores may change places."""
+    assert found.labels.dtype == wanted.labels.dtype
+    best = np.sort(literal.class_scores(classes, masks, geometry).numpy(), axis=0)
+    decided = best[-1] - best[:-1].max(axis=0, initial=0) > TIE * best[-1]
+    assert (found.labels == wanted.labels)[decided].all()
     assert decided.mean() > 0.5
-    undecided = int((~decided).sum())
-    margin = abs(areas[1] - thresholds.overlap * areas[0])
-    if undecided and min(margin.min(), areas[0].min(), areas[2].min()) <= undecided:
-        return  # a segment may exist or not, depending on the rounding of a single pixel
-    assert [(s.id, s.class_id, s.score) for s in found.segments] == [
-        (s.id, s.class_id, s.score) for s in wanted.segments
-    ]
-    assert (found.segment_map == wanted.segment_map)[decided].all()
 
 
 @settings(deadline=None, max_examples=60)
@@ -144,25 +139,7 @@ def check_panoptic(place, spec, classes, masks, geometry, thresholds):
 def test_panoptic(place, size, image, seed, dtype, thresholds):
     spec = make_spec("panoptic", size)
     classes, masks = make_logits(spec, 1, seed, dtype)
-    check_panoptic(place, spec, classes, masks, plan(image, size, "letterbox"), thresholds)
-
-
-def check_instances(place, spec, classes, masks, geometry, thresholds):
-    wanted = Processor(spec).postprocess_with(classes, masks, geometry, thresholds)
-    found = place.postprocess(spec, classes, masks, geometry, thresholds)
-    logits = literal.at_image(masks[0], geometry).numpy()
-    near = (abs(logits) < NEAR).sum(axis=(1, 2))
-    areas = np.maximum((logits > 0).sum(axis=(1, 2)), 1)
-    scores = np.array([s.score for s in wanted.segments])
-    close = 1e-5 + float((near / areas).max())
-    if len(found.segments) != len(scores):
-        assert abs(scores - thresholds.score).min() <= close
-        return
-    np.testing.assert_allclose([s.score for s in found.segments], scores, rtol=close, atol=1e-7)
-    for mine, his in zip(found.segments, wanted.segments, strict=True):
-        if his.score > 1e-3 and (abs(scores - his.score) <= 2 * close * his.score).sum() == 1:
-            assert mine.class_id == his.class_id
-            assert (mine.mask != his.mask).sum() <= near.max()
+    check(place, spec, classes, masks, plan(image, size, "letterbox"), thresholds)
 
 
 @settings(deadline=None, max_examples=40)
@@ -170,17 +147,7 @@ def check_instances(place, spec, classes, masks, geometry, thresholds):
 def test_instances(place, size, image, seed, dtype, score):
     spec = make_spec("instance", size, queries=30)
     classes, masks = make_logits(spec, 1, seed, dtype)
-    geometry = plan(image, size, "letterbox")
-    check_instances(place, spec, classes, masks, geometry, Thresholds(score=score))
-
-
-def check_semantic(place, spec, classes, masks, geometry):
-    wanted = Processor(spec).postprocess(classes, masks, geometry).class_map
-    found = place.postprocess(spec, classes, masks, geometry).class_map
-    best = np.sort(literal.class_scores(classes, masks, geometry).numpy(), axis=0)
-    decided = best[-1] - best[-2] > TIE * best[-1]
-    assert (found == wanted)[decided].all()
-    assert decided.mean() > 0.5
+    check(place, spec, classes, masks, plan(image, size, "letterbox"), Thresholds(score=score))
 
 
 @settings(deadline=None, max_examples=25)
@@ -189,33 +156,81 @@ def check_semantic(place, spec, classes, masks, geometry):
     image=st.tuples(st.integers(20, 200), st.integers(20, 200)),
     seed=seeds,
     dtype=dtypes,
-    number=st.sampled_from([2, 32, 33]),
+    number=st.sampled_from([2, 32, 33, 161]),
 )
 def test_semantic(place, size, image, seed, dtype, number):
     spec = make_spec("semantic", size, classes=number)
     geometry = plan(image, size, "windows")
     classes, masks = make_logits(spec, geometry.num_inputs, seed, dtype)
-    check_semantic(place, spec, classes, masks, geometry)
+    check(place, spec, classes, masks, geometry)
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
 def test_the_usual_size(place, task):
     spec = make_spec(task, (640, 640), queries=20)
     geometry = plan((427, 640), (640, 640), "letterbox")
-    classes, masks = make_logits(spec, 1, 8, np.float16)
-    check = check_panoptic if task == "panoptic" else check_instances
-    check(place, spec, classes, masks, geometry, spec.thresholds)
+    check(place, spec, *make_logits(spec, 1, 8, np.float16), geometry)
 
 
-def test_a_band_at_a_time_makes_the_same_classes(place, monkeypatch):
-    spec = make_spec("semantic")
-    geometry = plan((211, 90), (64, 64), "windows")
-    classes, masks = make_logits(spec, geometry.num_inputs, 5)
-    complete = place.postprocess(spec, classes, masks, geometry).class_map
-    for rows in (0, 3, 40):
-        monkeypatch.setattr(tasks, "SCORE_BYTES", rows * 64 * 5 * 4)
-        banded = place.postprocess(spec, classes, masks, geometry).class_map
-        np.testing.assert_array_equal(banded, complete)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("queries", "classes"), [(300, 3), (257, 300), (1, 1)])
+def test_more_queries_or_classes_than_a_block_has_threads(place, task, queries, classes):
+    spec = make_spec(task, queries=queries, classes=classes)
+    geometry = plan((75, 99), (64, 64), spec.resize)
+    logits, masks = make_logits(spec, geometry.num_inputs, 4)
+    logits[..., -1] -= 5
+    check(place, spec, logits, masks, geometry, Thresholds(0.1, 0.5, 0.1))
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_logits_without_a_pattern(place, task):
+    """Each row has many runs, which do not all fit into the first copy."""
+    spec = make_spec(task, queries=120)
+    geometry = plan((900, 700), (64, 64), "letterbox")
+    rng = np.random.default_rng(0)
+    classes = rng.normal(size=(1, 120, 6), scale=3).astype(np.float32)
+    masks = rng.normal(size=(1, 120, *spec.mask_size), scale=20).astype(np.float32)
+    check(place, spec, classes, masks, geometry, Thresholds(0.0, 0.5, 0.0))
+
+
+def test_queries_that_are_left_out_at_first_are_added_where_they_matter(place):
+    """Class 1 has a slightly weaker query than class 2, and 198 others that matter together."""
+    spec = make_spec("semantic", queries=200, classes=3)
+    geometry = plan((64, 70), (64, 64), "windows")
+    classes = np.full((geometry.num_inputs, 200, 4), -30, np.float32)
+    classes[..., 1] = 9
+    classes[:, 1] = [-30, -30, 9, -30]
+    masks = np.full((geometry.num_inputs, 200, *spec.mask_size), -11.4, np.float32)
+    masks[:, 0] = 6.907  # probability 0.9990
+    masks[:, 1] = 7.600  # probability 0.9995
+    check(place, spec, classes, masks, geometry)
+    assert (place.postprocess(spec, classes, masks, geometry).class_map == 1).all()
+    masks[:, 2:] = -30
+    assert (place.postprocess(spec, classes, masks, geometry).class_map == 2).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("order", [255, 97])
+def test_the_order_of_threads_does_not_matter(tmp_path, task, order):
+    """A missing barrier in a kernel shows as another result, if threads run in another order."""
+    spec = make_spec(task, queries=70, classes=40)
+    geometry = plan((95, 70), (64, 64), spec.resize)
+    logits = make_logits(spec, geometry.num_inputs, 2)
+    device = HostDevice(tmp_path)
+    place = Place(device, twin())
+    first = place.postprocess(spec, *logits, geometry, Thresholds(0.1, 0.5, 0.1))
+    device.set_order(order)
+    second = place.postprocess(spec, *logits, geometry, Thresholds(0.1, 0.5, 0.1))
+    assert described(first) == described(second)
+    if task != "instance":
+        np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_images_larger_and_smaller_than_the_windows(place):
+    spec = make_spec("semantic", classes=4)
+    for image in ((9, 11), (640, 900), (64, 65), (33, 90)):
+        geometry = plan(image, (64, 64), "windows")
+        check(place, spec, *make_logits(spec, geometry.num_inputs, 6), geometry)
 
 
 def blocks(*rows):
@@ -324,8 +339,4 @@ def test_official_logits(place, shared, task):
         wanted = outputs["transformed"][own].transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(inputs.copy_to_host(), wanted)
         logits = outputs["class_logits"][own], outputs["mask_logits"][own]
-        if task == "semantic":
-            check_semantic(place, spec, *logits, geometry)
-        else:
-            check = check_panoptic if task == "panoptic" else check_instances
-            check(place, spec, *logits, geometry, spec.thresholds)
+        check(place, spec, *logits, geometry)

@@ -10,33 +10,53 @@ import numpy as np
 from eomt_deploy.cuda.device import Device
 from eomt_deploy.cuda.nvrtc import cached_cubin
 
-SOURCE = Path(__file__).with_name("kernels.cu")
+FOLDER = Path(__file__).with_name("source")
+FILES = (
+    "base.cu", "arithmetic.h", "maps.cu", "images.cu", "classes.cu", "panoptic.cu", "instance.cu",
+    "semantic.cu",
+)  # fmt: skip
+"""The files are compiled as one, in this order."""
 BLOCK = 256
-"""Threads per block; a multiple of the warp size, which counting in the kernels requires."""
-CHUNK = 32
-"""Classes per thread of ``score_classes``, as in ``kernels.cu``."""
+"""Threads per block, as in ``base.cu``."""
 
 SIGNATURES = {
     "resample_across": "PiiiPPiP",
     "resample_down": "PiiPPiP",
     "place_inputs": "PiiPiiiiiP",
     "find_not_finite": "PiqqP",
-    "paint_queries": "PiqiPPPPiqPPifPP",
-    "measure_masks": "PiqiPPPPiqPPPP",
-    "score_classes": "PiqiiPPPiiiiiiPiiP",
-    "choose_classes": "PiiiiPPiiqP",
+    "softmax": "PiqiP",
+    "find_best": "PqiiPP",
+    "list_queries": "PPiifPPPP",
+    "paint_queries": "PiiiPPiiPPPifPPP",
+    "join_queries": "PiPPPdPP",
+    "label_segments": "PPqiP",
+    "rank_queries": "PiiifPPPPPP",
+    "measure_masks": "PiiiPPiiiPPPP",
+    "count_runs": "PiiiPPP",
+    "place_rows": "PiPP",
+    "write_runs": "PiiiPPPqP",
+    "classify_tiles": "PiiiiPPPiiiiiPPiiPPPPiiPP",
 }
-"""Parameters of each kernel: P pointer, i int, q long long, f float."""
+"""Parameters of each kernel: P pointer, i int, q long long, f float, d double."""
 ARGUMENT_TYPES: dict[str, type[np.generic]] = {
     "P": np.uint64,
     "i": np.int32,
     "q": np.int64,
     "f": np.float32,
+    "d": np.float64,
 }
 
 
+@cache
+def source() -> str:
+    """The CUDA source of all kernels."""
+    return "\n".join(
+        f'#line 1 "{name}"\n{(FOLDER / name).read_text(encoding="utf-8")}' for name in FILES
+    )
+
+
 class Kernels:
-    """The kernels of ``kernels.cu`` on one device, whose primary context must be current.
+    """The kernels on one device, whose primary context must be current.
 
     Args:
         device: the GPU.
@@ -58,7 +78,7 @@ class Kernels:
         rows.
 
         Args:
-            arguments: pointers and numbers, in the order of ``kernels.cu``.
+            arguments: pointers and numbers, in the order of the kernel's parameters.
         """
         typed = [
             ARGUMENT_TYPES[letter](value)
@@ -76,4 +96,4 @@ def load_kernels(device: Device) -> Kernels:
         MissingDependencyError: cuda-python or NVRTC is not installed.
         DeviceError: NVRTC does not support this GPU, or the GPU cannot load the kernels.
     """
-    return Kernels(device, cached_cubin(SOURCE.read_text(), device.compute_capability))
+    return Kernels(device, cached_cubin(source(), device.compute_capability))

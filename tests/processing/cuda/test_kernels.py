@@ -14,9 +14,9 @@ from PIL import Image
 
 from eomt_deploy.cache import load
 from eomt_deploy.cuda import DeviceArray, nvrtc
-from eomt_deploy.cuda.kernels import SIGNATURES, SOURCE, Kernels, load_kernels
 from eomt_deploy.cuda.scratch import Scratch
 from eomt_deploy.errors import DeviceError, MissingDependencyError
+from eomt_deploy.processing.cuda.kernels import SIGNATURES, Kernels, load_kernels, source
 from eomt_deploy.processing.tables import image_table
 
 NOTHING = 'extern "C" __global__ void nothing() {}'
@@ -50,7 +50,7 @@ def compiler():
 
 @pytest.mark.parametrize("architecture", [80, 89, 90, 120])
 def test_every_kernel_compiles(compiler, architecture):
-    cubin = nvrtc.compile_source(SOURCE.read_text(), architecture)
+    cubin = nvrtc.compile_source(source(), architecture)
     assert cubin.startswith(b"\x7fELF")
     for name in SIGNATURES:
         assert b".text." + name.encode() in cubin
@@ -197,7 +197,7 @@ def test_the_host_catches_what_cuda_would_not(tmp_path):
     device = HostDevice(tmp_path)
     kernels = Kernels(device, twin())
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        kernels.launch("choose_classes", 1, 0, stream=0)
+        kernels.launch("label_segments", 1, 0, stream=0)
     pointer = device.alloc(8)
     ctypes.memset(pointer, 0, 9)
     with pytest.raises(AssertionError, match="beyond"):
