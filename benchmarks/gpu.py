@@ -50,6 +50,7 @@ class Section:
 SECTIONS = (
     Section("gpu_check_processing", ("gpu_check.py", "--sections", "processing"), 90),
     Section("gpu_check_half", ("gpu_check.py", "--sections", "half-precision"), 60),
+    Section("gpu_check_onnxruntime", ("gpu_check.py", "--sections", "onnxruntime"), 120),
     Section("gpu_check_tests", ("gpu_check.py", "--sections", "tests"), 110),
     # The paper's tables without a compiler: seconds per row.
     Section("gpu_paper_graph", ("gpu_paper.py", "--groups", "graph"), 75),

@@ -5,6 +5,7 @@
 A section whose packages are not installed is skipped, and the JSON has the reason. The sections:
 
 * processing: time of our pre- and post-processing on this GPU and on the CPU, and their agreement
+* onnxruntime: ONNX Runtime's CUDA provider: agreement with the CPU, latency of network and photo
 * tests: `pytest -m gpu`: device layer, kernels, engines, CUDA graphs, threads, memory
 * half-precision: error of FP16 and BF16 on this GPU, compared with the error of our emulation
 * ladder: export, build and run every precision: error and label agreement with FP32 PyTorch
@@ -32,14 +33,10 @@ from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from random_model import SIZE, random_small, with_precision
 
 HERE = Path(__file__).parent
 SCENES = HERE.parent / "examples" / "scenes"
 TESTS_SECONDS = 100
-EAGER = "PyTorch eager fp16"
-ROUNDS, WARMUP = 100, 20
-MEMORY_ROUNDS = 200
 PROCESSING_ROUNDS = 30
 IMAGE_SIZES = {"1920x1080": (1080, 1920), "640x480": (480, 640), "3840x2160": (2160, 3840)}
 MIN_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.98, "int8": 0.95, "fp8": 0.95}
@@ -247,88 +244,26 @@ def _same_pixels(segmenter: Any, image: Any) -> float:
 
 def speed(workspace: Workspace) -> dict[str, Any]:
     """Time engines and PyTorch FP16, interleaved: EoMT-S at 640, batch 1, random weights."""
-    import numpy as np
-    import torch
+    from gpu_speed import engine_speed
 
-    from eomt_deploy.backends import open_engine
-    from eomt_deploy.backends.tensorrt.build import build
-    from eomt_deploy.backends.tensorrt.config import TensorRtConfig
-    from eomt_deploy.benchmarking.measure.clock import interleave
-    from eomt_deploy.cuda import DeviceArray, open_device
-    from eomt_deploy.exporting import graph
-    from eomt_deploy.exporting.calibration import observe
-    from eomt_deploy.exporting.config import PRECISIONS, QUANTIZED
-    from eomt_deploy.exporting.conversion import describe
-    from eomt_deploy.exporting.lowering import Lowering, lower
-    from eomt_deploy.exporting.quantization import insert_qdq, quantize_layers
-    from eomt_deploy.network.folds import fold
+    return engine_speed(workspace.folder, targets())
 
-    network, spec = random_small()
-    network = fold(network)
-    works: dict[str, Callable[[], object]] = {}
-    if torch.cuda.is_available():
-        half = copy.deepcopy(network).to("cuda", torch.float16)
-        black = torch.zeros((1, *SIZE, 3), dtype=torch.uint8, device="cuda")
 
-        def eager() -> None:
-            with torch.inference_mode():
-                half(black)
-            torch.cuda.synchronize()
+def onnxruntime(workspace: Workspace) -> dict[str, Any]:
+    """ONNX Runtime's CUDA provider with everything on the GPU, and with copies."""
+    from onnxruntime import get_available_providers
+    from onnxruntime_gpu import onnxruntime_gpu
 
-        works[EAGER] = eager
-    noise = np.random.default_rng(0).integers(0, 256, (1, *SIZE, 3), np.uint8)
-    seen = observe(network, [noise])
-    memory: dict[str, Any] = {}
-    opened = []
-    device = open_device()
-    model = describe(graph.trace(network, spec), spec)
-    for target in targets():
-        for precision in PRECISIONS:
-            onnx = workspace.folder / f"s.{precision}.onnx"
-            lowered = model
-            if precision in QUANTIZED:
-                layers = quantize_layers(network, seen, precision, "minmax")
-                lowered = insert_qdq(lowered, layers, layers)
-            if precision != "fp32":
-                lowered = lower(lowered, Lowering(precision))
-            graph.save(lowered, with_precision(spec, precision), workspace.folder, onnx.name)
-            path = workspace.folder / f"s.{precision}.{target}.engine"
-            build(TensorRtConfig(onnx, path, target=target, check=False))  # type: ignore[arg-type]
-            engine: Any = open_engine(path)
-            opened.append(engine)
-            images = engine.input(1)
+    from eomt_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuEngine
 
-            def run(engine: Any = engine, images: DeviceArray = images) -> None:
-                engine.run_device(images)
-                device.synchronize(engine.stream)
-
-            works[f"{target} {precision}"] = run
-            run()
-            before = device.memory()[0]
-            for _ in range(MEMORY_ROUNDS):
-                run()
-            memory[f"{target} {precision}"] = {
-                "engine_mb": round(engine.memory_bytes / 1e6),
-                "grown_bytes": before - device.memory()[0],
-                "cuda_graph": engine.cuda_graph,
-            }
-    samples = interleave(works, warmup=WARMUP, iterations=ROUNDS)
-    for engine in opened:
-        engine.close()
-    base = float(np.median(samples[EAGER])) if EAGER in samples else None
-    return {
-        name: {
-            "p50_ms": float(np.median(values)),
-            "p95_ms": float(np.percentile(values, 95)),
-            "times_faster_than_eager_fp16": base / float(np.median(values)) if base else None,
-            **memory.get(name, {}),
-        }
-        for name, values in samples.items()
-    }
+    if "CUDAExecutionProvider" not in get_available_providers():
+        raise Skip("onnxruntime-gpu is not installed")
+    return onnxruntime_gpu(workspace.folder, OnnxRuntimeGpuEngine)
 
 
 SECTIONS: dict[str, Callable[[Workspace], dict[str, Any]]] = {
     "processing": processing,
+    "onnxruntime": onnxruntime,
     "tests": tests,
     "half-precision": half_precision,
     "ladder": ladder,

@@ -13,9 +13,9 @@ from synthetic import HARD, KINDS, spec_of
 
 from eomt_deploy.cuda import DeviceArray
 from eomt_deploy.cuda.array import OwnedStream
-from eomt_deploy.processing.cuda.kernels import Kernels
 from eomt_deploy.labels import label_map
 from eomt_deploy.processing import Processor
+from eomt_deploy.processing.cuda.kernels import Kernels
 from eomt_deploy.processing.cuda.processor import CudaProcessor
 
 

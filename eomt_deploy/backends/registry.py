@@ -138,7 +138,7 @@ BACKENDS: dict[str, Backend] = {
         suffixes=(".onnx",),
         devices=("cpu", "cuda"),
         precisions=("fp32", "fp16", "bf16", "int8"),
-        engine=".onnxruntime.engine:OnnxRuntimeEngine",
+        engine=".onnxruntime.open:open_onnxruntime",
         inspect=".onnxruntime.inspect:inspect",
         problem=".onnxruntime.problem:problem",
     ),

@@ -4,9 +4,14 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import onnxruntime_gpu
 import pytest
+import tiny
 from host_twin import HostDevice, twin
 from processing_times import processing_times
+from simulated_onnxruntime import SimulatedOnnxRuntime
+
+from eomt_deploy.processing.cuda.kernels import Kernels
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,26 @@ def test_what_is_well_is_no_problem(gpu_check):
 def test_what_failed_is_said(gpu_check, name, found, words):
     (line,) = gpu_check.problems(name, found)
     assert words in line
+
+
+def test_onnxruntime_on_a_simulated_gpu(gpu_check, tmp_path, monkeypatch):
+    """The section runs on the CPU, with the tiny network."""
+    monkeypatch.setattr(
+        "eomt_deploy.processing.cuda.processor.load_kernels", lambda gpu: Kernels(gpu, twin())
+    )
+    monkeypatch.setattr(onnxruntime_gpu, "PHOTO", (60, 90))
+    found = onnxruntime_gpu.onnxruntime_gpu(
+        tmp_path,
+        lambda path: SimulatedOnnxRuntime(path, HostDevice(tmp_path)),
+        device="cpu",
+        cases=[("S", "fp16")],
+        rounds=2,
+        networks=lambda shape: (tiny.network(), tiny.spec()),
+    )
+    row = found["EoMT-S fp16"]
+    assert row["cuda_graph"] == "on"
+    assert row["error"] < 0.02
+    assert gpu_check.problems("onnxruntime", found) == []
 
 
 def test_processing_times_on_the_host_twin(gpu_check, tmp_path):

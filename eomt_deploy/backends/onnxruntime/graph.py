@@ -19,6 +19,8 @@ from eomt_deploy.model_file import MAX_PROTOBUF_BYTES
 FLOAT = TensorProto.FLOAT
 HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 CONTRIBUTED = "com.microsoft"
+FLAT = "fused_attention.flat"
+"""Name of the shape [B, tokens, heads * d]."""
 HEADS_FIRST, HEADS_FIRST_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
 """[B, tokens, heads, d] to [B, heads, tokens, d] and to [B, heads, d, tokens]."""
 
@@ -92,14 +94,14 @@ def _drop_casts(graph: onnx.GraphProto, floats: set[str]) -> None:
     _keep(graph, [node for node in graph.node if node.output[0] not in source])
 
 
-def fuse_attention(model: onnx.ModelProto) -> int:
+def fuse_attention(model: onnx.ModelProto, *, gpu: bool = False) -> int:
     """Replace decomposed attention by one operator, which never stores all scores at once.
-
-    Attention with rotated queries and keys (DINOv3) stays as it is: the additional transposes
-    would cost as much as the fusion gains.
 
     Args:
         model: changed in place.
+        gpu: also replace attention with rotated queries and keys (DINOv3), whose additional
+            transposes cost as much as the fusion gains on the CPU, and attention with a softmax in
+            FP32, because GPU kernels always compute it in FP32.
 
     Returns:
         number of fused attention layers.
@@ -122,27 +124,47 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         apart = makers.get(turn.input[0]) if turn is not None and _order(turn) == order else None
         return apart.input[0] if apart is not None and apart.op_type == "Reshape" else None
 
-    fused: dict[str, NodeProto] = {}
+    def flattened(name: str, order: list[int], added: list[NodeProto]) -> str | None:
+        """As ``flat``; a rotated operand is transposed back by two more nodes."""
+        found = flat(name, order)
+        if found is None and gpu and name in makers:
+            back = [0, 2, 1, 3] if order == HEADS_FIRST else [0, 3, 1, 2]
+            turned, found = f"{name}.tokens_first", f"{name}.flat"
+            added += [
+                helper.make_node("Transpose", [name], [turned], name=turned, perm=back),
+                helper.make_node("Reshape", [turned, FLAT], [found], name=found),
+            ]
+        return found
+
+    fused: dict[str, list[NodeProto]] = {}
     for softmax in [node for node in graph.node if node.op_type == "Softmax"]:
-        scores = makers.get(softmax.input[0])
-        mixed = only_user(softmax, "MatMul")
+        scores, softened = makers.get(softmax.input[0]), softmax
+        cast = only_user(softmax, "Cast")
+        if gpu and cast is not None and scores is not None and scores.op_type == "Cast":
+            scores, softened = makers.get(scores.input[0]), cast
+        mixed = only_user(softened, "MatMul")
         back = only_user(mixed, "Transpose") if mixed else None
         joined = only_user(back, "Reshape") if back else None
         if scores is None or scores.op_type != "MatMul" or mixed is None or joined is None:
             continue
-        queries = flat(scores.input[0], HEADS_FIRST)
-        keys = flat(scores.input[1], HEADS_FIRST_TURNED)
+        added: list[NodeProto] = []
+        queries = flattened(scores.input[0], HEADS_FIRST, added)
+        keys = flattened(scores.input[1], HEADS_FIRST_TURNED, added)
         values = flat(mixed.input[1], HEADS_FIRST)
         heads = sizes[softmax.output[0]][1].dim_value if softmax.output[0] in sizes else 0
         if not (queries and keys and values and heads):
             continue
-        fused[joined.output[0]] = helper.make_node(
+        attention = helper.make_node(
             "MultiHeadAttention", [queries, keys, values], list(joined.output),
             name=f"{softmax.name}.fused", domain=CONTRIBUTED, num_heads=heads,
             scale=1.0,  # the scale is folded into the weights
         )  # fmt: skip
+        fused[joined.output[0]] = [*added, attention]
     if fused:
-        _keep(graph, [fused.get(node.output[0], node) for node in graph.node])
+        _keep(graph, [new for node in graph.node for new in fused.get(node.output[0], [node])])
+        if any(FLAT in node.input for nodes in fused.values() for node in nodes):
+            shape = np.array([0, 0, -1], np.int64)  # 0: as in the operand
+            graph.initializer.append(numpy_helper.from_array(shape, FLAT))
         _remove_unused(graph)
         model.opset_import.append(helper.make_opsetid(CONTRIBUTED, 1))
     return len(fused)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.backends.engine import Engine, Outputs
+from eomt_deploy.backends.gpu_engine import GpuEngine
 from eomt_deploy.backends.tensorrt import library
 from eomt_deploy.backends.tensorrt.compatibility import check_machine, check_trust, this_machine
 from eomt_deploy.backends.tensorrt.jit_cache import JitCache, cache_file
 from eomt_deploy.certificate import UNCHECKED
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
-from eomt_deploy.cuda import Device, DeviceArray, open_device
+from eomt_deploy.cuda import Device, open_device
 from eomt_deploy.cuda.executor import Tensor, ThreadExecutor, split
 from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
 from eomt_deploy.sidecar import Target, check_plan, known_target, onnx_sha256, read_sidecar
@@ -51,13 +49,11 @@ def numpy_type(name: str) -> np.dtype[Any]:
     return np.dtype(types[name])
 
 
-class TensorRtEngine(Engine):
+class TensorRtEngine(GpuEngine):
     """Runs a ``.engine`` file with the library that built it; arguments as in
     :func:`eomt_deploy.backends.open_engine`.
 
-    Any number of threads may run it in parallel: each has its own execution context, streams and
-    buffers, and all share the weights. ``run`` takes and returns host memory; ``run_device`` keeps
-    everything on the GPU.
+    Each thread has its own execution context, and all share the weights.
 
     Args:
         built_from: ONNX model that this process has just built the engine from. Then the engine is
@@ -65,10 +61,7 @@ class TensorRtEngine(Engine):
 
     Attributes:
         sidecar: description of the engine.
-        gpu: the GPU, for allocating, copying or launching kernels beside the engine.
     """
-
-    splits = True
 
     def __init__(
         self,
@@ -110,9 +103,6 @@ class TensorRtEngine(Engine):
                 for text in library.complaints(lines, kind="warning")
             )
         self._images, *self._outputs = self._tensors()
-        self._thread = threading.local()
-        self._executors: weakref.WeakSet[ThreadExecutor] = weakref.WeakSet()
-        self._lock = threading.Lock()
         self._jit: JitCache | None = None
         if target == "tensorrt-rtx":
             kept = cache_file(self.sidecar.plan_sha256, str(module.__version__), self.gpu.name)
@@ -188,106 +178,27 @@ class TensorRtEngine(Engine):
             for name in (INPUT, *OUTPUTS, *more)
         ]
 
-    def _executor(self) -> ThreadExecutor:
-        """The executor of the calling thread."""
-        executor: ThreadExecutor | None = getattr(self._thread, "executor", None)
-        if executor is not None:
-            return executor
-        self._check_open()
-        with self._lock, self.gpu.active():
-            config = None if self._jit is None else self._jit.config()
-            context = (
-                self._engine.create_execution_context()
-                if config is None
-                else self._engine.create_execution_context(config)
-            )
-            if context is None:
-                raise _failure(self.backend, "could not create an execution context on the GPU")
-            minimum, _, largest = self.sidecar.batch
-            executor = ThreadExecutor(
-                self.gpu,
-                _Network(context, (config, self._jit), self.backend, self._images.shape),
-                self._images,
-                self._outputs,
-                (minimum, largest),
-                graphs=self._jit is None,
-            )
-            if self._jit is not None:
-                executor.cuda_graph = "on, by TensorRT-RTX"
-            self._executors.add(executor)
-        self._thread.executor = executor
+    def _make_executor(self) -> ThreadExecutor:
+        config = None if self._jit is None else self._jit.config()
+        context = (
+            self._engine.create_execution_context()
+            if config is None
+            else self._engine.create_execution_context(config)
+        )
+        if context is None:
+            raise _failure(self.backend, "could not create an execution context on the GPU")
+        minimum, _, largest = self.sidecar.batch
+        executor = ThreadExecutor(
+            self.gpu,
+            _Network(context, (config, self._jit), self.backend, self._images.shape),
+            self._images,
+            self._outputs,
+            (minimum, largest),
+            graphs=self._jit is None,
+        )
+        if self._jit is not None:
+            executor.cuda_graph = "on, by TensorRT-RTX"
         return executor
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError("This engine is closed.", fix="Open it again with open_engine().")
-
-    def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        class_logits, mask_logits, *_ = self._executor().run(images)
-        self._remember(len(images))
-        return class_logits, mask_logits
-
-    def run_named(
-        self, images: npt.NDArray[np.uint8], names: Sequence[str]
-    ) -> list[npt.NDArray[Any]]:
-        """Run one batch, and return outputs by name."""
-        found = self._executor().run(images)
-        by_name = {tensor.name: array for tensor, array in zip(self._outputs, found, strict=True)}
-        return [by_name[name] for name in names]
-
-    def run_device(self, images: Any) -> tuple[DeviceArray, DeviceArray]:
-        """Like :meth:`run`, but from GPU memory to GPU memory, and asynchronous.
-
-        Args:
-            images: uint8 [B, H, W, 3] with ``__cuda_array_interface__``, in the memory of this
-                engine's GPU: a :class:`DeviceArray`, or an array of torch, CuPy, Numba, PyCUDA …
-                The engine waits for the stream in its interface (without one, the default stream),
-                and for the current stream of this thread in a library with ``__dlpack__``. Before
-                that stream overwrites ``images``, let it wait for the engine, e.g. by
-                ``torch.from_dlpack(output)``.
-
-        Returns:
-            ``class_logits`` [B, Q, C+1] and ``mask_logits`` [B, Q, H/4, W/4] in the output type of
-            the engine (float32, float16 or bfloat16), written on :attr:`stream`. The next call of
-            this thread overwrites them, so use or copy them before.
-
-        Raises:
-            UsageError: the type or shape is wrong, the array is not in this GPU's memory, or the
-                engine is closed.
-            DeviceError: the GPU failed.
-        """
-        executor = self._executor()
-        array = DeviceArray.wrap(images, self.gpu, reader=executor.stream)
-        expected = (*self.spec.image_size, 3)
-        if array.dtype != np.uint8 or array.shape[1:] != expected or not len(array):
-            raise UsageError(
-                f"The engine takes uint8 [B, {', '.join(map(str, expected))}] on GPU "
-                f"{self.gpu.index}, got {array!r}.",
-                fix="Resize the images on the GPU first, or pass a numpy array to run().",
-            )
-        class_logits, mask_logits, *_ = executor.run_device(array)
-        self._remember(len(array))
-        return class_logits, mask_logits
-
-    def input(self, batch: int) -> DeviceArray:
-        """Input buffer of the calling thread, uint8 [batch, H, W, 3].
-
-        If images are written to it on :attr:`stream`, :meth:`run_device` does not copy them.
-
-        Raises:
-            UsageError: the batch is larger than the maximum of the engine (``sidecar.batch[2]``).
-        """
-        return self._executor().input(batch)
-
-    @property
-    def stream(self) -> int:
-        """CUDA stream of the calling thread: work on it runs in order with the engine."""
-        return self._executor().stream
-
-    @property
-    def cuda_graph(self) -> str:
-        """Whether the calling thread runs a CUDA graph: "on …" or "off: reason"."""
-        return self._executor().cuda_graph
 
     @property
     def memory_bytes(self) -> int:
@@ -297,8 +208,7 @@ class TensorRtEngine(Engine):
         ``gpu.memory()`` returns the free and total memory of the GPU.
         """
         self._check_open()
-        with self._lock:
-            executors = list(self._executors)
+        executors = self._open_executors()
         activations: int
         if hasattr(self._engine, "device_memory_size_v2"):
             activations = self._engine.device_memory_size_v2
@@ -307,24 +217,16 @@ class TensorRtEngine(Engine):
         buffers = sum(executor.bytes for executor in executors)
         return self.sidecar.plan_bytes + len(executors) * activations + buffers
 
-    def _remember(self, count: int) -> None:
+    def _has_run(self, count: int) -> None:
         if self._jit is not None:
             minimum, _, largest = self.sidecar.batch
             self._jit.remember(split(count, minimum, largest)[0].batch)
 
     def close(self) -> None:
-        """Free the GPU memory, except outputs that are still referenced.
-
-        No other thread may run the engine at this time.
-        """
+        """As :meth:`GpuEngine.close`."""
         if self._closed:
             return
         super().close()
-        with self._lock:
-            executors = list(self._executors)
-        for executor in executors:
-            executor.close()
-        self._thread = threading.local()
         with self.gpu.active():
             self._jit = None
             self._engine = None

@@ -110,6 +110,29 @@ def test_rotated_queries_stay_written_out():
     assert [node.op_type for node in model.graph.node].count("Softmax") == 2
 
 
+@pytest.mark.parametrize("rope", [None, 100.0])
+def test_fusing_for_a_gpu_changes_nothing_but_the_last_digits(rope):
+    changes = {} if rope is None else {"rope_theta": rope, "norm_eps": 1e-5}
+    model = traced_with(heads=4, depth=2, num_blocks=1, **changes)
+    session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])
+    wanted = session.run(OUTPUTS, {"images": tiny.images(2)})
+    assert fuse_attention(model, gpu=True) == 2
+    onnx.checker.check_model(model)
+    assert "Softmax" not in [node.op_type for node in model.graph.node]
+    session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])
+    for have, want in zip(session.run(OUTPUTS, {"images": tiny.images(2)}), wanted, strict=True):
+        np.testing.assert_allclose(have, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_softmax_in_fp32_is_part_of_the_fused_operator_on_a_gpu(traced):
+    plan = Lowering("fp16", frozenset({"softmax"}))
+    spec = tiny.spec(precision="fp16")
+    model = graph.to_proto(describe(lower(traced(), plan), spec), spec)
+    assert fuse_attention(model) == 0
+    assert fuse_attention(model, gpu=True) == tiny.ARCH.depth
+    onnx.checker.check_model(model)
+
+
 def test_opened_as_they_are(saved, lowered, tmp_path, monkeypatch):
     assert not gains_from_reshaping(saved("fp32"))
     # Weights in a side file would have to be written again.

@@ -1,0 +1,43 @@
+"""Choose between ONNX Runtime's engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+
+from eomt_deploy.backends.engine import Engine
+from eomt_deploy.backends.onnxruntime.engine import CUDA, OnnxRuntimeEngine
+from eomt_deploy.devices import cuda_device_count
+from eomt_deploy.errors import DeviceError, MissingDependencyError
+
+
+def open_onnxruntime(
+    path: Path, *, device: str | None = None, threads: int | None = None
+) -> Engine:
+    """An engine that keeps everything on the GPU if possible; arguments as in
+    :func:`eomt_deploy.backends.open_engine`.
+
+    Without cuda-python or NVRTC, images and outputs are copied for each run. If ONNX Runtime cannot
+    use the GPU, the engine runs on the CPU, unless ``device`` is ``"cuda"``. Both are remarks.
+    """
+    able = CUDA in ort.get_available_providers() and cuda_device_count() > 0
+    if not able or device == "cpu":
+        return OnnxRuntimeEngine(path, device=device, threads=threads)
+    from eomt_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuEngine
+
+    try:
+        return OnnxRuntimeGpuEngine(path)
+    except MissingDependencyError as error:
+        engine = OnnxRuntimeEngine(path, device=device, threads=threads)
+        engine.remarks += (
+            f"Images and outputs are copied between CPU and GPU, which is slow. {error.what} "
+            f"{error.fix}",
+        )
+        return engine
+    except DeviceError as error:
+        if device == "cuda":
+            raise
+        engine = OnnxRuntimeEngine(path, device="cpu", threads=threads)
+        engine.remarks += (f"ONNX Runtime runs on the CPU, not on the GPU. {error.what}",)
+        return engine
