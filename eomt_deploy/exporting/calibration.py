@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eomt_deploy.exporting.config import Method
-from eomt_deploy.network.eomt import EoMT, fused_attention
+from eomt_deploy.network.eomt import EoMT, fused_attention, on_gpu
 
 Array = npt.NDArray[np.float32]
 
@@ -99,7 +99,8 @@ def observe(
     inputs: Sequence[npt.NDArray[np.uint8]],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Activations]:
-    """Run the network and record the inputs of each linear layer of its blocks.
+    """Run the network, on a GPU if there is one, and record the inputs of each linear layer of its
+    blocks.
 
     Args:
         model: folded FP32 network.
@@ -118,21 +119,20 @@ def observe(
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            for image in arguments[0]:  # [tokens, D]
-                values = image.numpy()
-                np.fmin(lowest[name], values.min(0), out=lowest[name])
-                np.fmax(highest[name], values.max(0), out=highest[name])
+            for values in arguments[0]:  # [tokens, D]
+                np.fmin(lowest[name], values.amin(0).cpu().numpy(), out=lowest[name])
+                np.fmax(highest[name], values.amax(0).cpu().numpy(), out=highest[name])
                 chosen = rng.choice(len(values), min(quota, len(values)), replace=False)
-                kept[name].append(values[np.sort(chosen)])
+                kept[name].append(values[torch.from_numpy(np.sort(chosen))].cpu().numpy())
 
         return hook
 
     handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
     try:
-        with torch.inference_mode(), fused_attention(model):
+        with fused_attention(model), on_gpu(model) as device, torch.inference_mode():
             for index, images in enumerate(inputs):
                 progress(f"calibrating ({index + 1} of {len(inputs)} images)")
-                model(torch.from_numpy(images))
+                model(torch.from_numpy(images).to(device))
     finally:
         for handle in handles:
             handle.remove()

@@ -13,15 +13,15 @@ from eomt_deploy.backends.engine import Outputs
 from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.errors import UsageError
 from eomt_deploy.exporting.network import build_network
-from eomt_deploy.network.eomt import EoMT, fused_attention
+from eomt_deploy.network.eomt import EoMT, fused_attention, on_gpu
 from eomt_deploy.spec import ModelSpec
 
 
 class NetworkEngine(Engine):
-    """A network in memory that runs in float32 on the CPU, with batches of any size."""
+    """A network in memory that runs in float32 with batches of any size, on a GPU if possible."""
 
     backend = "torch"
-    device = "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     splits = True
 
     def __init__(self, model: EoMT, spec: ModelSpec) -> None:
@@ -30,9 +30,10 @@ class NetworkEngine(Engine):
         self._model = model
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
-        with torch.inference_mode(), fused_attention(self._model):
-            class_logits, mask_logits = self._model(torch.from_numpy(images))
-        return class_logits.numpy(), mask_logits.numpy()
+        model = self._model
+        with fused_attention(model), on_gpu(model) as device, torch.inference_mode():
+            class_logits, mask_logits = model(torch.from_numpy(images).to(device))
+        return class_logits.cpu().numpy(), mask_logits.cpu().numpy()
 
 
 class TorchEngine(NetworkEngine):

@@ -60,6 +60,25 @@ class Attention(nn.Module):
 
 
 @contextmanager
+def on_gpu(model: nn.Module) -> Iterator[torch.device]:
+    """Move a network to the GPU for a while, if PyTorch can use one, and compute without TF32.
+
+    Yields:
+        the device that its inputs must be on.
+    """
+    if not torch.cuda.is_available():
+        yield torch.device("cpu")
+        return
+    # Matrix products do not use TF32 by default, but cuDNN's convolutions do.
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield next(model.cuda().parameters()).device
+    finally:
+        model.cpu()
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
 def fused_attention(model: nn.Module) -> Iterator[None]:
     """Run a network with PyTorch's fused attention, which needs half the time on a CPU and does
     not store all scores. Outside the block, attention is written out again, as export needs it."""

@@ -30,6 +30,7 @@ from eomt_deploy.exporting.quantization import (
     insert_qdq,
     quantize_layers,
 )
+from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.exporting.roles import role_of
 from eomt_deploy.network.folds import fold
 
@@ -224,3 +225,21 @@ def test_the_output_decides_whether_an_outlier_is_kept():
     ]
     assert ranges[0] > 0.5 * samples.max()
     assert ranges[1] < 0.1 * samples.max()
+
+
+@pytest.mark.gpu
+def test_calibration_and_reference_are_the_same_on_a_gpu(monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch has no NVIDIA GPU here")
+    network = fold(tiny.network())
+    images = [tiny.images(2), tiny.images(1)]
+    on_gpu = observe(network, images), NetworkEngine(network, tiny.spec()).run(images[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = observe(network, images), NetworkEngine(network, tiny.spec()).run(images[0])
+    for name, wanted in on_cpu[0].items():
+        found = on_gpu[0][name]
+        np.testing.assert_allclose(found.samples, wanted.samples, atol=1e-4)
+        np.testing.assert_allclose(found.lowest, wanted.lowest, atol=1e-4)
+        np.testing.assert_allclose(found.highest, wanted.highest, atol=1e-4)
+    for have, want in zip(on_gpu[1], on_cpu[1], strict=True):
+        assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
