@@ -76,7 +76,9 @@ def post_jobs(task: str, size: tuple[int, int], kind: str = "") -> dict[str, Cal
     score = {"score_threshold": 0.5} if task == "instance" else {}
 
     def mine() -> Any:
-        return ours.postprocess(classes, masks, geometry, **score)
+        result = ours.postprocess(classes, masks, geometry, **score)
+        _ = result.class_map, result.segment_map  # as int32, which happens on first use
+        return result
 
     def his() -> Any:
         with torch.inference_mode():
