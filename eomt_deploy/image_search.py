@@ -64,7 +64,13 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
 
 
 def search_images(sources: Iterable[str | Path]) -> FoundImages:
-    """Find the image files of paths, folders and globs, sorted per source, without duplicates.
+    """Find the image files of paths, folders, globs and lists, without duplicates.
+
+    Folders and globs are sorted.
+
+    ``@list.txt`` stands for the paths, folders and globs in a text file, one per line; empty lines
+    and lines that start with ``#`` are skipped. A relative path is looked up in the current folder,
+    then in the folder of the list.
 
     Folders are searched recursively, also through links, and each folder only once. Files with a
     suffix of :data:`eomt_deploy.decoding.FORMATS` are taken, except hidden files and files in
@@ -75,7 +81,7 @@ def search_images(sources: Iterable[str | Path]) -> FoundImages:
     """
     found: dict[str, Path] = {}
     left_out: dict[str, tuple[Path, str]] = {}
-    for source in sources:
+    for source in _with_lists(sources):
         path = Path(source)
         if path.is_file():
             matches = [path]
@@ -108,6 +114,28 @@ def search_images(sources: Iterable[str | Path]) -> FoundImages:
     for taken in found:
         left_out.pop(taken, None)
     return FoundImages(tuple(found.values()), tuple(left_out.values()))
+
+
+def _with_lists(sources: Iterable[str | Path]) -> Iterator[str | Path]:
+    """The sources, with the content of a list in the place of ``@list.txt``."""
+    for source in sources:
+        if not str(source).startswith("@") or Path(source).exists():
+            yield source
+            continue
+        path = Path(str(source)[1:])
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ImageError(f"The list of images {path} cannot be read: {reason}.") from error
+        entries = [line.strip() for line in lines]
+        entries = [entry for entry in entries if entry and not entry.startswith("#")]
+        if not entries:
+            raise ImageError(f"The list of images {path} is empty.")
+        for entry in entries:
+            beside = path.parent / entry
+            missing = not Path(entry).exists() and not glob.has_magic(entry)
+            yield beside if missing and beside.exists() else entry
 
 
 def _matching(pattern: str) -> list[str]:

@@ -124,20 +124,44 @@ class DevicePipeline:
     device: OnDevice
     request: Request
 
-    def prepare(self, group: Sequence[ImageSource]) -> list[LoadedImage]:
-        """Read the images."""
-        return [self.request.load(image) for image in group]
-
-    def run(self, ready: list[LoadedImage]) -> list[Segmentation]:
-        """Resize, run the network and post-process, image by image."""
-        thresholds = self.request.thresholds
+    def prepare(self, group: Sequence[ImageSource]) -> list[LoadedImage | OnGpu]:
+        """Read the images, except those that are on the GPU."""
         return [
-            replace(self.device.segment(*image, thresholds), image=image.pixels) for image in ready
+            OnGpu(image) if is_image_on_gpu(image) else self.request.load(image) for image in group
         ]
+
+    def run(self, ready: list[LoadedImage | OnGpu]) -> list[Segmentation]:
+        """Resize, run the network and post-process, image by image."""
+        return [self._segment(image) for image in ready]
+
+    def _segment(self, image: LoadedImage | OnGpu) -> Segmentation:
+        request = self.request
+        if isinstance(image, OnGpu):
+            return self.device.segment(
+                image.array, None, request.thresholds, color_order=request.color_order
+            )
+        result = self.device.segment(image.pixels, image.name, request.thresholds)
+        return replace(result, image=image.pixels)
 
     def finish(self, done: list[Segmentation]) -> list[Segmentation]:
         """Return the results unchanged."""
         return done
+
+
+class OnGpu(NamedTuple):
+    """An image uint8 [H, W, 3] in GPU memory."""
+
+    array: Any
+
+
+def is_image_on_gpu(image: Any) -> bool:
+    """Whether an image is C-contiguous uint8 [H, W, 3] in GPU memory."""
+    facts = getattr(image, "__cuda_array_interface__", None)
+    if facts is None:
+        return False
+    shape, strides = facts["shape"], facts.get("strides")
+    contiguous = strides is None or tuple(strides) == (3 * shape[1], 3, 1)
+    return len(shape) == 3 and shape[2] == 3 and facts["typestr"] == "|u1" and contiguous
 
 
 class OnDevice:
@@ -148,10 +172,17 @@ class OnDevice:
         self._own = threading.local()
         self._processors: weakref.WeakSet[CudaProcessor] = weakref.WeakSet()
 
-    def segment(self, pixels: RgbImage, name: str | None, thresholds: Thresholds) -> Segmentation:
-        """Segment one image."""
+    def segment(
+        self,
+        pixels: Any,
+        name: str | None,
+        thresholds: Thresholds,
+        *,
+        color_order: ColorOrder = "rgb",
+    ) -> Segmentation:
+        """Segment one image uint8 [H, W, 3], which may be in GPU memory."""
         processor = self._processor()
-        images, geometry = processor.preprocess(pixels)
+        images, geometry = processor.preprocess(pixels, color_order=color_order)
         outputs = self._engine.run_device(images)
         return processor.postprocess_with(*outputs, geometry, thresholds, name)
 

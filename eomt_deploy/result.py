@@ -166,7 +166,9 @@ class Segmentation:
         """Segment ids, int32 [H, W], -1 for no segment; only panoptic. As :attr:`class_map`."""
         if self.task != "panoptic":
             return None
-        return np.subtract(self._labels, 1, dtype=np.int32)
+        ids = self._labels.astype(np.int32)
+        ids -= 1  # faster than one step that also converts
+        return ids
 
     @property
     def _labels(self) -> Labels:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
+
+import numpy as np
 
 from eomt_deploy.backends import Engine, open_engine
 from eomt_deploy.backends.engine import MAX_INPUTS, DeviceEngine, run_in_parts
@@ -23,8 +25,11 @@ from eomt_deploy.pipeline import (
 )
 from eomt_deploy.processing import Geometry, Processor
 from eomt_deploy.result import Segmentation
-from eomt_deploy.sources import ColorOrder, ImageSource, load_image
-from eomt_deploy.spec import ModelSpec, Thresholds
+from eomt_deploy.sources import ColorOrder, ImageSource, find_images, load_image
+from eomt_deploy.spec import ClassInfo, ModelSpec, Thresholds
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 AHEAD = 2
 """Default number of images that are read and prepared before the network needs them."""
@@ -89,6 +94,32 @@ class Segmenter(Closing):
         """The model's description."""
         return self.engine.spec
 
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The model's classes: id, name, whether it is a thing, and colour."""
+        return self.spec.classes
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class id -> class name."""
+        return {info.id: info.name for info in self.spec.classes}
+
+    def __repr__(self) -> str:
+        spec = self.spec
+        height, width = spec.image_size
+        return (
+            f"Segmenter({spec.name}: {spec.task}, {len(spec.classes)} classes, {spec.precision}, "
+            f"{height}x{width}, {self.engine.where})"
+        )
+
+    def warmup(self) -> Self:
+        """Predict two black images: the first predictions are slower, because memory is allocated
+        and kernels are selected."""
+        for _ in range(2):
+            self.predict(np.zeros((*self.spec.image_size, 3), np.uint8))
+        return self
+
+    @overload
     def predict(
         self,
         image: ImageSource,
@@ -97,11 +128,33 @@ class Segmenter(Closing):
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
-    ) -> Segmentation:
-        """Segment one image.
+    ) -> Segmentation: ...
+
+    @overload
+    def predict(
+        self,
+        image: list[Any],
+        *,
+        color_order: ColorOrder = "rgb",
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+    ) -> list[Segmentation]: ...
+
+    def predict(
+        self,
+        image: ImageSource | list[Any],
+        *,
+        color_order: ColorOrder = "rgb",
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image, or each image of a list (see :meth:`predict_batch`).
 
         Args:
-            image: path, uint8 array [H, W, 3] or PIL image.
+            image: anything that :func:`eomt_deploy.load_image` takes. With a GPU engine, uint8
+                [H, W, 3] in GPU memory is not copied to the CPU; then the result has no ``image``.
             color_order: channel order of an array: ``"rgb"``, or ``"bgr"`` as in OpenCV.
             score_threshold: see :meth:`Processor.postprocess`; None takes the model's default.
             mask_threshold: as ``score_threshold``.
@@ -112,9 +165,19 @@ class Segmenter(Closing):
             UsageError: the task does not have a given threshold.
             VerificationError: the logits contain NaN or infinity.
         """
+        if isinstance(image, list):
+            return self.predict_batch(
+                image,
+                color_order=color_order,
+                score_threshold=score_threshold,
+                mask_threshold=mask_threshold,
+                overlap_threshold=overlap_threshold,
+            )
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         steps = self._pipeline(color_order, thresholds)
         return steps.finish(steps.run(steps.prepare([image])))[0]
+
+    __call__ = predict
 
     def logits(self, image: ImageSource) -> tuple[Logits, Logits, Geometry]:
         """Outputs of the network for one image, for :meth:`Processor.postprocess`.
@@ -150,7 +213,7 @@ class Segmenter(Closing):
     @overload
     def stream(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource] | str | Path,
         *,
         color_order: ColorOrder = "rgb",
         score_threshold: float | None = None,
@@ -163,7 +226,7 @@ class Segmenter(Closing):
     @overload
     def stream(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource] | str | Path,
         *,
         color_order: ColorOrder = "rgb",
         score_threshold: float | None = None,
@@ -175,7 +238,7 @@ class Segmenter(Closing):
 
     def stream(
         self,
-        images: Iterable[ImageSource],
+        images: Iterable[ImageSource] | str | Path,
         *,
         color_order: ColorOrder = "rgb",
         score_threshold: float | None = None,
@@ -190,7 +253,8 @@ class Segmenter(Closing):
         post-process the previous one.
 
         Args:
-            images: iterable of images. An array must not change before its result is returned.
+            images: iterable of images, or a folder or glob as in ``eomt-deploy predict``. An array
+                must not change before its result is returned.
             color_order: as in :meth:`predict`.
             score_threshold: as in :meth:`predict`.
             mask_threshold: as in :meth:`predict`.
@@ -206,6 +270,8 @@ class Segmenter(Closing):
             VerificationError: the logits contain NaN or infinity. It is raised even with
                 ``return_errors``, since the model is the cause and not the image.
         """
+        if isinstance(images, str | Path):
+            images = find_images([images])
         if ahead < 0:
             raise UsageError(f"`ahead` must be 0 or more, got {ahead}.")
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)

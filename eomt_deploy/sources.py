@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,23 @@ RgbImage = npt.NDArray[np.uint8]
 """uint8 [H, W, 3], RGB, 0-255."""
 
 ColorOrder = Literal["rgb", "bgr"]
-ImageSource = str | Path | npt.NDArray[Any] | Image.Image
+
+
+class DlpackArray(Protocol):
+    """An array of torch, CuPy, JAX, … on a CPU or GPU."""
+
+    def __dlpack__(self) -> Any: ...
+
+
+class Readable(Protocol):
+    """A file that is open for reading bytes."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+ImageSource = (
+    str | Path | bytes | bytearray | Readable | npt.NDArray[Any] | Image.Image | DlpackArray
+)
 
 MIN_READABLE = 4
 """Minimum number of readable images if some of a set cannot be read. With fewer, no image could be
@@ -64,7 +80,9 @@ def load_image(
     first image of an animation or of a file with several pages is read.
 
     Args:
-        source: path, PIL image, or uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+        source: path; content of an image file (bytes), or a file that is open for reading bytes;
+            PIL image; uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; or a tensor of torch,
+            CuPy, …, on a CPU or GPU, also with the channels first ([3, H, W]).
         color_order: channel order of an array: ``"rgb"``, or ``"bgr"`` as in OpenCV.
         max_pixels: maximum number of pixels of a file, or of a PIL image that is not loaded yet,
             checked before decoding; None takes 100,000,000 (300 MB as RGB). Arrays have no limit.
@@ -81,6 +99,8 @@ def load_image(
     limit = check_max_pixels(max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, color_order)
+    if hasattr(source, "__dlpack__"):
+        return _from_array(channels_last(to_numpy(source)), color_order)
     if color_order != "rgb":
         raise UsageError(
             "color_order is only for arrays; files and PIL images define their channel order.",
@@ -90,10 +110,69 @@ def load_image(
         return _from_pil(source, "the PIL image", limit)
     if isinstance(source, str | Path):
         return _from_path(Path(source), limit)
+    if isinstance(source, bytes | bytearray):
+        return _from_bytes(bytes(source), "The encoded image", limit)
+    if hasattr(source, "read"):
+        return _from_file(source, limit)
     raise ImageError(
         f"A {type(source).__name__} is not an image source.",
-        fix="Pass a path, a uint8 array [H, W, 3] or a PIL image.",
+        fix="Pass a path, bytes or an open file, a uint8 array [H, W, 3], a tensor or a PIL image.",
     )
+
+
+def _from_bytes(data: bytes, origin: str, max_pixels: int) -> RgbImage:
+    check_encoded_size(len(data), origin, max_pixels)
+    return decode_image(data, origin, max_pixels=max_pixels)
+
+
+def _from_file(file: Readable, max_pixels: int) -> RgbImage:
+    name = getattr(file, "name", None)
+    origin = name if isinstance(name, str) else "The open file"
+    try:
+        data = file.read(max_pixels * ENCODED_BYTES_PER_PIXEL + (1 << 20))
+    except (OSError, ValueError) as error:  # ValueError: closed, or opened for writing
+        raise ImageError(f"{origin} cannot be read: {error}.") from error
+    if not isinstance(data, bytes):
+        raise ImageError(
+            f"{origin} gives {type(data).__name__}, not bytes.",
+            fix='Open it in binary mode: open(path, "rb").',
+        )
+    return _from_bytes(data, origin, max_pixels)
+
+
+def to_numpy(array: Any) -> npt.NDArray[Any]:
+    """An array of another library in host memory, copied only from a GPU.
+
+    Raises:
+        ImageError: numpy does not support its type or device.
+    """
+    try:
+        for step in ("detach", "cpu", "get"):  # torch, torch, CuPy
+            if hasattr(array, step):
+                array = getattr(array, step)()
+        return np.from_dlpack(array)
+    except Exception as error:  # each library has its own exceptions
+        raise ImageError(
+            f"This {type(array).__name__} cannot be converted to a numpy array.",
+            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            fix="Convert it to a uint8 array [H, W, 3] in host memory.",
+        ) from error
+
+
+def channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[H, W, C] from a tensor [C, H, W]; unchanged if the channels are last already.
+
+    Raises:
+        ImageError: the first and the last axis could both be the channels.
+    """
+    if array.ndim != 3 or array.shape[0] not in (1, 3, 4):
+        return array
+    if array.shape[2] in (1, 3, 4):
+        raise ImageError(
+            f"A tensor of shape {list(array.shape)} may have its channels first or last.",
+            fix="Pass a numpy array [H, W, 3], e.g. tensor.permute(1, 2, 0).numpy().",
+        )
+    return np.moveaxis(array, 0, 2)
 
 
 def _from_path(path: Path, max_pixels: int) -> RgbImage:

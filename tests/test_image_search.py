@@ -38,6 +38,31 @@ def test_find_images_in_folders_and_globs(tmp_path, gradient):
     assert find_images([tmp_path / "a.jpg", tmp_path / "*.jpg"]) == [tmp_path / "a.jpg"]
 
 
+def test_a_list_of_images(tmp_path, gradient, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for name in ("b.png", "a.png", "photos/c.jpg", "photos/d.jpg"):
+        Image.fromarray(gradient).save(tmp_path / name)
+    listed = tmp_path / "photos" / "list.txt"
+    listed.write_text("\ufeffc.jpg\n\n# all of the others\n" + str(tmp_path / "*.png") + "\n")
+    names = [path.name for path in find_images([f"@{listed}", tmp_path / "photos"])]
+    assert names == ["c.jpg", "a.png", "b.png", "d.jpg"]
+    monkeypatch.chdir(tmp_path)
+    listed.write_text("photos\nb.png")
+    assert [p.name for p in find_images(["@photos/list.txt"])] == ["c.jpg", "d.jpg", "b.png"]
+    (tmp_path / "@strange.png").write_bytes((tmp_path / "b.png").read_bytes())
+    assert find_images(["@strange.png"])[0].name == "@strange.png"
+    for content, words in (
+        ("", "is empty"), ("# nothing", "is empty"), ("gone.jpg", "There is no image or folder"),
+    ):  # fmt: skip
+        listed.write_text(content)
+        with pytest.raises(ImageError, match=words):
+            find_images([f"@{listed}"])
+    listed.write_bytes(b"\xff\xfe\x00")
+    for wrong in (f"@{listed}", "@nowhere.txt", "@photos"):
+        with pytest.raises(ImageError, match="cannot be read"):
+            find_images([wrong])
+
+
 def test_find_images_finds_nothing(tmp_path):
     for source, word in (
         (tmp_path, "contains no image"),

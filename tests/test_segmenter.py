@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from host_twin import HostDevice, put, twin
 from PIL import Image
 
@@ -39,6 +40,29 @@ def test_every_kind_of_source_gives_one_result(exported, task, image_path):
             assert same(segmenter.predict(source, color_order=order), result)
         assert (result.image == pixels).all()
         assert result.overlay().size[0] >= 600
+
+
+def test_what_a_segmenter_says_of_itself(exported):
+    with Segmenter(exported("panoptic"), backend="onnxruntime", device="cpu") as segmenter:
+        assert segmenter.warmup() is segmenter
+        assert segmenter.names[2] == segmenter.classes[2].name
+        text = repr(segmenter)
+        assert "panoptic, 5 classes, fp32, 64x64, onnxruntime on cpu)" in text
+
+
+def test_other_ways_to_call(exported, image_path, gradient, tmp_path):
+    for name in ("b.png", "a.png"):
+        Image.fromarray(gradient).save(tmp_path / name)
+    with Segmenter(exported("panoptic")) as segmenter:
+        one = segmenter.predict(image_path)
+        assert same(segmenter(image_path), one)
+        several = segmenter.predict([image_path, gradient])
+        assert isinstance(several, list)
+        assert same(several[0], one)
+        for source in (tmp_path, str(tmp_path), str(tmp_path / "*.png")):
+            assert len(list(segmenter.stream(source))) == 2
+        with pytest.raises(ImageError, match="There is no image or folder"):
+            segmenter.stream("nowhere")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -201,6 +225,43 @@ class OnDevice:
 
     def close(self):
         self._host.close()
+
+
+class GpuArray:
+    """An array in the memory of a simulated GPU."""
+
+    def __init__(self, gpu, values):
+        self._array, self._values = put(gpu, values), values
+        self.__cuda_array_interface__ = self._array.__cuda_array_interface__
+
+
+class GpuTensor(GpuArray):
+    """As a tensor of PyTorch."""
+
+    def __dlpack__(self):
+        raise AssertionError("torch exports only tensors in host memory to numpy")
+
+    def cpu(self):
+        return torch.from_numpy(self._values)
+
+
+def test_images_on_a_gpu_stay_there(exported, tmp_path, gradient, monkeypatch):
+    device = OnDevice(open_engine(exported("panoptic")), tmp_path)
+    monkeypatch.setattr(
+        "eomt_deploy.processing.cuda.processor.load_kernels", lambda gpu: Kernels(gpu, twin())
+    )
+    with Segmenter(device) as segmenter:
+        wanted = segmenter.predict(gradient)
+        bgr = np.ascontiguousarray(gradient[..., ::-1])
+        for values, order in ((gradient, "rgb"), (bgr, "bgr")):
+            found = segmenter.predict(GpuArray(device.gpu, values), color_order=order)
+            np.testing.assert_array_equal(found.labels, wanted.labels)
+            assert found.image is None
+        # Channels first: converted on the CPU.
+        first = np.ascontiguousarray(np.moveaxis(gradient, 2, 0))
+        found = segmenter.predict(GpuTensor(device.gpu, first))
+        np.testing.assert_array_equal(found.labels, wanted.labels)
+        np.testing.assert_array_equal(found.image, gradient)
 
 
 def test_logits_on_a_gpu_are_checked_there(exported, tmp_path, image_path, gradient, monkeypatch):

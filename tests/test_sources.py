@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from eomt_deploy import Segmenter
@@ -20,6 +21,45 @@ def test_arrays_of_every_shape(gradient):
     for array in (grey, grey[:, :, None]):
         assert (load_image(array) == grey[:, :, None]).all()
         assert load_image(array).shape == (*grey.shape, 3)
+
+
+def test_bytes_and_open_files(image_path, tmp_path):
+    wanted = load_image(image_path)
+    data = image_path.read_bytes()
+    for source in (data, bytearray(data), io.BytesIO(data)):
+        np.testing.assert_array_equal(load_image(source), wanted)
+    with image_path.open("rb") as file:
+        np.testing.assert_array_equal(load_image(file), wanted)
+    with pytest.raises(ImageError, match=r"cannot be read: .*closed file"):
+        load_image(file)
+    with image_path.open(encoding="latin-1") as text, pytest.raises(ImageError, match="not bytes"):
+        load_image(text)
+    for nothing in (b"", b"no image", io.BytesIO(b"no image")):
+        with pytest.raises(ImageError, match="is not an image"):
+            load_image(nothing)
+    with pytest.raises(ImageError, match="more than the limit of 100"):
+        load_image(data, max_pixels=100)
+
+
+def test_tensors(gradient):
+    tensor = torch.from_numpy(gradient.copy())
+    channels_first = tensor.permute(2, 0, 1).contiguous()
+    for source in (tensor, channels_first, tensor.permute(2, 0, 1)):
+        np.testing.assert_array_equal(load_image(source), gradient)
+    bgr = load_image(channels_first, color_order="bgr")
+    np.testing.assert_array_equal(bgr, gradient[..., ::-1])
+    np.testing.assert_array_equal(load_image(tensor[..., 0])[..., 1], gradient[..., 0])
+    for wrong, words in (
+        (channels_first / 255, "must be uint8, got float32"),
+        (channels_first[None], r"shape \[1, 3, 37, 53\] is not one image"),
+        (tensor[:3, :, :], "may have its channels first or last"),
+        (tensor.to(torch.bfloat16), "cannot be converted to a numpy array"),
+    ):
+        with pytest.raises(ImageError, match=words):
+            load_image(wrong)
+    learned = (tensor / 255).requires_grad_()
+    with pytest.raises(ImageError, match="must be uint8"):
+        load_image(learned)
 
 
 def test_path_and_pil_agree(picture, gradient):
@@ -101,8 +141,8 @@ def test_files_that_are_no_image(tmp_path, image_path):
             load_image(path)
     with pytest.raises(ImageError, match="address"):
         load_image("https://example.com/cat.jpg")
-    with pytest.raises(ImageError, match="BytesIO"):
-        load_image(io.BytesIO())
+    with pytest.raises(ImageError, match="A dict is not an image source"):
+        load_image({})
 
 
 def test_16_bit_tiff_and_ppm_are_refused(tmp_path, gradient):

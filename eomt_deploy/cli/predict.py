@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,7 +28,7 @@ from eomt_deploy.cli.options import (
 from eomt_deploy.cli.stopping import uninterrupted
 from eomt_deploy.errors import ImageError, OutputError, UsageError
 from eomt_deploy.files import write_atomically
-from eomt_deploy.image_search import search_images
+from eomt_deploy.image_search import FoundImages, search_images
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.predictions import SUMMARY, PredictionFolder, is_about_one_image, output_names
 from eomt_deploy.result import Segmentation
@@ -37,13 +38,19 @@ from eomt_deploy.spec import Thresholds
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
 OTHER_SUFFIXES = (IMAGE_SUFFIXES | {".gif", ".csv", ".txt", ".pdf", ".mp4"}) - set(FILE_SUFFIXES)
-Predict = Callable[[Sequence[Path]], Iterator[Segmentation | ImageError]]
+STDIN = "-"
+Predict = Callable[[Sequence[Any]], Iterator[Segmentation | ImageError]]
 
 
 def predict(
     model: Model,
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGES", help="Image files, folders or globs.")
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="Image files, folders, globs, or @list.txt with one of these per line; "
+            "- reads one image from standard input.",
+        ),
     ],
     output: Annotated[
         Path,
@@ -87,8 +94,16 @@ def predict(
             f"Results cannot be written as {output.suffix}: {output}.",
             fix=f"Choose a folder; for one image also {', '.join(FILE_SUFFIXES)}.",
         )
-    search = search_images(images)
-    found = list(search.paths)
+    if images == [STDIN]:
+        if not as_file:
+            raise UsageError(
+                "The result of an image on standard input needs an output file.",
+                fix=f"Pass -o with one of these suffixes: {', '.join(FILE_SUFFIXES)}.",
+            )
+        search, found = FoundImages((), ()), []
+    else:
+        search = search_images(images)
+        found = list(search.paths)
     targets = {"-o": output} if as_file else {"-o": output / SUMMARY, "--json": json}
     check_outputs(targets, inputs=[model, *found], overwrite=overwrite)
     opening = partial(
@@ -106,7 +121,7 @@ def predict(
             return_errors=True,
         )
         if as_file:
-            _predict_file(run, found, output)
+            _predict_file(run, found or [sys.stdin.buffer], output)
             return
         with PredictionFolder(output, segmenter.spec) as folder:
             names = output_names(_without_results(found, folder))
@@ -142,13 +157,13 @@ def _without_results(paths: list[Path], folder: PredictionFolder) -> list[Path]:
     return images
 
 
-def _predict_file(run: Predict, paths: Sequence[Path], output: Path) -> None:
-    if len(paths) > 1:
+def _predict_file(run: Predict, images: Sequence[Any], output: Path) -> None:
+    if len(images) > 1:
         raise UsageError(
-            f"The results of {len(paths)} images do not fit into one file, {output}.",
+            f"The results of {len(images)} images do not fit into one file, {output}.",
             fix="Choose a folder with -o.",
         )
-    result = next(run(paths))
+    result = next(run(images))
     if isinstance(result, ImageError):
         raise result
     result.save(output)

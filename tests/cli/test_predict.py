@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,6 +40,24 @@ def dataset(tmp_path, gradient):
     write_images(tmp_path / "ds/images", gradient, "a.png", "b.png")
     write_images(tmp_path / "ds/labels", gradient[:, :, 0] % 5, "a.png", "b.png")
     return tmp_path / "ds"
+
+
+def test_an_image_on_standard_input(cli, exported, image_path, tmp_path, monkeypatch):
+    target = tmp_path / "seen.png"
+    with image_path.open("rb") as file:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
+        code, out, err = cli("predict", exported("panoptic"), "-", "-o", target)
+    assert code == 0, err
+    assert f"wrote {target}: Segmentation(panoptic, 400x600" in out
+    assert Image.open(target).size[0] >= 600
+    code, _, err = cli("predict", exported("panoptic"), "-", "-o", tmp_path / "folder")
+    assert code == 2
+    assert "needs an output file" in err
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"text")))
+    code, _, err = cli("predict", exported("panoptic"), "-", "-o", tmp_path / "x.json")
+    assert code == 2
+    assert "is not an image" in err
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_ground_truth_is_not_replaced(cli, exported, dataset):

@@ -13,10 +13,15 @@ INLINE float weighted(const float *weights, float a, float b, float c) {
     return FUSED(weights[2], c, FUSED(weights[1], b, weights[0] * a));
 }
 
-/* exp(x) within 2 ulp, for x in [-87, 88]; x outside is clamped. There are no branches, so that
-   compilers vectorize loops over it. exp(x) = 2^n * exp(r), |r| <= ln(2)/2, with the Taylor series
-   of degree 7 for exp(r). NaN gives exp(88). */
-INLINE float exponential(float x) {
+/* A power of 2 and the rest of exp(x), whose product is within 2 ulp of it, for x in [-87, 88]; x
+   outside is clamped. There are no branches, so that compilers vectorize loops over it.
+   exp(x) = 2^n * exp(r), |r| <= ln(2)/2, with the Taylor series of degree 7 for exp(r). NaN gives
+   exp(88). */
+typedef struct {
+    float power, rest;
+} Factors;
+
+INLINE Factors exponential_factors(float x) {
     float y = x;
     y = y < 88.0f ? y : 88.0f;
     y = y > -87.0f ? y : -87.0f;
@@ -37,11 +42,20 @@ INLINE float exponential(float x) {
         float value;
     } power;
     power.bits = ((unsigned)(int)n + 127u) << 23;
-    return p * power.value;
+    const Factors factors = {power.value, p};
+    return factors;
+}
+
+INLINE float exponential(float x) {
+    const Factors factors = exponential_factors(x);
+    return factors.rest * factors.power;
 }
 
 /* Sigmoid within 2 ulp. NaN gives almost 0. */
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+INLINE float sigmoid(float x) {
+    const Factors factors = exponential_factors(-x);
+    return 1.0f / FUSED(factors.rest, factors.power, 1.0f);
+}
 
 /* Probabilities above 0.5 are multiples of this unit. So integer sums of them are exact, and do not
    depend on the order. */
