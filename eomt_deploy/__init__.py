@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from eomt_deploy.backends import open_engine
     from eomt_deploy.errors import EomtDeployError
     from eomt_deploy.processing import Processor
-    from eomt_deploy.result import Segment, Segmentation
+    from eomt_deploy.result import Segmentation
     from eomt_deploy.segmenter import Segmenter
+    from eomt_deploy.segments import Segment
     from eomt_deploy.sources import load_image
     from eomt_deploy.spec import ModelSpec
 

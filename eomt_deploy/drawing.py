@@ -11,7 +11,8 @@ import numpy.typing as npt
 from PIL import Image
 
 if TYPE_CHECKING:
-    from eomt_deploy.result import Segment, Segmentation
+    from eomt_deploy.result import Segmentation
+    from eomt_deploy.segments import Segment
     from eomt_deploy.sources import RgbImage
 
 INSTANCE_SHADES = (1.0, 0.72, 0.86, 0.6)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.result import SHOWN_SCORE, VOID, Segment, Segmentation
+from eomt_deploy.result import SHOWN_SCORE, VOID, Segmentation
+from eomt_deploy.segments import Segment
 
 
 def shown_segments(result: Segmentation) -> list[Segment]:

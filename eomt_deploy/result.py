@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
-from hotcoco import mask as coco_mask
 from PIL import Image
 
-from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy import conversions
+from eomt_deploy.errors import UsageError
 from eomt_deploy.files import GENERATOR, PICTURE_FORMATS, save_picture, write_atomically
-from eomt_deploy.masks import Box, Rle, RunMask, decode_mask, encode_mask
+from eomt_deploy.segments import Labels, Segment
 from eomt_deploy.sources import ImageSource, RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
 
 if TYPE_CHECKING:
+    import pandas
     import supervision
 
-Labels = npt.NDArray[np.unsignedinteger[Any]]
 LABEL_TYPES = (np.uint8, np.uint16)
 VOID = -1
 VOID_LABEL = 255
@@ -39,85 +40,6 @@ def label_type(count: int) -> type[np.unsignedinteger[Any]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Segment:
-    """One segment of a panoptic or instance result.
-
-    Attributes:
-        id: its value in ``segment_map`` (panoptic) or its rank by score from 0 (instance).
-        class_id: column of the class logits.
-        class_name: name of the class.
-        thing: whether the class is a thing (countable) or stuff.
-        score: 0 to 1.
-        area: number of pixels.
-        box: bounding box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
-        pixels: function that returns the mask.
-    """
-
-    id: int
-    class_id: int
-    class_name: str
-    thing: bool
-    score: float
-    area: int
-    box: Box
-    pixels: Callable[[], npt.NDArray[np.bool_]] = field(repr=False)
-
-    @classmethod
-    def from_rle(cls, segment_id: int, info: ClassInfo, score: float, rle: Rle) -> Segment:
-        x, y, width, height = (int(v) for v in coco_mask.to_bbox(rle))
-        area = int(coco_mask.area(rle))
-        box = (x, y, x + width, y + height)
-        return cls._of(segment_id, info, score, area, box, partial(decode_mask, rle))
-
-    @classmethod
-    def from_mask(
-        cls,
-        segment_id: int,
-        info: ClassInfo,
-        score: float,
-        mask: npt.NDArray[np.bool_] | RunMask,
-    ) -> Segment:
-        runs = mask if isinstance(mask, RunMask) else RunMask.from_mask(mask)
-        return cls._of(segment_id, info, score, runs.area, runs.box, runs.unpack)
-
-    @classmethod
-    def from_map(
-        cls,
-        segment_id: int,
-        info: ClassInfo,
-        score: float,
-        labels: Labels,
-        area: int,
-        box: Box,
-    ) -> Segment:
-        """The segment ``segment_id`` of panoptic ``labels`` [H, W], which are not copied."""
-        pixels = partial(np.equal, labels, segment_id + 1)
-        return cls._of(segment_id, info, score, area, box, pixels)
-
-    @classmethod
-    def _of(
-        cls,
-        segment_id: int,
-        info: ClassInfo,
-        score: float,
-        area: int,
-        box: Box,
-        pixels: Callable[[], npt.NDArray[np.bool_]],
-    ) -> Segment:
-        return cls(segment_id, info.id, info.name, info.thing, score, area, box, pixels)
-
-    @property
-    def mask(self) -> npt.NDArray[np.bool_]:
-        """Boolean [H, W] at image size, unpacked on each call."""
-        return self.pixels()
-
-    @cached_property
-    def rle(self) -> Rle:
-        """The mask as COCO RLE. Encoding is slow, so it happens on first use and is cached."""
-        return encode_mask(self.mask)
-
-
-@dataclass(frozen=True, eq=False)
 class Segmentation:
     """The result of one image.
 
@@ -125,8 +47,9 @@ class Segmentation:
         task: ``semantic``, ``instance`` or ``panoptic``.
         size: (H, W) of the image.
         classes: all classes of the model.
-        labels: unsigned integers [H, W] of the smallest possible type. Semantic: class ids.
-            Panoptic: segment ids + 1, 0 for no segment. Instance: None, because instances overlap.
+        labels: unsigned integers [H, W] of the smallest possible type. Semantic: class ids, and the
+            largest value of the type for no class. Panoptic: segment ids + 1, 0 for no segment.
+            Instance: None, because instances overlap.
         segments: the segments; empty for semantic. Instances are sorted by score and can overlap.
         image: the image, uint8 RGB [H, W, 3], not copied; None if it is not known.
     """
@@ -153,13 +76,21 @@ class Segmentation:
     def __repr__(self) -> str:
         what = f"{len(self.segments)} segments"
         if self.task == "semantic":
-            what = f"{len(np.unique(self._labels))} classes"
+            what = f"{len(self)} classes"
         return f"Segmentation({self.task}, {self.size[0]}x{self.size[1]}, {what})"
 
     @cached_property
     def class_map(self) -> npt.NDArray[np.int32] | None:
-        """Class ids, int32 [H, W]; only semantic. Converted from ``labels`` on first use."""
-        return self._labels.astype(np.int32) if self.task == "semantic" else None
+        """Class ids, int32 [H, W], -1 for no class (after :meth:`filter`); only semantic.
+
+        Converted from ``labels`` on first use.
+        """
+        if self.task != "semantic":
+            return None
+        ids, void = self._labels.astype(np.int32), np.iinfo(self._labels.dtype).max
+        if self._labels.max(initial=0) == void:
+            ids[ids == void] = VOID
+        return ids
 
     @cached_property
     def segment_map(self) -> npt.NDArray[np.int32] | None:
@@ -176,37 +107,159 @@ class Segmentation:
         return self.labels
 
     def regions(self) -> tuple[Segment, ...]:
-        """The segments; a semantic result has one region with score 1 per class in the image."""
+        """The segments; a semantic result has one region with score 1 per class in the image.
+
+        ``len``, iteration and indexing of a result refer to these.
+        """
+        return self._regions
+
+    @cached_property
+    def _regions(self) -> tuple[Segment, ...]:
         if self.task != "semantic":
             return self.segments
-        present = np.unique(self._labels)
+        present = [c for c in np.unique(self._labels).tolist() if c < len(self.classes)]
         return tuple(
             Segment.from_mask(i, self.classes[c], 1.0, self._labels == c)
             for i, c in enumerate(present)
         )
+
+    def __len__(self) -> int:
+        return len(self.regions())
+
+    def __bool__(self) -> bool:
+        """A result is true, even if it has no regions."""
+        return True
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.regions())
+
+    @overload
+    def __getitem__(self, which: int) -> Segment: ...
+
+    @overload
+    def __getitem__(self, which: slice | Sequence[int] | npt.NDArray[Any]) -> Segmentation: ...
+
+    def __getitem__(
+        self, which: int | slice | Sequence[int] | npt.NDArray[Any]
+    ) -> Segment | Segmentation:
+        """A region by its number, or a result with some of the regions.
+
+        Args:
+            which: number, slice, numbers, or one boolean for each region.
+        """
+        regions = self.regions()
+        if isinstance(which, int | np.integer):
+            return regions[int(which)]
+        numbers = np.arange(len(regions))
+        if not isinstance(which, slice):
+            which = np.asarray(which) if len(which) else numbers[:0]
+        return self._only([regions[i] for i in numbers[which].tolist()])
+
+    def filter(
+        self,
+        *,
+        classes: Iterable[str | int] | str | int | None = None,
+        min_score: float = 0,
+        min_area: int = 0,
+        things_only: bool = False,
+    ) -> Segmentation:
+        """A result with the regions that fulfil all conditions. Ids do not change.
+
+        The pixels of the other regions belong to no segment (panoptic) or no class (semantic).
+
+        Args:
+            classes: names or ids of classes; None keeps all.
+            min_score: minimum score.
+            min_area: minimum number of pixels.
+            things_only: leave out stuff.
+
+        Raises:
+            UsageError: the model has no such class.
+        """
+        wanted = None if classes is None else self._class_ids(classes)
+        return self._only(
+            [
+                region
+                for region in self.regions()
+                if (wanted is None or region.class_id in wanted)
+                and region.score >= min_score
+                and region.area >= min_area
+                and (region.thing or not things_only)
+            ]
+        )
+
+    def _class_ids(self, classes: Iterable[str | int] | str | int) -> set[int]:
+        by_name = {info.name: info.id for info in self.classes}
+        known = {info.id for info in self.classes}
+        found = set()
+        for item in [classes] if isinstance(classes, str | int) else classes:
+            number = by_name.get(item) if isinstance(item, str) else int(item)
+            if number not in known:
+                near = difflib.get_close_matches(str(item), by_name, n=3)
+                raise UsageError(
+                    f"The model has no class {item!r}.",
+                    fix=f"Did you mean {' or '.join(near)}?"
+                    if near
+                    else f"Its classes are: {', '.join(list(by_name)[:10])}, …",
+                )
+            found.add(number)
+        return found
+
+    def _only(self, regions: list[Segment]) -> Segmentation:
+        """A result with some of its regions."""
+        if self.task == "instance":
+            return replace(self, segments=tuple(regions))
+        if self.task == "panoptic":
+            kept = np.zeros(np.iinfo(self._labels.dtype).max + 1, self._labels.dtype)
+            kept[[region.id + 1 for region in regions]] = [region.id + 1 for region in regions]
+            labels = kept[self._labels]
+            segments = tuple(
+                replace(r, pixels=partial(np.equal, labels, r.id + 1)) for r in regions
+            )
+            return replace(self, labels=labels, segments=segments)
+        void = np.iinfo(self._labels.dtype).max
+        table = np.full(void + 1, void, self._labels.dtype)
+        ids = [region.class_id for region in regions]
+        table[ids] = ids
+        return replace(self, labels=table[self._labels])
+
+    @property
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """The masks of all regions, boolean [N, H, W], unpacked on each call: N x H x W bytes."""
+        empty = np.zeros((0, *self.size), bool)
+        return np.stack([region.mask for region in self]) if len(self) else empty
+
+    @property
+    def boxes(self) -> npt.NDArray[np.int32]:
+        """Bounding boxes (x0, y0, x1, y1) of all regions, int32 [N, 4], x1 and y1 exclusive."""
+        return np.array([region.box for region in self], np.int32).reshape(-1, 4)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Scores of all regions, float32 [N]."""
+        return np.array([region.score for region in self], np.float32)
+
+    @property
+    def class_ids(self) -> npt.NDArray[np.int32]:
+        """Class ids of all regions, int32 [N]."""
+        return np.array([region.class_id for region in self], np.int32)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names of all regions."""
+        return [region.class_name for region in self]
+
+    @property
+    def areas(self) -> npt.NDArray[np.int64]:
+        """Numbers of pixels of all regions, int64 [N]."""
+        return np.array([region.area for region in self], np.int64)
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """COCO annotations with RLE masks, JSON-serialisable.
 
         ``category_id`` is the class id of the model; ``bbox`` is (x, y, width, height).
         """
-        return [
-            {
-                "image_id": image_id,
-                "category_id": segment.class_id,
-                "category_name": segment.class_name,
-                "isthing": int(segment.thing),
-                "iscrowd": 0,
-                "score": segment.score,
-                "area": segment.area,
-                "bbox": _xywh(segment),
-                "segmentation": {
-                    "size": list(self.size),
-                    "counts": segment.rle["counts"].decode("ascii"),
-                },
-            }
-            for segment in self.regions()
-        ]
+        return conversions.to_coco(self, image_id)
 
     def to_panoptic(self) -> tuple[Image.Image, list[dict[str, Any]]]:
         """COCO's panoptic format: the id image and its ``segments_info``.
@@ -216,52 +269,50 @@ class Segmentation:
         Raises:
             UsageError: the result is not panoptic.
         """
-        if self.task != "panoptic":
-            raise UsageError(
-                f"to_panoptic() needs a panoptic result, this one is {self.task}.",
-                fix="Use to_coco() instead.",
-            )
-        ids = self._labels
-        channels = np.zeros((*self.size, 3), np.uint8)
-        channels[..., 0] = ids & 255
-        channels[..., 1] = ids >> 8
-        info = [
-            {
-                "id": segment.id + 1,
-                "category_id": segment.class_id,
-                "category_name": segment.class_name,
-                "isthing": int(segment.thing),
-                "iscrowd": 0,
-                "score": segment.score,
-                "area": segment.area,
-                "bbox": _xywh(segment),
-            }
-            for segment in self.segments
-        ]
-        return Image.fromarray(channels), info
+        return conversions.to_panoptic(self)
 
     def to_supervision(self) -> supervision.Detections:
-        """Convert to ``supervision.Detections`` with masks and ``data["class_name"]``.
+        """``supervision.Detections`` with ``data["class_name"]``.
+
+        The masks are a ``supervision.CompactMask`` (from supervision 0.28; call ``to_dense()`` for
+        an array), otherwise a boolean array [N, H, W].
 
         Raises:
             MissingDependencyError: supervision is not installed.
         """
-        try:
-            import supervision as sv
-        except ImportError as error:
-            raise MissingDependencyError(
-                "to_supervision() needs the package supervision.", fix="pip install supervision"
-            ) from error
-        regions = self.regions()
-        if not regions:
-            return sv.Detections.empty()
-        return sv.Detections(
-            xyxy=np.array([r.box for r in regions], np.float32),
-            mask=np.stack([r.mask for r in regions]),
-            confidence=np.array([r.score for r in regions], np.float32),
-            class_id=np.array([r.class_id for r in regions]),
-            data={"class_name": np.array([r.class_name for r in regions])},
-        )
+        return conversions.to_supervision(self)
+
+    def to_dict(self, tolerance: float = 0) -> dict[str, Any]:
+        """Task, size, and the values and polygons of each region, JSON-serialisable.
+
+        Args:
+            tolerance: see :meth:`Segment.polygons`.
+        """
+        return conversions.to_dict(self, tolerance)
+
+    def to_json(self, tolerance: float = 0) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(tolerance), ensure_ascii=False)
+
+    def to_geojson(self, tolerance: float = 0) -> dict[str, Any]:
+        """A GeoJSON FeatureCollection (RFC 7946) of MultiPolygons in pixels, with y down."""
+        return conversions.to_geojson(self, tolerance)
+
+    def to_labelme(self, image_path: str, tolerance: float = 0) -> dict[str, Any]:
+        """The content of a LabelMe file. Its polygons cannot have holes, which are filled."""
+        return conversions.to_labelme(self, image_path, tolerance)
+
+    def to_cvat(self, name: str) -> str:
+        """The masks as XML in the format "CVAT for images 1.1"; ``name``: the image in CVAT."""
+        return conversions.to_cvat(self, name)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row with the values of each region.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        return conversions.to_pandas(self)
 
     def label_image(self) -> Image.Image:
         """The result as a lossless image: class ids (semantic) or COCO panoptic ids.
@@ -362,8 +413,3 @@ class Segmentation:
         buffer = io.BytesIO()
         self.overlay(image).save(buffer, "PNG")
         return buffer.getvalue()
-
-
-def _xywh(segment: Segment) -> list[int]:
-    x0, y0, x1, y1 = segment.box
-    return [x0, y0, x1 - x0, y1 - y0]

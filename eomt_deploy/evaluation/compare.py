@@ -15,8 +15,9 @@ from eomt_deploy.evaluation.evaluate import read_sample
 from eomt_deploy.evaluation.scorers import Evidence, Scorer, scorer_for
 from eomt_deploy.evaluation.truth import Sample, Truth, TruthSegment
 from eomt_deploy.labels import label_map, shown_segments
-from eomt_deploy.result import Segment, Segmentation
+from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
+from eomt_deploy.segments import Segment
 from eomt_deploy.spec import ClassInfo
 
 RESAMPLES = {"semantic": 500, "panoptic": 500, "instance": 100}

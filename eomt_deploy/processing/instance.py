@@ -16,7 +16,8 @@ from eomt_deploy.masks import RunMask
 from eomt_deploy.processing import pixels
 from eomt_deploy.processing.compiled import Float
 from eomt_deploy.processing.geometry import Geometry, Size
-from eomt_deploy.result import Segment, Segmentation
+from eomt_deploy.result import Segmentation
+from eomt_deploy.segments import Segment
 from eomt_deploy.spec import ClassInfo
 
 TOP_K = 100

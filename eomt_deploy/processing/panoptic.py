@@ -15,7 +15,8 @@ import numpy.typing as npt
 from eomt_deploy.processing import pixels
 from eomt_deploy.processing.compiled import Float
 from eomt_deploy.processing.geometry import Geometry, Size
-from eomt_deploy.result import Segment, Segmentation, label_type
+from eomt_deploy.result import Segmentation, label_type
+from eomt_deploy.segments import Segment
 from eomt_deploy.spec import ClassInfo, Thresholds
 
 VOID = -1

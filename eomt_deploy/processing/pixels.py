@@ -29,7 +29,8 @@ from eomt_deploy.processing.compiled import (
 )
 from eomt_deploy.processing.geometry import Geometry, Size
 from eomt_deploy.processing.tables import Table, composed_table, logit_table
-from eomt_deploy.result import Labels, label_type
+from eomt_deploy.result import label_type
+from eomt_deploy.segments import Labels
 
 Float = npt.NDArray[np.float32]
 
@@ -249,7 +250,7 @@ def classify_pixels(
     spans = geometry.windows if windows > 1 else ((0, merged[geometry.axis]),)
     padded = np.zeros((windows, classes, -(-queries // SIMD_WIDTH) * SIMD_WIDTH), np.float32)
     padded[..., :queries] = probabilities.transpose(0, 2, 1)
-    labels = np.empty(size, label_type(classes))
+    labels = np.empty(size, label_type(classes + 1))
     arrays = [
         np.ascontiguousarray(masks, dtype=np.float32),
         padded,

@@ -94,7 +94,7 @@ def test_instances_json_with_polygons_rle_and_crowd(tmp_path, spec):
     assert dataset.format == "coco-instances"
     first, second = dataset.samples[0].truth().segments
     assert (first.class_id, first.crowd, second.class_id, second.crowd) == (0, False, 1, True)
-    from eomt_deploy.result import Segment
+    from eomt_deploy.segments import Segment
 
     assert Segment.from_rle(0, things[0], 1, first.rle).area == 100
     assert Segment.from_rle(0, things[0], 1, second.rle).mask[:, 0].all()

@@ -17,7 +17,8 @@ from eomt_deploy.classes import make_classes
 from eomt_deploy.evaluation.scorers import InstanceScorer, PanopticScorer, SemanticScorer
 from eomt_deploy.evaluation.truth import VOID, Truth, TruthSegment
 from eomt_deploy.masks import encode_mask
-from eomt_deploy.result import Segment, Segmentation
+from eomt_deploy.result import Segmentation
+from eomt_deploy.segments import Segment
 
 CLASSES = make_classes(
     [{"name": n, "thing": False} for n in ("sky", "grass")]

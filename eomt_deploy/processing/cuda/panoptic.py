@@ -10,7 +10,8 @@ from eomt_deploy.masks import Box
 from eomt_deploy.processing.cuda.workspace import NOT_FINITE, GpuWorkspace, Pending, maps
 from eomt_deploy.processing.geometry import Geometry, Size
 from eomt_deploy.processing.panoptic import Chosen, join_queries
-from eomt_deploy.result import Segment, Segmentation, label_type
+from eomt_deploy.result import Segmentation, label_type
+from eomt_deploy.segments import Segment
 from eomt_deploy.spec import ModelSpec, Thresholds
 
 TILE = 32

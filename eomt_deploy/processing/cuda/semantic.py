@@ -39,7 +39,7 @@ def start(
     leads = 0
     if classes > CLASSES:
         leads = scratch.array("leads", (*size, 2), np.float32).pointer
-    labels = scratch.array("labels", size, label_type(classes))
+    labels = scratch.array("labels", size, label_type(classes + 1))
 
     workspace.find_not_finite(bundle, class_logits, masks)
     probabilities = workspace.softmax(class_logits)

@@ -1,0 +1,238 @@
+"""Conversions of a result to other formats; :class:`Segmentation` has them as methods."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from eomt_deploy.errors import MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    import pandas
+    import supervision
+
+    from eomt_deploy.result import Segmentation
+    from eomt_deploy.segments import Segment
+
+Polygon = npt.NDArray[np.int32]
+"""Corners [K, 2] of a polygon: x, y of pixel centres."""
+
+
+def polygons_of(mask: npt.NDArray[np.bool_], tolerance: float) -> list[list[Polygon]]:
+    """The outlines of a mask: for each connected part its outer ring, then the rings of its holes.
+
+    Args:
+        mask: boolean [H, W].
+        tolerance: maximum distance in pixels between a simplified and the exact outline; 0 keeps
+            every corner.
+    """
+    found, hierarchy = cv2.findContours(
+        mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
+    )
+    parts: dict[int, list[Polygon]] = {}
+    for index, (ring, (_, _, _, parent)) in enumerate(
+        zip(found, hierarchy[0] if len(found) else (), strict=True)
+    ):
+        if tolerance > 0:
+            ring = cv2.approxPolyDP(ring, tolerance, True)
+        corners = ring.reshape(-1, 2).astype(np.int32)
+        # A part comes before its holes only in the hierarchy, not always in the list.
+        if parent < 0:
+            parts.setdefault(index, []).insert(0, corners)
+        else:
+            parts.setdefault(int(parent), []).append(corners)
+    return list(parts.values())
+
+
+def to_coco(result: Segmentation, image_id: int) -> list[dict[str, Any]]:
+    """COCO annotations with RLE masks."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": segment.class_id,
+            "category_name": segment.class_name,
+            "isthing": int(segment.thing),
+            "iscrowd": 0,
+            "score": segment.score,
+            "area": segment.area,
+            "bbox": xywh(segment),
+            "segmentation": {
+                "size": list(result.size),
+                "counts": segment.rle["counts"].decode("ascii"),
+            },
+        }
+        for segment in result.regions()
+    ]
+
+
+def to_panoptic(result: Segmentation) -> tuple[Image.Image, list[dict[str, Any]]]:
+    """COCO's panoptic image and its ``segments_info``."""
+    if result.task != "panoptic" or result.labels is None:
+        raise UsageError(
+            f"to_panoptic() needs a panoptic result, this one is {result.task}.",
+            fix="Use to_coco() instead.",
+        )
+    channels = np.zeros((*result.size, 3), np.uint8)
+    channels[..., 0] = result.labels & 255
+    channels[..., 1] = result.labels >> 8
+    info = [
+        {
+            "id": segment.id + 1,
+            "category_id": segment.class_id,
+            "category_name": segment.class_name,
+            "isthing": int(segment.thing),
+            "iscrowd": 0,
+            "score": segment.score,
+            "area": segment.area,
+            "bbox": xywh(segment),
+        }
+        for segment in result.segments
+    ]
+    return Image.fromarray(channels), info
+
+
+def to_supervision(result: Segmentation) -> supervision.Detections:
+    """``supervision.Detections`` with masks and class names."""
+    try:
+        import supervision as sv
+    except ImportError as error:
+        raise MissingDependencyError(
+            "to_supervision() needs the package supervision.", fix="pip install supervision"
+        ) from error
+    regions = result.regions()
+    if not regions:
+        return sv.Detections.empty()
+    boxes = np.array([r.box for r in regions], np.float32)
+    masks: Any
+    if hasattr(sv, "CompactMask"):  # from 0.28: a few kB instead of N x H x W bytes
+        rles = [r.rle for r in regions]
+        masks = sv.CompactMask.from_coco_rle(rles, boxes - [0, 0, 1, 1], result.size)
+    else:
+        masks = np.stack([r.mask for r in regions])
+    return sv.Detections(
+        xyxy=boxes,
+        mask=masks,
+        confidence=np.array([r.score for r in regions], np.float32),
+        class_id=np.array([r.class_id for r in regions]),
+        data={"class_name": np.array([r.class_name for r in regions])},
+    )
+
+
+def to_dict(result: Segmentation, tolerance: float) -> dict[str, Any]:
+    """Task, size, and for each region its values and polygons."""
+    return {
+        "task": result.task,
+        "size": list(result.size),
+        "segments": [
+            {
+                **values(segment),
+                "polygons": [
+                    [ring.tolist() for ring in part] for part in segment.polygons(tolerance)
+                ],
+            }
+            for segment in result.regions()
+        ],
+    }
+
+
+def to_geojson(result: Segmentation, tolerance: float) -> dict[str, Any]:
+    """A GeoJSON FeatureCollection (RFC 7946) in pixel coordinates, y pointing down."""
+    features = []
+    for segment in result.regions():
+        parts = [[closed(ring) for ring in part] for part in segment.polygons(tolerance)]
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": {"type": "MultiPolygon", "coordinates": parts},
+                "properties": values(segment),
+            }
+        )
+    return {"type": "FeatureCollection", "features": features}
+
+
+def to_labelme(result: Segmentation, image_path: str, tolerance: float) -> dict[str, Any]:
+    """The annotation file of LabelMe; its polygons have no holes."""
+    shapes = [
+        {
+            "label": segment.class_name,
+            "points": part[0].tolist(),
+            "group_id": segment.id if segment.thing else None,
+            "shape_type": "polygon",
+            "flags": {},
+        }
+        for segment in result.regions()
+        for part in segment.polygons(tolerance)
+        if len(part[0]) >= 3
+    ]
+    return {
+        "version": "5.0.0", "flags": {}, "shapes": shapes, "imagePath": image_path,
+        "imageData": None, "imageHeight": result.size[0], "imageWidth": result.size[1],
+    }  # fmt: skip
+
+
+def to_cvat(result: Segmentation, name: str) -> str:
+    """The masks of one image in the XML format "CVAT for images 1.1"."""
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    height, width = result.size
+    image = ElementTree.SubElement(
+        root, "image", id="0", name=name, width=str(width), height=str(height)
+    )
+    for segment in result.regions():
+        if not segment.area:
+            continue
+        x0, y0, x1, y1 = segment.box
+        inside = segment.mask[y0:y1, x0:x1].reshape(-1)
+        edges = np.flatnonzero(np.diff(inside.astype(np.int8))) + 1
+        lengths = np.diff([0, *edges, inside.size]).tolist()
+        if inside[0]:
+            lengths.insert(0, 0)  # the first run is outside of the mask
+        ElementTree.SubElement(
+            image, "mask", label=segment.class_name, source="auto", occluded="0",
+            rle=", ".join(map(str, lengths)), left=str(x0), top=str(y0), width=str(x1 - x0),
+            height=str(y1 - y0), z_order="0",
+        )  # fmt: skip
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def to_pandas(result: Segmentation) -> pandas.DataFrame:
+    """One row for each region."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingDependencyError(
+            "to_pandas() needs the package pandas.", fix="pip install pandas"
+        ) from error
+    rows = []
+    for segment in result.regions():
+        x0, y0, x1, y1 = segment.box
+        box = {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
+        rows.append({k: v for k, v in values(segment).items() if k != "box"} | box)
+    columns = ["id", "class_id", "class_name", "thing", "score", "area", "x0", "y0", "x1", "y1"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def values(segment: Segment) -> dict[str, Any]:
+    """The values of a segment, JSON-serialisable."""
+    return {
+        "id": segment.id, "class_id": segment.class_id, "class_name": segment.class_name,
+        "thing": segment.thing, "score": segment.score, "area": segment.area,
+        "box": list(segment.box),
+    }  # fmt: skip
+
+
+def xywh(segment: Segment) -> list[int]:
+    x0, y0, x1, y1 = segment.box
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
+def closed(ring: Polygon) -> list[list[int]]:
+    """A ring that ends where it begins, as GeoJSON requires."""
+    corners: list[list[int]] = ring.tolist()
+    return [*corners, corners[0]]
