@@ -15,12 +15,21 @@ class StreamNetwork(SessionNetwork):
     gpu: SimulatedGpu
     stream: int
 
-    def run(self) -> None:
+    waited: int = 0
+    not_waited: int = 0
+
+    def run(self, options) -> None:
+        if options is None:  # ONNX Runtime waits for the stream
+            self.waited += 1
+            self.gpu.synchronize(self.stream)
+            super().run(None)
+            return
+        self.not_waited += 1
         binding = self._binding
 
         def now() -> None:
             assert self._binding is binding, "the recorded graph has other buffers"
-            SessionNetwork.run(self)
+            SessionNetwork.run(self, options)
 
         self.gpu.submit(self.stream, Work(now))
 

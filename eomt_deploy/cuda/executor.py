@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import math
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ import numpy.typing as npt
 from eomt_deploy.cuda.array import DeviceArray, OwnedStream
 from eomt_deploy.cuda.device import Array, Device
 from eomt_deploy.errors import DeviceError, UsageError
+
+CAPTURING = threading.RLock()
+"""Held while a graph is recorded. Meanwhile, no other thread may wait for the complete GPU, as some
+libraries do when they open a model."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,11 @@ class Network(Protocol):
     def reshape(self, batch: int) -> None:
         """Set the batch size for all later runs."""
 
-    def enqueue(self, stream: int) -> None:
-        """Enqueue one run on the stream."""
+    def enqueue(self, stream: int, *, recorded: bool) -> None:
+        """Enqueue one run on the stream; ``recorded``: as a part of a CUDA graph."""
+
+    def close(self) -> None:
+        """Free what runs have allocated. No graph of the network exists any more."""
 
 
 @dataclass(frozen=True)
@@ -317,7 +325,7 @@ class ThreadExecutor:
         if self._graph is not None:
             self.device.launch_graph(self._graph, self.stream)
         else:
-            self._network.enqueue(self.stream)
+            self._network.enqueue(self.stream, recorded=False)
         self._shape = batch
 
     def _capture(self, network: Network) -> None:
@@ -325,19 +333,20 @@ class ThreadExecutor:
         reason."""
         failure = ""
         graph = None
-        try:
-            self.device.begin_capture(self.stream)
+        with CAPTURING:
             try:
-                network.enqueue(self.stream)
+                self.device.begin_capture(self.stream)
+                try:
+                    network.enqueue(self.stream, recorded=True)
+                except DeviceError as error:
+                    failure = error.what
+                except BaseException:  # e.g. Ctrl-C: the stream must not stay in capture mode
+                    with suppress(DeviceError):
+                        self.device.destroy_graph(self.device.end_capture(self.stream))
+                    raise
+                graph = self.device.end_capture(self.stream)
             except DeviceError as error:
-                failure = error.what
-            except BaseException:  # e.g. Ctrl-C: the stream must not stay in capture mode
-                with suppress(DeviceError):
-                    self.device.destroy_graph(self.device.end_capture(self.stream))
-                raise
-            graph = self.device.end_capture(self.stream)
-        except DeviceError as error:
-            failure = failure or error.what
+                failure = failure or error.what
         if failure:
             if graph is not None:
                 self.device.destroy_graph(graph)
@@ -361,6 +370,7 @@ class ThreadExecutor:
             for stream in self._streams:
                 self.device.synchronize(stream)
             self._drop_graph()
+            self._network.close()
             self._network = None  # released before the buffers that it is bound to
             for event in self._events:
                 self.device.destroy_event(event)

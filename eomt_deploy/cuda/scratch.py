@@ -83,21 +83,21 @@ class Scratch:
         known = self._tables.setdefault(name, {})
         if key in known:
             return known[key]
-        number = len(known)
-        if number == KEPT_TABLES:  # replace the oldest
+        made = make()  # may raise an error: nothing has changed yet
+        if len(known) == KEPT_TABLES:  # the new arrays replace the oldest ones
             oldest = next(iter(known))
-            number = self._slots[name, oldest]
             del known[oldest], self._slots[name, oldest]
-        self._slots[name, key] = number
+        taken = {self._slots[name, other] for other in known}
+        number = min(set(range(KEPT_TABLES)) - taken)
         arrays, sources = [], []
-        for index, values in enumerate(make()):
+        for index, values in enumerate(made):
             array = self.array(f"{name}/{number}/{index}", values.shape, values.dtype)
             source = np.ascontiguousarray(values)
             self._device.to_device(array.pointer, source, self._stream)
             sources.append(source)
             arrays.append(array)
         self._device.synchronize(self._stream)  # the sources are freed when this function returns
-        known[key] = arrays
+        known[key], self._slots[name, key] = arrays, number
         return arrays
 
     def bundle(self, name: str, **fields: tuple[tuple[int, ...], npt.DTypeLike]) -> Bundle:

@@ -21,12 +21,12 @@ class NetworkEngine(Engine):
     """A network in memory that runs in float32 with batches of any size, on a GPU if possible."""
 
     backend = "torch"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     splits = True
 
     def __init__(self, model: EoMT, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = model
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
@@ -82,6 +82,9 @@ class TorchEngine(NetworkEngine):
                 f"{path} is not the checkpoint of {spec.name}: its width, depth, queries and "
                 f"classes are {found}, expected {wanted}."
             )
-        super().__init__(build_network(checkpoint, spec.image_size), spec)
+        network = build_network(checkpoint, spec.image_size)
+        if torch.cuda.is_available():
+            network.cuda()  # for the lifetime of the engine
+        super().__init__(network, spec)
         self.notes = checkpoint.notes
         self.path = Path(path) if Path(path).is_file() else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,19 +63,26 @@ class Attention(nn.Module):
 def on_gpu(model: nn.Module) -> Iterator[torch.device]:
     """Move a network to the GPU for a while, if PyTorch can use one, and compute without TF32.
 
+    A network that is on the GPU stays there.
+
     Yields:
         the device that its inputs must be on.
     """
     if not torch.cuda.is_available():
         yield torch.device("cpu")
         return
-    # Matrix products do not use TF32 by default, but cuDNN's convolutions do.
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    owners: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [owner.allow_tf32 for owner in owners]
+    moved = next(model.parameters()).device.type == "cpu"
     try:
+        for owner in owners:
+            owner.allow_tf32 = False
         yield next(model.cuda().parameters()).device
     finally:
-        model.cpu()
-        torch.backends.cudnn.allow_tf32 = before
+        if moved:
+            model.cpu()
+        for owner, allowed in zip(owners, before, strict=True):
+            owner.allow_tf32 = allowed
 
 
 @contextmanager

@@ -174,11 +174,12 @@ def measure_masks(
             pointer(masks), pointer(own), len(own), *masks.shape[1:], pointer(resize.down),
             pointer(resize.across), *size, pointer(measures), ctypes.byref(found),
         ))  # fmt: skip
-        count = int(measures["runs"].sum())
-        runs = np.empty((count, 2), np.uint32)
-        if count:
-            ctypes.memmove(pointer(runs), found, runs.nbytes)
-        library().free_runs(found)
+        try:
+            runs = np.empty((int(measures["runs"].sum()), 2), np.uint32)
+            if len(runs):
+                ctypes.memmove(pointer(runs), found, runs.nbytes)
+        finally:
+            library().free_runs(found)
         return run_masks(size, measures, runs)
 
     parts = in_bands(measure, len(numbers), 1, threads)

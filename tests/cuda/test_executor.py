@@ -43,7 +43,10 @@ class SumNetwork:
         self.batch = batch
         self.reshapes += 1
 
-    def enqueue(self, stream: int) -> None:
+    def close(self) -> None:
+        pass
+
+    def enqueue(self, stream: int, *, recorded: bool) -> None:
         if self.failing:
             raise DeviceError("TensorRT failed to run.")
         batch, pointers = self.batch, dict(self.pointers)
@@ -310,10 +313,10 @@ def test_network_cannot_be_captured_but_runs():
     executor.run(pictures(2))
     enqueue = network.enqueue
 
-    def fails_in_capture(stream: int) -> None:
+    def fails_in_capture(stream: int, *, recorded: bool) -> None:
         if gpu._captures:
             raise DeviceError("This layer copies to the host.")
-        enqueue(stream)
+        enqueue(stream, recorded=recorded)
 
     network.enqueue = fails_in_capture
     for number in range(3):
@@ -329,8 +332,8 @@ def test_interrupted_capture_leaves_no_stream_recording(error):
     executor.run(pictures(2))
     enqueue = network.enqueue
 
-    def interrupted(stream: int) -> None:
-        enqueue(stream)
+    def interrupted(stream: int, *, recorded: bool) -> None:
+        enqueue(stream, recorded=recorded)
         raise error
 
     network.enqueue = interrupted

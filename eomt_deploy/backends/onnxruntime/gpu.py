@@ -15,9 +15,9 @@ from eomt_deploy.backends.onnxruntime.engine import CPU, CUDA, QUIET, open_error
 from eomt_deploy.backends.onnxruntime.graph import fuse_attention
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.cuda import Device, open_device
-from eomt_deploy.cuda.executor import Tensor, ThreadExecutor
+from eomt_deploy.cuda.executor import CAPTURING, Tensor, ThreadExecutor
 from eomt_deploy.cuda.nvrtc import nvrtc_facts
-from eomt_deploy.errors import DeviceError, EomtDeployError
+from eomt_deploy.errors import DeviceError, ModelFileError
 from eomt_deploy.model_file import parse_spec, read_onnx_metadata
 
 SHAPE_OPERATORS = {
@@ -25,6 +25,18 @@ SHAPE_OPERATORS = {
     "Slice", "Squeeze", "Unsqueeze", "Where",
 }  # fmt: skip
 """Operators that ONNX Runtime computes on the CPU on purpose: they compute shapes."""
+
+
+GPU_WORDS = ("cuda", "cudnn", "cublas", "alloc", "memory", "provider")
+"""Words in errors of ONNX Runtime that are about the GPU, not about the model file."""
+
+
+class MoreOutputsError(DeviceError):
+    """The graph has outputs whose shapes are not known before a run: see bisection.py."""
+
+
+class NotOnGpuError(DeviceError):
+    """ONNX Runtime would compute a part of the network on the CPU."""
 
 
 class OnnxRuntimeGpuEngine(GpuEngine):
@@ -54,6 +66,8 @@ class OnnxRuntimeGpuEngine(GpuEngine):
         self.spec = parse_spec(read_onnx_metadata(path), path)
         nvrtc_facts()  # needed by the kernels of the pre- and post-processing
         self.gpu = self._open_gpu()
+        self._fused = True
+        self._source: Path | bytes | None
         self._source, self._outputs = for_gpu(path)
         self._images = Tensor(INPUT, (*self.spec.image_size, 3), np.dtype(np.uint8))
         self._executor()  # now, so that errors are reported when the engine is opened
@@ -79,7 +93,8 @@ class OnnxRuntimeGpuEngine(GpuEngine):
         executor = ThreadExecutor(
             self.gpu, network, self._images, self._outputs, (batch or 1, largest), graphs=True
         )
-        network.open(self._open_session(executor.stream))
+        with CAPTURING:  # ONNX Runtime waits for the complete GPU when it opens a session
+            network.open(self._open_session(executor.stream))
         return executor
 
     def _network(self) -> SessionNetwork:
@@ -87,15 +102,21 @@ class OnnxRuntimeGpuEngine(GpuEngine):
 
     def _open_session(self, stream: int) -> ort.InferenceSession:
         """A session on this stream. Attention stays as it is if the fused operator cannot run."""
-        try:
-            return self._try_session(stream)
-        except EomtDeployError:
-            if self._source is self.path:
-                raise
-            self._source = self.path
-            return self._try_session(stream)
+        source = self._source or for_gpu(self.path)[0]
+        self._source = None  # other threads read the file again
+        if isinstance(source, bytes) and self._fused:
+            try:
+                return self._try_session(source, stream)
+            except (NotOnGpuError, ModelFileError) as error:
+                reason = error.why
+            self._fused = False
+            self.remarks += (
+                f"ONNX Runtime {ort.__version__} cannot run the fused attention operator here, so "
+                f"attention is slower. {reason}",
+            )
+        return self._try_session(self.path, stream)
 
-    def _try_session(self, stream: int) -> ort.InferenceSession:
+    def _try_session(self, source: Path | bytes, stream: int) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = QUIET
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -103,11 +124,19 @@ class OnnxRuntimeGpuEngine(GpuEngine):
         options.enable_mem_pattern = False
         try:
             session = ort.InferenceSession(
-                self._source, options, providers=self._providers(stream), enable_fallback=0
+                source, options, providers=self._providers(stream), enable_fallback=0
             )
             ports = (*session.get_inputs(), *session.get_outputs())
             tensors = {port.name: (port.type, port.shape) for port in ports}  # may not be UTF-8
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            reason = str(error).strip().splitlines()[0]
+            if any(word in reason.lower() for word in GPU_WORDS):
+                raise DeviceError(
+                    f"ONNX Runtime cannot open {self.path.name} on the GPU.",
+                    why=reason,
+                    fix="Run `eomt-deploy doctor` and `nvidia-smi` to see what is missing, or pass "
+                    "device='cpu'.",
+                ) from error
             raise open_error(self.path, error) from error
         check_contract(self.spec, tensors, self.path)
         self._check_placement(session)
@@ -128,7 +157,7 @@ class OnnxRuntimeGpuEngine(GpuEngine):
             )
         left = computed_on_cpu(session)
         if left:
-            raise DeviceError(
+            raise NotOnGpuError(
                 f"ONNX Runtime {ort.__version__} would compute a part of {self.path.name} on the "
                 "CPU.",
                 why=f"Its CUDA provider cannot run these operators: {', '.join(left)}.",
@@ -138,15 +167,20 @@ class OnnxRuntimeGpuEngine(GpuEngine):
 
 
 class SessionNetwork:
-    """Adapts a session to the protocol of :class:`ThreadExecutor`."""
+    """Adapts a session to the protocol of :class:`ThreadExecutor`.
+
+    After a run that the CPU does not wait for, ONNX Runtime keeps the temporary buffers until it
+    waits for another one. So only the run that is recorded as a graph, which owns its buffers, is
+    of this kind.
+    """
 
     def __init__(self, images: Tensor, outputs: list[Tensor], memory: str, index: int) -> None:
         self._images, self._outputs = images, outputs
         self._place = memory, index
         self._pointers: dict[str, int] = {}
-        self._options = ort.RunOptions()
-        # The stream orders the work, so the CPU need not wait at the end of a run.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._known: set[tuple[int, ...]] = set()
+        self._without_waiting = ort.RunOptions()
+        self._without_waiting.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._session: ort.InferenceSession | None = None
         self._binding: ort.IOBinding | None = None
 
@@ -159,7 +193,7 @@ class SessionNetwork:
         self._pointers[name] = pointer
 
     def reshape(self, batch: int) -> None:
-        """As :meth:`Network.reshape`. It runs once, which allocates memory and selects kernels."""
+        """As :meth:`Network.reshape`. The first time, it runs once, which allocates memory."""
         assert self._session is not None
         binding = self._session.io_binding()
         for bind, tensor in (
@@ -171,13 +205,22 @@ class SessionNetwork:
                 self._pointers[tensor.name],
             )  # fmt: skip
         self._binding = binding
-        self.run()
+        shape = batch, *self._pointers.values()
+        if shape not in self._known:
+            self.run(None)
+            self._known.add(shape)
 
-    def enqueue(self, stream: int) -> None:
+    def enqueue(self, stream: int, *, recorded: bool) -> None:
         """As :meth:`Network.enqueue`; the stream is that of the session."""
-        self.run()
+        self.run(self._without_waiting if recorded else None)
 
-    def run(self) -> None:
+    def close(self) -> None:
+        """As :meth:`Network.close`."""
+        if self._binding is not None:
+            self.run(None)
+        self._binding = self._session = None
+
+    def run(self, options: ort.RunOptions | None) -> None:
         """Enqueue one run.
 
         Raises:
@@ -185,13 +228,12 @@ class SessionNetwork:
         """
         assert self._session is not None
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
+            self._session.run_with_iobinding(self._binding, options)
         except Exception as error:  # as above
             raise DeviceError(
                 "ONNX Runtime failed to run the network on the GPU.",
                 why=str(error).strip().splitlines()[0],
-                fix="Check with `nvidia-smi` whether the GPU's memory is full; if so, use smaller "
-                "batches.",
+                fix="If the memory of the GPU is full (see `nvidia-smi`), use smaller batches.",
             ) from error
 
 
@@ -200,23 +242,26 @@ def for_gpu(path: Path) -> tuple[Path | bytes, list[Tensor]]:
 
     Raises:
         ModelFileError: the file is damaged.
+        MoreOutputsError: the graph has other outputs, too.
     """
     try:
         model = onnx.load(path, load_external_data=False)
-        outputs = {value.name: _tensor(value) for value in model.graph.output}
-        missing = [name for name in OUTPUTS if name not in outputs]
+        values = {value.name: value for value in model.graph.output}
+        missing = [name for name in OUTPUTS if name not in values]
         if missing:
             raise ValueError(f"it has no output {missing[0]}")
+        outputs = [_tensor(values[name]) for name in OUTPUTS]
+        more = [name for name in values if name not in OUTPUTS]
     except Exception as error:  # the protobuf library has many exceptions
         raise open_error(path, error) from error
+    if more:
+        raise MoreOutputsError(f"{path.name} has the additional output {more[0]}.")
     outside = any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
     try:
         fused = 0 if outside else fuse_attention(model, gpu=True)
     except Exception:  # the graph is damaged: ONNX Runtime reports the reason when it opens it
         fused = 0
-    more = [name for name in outputs if name not in OUTPUTS]  # see bisection.py
-    tensors = [outputs[name] for name in (*OUTPUTS, *more)]
-    return (bytes(model.SerializeToString()) if fused else path), tensors
+    return (bytes(model.SerializeToString()) if fused else path), outputs
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:

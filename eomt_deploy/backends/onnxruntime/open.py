@@ -24,10 +24,17 @@ def open_onnxruntime(
     able = CUDA in ort.get_available_providers() and cuda_device_count() > 0
     if not able or device == "cpu":
         return OnnxRuntimeEngine(path, device=device, threads=threads)
-    from eomt_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuEngine
+    from eomt_deploy.backends.onnxruntime.gpu import MoreOutputsError, OnnxRuntimeGpuEngine
 
     try:
-        return OnnxRuntimeGpuEngine(path)
+        gpu_engine = OnnxRuntimeGpuEngine(path)
+        if threads is not None:
+            gpu_engine.remarks += (
+                "The number of threads does not apply to the network, which runs on the GPU.",
+            )
+        return gpu_engine
+    except MoreOutputsError:
+        return OnnxRuntimeEngine(path, device=device, threads=threads)
     except MissingDependencyError as error:
         engine = OnnxRuntimeEngine(path, device=device, threads=threads)
         engine.remarks += (
@@ -39,5 +46,6 @@ def open_onnxruntime(
         if device == "cuda":
             raise
         engine = OnnxRuntimeEngine(path, device="cpu", threads=threads)
-        engine.remarks += (f"ONNX Runtime runs on the CPU, not on the GPU. {error.what}",)
+        reasons = " ".join(filter(None, (error.what, error.why)))
+        engine.remarks += (f"ONNX Runtime runs on the CPU, not on the GPU. {reasons}",)
         return engine

@@ -248,7 +248,10 @@ class _Network:
         if not self._context.set_input_shape(INPUT, (batch, *self._shape)):
             raise _failure(self._target, f"rejected a batch of {batch}")
 
-    def enqueue(self, stream: int) -> None:
+    def close(self) -> None:
+        pass
+
+    def enqueue(self, stream: int, *, recorded: bool) -> None:
         if not self._context.execute_async_v3(stream):
             raise _failure(self._target, "failed to run the engine")
 

@@ -75,7 +75,8 @@ def start(
         # The same decisions as in the kernel, from the same areas.
         segment_of, merged = join_queries(chosen, areas, stuff, thresholds.overlap)
         boxes = segment_boxes(found["boxes"][:count], segment_of[:-1], len(merged), size)
-        result = pixels.copy()  # the next image uses the pinned memory
+        # A copy, because the next image uses the pinned memory.
+        result = pixels.astype(label_type(len(merged) + 1))
         return Segmentation(
             "panoptic",
             size,

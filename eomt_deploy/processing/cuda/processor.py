@@ -16,6 +16,7 @@ from eomt_deploy.cuda.device import Device
 from eomt_deploy.cuda.scratch import Scratch
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.processing import geometry as geo
+from eomt_deploy.processing.compiled import check_geometry
 from eomt_deploy.processing.cuda import images, instance, panoptic, semantic
 from eomt_deploy.processing.cuda.kernels import Kernels, load_kernels
 from eomt_deploy.processing.cuda.workspace import GpuWorkspace
@@ -160,6 +161,7 @@ class CudaProcessor(Closing):
             classes = self._logits(class_logits)
             masks = self._logits(mask_logits)
             check_outputs(spec, classes.shape, masks.shape, geometry)
+            check_geometry(geometry)
             start = STARTS[spec.task]
             pending = start(workspace, spec, classes, masks, geometry, thresholds)
             workspace.device.synchronize(workspace.stream)

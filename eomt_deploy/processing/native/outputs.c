@@ -5,7 +5,7 @@
 
 enum { BLOCK = 1 << 14 };
 
-/* Increase it when the arguments of a kernel change; VERSION in pixels.py must be equal. */
+/* Increase it when the arguments of a kernel change; VERSION in compiled.py must be equal. */
 API int kernel_version(void) { return 3; }
 
 /* Return 1 if any of the values [count] is infinite or NaN, else 0. */

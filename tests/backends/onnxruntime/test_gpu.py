@@ -65,7 +65,8 @@ def test_the_second_run_is_a_cuda_graph(saved):
 
 def test_attention_is_fused(saved):
     with Simulated(saved("fp16"), SimulatedGpu()) as engine:
-        graph = onnx.load_from_string(engine._source).graph
+        assert engine._fused
+    graph = onnx.load_from_string(module.for_gpu(saved("fp16"))[0]).graph
     operators = [node.op_type for node in graph.node]
     assert operators.count("MultiHeadAttention") == tiny.ARCH.depth
     assert "Softmax" not in operators
@@ -76,7 +77,7 @@ def test_attention_that_does_not_run_fused_stays_as_it_is(saved, monkeypatch):
 
     def only_plain(engine, session):
         if len(opened) == 1:
-            raise DeviceError("MultiHeadAttention would run on the CPU.")
+            raise module.NotOnGpuError("It would run on the CPU.", why="MultiHeadAttention.")
 
     opened = []
     real = ort.InferenceSession
@@ -87,6 +88,7 @@ def test_attention_that_does_not_run_fused_stays_as_it_is(saved, monkeypatch):
     path = saved("fp32")
     with Simulated(path, SimulatedGpu()) as engine:
         assert engine.run(tiny.images(1))[0].shape == (1, 12, 6)
+        assert engine.remarks[0].endswith("so attention is slower. MultiHeadAttention.")
     assert isinstance(opened[0], bytes)
     assert opened[1] == path
 
@@ -110,6 +112,41 @@ def test_operators_on_the_cpu_are_found(saved):
     found = computed_on_cpu(session)
     assert {"MatMul", "Conv", "LayerNormalization"} <= set(found)
     assert not {"Shape", "Concat", "Expand"} & set(found)
+
+
+def test_only_recorded_runs_are_not_waited_for(saved):
+    """Buffers of the others would never be freed; and no batch size runs twice per call."""
+    with Simulated(saved("fp32"), SimulatedGpu()) as engine:
+        network = engine._latest
+        for count in (1, 1, 1, 2, 1, 2):
+            engine.run(tiny.images(count))
+        assert network.not_waited == 1
+        assert network.waited == 3 + 4  # each of the three shapes of buffers and batch once more
+    assert network.waited == 8  # frees the buffers of the recorded run
+
+
+def test_problems_of_the_gpu_are_not_blamed_on_the_file(saved, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED")
+
+    monkeypatch.setattr(ort, "InferenceSession", fail)
+    with pytest.raises(DeviceError, match=r"cannot open fp32\.onnx on the GPU") as error:
+        Simulated(saved("fp32"), SimulatedGpu())
+    assert "CUDNN failure" in error.value.why
+
+
+def test_a_graph_with_more_outputs_is_not_for_this_engine(saved, gpu_machine, tmp_path):
+    """`verify --bisect` adds outputs; their shapes are known only after a run."""
+    model = onnx.load(saved("fp32"))
+    name = model.graph.node[5].output[0]
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    path = tmp_path / "more.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(module.MoreOutputsError):
+        Simulated(path, SimulatedGpu())
+    with open_onnxruntime(path) as engine:
+        assert isinstance(engine, OnnxRuntimeEngine)
+        assert len(engine.run_named(tiny.images(1), [name])) == 1
 
 
 def test_images_of_another_size(saved):
@@ -169,12 +206,11 @@ def failing(monkeypatch, error):
 
 
 def test_a_gpu_that_cannot_be_used(saved, monkeypatch, gpu_machine):
-    failing(monkeypatch, DeviceError("The driver is too old."))
+    failing(monkeypatch, DeviceError("The driver is too old.", why="It has version 1."))
     with open_onnxruntime(saved("fp32")) as engine:
         assert engine.device == "cpu"
-        assert engine.remarks == (
-            "ONNX Runtime runs on the CPU, not on the GPU. The driver is too old.",
-        )
+        (remark,) = engine.remarks
+        assert remark.endswith("not on the GPU. The driver is too old. It has version 1.")
     with pytest.raises(DeviceError, match="too old"):
         open_onnxruntime(saved("fp32"), device="cuda")
 

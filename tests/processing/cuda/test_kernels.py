@@ -187,6 +187,14 @@ def test_buffers_grow_and_stay(place):
         for key in (1, 1, 2, 2):
             scratch.tables("t", key, lambda key=key: [calls.append(key) or values * key])
         assert calls == [1, 2]
+        for key in range(40):
+            scratch.tables("many", key, lambda key=key: [values * key])
+        with pytest.raises(ZeroDivisionError):
+            scratch.tables("many", 99, lambda: [1 / 0])
+        scratch.tables("many", 100, lambda: [values * 100])
+        for key in (25, 39, 100):
+            (kept,) = scratch.tables("many", key, lambda: [])
+            assert (kept.copy_to_host(stream) == values * key).all()
         (table,) = scratch.tables("t", 2, lambda: [])
         assert (table.copy_to_host(stream) == values * 2).all()
         scratch.free()
