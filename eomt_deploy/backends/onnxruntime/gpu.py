@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ SHAPE_OPERATORS = {
     "Slice", "Squeeze", "Unsqueeze", "Where",
 }  # fmt: skip
 """Operators that ONNX Runtime computes on the CPU on purpose: they compute shapes."""
-
 
 GPU_WORDS = ("cuda", "cudnn", "cublas", "alloc", "memory", "provider")
 """Words in errors of ONNX Runtime that are about the GPU, not about the model file."""
@@ -217,7 +217,8 @@ class SessionNetwork:
     def close(self) -> None:
         """As :meth:`Network.close`."""
         if self._binding is not None:
-            self.run(None)
+            with suppress(DeviceError):  # a broken GPU cannot free anything
+                self.run(None)
         self._binding = self._session = None
 
     def run(self, options: ort.RunOptions | None) -> None:
