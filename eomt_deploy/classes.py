@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import difflib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +32,31 @@ class ClassList:
     classes: tuple[ClassInfo, ...]
     origin: str
     note: str = ""
+
+
+def find_classes(
+    classes: Sequence[ClassInfo], wanted: Iterable[str | int] | str | int
+) -> frozenset[int]:
+    """Ids of some classes, given by their names or ids.
+
+    Raises:
+        UsageError: there is no such class.
+    """
+    by_name = {info.name: info.id for info in classes}
+    found = set()
+    for item in [wanted] if isinstance(wanted, str | int) else wanted:
+        number = by_name.get(item) if isinstance(item, str) else int(item)
+        if number is None or not 0 <= number < len(classes):
+            near = difflib.get_close_matches(str(item), by_name, n=3)
+            names = list(by_name)[:10]
+            raise UsageError(
+                f"The model has no class {item!r}.",
+                fix=f"Did you mean {' or '.join(near)}?"
+                if near
+                else f"Its classes are: {', '.join(names)}{', …' if len(by_name) > 10 else '.'}",
+            )
+        found.add(number)
+    return frozenset(found)
 
 
 def default_color(class_id: int) -> tuple[int, int, int]:

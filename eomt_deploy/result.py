@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from eomt_deploy import conversions
+from eomt_deploy.classes import find_classes
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import GENERATOR, PICTURE_FORMATS, save_picture, write_atomically
 from eomt_deploy.segments import Labels, Segment
@@ -176,7 +176,7 @@ class Segmentation:
         Raises:
             UsageError: the model has no such class.
         """
-        wanted = None if classes is None else self._class_ids(classes)
+        wanted = None if classes is None else find_classes(self.classes, classes)
         return self._only(
             [
                 region
@@ -187,23 +187,6 @@ class Segmentation:
                 and (region.thing or not things_only)
             ]
         )
-
-    def _class_ids(self, classes: Iterable[str | int] | str | int) -> set[int]:
-        by_name = {info.name: info.id for info in self.classes}
-        known = {info.id for info in self.classes}
-        found = set()
-        for item in [classes] if isinstance(classes, str | int) else classes:
-            number = by_name.get(item) if isinstance(item, str) else int(item)
-            if number not in known:
-                near = difflib.get_close_matches(str(item), by_name, n=3)
-                raise UsageError(
-                    f"The model has no class {item!r}.",
-                    fix=f"Did you mean {' or '.join(near)}?"
-                    if near
-                    else f"Its classes are: {', '.join(list(by_name)[:10])}, …",
-                )
-            found.add(number)
-        return found
 
     def _only(self, regions: list[Segment]) -> Segmentation:
         """A result with some of its regions."""

@@ -33,6 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # also of all commands
     help="Run EoMT (Encoder-only Mask Transformer) in production: export, predict, benchmark.",
 )
 

@@ -41,7 +41,11 @@ Arithmetic = Annotated[
 
 ScoreThreshold = Annotated[
     float | None,
-    typer.Option(help="Minimum score of a segment, 0 to 1 (default: the model's)."),
+    typer.Option(
+        "--score-threshold",
+        "--conf",
+        help="Minimum score of a segment, 0 to 1 (default: the model's).",
+    ),
 ]
 
 MaskThreshold = Annotated[

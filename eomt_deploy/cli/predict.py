@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eomt_deploy.classes import find_classes
 from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, stdout, warn
 from eomt_deploy.cli.options import (
     Arithmetic,
@@ -67,6 +68,14 @@ def predict(
     score_threshold: ScoreThreshold = None,
     mask_threshold: MaskThreshold = None,
     overlap_threshold: OverlapThreshold = None,
+    classes_only: Annotated[
+        str | None,
+        typer.Option(
+            "--classes-only",
+            metavar="NAMES",
+            help="Keep only these classes, e.g. car,person. Ids work, too.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the results of a stopped run and do the rest.")
     ] = False,
@@ -111,25 +120,47 @@ def predict(
     )
     with ending_with(search.note), opening(model, max_pixels=max_pixels) as segmenter:
         used = segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        kept = None if classes_only is None else chosen_classes(segmenter, classes_only)
         say(segmenter.engine.where, stderr)
         say_remarks(segmenter.engine)
-        run = partial(
-            segmenter.stream,
-            score_threshold=score_threshold,
-            mask_threshold=mask_threshold,
-            overlap_threshold=overlap_threshold,
-            return_errors=True,
-        )
+
+        def run(images: Sequence[Any]) -> Iterator[Segmentation | ImageError]:
+            for result in segmenter.stream(
+                images,
+                score_threshold=score_threshold,
+                mask_threshold=mask_threshold,
+                overlap_threshold=overlap_threshold,
+                return_errors=True,
+            ):
+                if kept is None or isinstance(result, ImageError):
+                    yield result
+                else:
+                    yield result.filter(classes=kept)
+
         if as_file:
             _predict_file(run, found or [sys.stdin.buffer], output)
             return
         with PredictionFolder(output, segmenter.spec) as folder:
             names = output_names(_without_results(found, folder))
             settings = _settings(model, segmenter, used)
+            if kept is not None:
+                settings["classes"] = sorted(kept)
             removed = folder.start(names, settings, resume=resume, overwrite=overwrite)
             if removed and not resume:
                 say(f"replacing {removed} files of an earlier run in {output}/", stderr)
             _predict_folder(run, names, folder, json)
+
+
+def chosen_classes(segmenter: Segmenter, text: str) -> frozenset[int]:
+    """The ids of the classes in a list such as ``car,person,7``."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise UsageError("--classes-only needs the name of a class.", fix="--classes-only car")
+    names = segmenter.names.values()
+    return find_classes(
+        segmenter.classes,
+        [int(item) if item.isdecimal() and item not in names else item for item in items],
+    )
 
 
 def _settings(model: Path, segmenter: Segmenter, thresholds: Thresholds) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
+from eomt_deploy.backends import open_engine
 from eomt_deploy.journal import JOURNAL_NAME
 from eomt_deploy.spec import TASKS
 
@@ -58,6 +59,36 @@ def test_an_image_on_standard_input(cli, exported, image_path, tmp_path, monkeyp
     assert code == 2
     assert "is not an image" in err
     assert not (tmp_path / "x.json").exists()
+
+
+def test_only_some_classes(cli, exported, image_path, tmp_path):
+    model, folder = exported("panoptic"), tmp_path / "out"
+    names = [c.name for c in open_engine(model).spec.classes]
+    chosen = f"{names[1]}, 3"
+    for option in ("--conf", "--score-threshold"):
+        code, _, err = cli(
+            "predict", model, image_path, "-o", folder, option, "0.0", "--classes-only", chosen
+        )
+        assert code == 0, err
+    content = json.loads((folder / "predictions.json").read_text())
+    (annotation,) = content["annotations"]
+    found = {segment["category_id"] for segment in annotation["segments_info"]}
+    ids = {c["name"]: c["id"] for c in content["categories"]}
+    assert found <= {ids[names[1]], ids[names[3]]}
+    code, _, err = cli("predict", model, image_path, "-o", folder, "--resume", "--conf", "0.0")
+    assert code == 2  # the results there are of other settings
+    code, _, err = cli("predict", model, image_path, "-o", folder, "--classes-only", "zebra")
+    assert code == 2
+    assert "has no class 'zebra'" in err
+    code, _, err = cli("predict", model, image_path, "-o", folder, "--classes-only", " , ")
+    assert "needs the name of a class" in err
+
+
+def test_short_help(cli):
+    for command in ((), ("predict",), ("cache",), ("cache", "show")):
+        code, out, _ = cli(*command, "-h")
+        assert code == 0
+        assert out.startswith("Usage: ")
 
 
 def test_ground_truth_is_not_replaced(cli, exported, dataset):
