@@ -40,7 +40,7 @@ def find_classes(
     """Ids of some classes, given by their names or ids.
 
     Raises:
-        UsageError: there is no such class.
+        UsageError: a name or an id is unknown.
     """
     by_name = {info.name: info.id for info in classes}
     found = set()

@@ -54,13 +54,7 @@ def to_coco(result: Segmentation, image_id: int) -> list[dict[str, Any]]:
     return [
         {
             "image_id": image_id,
-            "category_id": segment.class_id,
-            "category_name": segment.class_name,
-            "isthing": int(segment.thing),
-            "iscrowd": 0,
-            "score": segment.score,
-            "area": segment.area,
-            "bbox": xywh(segment),
+            **coco_fields(segment),
             "segmentation": {
                 "size": list(result.size),
                 "counts": segment.rle["counts"].decode("ascii"),
@@ -80,19 +74,7 @@ def to_panoptic(result: Segmentation) -> tuple[Image.Image, list[dict[str, Any]]
     channels = np.zeros((*result.size, 3), np.uint8)
     channels[..., 0] = result.labels & 255
     channels[..., 1] = result.labels >> 8
-    info = [
-        {
-            "id": segment.id + 1,
-            "category_id": segment.class_id,
-            "category_name": segment.class_name,
-            "isthing": int(segment.thing),
-            "iscrowd": 0,
-            "score": segment.score,
-            "area": segment.area,
-            "bbox": xywh(segment),
-        }
-        for segment in result.segments
-    ]
+    info = [{"id": segment.id + 1, **coco_fields(segment)} for segment in result.segments]
     return Image.fromarray(channels), info
 
 
@@ -109,7 +91,7 @@ def to_supervision(result: Segmentation) -> supervision.Detections:
         return sv.Detections.empty()
     boxes = np.array([r.box for r in regions], np.float32)
     masks: Any
-    if hasattr(sv, "CompactMask"):  # from 0.28: a few kB instead of N x H x W bytes
+    if hasattr(sv, "CompactMask"):  # in newer versions: a few kB instead of N x H x W bytes
         rles = [r.rle for r in regions]
         masks = sv.CompactMask.from_coco_rle(rles, boxes - [0, 0, 1, 1], result.size)
     else:
@@ -227,9 +209,14 @@ def values(segment: Segment) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def xywh(segment: Segment) -> list[int]:
+def coco_fields(segment: Segment) -> dict[str, Any]:
+    """What COCO's annotations and its panoptic ``segments_info`` have in common."""
     x0, y0, x1, y1 = segment.box
-    return [x0, y0, x1 - x0, y1 - y0]
+    return {
+        "category_id": segment.class_id, "category_name": segment.class_name,
+        "isthing": int(segment.thing), "iscrowd": 0, "score": segment.score,
+        "area": segment.area, "bbox": [x0, y0, x1 - x0, y1 - y0],
+    }  # fmt: skip
 
 
 def closed(ring: Polygon) -> list[list[int]]:

@@ -106,9 +106,9 @@ def search_images(sources: Iterable[str | Path]) -> FoundImages:
                 else:
                     left_out.setdefault(os.path.abspath(name), (Path(name), FOLDER))
             if not matches:
-                raise ImageError(f"No file matches {source}.")
+                raise ImageError(f"No file matches {source}.", fix="Check the pattern.")
         else:
-            raise ImageError(f"There is no image or folder at {path}.")
+            raise ImageError(f"There is no image or folder at {path}.", fix="Check the path.")
         for match in sorted(matches):  # a/x.jpg and ./a/x.jpg are the same image
             found.setdefault(os.path.abspath(match), match)
     for taken in found:
@@ -127,11 +127,14 @@ def _with_lists(sources: Iterable[str | Path]) -> Iterator[str | Path]:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the name
             reason = getattr(error, "strerror", None) or str(error)
-            raise ImageError(f"The list of images {path} cannot be read: {reason}.") from error
+            raise ImageError(
+                f"The list of images {path} cannot be read: {reason}.",
+                fix="Pass @ and a UTF-8 text file with one path per line.",
+            ) from error
         entries = [line.strip() for line in lines]
         entries = [entry for entry in entries if entry and not entry.startswith("#")]
         if not entries:
-            raise ImageError(f"The list of images {path} is empty.")
+            raise ImageError(f"The list of images {path} is empty.", fix="Write one path per line.")
         for entry in entries:
             beside = path.parent / entry
             missing = not Path(entry).exists() and not glob.has_magic(entry)

@@ -257,8 +257,8 @@ class Segmentation:
     def to_supervision(self) -> supervision.Detections:
         """``supervision.Detections`` with ``data["class_name"]``.
 
-        The masks are a ``supervision.CompactMask`` (from supervision 0.28; call ``to_dense()`` for
-        an array), otherwise a boolean array [N, H, W].
+        The masks are a ``supervision.CompactMask`` if the installed version has it (``to_dense()``
+        returns an array), otherwise a boolean array [N, H, W].
 
         Raises:
             MissingDependencyError: supervision is not installed.

@@ -131,7 +131,9 @@ def _from_file(file: Readable, max_pixels: int) -> RgbImage:
     try:
         data = file.read(max_pixels * ENCODED_BYTES_PER_PIXEL + (1 << 20))
     except (OSError, ValueError) as error:  # ValueError: closed, or opened for writing
-        raise ImageError(f"{origin} cannot be read: {error}.") from error
+        raise ImageError(
+            f"{origin} cannot be read: {error}.", fix='Pass a file from open(path, "rb").'
+        ) from error
     if not isinstance(data, bytes):
         raise ImageError(
             f"{origin} gives {type(data).__name__}, not bytes.",

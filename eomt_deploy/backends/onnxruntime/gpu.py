@@ -27,6 +27,10 @@ SHAPE_OPERATORS = {
 }  # fmt: skip
 """Operators that ONNX Runtime computes on the CPU on purpose: they compute shapes."""
 
+ATTENTION_NOT_FUSED = (
+    "Attention runs as separate operators, which is slower: ONNX Runtime's fused operator needs a "
+    "graph as eomt-deploy exports it, with the weights inside the .onnx file."
+)
 GPU_WORDS = ("cuda", "cudnn", "cublas", "alloc", "memory", "provider")
 """Words in errors of ONNX Runtime that are about the GPU, not about the model file."""
 
@@ -69,6 +73,8 @@ class OnnxRuntimeGpuEngine(GpuEngine):
         self._fused = True
         self._source: Path | bytes | None
         self._source, self._outputs = for_gpu(path)
+        if self._source is path:
+            self.remarks += (ATTENTION_NOT_FUSED,)
         self._images = Tensor(INPUT, (*self.spec.image_size, 3), np.dtype(np.uint8))
         self._executor()  # now, so that errors are reported when the engine is opened
 

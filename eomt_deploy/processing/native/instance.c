@@ -73,7 +73,7 @@ static int run_end(const uint8_t *mask, int start, int end, uint8_t value) {
 }
 
 /* Append a run of the current mask, or extend its last run, which can end with the row before.
-   Return 0 if there is no memory. */
+   Return 0 if the memory is full. */
 static int add_run(Runs *runs, Measure *measure, int64_t start, int64_t end) {
     if (measure->runs && runs->ends[2 * runs->count - 1] == start) {
         runs->ends[2 * runs->count - 1] = (uint32_t)end;
@@ -122,7 +122,7 @@ static void fill_band(const float *map, int mask_width, const Span *down, const 
     }
 }
 
-/* Append the runs of a band, and add its pixels to `measure`. Return 0 if there is no memory. */
+/* Append the runs of a band, and add its pixels to `measure`. Return 0 if the memory is full. */
 static int read_band(const uint8_t *band, int y0, int rows, int left, int right, int64_t stride,
                      int width, Runs *runs, Measure *measure) {
     const int count = right - left;

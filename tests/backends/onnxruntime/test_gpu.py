@@ -23,6 +23,7 @@ from eomt_deploy.backends.onnxruntime.gpu import (
 )
 from eomt_deploy.backends.onnxruntime.open import open_onnxruntime
 from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
+from eomt_deploy.exporting import graph
 from eomt_deploy.labels import label_map
 from eomt_deploy.processing.cuda.kernels import Kernels
 
@@ -65,11 +66,18 @@ def test_the_second_run_is_a_cuda_graph(saved):
 
 def test_attention_is_fused(saved):
     with Simulated(saved("fp16"), SimulatedGpu()) as engine:
-        assert engine._fused
-    graph = onnx.load_from_string(module.for_gpu(saved("fp16"))[0]).graph
-    operators = [node.op_type for node in graph.node]
+        assert engine.remarks == ()
+    fused = onnx.load_from_string(module.for_gpu(saved("fp16"))[0]).graph
+    operators = [node.op_type for node in fused.node]
     assert operators.count("MultiHeadAttention") == tiny.ARCH.depth
     assert "Softmax" not in operators
+
+
+def test_attention_that_is_not_fused_is_a_remark(lowered, tmp_path):
+    graph.save(lowered("fp16"), tiny.spec(precision="fp16"), tmp_path, "side.onnx", limit=0)
+    with Simulated(tmp_path / "side.onnx", SimulatedGpu()) as engine:
+        assert engine.remarks == (module.ATTENTION_NOT_FUSED,)
+        assert engine.run(tiny.images(1))[0].shape == (1, 12, 6)
 
 
 def test_attention_that_does_not_run_fused_stays_as_it_is(saved, monkeypatch):
