@@ -56,6 +56,7 @@ SECTIONS = (
     Section("gpu_paper_graph", ("gpu_paper.py", "--groups", "graph"), 75),
     Section("gpu_paper_package", ("gpu_paper.py", "--groups", "package"), 75),
     Section("gpu_paper_compiled", ("gpu_paper.py", "--groups", "compiled"), 240),
+    Section("gpu_graph", ("gpu_graph.py",), 150),
     Section("gpu_check_ladder", ("gpu_check.py", "--sections", "ladder"), 240),  # TensorRT
     Section("gpu_check_speed", ("gpu_check.py", "--sections", "speed"), 180),
     Section("cpu_end_to_end", ("cpu_end_to_end.py", "--runs", "1"), 300, amx=True),

@@ -81,4 +81,27 @@ def processing_times(
                 "cpu_post_ms": partial(host.postprocess, *logits, geometry),
             }
             found[f"{task} {name}{kind}"] = row | {k: milliseconds(w) for k, w in works.items()}
+            found[f"{task} {name}{kind}"] |= kernel_times(works["gpu_post_ms"])
     return found
+
+
+def kernel_times(work: Callable[[], Any], rounds: int = 5) -> dict[str, dict[str, float]]:
+    """Microseconds per call of each kernel and copy; empty without a PyTorch that uses the GPU."""
+    try:
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+    except ImportError:
+        return {}
+    if not torch.cuda.is_available():
+        return {}
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(rounds):
+            work()
+    rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
+    return {
+        "gpu_post_kernels_us": {
+            row.key[:60]: round(row.self_device_time_total / rounds, 1)
+            for row in rows
+            if row.self_device_time_total
+        }
+    }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 
 import onnxruntime as ort
@@ -26,6 +29,7 @@ def open_onnxruntime(
         return OnnxRuntimeEngine(path, device=device, threads=threads)
     from eomt_deploy.backends.onnxruntime.gpu import MoreOutputsError, OnnxRuntimeGpuEngine
 
+    load_cuda_libraries()
     try:
         gpu_engine = OnnxRuntimeGpuEngine(path)
         if threads is not None:
@@ -49,3 +53,16 @@ def open_onnxruntime(
         reasons = " ".join(filter(None, (error.what, error.why)))
         engine.remarks += (f"ONNX Runtime runs on the CPU, not on the GPU. {reasons}",)
         return engine
+
+
+@cache
+def load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's Python packages, where the system's loader finds nothing.
+
+    Without an effect if there are no such packages: ONNX Runtime then looks in the system's
+    folders, and reports what it does not find.
+    """
+    load = getattr(ort, "preload_dlls", None)  # since ONNX Runtime 1.21
+    if load is not None:
+        with suppress(Exception), redirect_stdout(io.StringIO()):  # it prints what is missing
+            load()
