@@ -26,6 +26,7 @@ _EXPORTS = {
     "Segmenter": "eomt_deploy.segmenter",
     "load_image": "eomt_deploy.sources",
     "open_engine": "eomt_deploy.backends",
+    "open_video": "eomt_deploy.video",
 }
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "load_image",
     "open_engine",
+    "open_video",
 ]
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from eomt_deploy.segments import Segment
     from eomt_deploy.sources import load_image
     from eomt_deploy.spec import ModelSpec
+    from eomt_deploy.video import open_video
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 
 PREFIXES = ("https://", "http://")
+STREAM_PREFIXES = (
+    "rtsp://", "rtsps://", "rtmp://", "rtmps://", "rtp://", "udp://", "tcp://", "srt://",
+)  # fmt: skip
 
 
 def is_address(text: str) -> bool:
@@ -13,7 +16,7 @@ def is_address(text: str) -> bool:
 
 def without_secrets(text: str) -> str:
     """Remove user, password, query and fragment from an address; other text stays unchanged."""
-    if not is_address(text):
+    if not text.lower().startswith((*PREFIXES, *STREAM_PREFIXES)):
         return text
     scheme, _, rest = text.partition("://")
     authority, path = re.fullmatch(r"([^/?#]*)([^?#]*).*", rest, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -27,6 +30,9 @@ def without_secrets(text: str) -> str:
 def scrubbed(text: str) -> str:
     """Remove the secrets from every address in the error message of a library."""
     text = re.sub(
-        r"https?://[^\s'\"<>]+", lambda match: without_secrets(match[0]), text, flags=re.I
+        r"(?:https?|rtsps?|rtmps?)://[^\s'\"<>]+",
+        lambda match: without_secrets(match[0]),
+        text,
+        flags=re.I,
     )
     return re.sub(r"\?\S*", "", text)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from eomt_deploy.addresses import is_address, without_secrets
 from eomt_deploy.decoding import IMAGE_SUFFIXES
 from eomt_deploy.errors import ImageError
 
@@ -24,12 +25,14 @@ class FoundImages:
 
     Attributes:
         paths: image files, without duplicates.
+        addresses: http(s) addresses, without duplicates.
         left_out: (path, reason) of each file in the searched folders that was left out; the reason
             is its suffix or e.g. ``hidden``.
     """
 
     paths: tuple[Path, ...]
     left_out: tuple[tuple[Path, str], ...]
+    addresses: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
@@ -63,10 +66,10 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
     return list(search_images(sources).paths)
 
 
-def search_images(sources: Iterable[str | Path]) -> FoundImages:
+def search_images(sources: Iterable[str | Path], *, addresses: bool = False) -> FoundImages:
     """Find the image files of paths, folders, globs and lists, without duplicates.
 
-    Folders and globs are sorted.
+    Folders and globs are sorted. Web addresses are only collected, if ``addresses`` allows them.
 
     ``@list.txt`` stands for the paths, folders and globs in a text file, one per line; empty lines
     and lines that start with ``#`` are skipped. A relative path is looked up in the current folder,
@@ -80,8 +83,17 @@ def search_images(sources: Iterable[str | Path]) -> FoundImages:
         ImageError: a path does not exist, or a glob or folder contains no image.
     """
     found: dict[str, Path] = {}
+    web: dict[str, None] = {}
     left_out: dict[str, tuple[Path, str]] = {}
     for source in _with_lists(sources):
+        if is_address(str(source)):
+            if not addresses:
+                raise ImageError(
+                    f"{without_secrets(str(source))} is a web address, but files are needed here.",
+                    fix="Download the image first.",
+                )
+            web[str(source)] = None
+            continue
         path = Path(source)
         if path.is_file():
             matches = [path]
@@ -113,7 +125,7 @@ def search_images(sources: Iterable[str | Path]) -> FoundImages:
             found.setdefault(os.path.abspath(match), match)
     for taken in found:
         left_out.pop(taken, None)
-    return FoundImages(tuple(found.values()), tuple(left_out.values()))
+    return FoundImages(tuple(found.values()), tuple(left_out.values()), tuple(web))
 
 
 def _with_lists(sources: Iterable[str | Path]) -> Iterator[str | Path]:

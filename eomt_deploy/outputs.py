@@ -78,7 +78,9 @@ def is_ours(path: Path) -> bool:
     check = _CHECKS.get(path.suffix.lower())
     try:
         return check is not None and check(path)
-    except (OSError, ModelFileError, ValueError, SyntaxError, zipfile.BadZipFile):
+    except (
+        OSError, ModelFileError, ValueError, SyntaxError, ImportError, zipfile.BadZipFile,
+    ):  # fmt: skip
         return False
 
 
@@ -112,6 +114,17 @@ def _picture(path: Path) -> bool:
 def _arrays(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         return "generator.npy" in archive.namelist()
+
+
+def _lines(path: Path) -> bool:
+    return _starts(path, JSON_START)
+
+
+def _video(path: Path) -> bool:
+    import av  # without it, a video counts as foreign
+
+    with av.open(str(path), options={"protocol_whitelist": "file"}) as video:
+        return any(MARKER in text.encode() for text in video.metadata.values())
 
 
 def _onnx(path: Path) -> bool:
@@ -159,6 +172,12 @@ _CHECKS: Mapping[str, Callable[[Path], bool]] = {
     ".jpg": _picture,
     ".jpeg": _picture,
     ".npz": _arrays,
+    ".jsonl": _lines,
+    ".mp4": _video,
+    ".m4v": _video,
+    ".mov": _video,
+    ".mkv": _video,
+    ".webm": _video,
     ".onnx": _onnx,
     ".data": _external_weights,
     ".pt2": _package,

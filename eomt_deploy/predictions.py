@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from eomt_deploy.addresses import without_secrets
 from eomt_deploy.closing import Closing
 from eomt_deploy.errors import OutputError
 from eomt_deploy.files import (
@@ -22,9 +24,12 @@ from eomt_deploy.files import (
 from eomt_deploy.journal import Journal, JournalWriter, read_records, stamp
 from eomt_deploy.result import Segmentation
 from eomt_deploy.spec import ModelSpec
+from eomt_deploy.web import file_name
 
 OVERLAYS, LABELS, SUMMARY = "overlay", "labels", "predictions.json"
 PLACES = (OVERLAYS, LABELS, SUMMARY)
+Source = Path | str
+"""An image file, or the http(s) address of an image."""
 
 
 class PredictionFolder(Closing):
@@ -45,9 +50,9 @@ class PredictionFolder(Closing):
         self._journal = Journal.read(folder, PLACES)
         self._writer: JournalWriter | None = None
 
-    def is_done(self, source: Path) -> bool:
+    def is_done(self, source: Source) -> bool:
         """Whether the results of an image exist already and are kept."""
-        return os.path.abspath(source) in self.done
+        return identity(source) in self.done
 
     def is_result(self, path: Path) -> bool:
         """Whether a file is a result that an earlier run wrote into this folder."""
@@ -58,7 +63,7 @@ class PredictionFolder(Closing):
 
     def start(
         self,
-        names: Mapping[Path, str],
+        names: Mapping[Source, str],
         settings: Mapping[str, Any],
         *,
         resume: bool,
@@ -84,7 +89,7 @@ class PredictionFolder(Closing):
             journal.check_foreign()
         if resume:
             journal.check_settings(settings)
-            self.done = self._finished({os.path.abspath(p): name for p, name in names.items()})
+            self.done = self._finished({identity(p): name for p, name in names.items()})
             removed = journal.remove_files(self._files_of_others())
         else:
             removed = journal.remove_files()
@@ -98,7 +103,7 @@ class PredictionFolder(Closing):
         for record in self._records():
             source, name = str(record["source"]), str(record["name"])
             fits = taken.get(name, source) == source and wanted.get(source, name) == name
-            unchanged = record.get("stamp") == list(stamp(Path(source)) or ())
+            unchanged = record.get("stamp") == list(_stamp(source))
             if fits and unchanged and all(map(self._journal.is_ours, record["files"])):
                 found[source] = name
         return found
@@ -115,13 +120,13 @@ class PredictionFolder(Closing):
     def _records(self) -> Iterator[dict[str, Any]]:
         return (r for r in read_records(self.folder) if {"source", "name", "files"} <= r.keys())
 
-    def write(self, result: Segmentation, name: str, source: Path) -> str | None:
+    def write(self, result: Segmentation, name: str, source: Source) -> str | None:
         """Write overlay and labels of one image.
 
         Args:
             result: its result.
             name: name of its files, without folder and suffix.
-            source: the image file.
+            source: the image file, or its address.
 
         Returns:
             a remark for the user about these files, or None.
@@ -133,7 +138,7 @@ class PredictionFolder(Closing):
         overlay = result.overlay()
         overlay_name = f"{OVERLAYS}/{name}{overlay_suffix(overlay)}"
         image: dict[str, Any] = {
-            "file_name": str(source),
+            "file_name": without_secrets(str(source)),
             "height": result.size[0],
             "width": result.size[1],
             "overlay": overlay_name,
@@ -147,8 +152,8 @@ class PredictionFolder(Closing):
             save_picture(picture, self.folder / file)
         self._writer.record(
             pictures,
-            source=os.path.abspath(source),
-            stamp=stamp(source),
+            source=identity(source),
+            stamp=_stamp(identity(source)),
             name=name,
             image=image,
             annotations=_annotations(result, f"{name}.png"),
@@ -214,14 +219,39 @@ def _annotations(result: Segmentation, label_file: str) -> list[dict[str, Any]]:
     return result.to_coco()
 
 
-def output_names(paths: Sequence[Path]) -> dict[Path, str]:
+def identity(source: Source) -> str:
+    """The absolute path of a file; of an address, what is not secret and a hash of the rest."""
+    if isinstance(source, Path):
+        return os.path.abspath(source)
+    return f"{without_secrets(source)}#{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+
+def _stamp(identity: str) -> tuple[int, ...]:
+    """Size and time of a file; empty if there is none, e.g. for an address."""
+    return stamp(Path(identity)) or ()
+
+
+def output_names(sources: Sequence[Source]) -> dict[Source, str]:
     """Image -> name of its results inside the output folder, without duplicates.
 
-    ``x.jpg`` becomes ``x``; images that would get the same name all keep their suffix.
+    ``x.jpg`` becomes ``x``; images that would get the same name all keep their suffix. Addresses
+    get the last part of their path.
     """
+    files = _file_names([source for source in sources if isinstance(source, Path)])
+    return _distinct(
+        {
+            source: files[source] if isinstance(source, Path) else Path(file_name(source)).stem
+            for source in sources
+        }
+    )
+
+
+def _file_names(paths: Sequence[Path]) -> dict[Path, str]:
     # abspath, not resolve: "a/../b" must not lead out of the output folder, but a linked image
     # keeps the name of the link.
     absolute = [Path(os.path.abspath(path)) for path in paths]
+    if not absolute:
+        return {}
     common = Path(os.path.commonpath([path.parent for path in absolute]))
     relative = [path.relative_to(common) for path in absolute]
     stems = Counter(path.with_suffix("") for path in relative)
@@ -229,6 +259,19 @@ def output_names(paths: Sequence[Path]) -> dict[Path, str]:
     # x.png beside x.bmp is named "x.png" now, and so is x.png.jpg.
     unique = names if len(set(names)) == len(names) else relative
     return {path: name.as_posix() for path, name in zip(paths, unique, strict=True)}
+
+
+def _distinct(names: dict[Source, str]) -> dict[Source, str]:
+    """Images of different servers can have the same name: the second becomes ``name (2)``."""
+    taken: set[str] = set()
+    for source, name in names.items():
+        number, own = 1, name
+        while own in taken:
+            number += 1
+            own = f"{name} ({number})"
+        names[source] = own
+        taken.add(own)
+    return names
 
 
 def is_about_one_image(error: OutputError) -> bool:

@@ -52,6 +52,7 @@ class Segmentation:
             Instance: None, because instances overlap.
         segments: the segments; empty for semantic. Instances are sorted by score and can overlap.
         image: the image, uint8 RGB [H, W, 3], not copied; None if it is not known.
+        time: seconds since the start of the video; None for images.
     """
 
     task: Task
@@ -60,6 +61,7 @@ class Segmentation:
     labels: Labels | None = None
     segments: tuple[Segment, ...] = ()
     image: RgbImage | None = None
+    time: float | None = None
 
     def __post_init__(self) -> None:
         if (self.labels is None) != (self.task == "instance"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
@@ -13,6 +15,7 @@ from eomt_deploy.backends.engine import MAX_INPUTS, DeviceEngine, run_in_parts
 from eomt_deploy.closing import Closing
 from eomt_deploy.decoding import check_max_pixels
 from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.image_search import search_images
 from eomt_deploy.overlap import overlap
 from eomt_deploy.pipeline import (
     DevicePipeline,
@@ -25,8 +28,9 @@ from eomt_deploy.pipeline import (
 )
 from eomt_deploy.processing import Geometry, Processor
 from eomt_deploy.result import Segmentation
-from eomt_deploy.sources import ColorOrder, ImageSource, find_images, load_image
+from eomt_deploy.sources import ColorOrder, ImageSource, load_image
 from eomt_deploy.spec import ClassInfo, ModelSpec, Thresholds
+from eomt_deploy.video import Video, is_video, open_video
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -213,7 +217,7 @@ class Segmenter(Closing):
     @overload
     def stream(
         self,
-        images: Iterable[ImageSource] | str | Path,
+        images: Iterable[ImageSource] | Video | int | str | Path,
         *,
         color_order: ColorOrder = "rgb",
         score_threshold: float | None = None,
@@ -226,7 +230,7 @@ class Segmenter(Closing):
     @overload
     def stream(
         self,
-        images: Iterable[ImageSource] | str | Path,
+        images: Iterable[ImageSource] | Video | int | str | Path,
         *,
         color_order: ColorOrder = "rgb",
         score_threshold: float | None = None,
@@ -238,7 +242,7 @@ class Segmenter(Closing):
 
     def stream(
         self,
-        images: Iterable[ImageSource] | str | Path,
+        images: Iterable[ImageSource] | Video | int | str | Path,
         *,
         color_order: ColorOrder = "rgb",
         score_threshold: float | None = None,
@@ -247,20 +251,23 @@ class Segmenter(Closing):
         ahead: int = AHEAD,
         return_errors: bool = False,
     ) -> Iterator[Segmentation | ImageError]:
-        """Segment images one after another, with constant memory.
+        """Segment images or frames one after another, with constant memory.
 
         While the network processes an image, other threads read and resize the next images and
         post-process the previous one.
 
         Args:
-            images: iterable of images, or a folder or glob as in ``eomt-deploy predict``. An array
-                must not change before its result is returned.
+            images: iterable of images; folder, glob or address as in ``eomt-deploy predict``; or a
+                video: its path, the address of a stream, the number of a camera, or what
+                :func:`eomt_deploy.open_video` returns. Results of a video have their ``time``. An
+                array must not change before its result is returned.
             color_order: as in :meth:`predict`.
             score_threshold: as in :meth:`predict`.
             mask_threshold: as in :meth:`predict`.
             overlap_threshold: as in :meth:`predict`.
             ahead: number of images that are taken early. With 0, an image is taken after the
-                previous result was returned: for a camera, or a source that reuses one array.
+                previous result was returned: for a source that reuses one array. It is always 0 for
+                a camera or a network stream.
             return_errors: return an :class:`ImageError` in the place of an image that cannot be
                 read, and continue. Otherwise it is raised after the results before it.
 
@@ -270,17 +277,36 @@ class Segmenter(Closing):
             VerificationError: the logits contain NaN or infinity. It is raised even with
                 ``return_errors``, since the model is the cause and not the image.
         """
+        if is_video(images):
+            images = open_video(cast("int | str | Path", images), max_pixels=self.max_pixels)
+        if isinstance(images, int):
+            raise UsageError(f"{images} is not an image.", fix="Pass a list of images, or a video.")
         if isinstance(images, str | Path):
-            images = find_images([images])
+            search = search_images([images], addresses=True)
+            images = [*search.paths, *search.addresses]
         if ahead < 0:
             raise UsageError(f"`ahead` must be 0 or more, got {ahead}.")
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         steps = self._pipeline(color_order, thresholds)
+        if isinstance(images, Video):
+            return self._stream_video(images, steps, 0 if images.live else ahead)
         three: list[Any] = [steps.prepare, steps.run, steps.finish]
         if return_errors:
             three = [keep_errors(step) for step in three]
         found: Iterator[Any] = overlap(([image] for image in images), *three, ahead=ahead)
         return (item if isinstance(item, ImageError) else item[0] for item in found)
+
+    def _stream_video(self, video: Video, steps: Pipeline, ahead: int) -> Iterator[Segmentation]:
+        times: deque[float] = deque()
+
+        def frames() -> Iterator[list[ImageSource]]:
+            for frame in video:
+                times.append(frame.time)
+                yield [frame.pixels]
+
+        with video:
+            for (result,) in overlap(frames(), steps.prepare, steps.run, steps.finish, ahead=ahead):
+                yield replace(result, time=times.popleft())
 
     def _pipeline(self, color_order: ColorOrder, thresholds: Thresholds) -> Pipeline:
         request = Request(color_order, thresholds, self.max_pixels)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
+from eomt_deploy.addresses import is_address, without_secrets
 from eomt_deploy.decoding import (
     DEEP_FIX,
     DEEP_MODES,
@@ -27,6 +28,7 @@ from eomt_deploy.decoding import (
 )
 from eomt_deploy.errors import EomtDeployError, ImageError, UsageError
 from eomt_deploy.image_search import find_images
+from eomt_deploy.web import download
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -80,7 +82,8 @@ def load_image(
     first image of an animation or of a file with several pages is read.
 
     Args:
-        source: path; content of an image file (bytes), or a file that is open for reading bytes;
+        source: path or http(s) address; content of an image file (bytes), or a file that is open
+            for reading bytes;
             PIL image; uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; or a tensor of torch,
             CuPy, …, on a CPU or GPU, also with the channels first ([3, H, W]).
         color_order: channel order of an array: ``"rgb"``, or ``"bgr"`` as in OpenCV.
@@ -108,6 +111,9 @@ def load_image(
         )
     if isinstance(source, Image.Image):
         return _from_pil(source, "the PIL image", limit)
+    if isinstance(source, str) and is_address(source):
+        data = download(source, limit * ENCODED_BYTES_PER_PIXEL + (1 << 20))
+        return _from_bytes(data, without_secrets(source), limit)
     if isinstance(source, str | Path):
         return _from_path(Path(source), limit)
     if isinstance(source, bytes | bytearray):
@@ -180,11 +186,8 @@ def channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _from_path(path: Path, max_pixels: int) -> RgbImage:
     # A name that is not valid text is shown escaped, so that the message can be printed.
     shown = str(path).encode(errors="backslashreplace").decode()
-    if shown.startswith(("http:/", "https:/")):
-        raise ImageError(
-            f"{shown} is a web address; images are read from files.",
-            fix="Download the image first.",
-        )
+    if shown.startswith(("http:/", "https:/")):  # a Path has no double slash
+        raise ImageError(f"{shown} is not a web address.", fix="Pass it as text, not as a Path.")
     try:
         check_encoded_size(path.stat().st_size, shown, max_pixels)
         with path.open("rb") as file:  # with a limit, since the size of a device is not known

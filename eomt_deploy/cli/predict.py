@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from eomt_deploy.classes import find_classes
 from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, stdout, warn
 from eomt_deploy.cli.options import (
     Arithmetic,
@@ -26,16 +25,24 @@ from eomt_deploy.cli.options import (
     ScoreThreshold,
     Threads,
 )
+from eomt_deploy.cli.predict_video import VideoJob, chosen_classes, predict_videos
 from eomt_deploy.cli.stopping import uninterrupted
 from eomt_deploy.errors import ImageError, OutputError, UsageError
 from eomt_deploy.files import write_atomically
 from eomt_deploy.image_search import FoundImages, search_images
 from eomt_deploy.outputs import check_outputs
-from eomt_deploy.predictions import SUMMARY, PredictionFolder, is_about_one_image, output_names
+from eomt_deploy.predictions import (
+    SUMMARY,
+    PredictionFolder,
+    Source,
+    is_about_one_image,
+    output_names,
+)
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import IMAGE_SUFFIXES
 from eomt_deploy.spec import Thresholds
+from eomt_deploy.video import is_video
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
 OTHER_SUFFIXES = (IMAGE_SUFFIXES | {".gif", ".csv", ".txt", ".pdf", ".mp4"}) - set(FILE_SUFFIXES)
@@ -49,8 +56,9 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGES",
-            help="Image files, folders, globs, or @list.txt with one of these per line; "
-            "- reads one image from standard input.",
+            help="Image files, folders, globs, http(s) addresses, or @list.txt with one of these "
+            "per line; - reads one image from standard input. Or videos: files, addresses of "
+            "streams (rtsp:// …), or the number of a camera.",
         ),
     ],
     output: Annotated[
@@ -58,7 +66,8 @@ def predict(
         typer.Option(
             "-o",
             "--output",
-            help="Folder to write to; for one image also a .png, .jpg, .json or .npz file.",
+            help="Folder to write to; for one image also a .png, .jpg, .json or .npz file; for one "
+            "video a .mp4, .mkv, .mov or .webm file (overlays), .labels.mkv (labels) or .jsonl.",
         ),
     ],
     backend: Backend = None,
@@ -76,6 +85,16 @@ def predict(
             help="Keep only these classes, e.g. car,person. Ids work, too.",
         ),
     ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="Take only each n-th frame of a video (default: 1).")
+    ] = None,
+    start: Annotated[
+        float | None, typer.Option(help="Seconds to leave out at the start of a video.")
+    ] = None,
+    end: Annotated[
+        float | None,
+        typer.Option(help="Time in seconds at which to stop; of a camera or stream, its duration."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Keep the results of a stopped run and do the rest.")
     ] = False,
@@ -86,12 +105,35 @@ def predict(
         typer.Option("--json", help="Also write predictions.json to this file (- for stdout)."),
     ] = None,
 ) -> None:
-    """Segment images.
+    """Segment images or videos.
 
     An output folder receives overlay/*.jpg, labels/*.png (semantic class ids, or COCO panoptic ids)
-    and predictions.json (COCO). Results of an earlier run are replaced, or kept with --resume. The
-    suffix of an output file selects its format.
+    and predictions.json (COCO); of a video NAME.mp4 (overlays, with the sound), NAME.labels.mkv and
+    NAME.jsonl. Results of an earlier run are replaced, or kept with --resume. The suffix of an
+    output file selects its format.
     """
+    opening = partial(
+        Segmenter,
+        model, backend=backend, device=device, threads=threads, arithmetic=arithmetic,
+        max_pixels=max_pixels,
+    )  # fmt: skip
+    thresholds: dict[str, Any] = {
+        "score_threshold": score_threshold, "mask_threshold": mask_threshold,
+        "overlap_threshold": overlap_threshold,
+    }  # fmt: skip
+    if any(map(is_video, images)):
+        if resume or json:
+            raise UsageError(
+                f"{'--json' if json else '--resume'} is for images, not for videos.",
+                fix="Leave it out; -o RESULT.jsonl writes JSON.",
+            )
+        job = VideoJob(
+            tuple(images), output, every or 1, start or 0, end, max_pixels, classes_only, overwrite
+        )
+        predict_videos(job, model, opening, thresholds)
+        return
+    if given := [n for n, v in (("every", every), ("start", start), ("end", end)) if v is not None]:
+        raise UsageError(f"--{given[0]} is for videos, not for images.", fix="Leave it out.")
     as_file = output.suffix.lower() in FILE_SUFFIXES and not output.is_dir()
     if as_file and (json or resume):
         raise UsageError(
@@ -109,29 +151,20 @@ def predict(
                 "The result of an image on standard input needs an output file.",
                 fix=f"Pass -o with one of these suffixes: {', '.join(FILE_SUFFIXES)}.",
             )
-        search, found = FoundImages((), ()), []
+        search = FoundImages((), ())
     else:
-        search = search_images(images)
-        found = list(search.paths)
+        search = search_images(images, addresses=True)
+    found: list[Source] = [*search.paths, *search.addresses]
     targets = {"-o": output} if as_file else {"-o": output / SUMMARY, "--json": json}
-    check_outputs(targets, inputs=[model, *found], overwrite=overwrite)
-    opening = partial(
-        Segmenter, backend=backend, device=device, threads=threads, arithmetic=arithmetic
-    )
-    with ending_with(search.note), opening(model, max_pixels=max_pixels) as segmenter:
-        used = segmenter.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
+    check_outputs(targets, inputs=[model, *search.paths], overwrite=overwrite)
+    with ending_with(search.note), opening() as segmenter:
+        used = segmenter.processor.thresholds(*thresholds.values())
         kept = None if classes_only is None else chosen_classes(segmenter, classes_only)
         say(segmenter.engine.where, stderr)
         say_remarks(segmenter.engine)
 
         def run(images: Sequence[Any]) -> Iterator[Segmentation | ImageError]:
-            for result in segmenter.stream(
-                images,
-                score_threshold=score_threshold,
-                mask_threshold=mask_threshold,
-                overlap_threshold=overlap_threshold,
-                return_errors=True,
-            ):
+            for result in segmenter.stream(images, **thresholds, return_errors=True):
                 if kept is None or isinstance(result, ImageError):
                     yield result
                 else:
@@ -151,18 +184,6 @@ def predict(
             _predict_folder(run, names, folder, json)
 
 
-def chosen_classes(segmenter: Segmenter, text: str) -> frozenset[int]:
-    """The ids of the classes in a list such as ``car,person,7``."""
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise UsageError("--classes-only needs the name of a class.", fix="--classes-only car")
-    names = segmenter.names.values()
-    return find_classes(
-        segmenter.classes,
-        [int(item) if item.isdecimal() and item not in names else item for item in items],
-    )
-
-
 def _settings(model: Path, segmenter: Segmenter, thresholds: Thresholds) -> dict[str, Any]:
     """The settings that results depend on, as text that a later run can show."""
     status = model.stat()
@@ -174,15 +195,15 @@ def _settings(model: Path, segmenter: Segmenter, thresholds: Thresholds) -> dict
     }
 
 
-def _without_results(paths: list[Path], folder: PredictionFolder) -> list[Path]:
+def _without_results(sources: list[Source], folder: PredictionFolder) -> list[Source]:
     """Leave out the results of an earlier run in the output folder, and report how many."""
-    images = [path for path in paths if not folder.is_result(path)]
-    if len(images) < len(paths):
-        count = len(paths) - len(images)
+    images = [s for s in sources if isinstance(s, str) or not folder.is_result(s)]
+    if len(images) < len(sources):
+        count = len(sources) - len(images)
         say(f"left out {count} results of an earlier run in {folder.folder}", stderr)
     if not images:
         raise ImageError(
-            f"All {len(paths)} images are results of an earlier run in {folder.folder}.",
+            f"All {len(sources)} images are results of an earlier run in {folder.folder}.",
             fix="Pass the original images.",
         )
     return images
@@ -202,7 +223,7 @@ def _predict_file(run: Predict, images: Sequence[Any], output: Path) -> None:
 
 
 def _predict_folder(
-    run: Predict, names: dict[Path, str], folder: PredictionFolder, json: Path | None
+    run: Predict, names: dict[Source, str], folder: PredictionFolder, json: Path | None
 ) -> None:
     """Segment all images; predictions.json is written for the finished ones even if this stops."""
     kept = len(folder.done)
@@ -247,7 +268,7 @@ def _predict_folder(
 
 
 def _write(
-    folder: PredictionFolder, result: Segmentation | ImageError, name: str, source: Path
+    folder: PredictionFolder, result: Segmentation | ImageError, name: str, source: Source
 ) -> bool:
     """Write the result of one image, or print why there is none."""
     try:

@@ -87,7 +87,7 @@ MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", 
          "RGBX", "La", "I;16B")  # fmt: skip
 PATHS = ("", ".", "..", "/", "missing.png", "a\0b.jpg", "\udcff.png", "\ud800.png",
          "x" * 300 + ".png",
-         "x/" * 3000 + "a.png", "http://a/b.jpg", "file:///etc/passwd", "~/a.png", "/dev/null",
+         "x/" * 3000 + "a.png", "http:/a/b.jpg", "file:///etc/passwd", "~/a.png", "/dev/null",
          "*.png",
          "a\nb.png", "[red].png", "/proc/self/mem", " ", "image.png/", "CON", "é.png")  # fmt: skip
 OBJECTS: tuple[Any, ...] = (None, 0, 1.5, True, b"bytes", [], {}, [[0, 0], [0, 0]], "closed",

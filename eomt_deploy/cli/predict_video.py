@@ -1,0 +1,294 @@
+"""`eomt-deploy predict` for videos: a video of overlays, labels, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from eomt_deploy.classes import find_classes
+from eomt_deploy.cli.console import say, say_remarks, stderr, warn
+from eomt_deploy.cli.stopping import Stopped, uninterrupted
+from eomt_deploy.closing import Closing
+from eomt_deploy.errors import UsageError
+from eomt_deploy.files import GENERATOR, staging_folder
+from eomt_deploy.outputs import check_outputs
+from eomt_deploy.result import Segmentation
+from eomt_deploy.segmenter import Segmenter
+from eomt_deploy.video import Video, VideoFile, is_live, is_video, open_video
+from eomt_deploy.video.writing import CODECS, VideoWriter, check_format
+
+LABELS, LINES = ".labels.mkv", ".jsonl"
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """What to read and to write.
+
+    Attributes:
+        sources: videos as in :func:`open_video`.
+        output: folder, or file for one video.
+        every: as in :func:`open_video`.
+        start: as ``every``.
+        end: as ``every``.
+        max_pixels: as ``every``.
+        classes_only: names of classes, separated by commas; None keeps all.
+        overwrite: also replace files that eomt-deploy did not write.
+    """
+
+    sources: tuple[str, ...]
+    output: Path
+    every: int
+    start: float
+    end: float | None
+    max_pixels: int | None
+    classes_only: str | None
+    overwrite: bool
+
+
+def chosen_classes(segmenter: Segmenter, text: str) -> frozenset[int]:
+    """The ids of the classes in a list such as ``car,person,7``."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise UsageError("--classes-only needs the name of a class.", fix="--classes-only car")
+    names = segmenter.names.values()
+    return find_classes(
+        segmenter.classes,
+        [int(item) if item.isdecimal() and item not in names else item for item in items],
+    )
+
+
+def predict_videos(
+    job: VideoJob,
+    model: Path,
+    opening: Callable[[], Segmenter],
+    thresholds: Mapping[str, Any],
+) -> None:
+    """Segment each video of a job.
+
+    Args:
+        job: the job.
+        model: the model file.
+        opening: opens the model file.
+        thresholds: thresholds for :meth:`Segmenter.stream`.
+    """
+    if images := [source for source in job.sources if not is_video(source)]:
+        raise UsageError(
+            f"Videos and images cannot be predicted together: {images[0]} is not a video.",
+            fix="Run the command once for the videos and once for the images.",
+        )
+    targets = [_targets(job, source, name) for source, name in _names(job.sources).items()]
+    inputs = [model, *(Path(s) for s in job.sources if Path(s).is_file())]
+    every = [path for one in targets for path in one]
+    names = ["-o"] if len(every) == 1 else [f"-o, for {path.name}," for path in every]
+    check_outputs(dict(zip(names, every, strict=True)), inputs=inputs, overwrite=job.overwrite)
+    for source in job.sources:
+        if not is_live(source):  # before the model is opened, which takes longer
+            _open(job, source).close()
+    with opening() as segmenter:
+        segmenter.processor.thresholds(*thresholds.values())
+        kept = None if job.classes_only is None else chosen_classes(segmenter, job.classes_only)
+        paths = [_without_labels(one, segmenter, folder=_is_folder(job)) for one in targets]
+        say(segmenter.engine.where, stderr)
+        say_remarks(segmenter.engine)
+        for source, one in zip(job.sources, paths, strict=True):
+            _predict(_open(job, source), segmenter, one, thresholds, kept)
+
+
+def _open(job: VideoJob, source: str) -> Video:
+    return open_video(
+        source, every=job.every, start=job.start, end=job.end, max_pixels=job.max_pixels
+    )
+
+
+def _is_folder(job: VideoJob) -> bool:
+    return job.output.is_dir() or not job.output.suffix
+
+
+def _names(sources: tuple[str, ...]) -> dict[str, str]:
+    """Source -> name of its results."""
+    names: dict[str, str] = {}
+    for source in sources:
+        stem = f"camera-{source}" if source.isdecimal() else Path(source.split("?")[0]).stem
+        name, number = stem or "video", 1
+        while name in names.values():
+            number += 1
+            name = f"{stem} ({number})"
+        names[source] = name
+    return names
+
+
+def _targets(job: VideoJob, source: str, name: str) -> list[Path]:
+    """The files to write for one video."""
+    if _is_folder(job):
+        return [job.output / f"{name}{suffix}" for suffix in (".mp4", LABELS, LINES)]
+    if len(job.sources) > 1:
+        raise UsageError(
+            f"The results of {len(job.sources)} videos do not fit into one file, {job.output}.",
+            fix="Choose a folder with -o.",
+        )
+    if job.output.suffix.lower() not in (*CODECS, LINES):
+        raise UsageError(
+            f"The results of a video cannot be written as {job.output.suffix}: {job.output}.",
+            fix=f"Choose a folder, or one of these suffixes: {', '.join(CODECS)} (overlays), "
+            f"{LABELS} (labels), {LINES}.",
+        )
+    return [job.output]
+
+
+def _without_labels(paths: list[Path], segmenter: Segmenter, *, folder: bool) -> list[Path]:
+    """Instances overlap, so that no label video can hold them."""
+    if segmenter.spec.task != "instance":
+        return paths
+    if not folder and _is_labels(paths[0]):
+        raise UsageError(
+            "Instances can overlap, so they cannot be written as a label video.",
+            fix=f"Choose {LINES} instead of {LABELS}.",
+        )
+    return [path for path in paths if not _is_labels(path)]
+
+
+def _is_labels(path: Path) -> bool:
+    return path.name.lower().endswith(LABELS)
+
+
+def _predict(
+    video: Video,
+    segmenter: Segmenter,
+    paths: list[Path],
+    thresholds: Mapping[str, Any],
+    kept: frozenset[int] | None,
+) -> None:
+    """Segment one video. If it is stopped or lost, the files contain the frames before."""
+    sinks = [
+        _Lines(path, video) if path.suffix == LINES else _Pictures(path, video) for path in paths
+    ]
+    written = 0
+    stopped: BaseException | None = None
+    try:
+        with _progress(video) as progress:
+            for result in segmenter.stream(video, **thresholds):
+                shown = result if kept is None else result.filter(classes=kept)
+                for sink in sinks:
+                    sink.write(shown)
+                written += 1
+                progress(written)
+    except BaseException as error:
+        stopped = error
+    with uninterrupted(), ExitStack() as stack:
+        for sink in sinks:
+            stack.enter_context(sink)
+    for remark in (*video.remarks, *(r for sink in sinks for r in sink.remarks)):
+        warn(remark)
+    if written:
+        say(f"wrote {written} frames of {video.name} to {', '.join(map(str, paths))}")
+    if stopped is not None and not (video.live and _is_ctrl_c(stopped)):
+        raise stopped
+
+
+def _is_ctrl_c(stop: BaseException) -> bool:
+    """Whether the user ended a live video, which has no other end."""
+    return isinstance(stop, Stopped) and stop.signal_name == "SIGINT"
+
+
+@contextmanager
+def _progress(video: Video) -> Iterator[Callable[[int], None]]:
+    """A progress bar with frames per second."""
+    columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn()]
+    columns += [MofNCompleteColumn(), _Speed(), TimeElapsedColumn()]
+    if video.count is not None:
+        columns.append(TimeRemainingColumn())
+    hidden = not stderr.is_terminal
+    with Progress(*columns, console=stderr, transient=True, disable=hidden) as progress:
+        task = progress.add_task(video.name[-40:], total=video.count)
+        yield lambda done: progress.update(task, completed=done)
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} FPS" if task.speed else "")
+
+
+class _Sink(Closing):
+    """Writes one kind of result."""
+
+    remarks: tuple[str, ...] = ()
+
+    def write(self, result: Segmentation) -> None:
+        raise NotImplementedError
+
+
+class _Pictures(_Sink):
+    """Overlays or labels as a video."""
+
+    def __init__(self, path: Path, video: Video) -> None:
+        self._path, self._video = path, video
+        self._labels = _is_labels(path)
+        check_format(path, "labels" if self._labels else "overlay")
+        self._writer: VideoWriter | None = None
+
+    def write(self, result: Segmentation) -> None:
+        pixels = np.asarray(result.label_image() if self._labels else result.overlay())
+        if self._writer is None:
+            sound = self._video if isinstance(self._video, VideoFile) else None
+            self._writer = VideoWriter(
+                self._path,
+                pixels.shape[:2],
+                self._video.rate,
+                kind="labels" if self._labels else "overlay",
+                sound=None if self._labels else sound,
+            )
+        assert result.time is not None
+        self._writer.write(pixels, result.time)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self.remarks = self._writer.remarks
+
+
+class _Lines(_Sink):
+    """One JSON object per frame: its number and time, and COCO annotations."""
+
+    def __init__(self, path: Path, video: Video) -> None:
+        self._name, self._count = video.name, 0
+        with ExitStack() as stack:
+            if path.exists() and not path.is_file():  # a pipe
+                self._file = stack.enter_context(path.open("w", encoding="utf-8"))
+            else:
+                staged = stack.enter_context(staging_folder(path)) / path.name
+                stack.callback(lambda: staged.replace(path) if self._count else None)
+                self._file = stack.enter_context(staged.open("w", encoding="utf-8"))
+            self._resources = stack.pop_all()
+
+    def write(self, result: Segmentation) -> None:
+        line = {
+            "generator": GENERATOR,
+            "video": self._name,
+            "frame": self._count,
+            "time": result.time,
+            "height": result.size[0],
+            "width": result.size[1],
+            "annotations": result.to_coco(image_id=self._count),
+        }
+        print(json.dumps(line, allow_nan=False), file=self._file, flush=True)
+        self._count += 1
+
+    def close(self) -> None:
+        self._resources.close()

@@ -1,0 +1,117 @@
+"""Streams and cameras: a local Motion JPEG server, and a camera that does not exist."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from clips import mjpeg_server, number_of, picture
+
+from eomt_deploy import open_video
+from eomt_deploy.errors import DeviceError, ImageError, UsageError
+from eomt_deploy.video.live import LiveVideo
+
+
+def test_all_frames_in_order():
+    with mjpeg_server() as address, LiveVideo(address, latest=False) as video:
+        found = list(itertools.islice(video, 12))
+        assert (video.live, video.count) == (True, None)
+        assert "secret" not in video.name
+    assert [number_of(frame.pixels) for frame in found] == list(range(12))
+    assert [frame.number for frame in found] == list(range(12))
+    times = [frame.time for frame in found]
+    assert times == sorted(times)
+    assert video.dropped == 0
+
+
+def test_latest_frame_of_a_fast_stream():
+    with mjpeg_server() as address, open_video(address) as video:
+        frames = iter(video)
+        first = next(frames)
+        while video.dropped < 10:  # meanwhile the network is busy
+            time.sleep(0.01)
+        second = next(frames)
+        assert second.number - first.number > 10
+        passed = number_of(second.pixels) - number_of(first.pixels)
+        assert passed % 30 == (second.number - first.number) % 30
+        assert "dropped to stay in real time" in video.remarks[0]
+
+
+def test_a_lost_stream_is_opened_again():
+    with mjpeg_server(lose_after=4) as address, LiveVideo(address, latest=False) as video:
+        found = [number_of(frame.pixels) for frame in itertools.islice(video, 10)]
+        assert video.reconnected >= 2
+        assert "opened again" in video.remarks[0]
+    assert len(found) == 10
+    assert found[:3] == [0, 1, 2]
+    assert found.count(0) >= 2
+
+
+def test_a_stream_that_stays_lost_is_an_error():
+    with mjpeg_server(lose_after=4, connections=1) as address:
+        video = LiveVideo(address, latest=False, patience=0.3)
+        frames = iter(video)
+        with video:
+            assert [number_of(next(frames).pixels) for _ in range(3)] == [0, 1, 2]
+            with pytest.raises(ImageError) as caught:
+                list(frames)
+    assert "secret" not in str(caught.value)
+
+
+def test_every_and_end():
+    with mjpeg_server() as address, open_video(address, every=3, end=0.5) as video:
+        found = list(video)
+    assert found
+    assert all(frame.number % 3 == 0 and frame.time < 0.5 for frame in found)
+
+
+def test_closing_ends_the_thread():
+    with mjpeg_server(interval=0.05) as address:
+        video = open_video(address)
+        next(iter(video))
+        video.close()
+        assert video._thread is not None
+        assert not video._thread.is_alive()
+        assert list(video) == []
+
+
+def test_errors():
+    with pytest.raises(ImageError, match="Connection refused"):
+        open_video("http://127.0.0.1:9/x.mjpg")
+    with pytest.raises(ImageError) as caught:
+        open_video("rtsp://user:password@127.0.0.1:9/x")
+    assert "password" not in str(caught.value)
+    with pytest.raises(UsageError, match="no start time"):
+        open_video("http://127.0.0.1:9/x.mjpg", start=2)
+    with pytest.raises(DeviceError, match="Camera 91 cannot be opened"):
+        open_video(91)
+
+
+def test_a_camera(monkeypatch: pytest.MonkeyPatch):
+    """There is no camera here; the pixels come from a class with its interface."""
+
+    class Capture:
+        def __init__(self, number: int) -> None:
+            self.left = 3
+
+        def isOpened(self) -> bool:  # noqa: N802  OpenCV's name
+            return True
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            self.left -= 1
+            return (True, picture(self.left)[:, :, ::-1]) if self.left >= 0 else (False, None)
+
+        def release(self) -> None:
+            self.left = 0
+
+    monkeypatch.setattr("cv2.VideoCapture", Capture)
+    video = LiveVideo(0, latest=False)
+    frames = iter(video)
+    found = [next(frames) for _ in range(3)]
+    assert [number_of(frame.pixels) for frame in found] == [2, 1, 0]
+    assert found[0].pixels[0, 0, 0] > 200  # red, not blue
+    with pytest.raises(DeviceError, match="Camera 0 stopped"):
+        next(frames)
+    video.close()
