@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -99,7 +100,7 @@ def to_supervision(result: Segmentation) -> supervision.Detections:
     return sv.Detections(
         xyxy=boxes,
         mask=masks,
-        confidence=np.array([r.score for r in regions], np.float32),
+        confidence=None if np.isnan(result.scores).all() else result.scores,
         class_id=np.array([r.class_id for r in regions]),
         data={"class_name": np.array([r.class_name for r in regions])},
     )
@@ -195,7 +196,8 @@ def to_pandas(result: Segmentation) -> pandas.DataFrame:
     for segment in result.regions():
         x0, y0, x1, y1 = segment.box
         box = {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
-        rows.append({k: v for k, v in values(segment).items() if k != "box"} | box)
+        row = values(segment) | {"score": segment.score} | box
+        rows.append({name: value for name, value in row.items() if name != "box"})
     columns = ["id", "class_id", "class_name", "thing", "score", "area", "x0", "y0", "x1", "y1"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -204,7 +206,7 @@ def values(segment: Segment) -> dict[str, Any]:
     """The values of a segment, JSON-serialisable."""
     return {
         "id": segment.id, "class_id": segment.class_id, "class_name": segment.class_name,
-        "thing": segment.thing, "score": segment.score, "area": segment.area,
+        "thing": segment.thing, "score": _known(segment.score), "area": segment.area,
         "box": list(segment.box),
     }  # fmt: skip
 
@@ -212,11 +214,17 @@ def values(segment: Segment) -> dict[str, Any]:
 def coco_fields(segment: Segment) -> dict[str, Any]:
     """What COCO's annotations and its panoptic ``segments_info`` have in common."""
     x0, y0, x1, y1 = segment.box
+    score = {} if math.isnan(segment.score) else {"score": segment.score}
     return {
         "category_id": segment.class_id, "category_name": segment.class_name,
-        "isthing": int(segment.thing), "iscrowd": 0, "score": segment.score,
+        "isthing": int(segment.thing), "iscrowd": 0, **score,
         "area": segment.area, "bbox": [x0, y0, x1 - x0, y1 - y0],
     }  # fmt: skip
+
+
+def _known(score: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(score) else score
 
 
 def closed(ring: Polygon) -> list[list[int]]:

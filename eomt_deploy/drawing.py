@@ -30,7 +30,7 @@ def draw_overlay(
     height, width = result.size[0] * scale, result.size[1] * scale
     canvas: npt.NDArray[Any] = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     minimum = min_score if result.task == "instance" else 0
-    shown = [s for s in result.regions() if s.area and s.score >= minimum]
+    shown = [s for s in result.regions() if s.area and not s.score < minimum]
     tags: list[tuple[str, tuple[int, int], tuple[int, int, int]]] = []
     # Large regions come first, so that small ones stay visible on top.
     for segment in sorted(shown, key=lambda s: -s.area):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from eomt_deploy.backends.engine import DeviceEngine, Engine, run_in_parts
 from eomt_deploy.errors import ImageError
 from eomt_deploy.processing import Geometry, Processor
+from eomt_deploy.processing.confidence import winning_share
 from eomt_deploy.result import Segmentation
 from eomt_deploy.sources import ColorOrder, ImageSource, RgbImage, load_image
 from eomt_deploy.spec import Thresholds
@@ -38,15 +39,27 @@ class LoadedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """The settings of a call that apply to all its images."""
+    """The settings of a call that apply to all its images.
+
+    Attributes:
+        color_order: channel order of the images.
+        thresholds: all thresholds.
+        max_pixels: maximum number of pixels of a file.
+        confidence: whether to compute the confidence.
+        arrays_only: use ``color_order`` only for arrays; other images define their own.
+    """
 
     color_order: ColorOrder
     thresholds: Thresholds
     max_pixels: int | None
+    confidence: bool = False
+    arrays_only: bool = False
 
     def load(self, image: ImageSource) -> LoadedImage:
         """Read one image."""
-        pixels = load_image(image, color_order=self.color_order, max_pixels=self.max_pixels)
+        array = isinstance(image, np.ndarray) or hasattr(image, "__dlpack__")
+        order = self.color_order if array or not self.arrays_only else "rgb"
+        pixels = load_image(image, color_order=order, max_pixels=self.max_pixels)
         return LoadedImage(pixels, name_of(image))
 
 
@@ -108,13 +121,18 @@ class HostPipeline:
         return [replace(self._result(output), image=output.image.pixels) for output in done]
 
     def _result(self, output: _Output) -> Segmentation:
-        return self.processor.postprocess_with(
+        result = self.processor.postprocess_with(
             output.class_logits,
             output.mask_logits,
             output.geometry,
             self.request.thresholds,
             output.image.name,
         )
+        if self.request.confidence:
+            result = with_confidence(
+                result, output.class_logits, output.mask_logits, output.geometry
+            )
+        return result
 
 
 @dataclass(frozen=True)
@@ -137,10 +155,8 @@ class DevicePipeline:
     def _segment(self, image: LoadedImage | OnGpu) -> Segmentation:
         request = self.request
         if isinstance(image, OnGpu):
-            return self.device.segment(
-                image.array, None, request.thresholds, color_order=request.color_order
-            )
-        result = self.device.segment(image.pixels, image.name, request.thresholds)
+            return self.device.segment(image.array, None, request, color_order=request.color_order)
+        result = self.device.segment(image.pixels, image.name, request)
         return replace(result, image=image.pixels)
 
     def finish(self, done: list[Segmentation]) -> list[Segmentation]:
@@ -176,7 +192,7 @@ class OnDevice:
         self,
         pixels: Any,
         name: str | None,
-        thresholds: Thresholds,
+        request: Request,
         *,
         color_order: ColorOrder = "rgb",
     ) -> Segmentation:
@@ -184,7 +200,11 @@ class OnDevice:
         processor = self._processor()
         images, geometry = processor.preprocess(pixels, color_order=color_order)
         outputs = self._engine.run_device(images)
-        return processor.postprocess_with(*outputs, geometry, thresholds, name)
+        result = processor.postprocess_with(*outputs, geometry, request.thresholds, name)
+        if request.confidence:
+            class_logits, mask_logits = (output.copy_to_host() for output in outputs)
+            result = with_confidence(result, class_logits, mask_logits, geometry)
+        return result
 
     def _processor(self) -> CudaProcessor:
         if not hasattr(self._own, "processor"):
@@ -203,6 +223,17 @@ class OnDevice:
         for processor in list(self._processors):
             processor.close()
         self._own = threading.local()
+
+
+def with_confidence(
+    result: Segmentation, class_logits: Logits, mask_logits: Logits, geometry: Geometry
+) -> Segmentation:
+    """A semantic result with its confidence map."""
+    assert result.labels is not None
+    share = winning_share(
+        np.asarray(class_logits, np.float32), mask_logits, result.labels, geometry
+    )
+    return replace(result, confidence=share)
 
 
 def name_of(image: ImageSource) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -53,6 +54,9 @@ class Segmentation:
         segments: the segments; empty for semantic. Instances are sorted by score and can overlap.
         image: the image, uint8 RGB [H, W, 3], not copied; None if it is not known.
         time: seconds since the start of the video; None for images.
+        confidence: float32 [H, W] of a semantic result, if :meth:`Segmenter.predict` was asked for
+            it: the score of the pixel's class, divided by the sum of the scores of all classes.
+            It is not a calibrated probability.
     """
 
     task: Task
@@ -62,6 +66,7 @@ class Segmentation:
     segments: tuple[Segment, ...] = ()
     image: RgbImage | None = None
     time: float | None = None
+    confidence: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if (self.labels is None) != (self.task == "instance"):
@@ -109,8 +114,9 @@ class Segmentation:
         return self.labels
 
     def regions(self) -> tuple[Segment, ...]:
-        """The segments; a semantic result has one region with score 1 per class in the image.
+        """The segments; a semantic result has one region per class in the image.
 
+        Its score is the mean ``confidence`` of its pixels, or NaN without a ``confidence``.
         ``len``, iteration and indexing of a result refer to these.
         """
         return self._regions
@@ -120,9 +126,14 @@ class Segmentation:
         if self.task != "semantic":
             return self.segments
         present = [c for c in np.unique(self._labels).tolist() if c < len(self.classes)]
+        masks = [self._labels == c for c in present]
+        scores = [math.nan] * len(present)
+        if self.confidence is not None:
+            scores = [float(self.confidence[mask].mean()) for mask in masks]
+        found = zip(present, scores, masks, strict=True)
         return tuple(
-            Segment.from_mask(i, self.classes[c], 1.0, self._labels == c)
-            for i, c in enumerate(present)
+            Segment.from_mask(i, self.classes[c], score, mask)
+            for i, (c, score, mask) in enumerate(found)
         )
 
     def __len__(self) -> int:
@@ -176,15 +187,20 @@ class Segmentation:
             things_only: leave out stuff.
 
         Raises:
-            UsageError: the model has no such class.
+            UsageError: the model has no such class, or the regions have no scores.
         """
+        if min_score > 0 and self.task == "semantic" and self.confidence is None:
+            raise UsageError(
+                "The regions of this semantic result have no scores.",
+                fix="Leave min_score out, or call predict(image, confidence=True).",
+            )
         wanted = None if classes is None else find_classes(self.classes, classes)
         return self._only(
             [
                 region
                 for region in self.regions()
                 if (wanted is None or region.class_id in wanted)
-                and region.score >= min_score
+                and not region.score < min_score  # NaN: without a score
                 and region.area >= min_area
                 and (region.thing or not things_only)
             ]
@@ -221,7 +237,7 @@ class Segmentation:
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
-        """Scores of all regions, float32 [N]."""
+        """Scores of all regions, float32 [N]; NaN for regions without a score."""
         return np.array([region.score for region in self], np.float32)
 
     @property
@@ -380,9 +396,10 @@ class Segmentation:
 
     def _arrays(self) -> dict[str, Any]:
         if self.task == "semantic":
-            return {"class_map": self.class_map}
+            arrays: dict[str, Any] = {"class_map": self.class_map}
+            return arrays if self.confidence is None else arrays | {"confidence": self.confidence}
         masks = [np.packbits(segment.mask) for segment in self.segments]
-        arrays: dict[str, Any] = {
+        arrays = {
             "size": np.array(self.size),
             "boxes": np.array([s.box for s in self.segments], np.int32).reshape(-1, 4),
             "scores": np.array([s.score for s in self.segments], np.float32),

@@ -28,7 +28,7 @@ from eomt_deploy.pipeline import (
 )
 from eomt_deploy.processing import Geometry, Processor
 from eomt_deploy.result import Segmentation
-from eomt_deploy.sources import ColorOrder, ImageSource, load_image
+from eomt_deploy.sources import ColorOrder, ImageSource, check_color_order, load_image
 from eomt_deploy.spec import ClassInfo, ModelSpec, Thresholds
 from eomt_deploy.video import Video, is_video, open_video
 
@@ -52,6 +52,8 @@ class Segmenter(Closing):
         arithmetic: what OpenVINO computes the unquantised layers in, see :func:`open_engine`.
         max_pixels: maximum number of pixels of an image file, see :func:`eomt_deploy.load_image`;
             None takes 100,000,000.
+        color_order: channel order of the arrays that are passed later: ``"rgb"``, or ``"bgr"`` if
+            they come from OpenCV. Files define their own.
 
     Raises:
         ModelFileError: the model file is missing, damaged, or not written by eomt-deploy.
@@ -73,8 +75,10 @@ class Segmenter(Closing):
         mode: str | None = None,
         arithmetic: str | None = None,
         max_pixels: int | None = None,
+        color_order: ColorOrder = "rgb",
     ) -> None:
         self.max_pixels = check_max_pixels(max_pixels)
+        self.color_order: ColorOrder = check_color_order(color_order)
         given: dict[str, Any] = {
             "backend": backend, "device": device, "threads": threads, "mode": mode,
             "arithmetic": arithmetic,
@@ -128,10 +132,11 @@ class Segmenter(Closing):
         self,
         image: ImageSource,
         *,
-        color_order: ColorOrder = "rgb",
+        color_order: ColorOrder | None = None,
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        confidence: bool = False,
     ) -> Segmentation: ...
 
     @overload
@@ -139,30 +144,35 @@ class Segmenter(Closing):
         self,
         image: list[Any],
         *,
-        color_order: ColorOrder = "rgb",
+        color_order: ColorOrder | None = None,
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        confidence: bool = False,
     ) -> list[Segmentation]: ...
 
     def predict(
         self,
         image: ImageSource | list[Any],
         *,
-        color_order: ColorOrder = "rgb",
+        color_order: ColorOrder | None = None,
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        confidence: bool = False,
     ) -> Segmentation | list[Segmentation]:
         """Segment one image, or each image of a list (see :meth:`predict_batch`).
 
         Args:
             image: anything that :func:`eomt_deploy.load_image` takes. With a GPU engine, uint8
                 [H, W, 3] in GPU memory is not copied to the CPU; then the result has no ``image``.
-            color_order: channel order of an array: ``"rgb"``, or ``"bgr"`` as in OpenCV.
+            color_order: channel order of an array: ``"rgb"``, or ``"bgr"`` as in OpenCV; None takes
+                that of the segmenter.
             score_threshold: see :meth:`Processor.postprocess`; None takes the model's default.
             mask_threshold: as ``score_threshold``.
             overlap_threshold: as ``score_threshold``.
+            confidence: also compute ``result.confidence``, which takes much longer than the labels;
+                semantic models only.
 
         Raises:
             ImageError: the image cannot be read.
@@ -176,9 +186,10 @@ class Segmenter(Closing):
                 score_threshold=score_threshold,
                 mask_threshold=mask_threshold,
                 overlap_threshold=overlap_threshold,
+                confidence=confidence,
             )
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        steps = self._pipeline(color_order, thresholds)
+        steps = self._pipeline(color_order, thresholds, confidence)
         return steps.finish(steps.run(steps.prepare([image])))[0]
 
     __call__ = predict
@@ -198,10 +209,11 @@ class Segmenter(Closing):
         self,
         images: Sequence[ImageSource],
         *,
-        color_order: ColorOrder = "rgb",
+        color_order: ColorOrder | None = None,
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        confidence: bool = False,
     ) -> list[Segmentation]:
         """Segment several images; arguments and errors as in :meth:`predict`.
 
@@ -209,7 +221,7 @@ class Segmenter(Closing):
         post-processed.
         """
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        steps = self._pipeline(color_order, thresholds)
+        steps = self._pipeline(color_order, thresholds, confidence)
         groups = [images[i : i + MAX_INPUTS] for i in range(0, len(images), MAX_INPUTS)]
         found = overlap(groups, steps.prepare, steps.run, steps.finish, ahead=AHEAD)
         return [result for group in found for result in group]
@@ -219,10 +231,11 @@ class Segmenter(Closing):
         self,
         images: Iterable[ImageSource] | Video | int | str | Path,
         *,
-        color_order: ColorOrder = "rgb",
+        color_order: ColorOrder | None = None,
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        confidence: bool = False,
         ahead: int = AHEAD,
         return_errors: Literal[False] = False,
     ) -> Iterator[Segmentation]: ...
@@ -232,10 +245,11 @@ class Segmenter(Closing):
         self,
         images: Iterable[ImageSource] | Video | int | str | Path,
         *,
-        color_order: ColorOrder = "rgb",
+        color_order: ColorOrder | None = None,
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        confidence: bool = False,
         ahead: int = AHEAD,
         return_errors: Literal[True],
     ) -> Iterator[Segmentation | ImageError]: ...
@@ -244,10 +258,11 @@ class Segmenter(Closing):
         self,
         images: Iterable[ImageSource] | Video | int | str | Path,
         *,
-        color_order: ColorOrder = "rgb",
+        color_order: ColorOrder | None = None,
         score_threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        confidence: bool = False,
         ahead: int = AHEAD,
         return_errors: bool = False,
     ) -> Iterator[Segmentation | ImageError]:
@@ -265,6 +280,7 @@ class Segmenter(Closing):
             score_threshold: as in :meth:`predict`.
             mask_threshold: as in :meth:`predict`.
             overlap_threshold: as in :meth:`predict`.
+            confidence: as in :meth:`predict`.
             ahead: number of images that are taken early. With 0, an image is taken after the
                 previous result was returned: for a source that reuses one array. It is always 0 for
                 a camera or a network stream.
@@ -287,9 +303,12 @@ class Segmenter(Closing):
         if ahead < 0:
             raise UsageError(f"`ahead` must be 0 or more, got {ahead}.")
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
-        steps = self._pipeline(color_order, thresholds)
         if isinstance(images, Video):
+            if color_order == "bgr":
+                raise UsageError("Frames of a video are RGB.", fix="Leave color_order out.")
+            steps = self._pipeline("rgb", thresholds, confidence)
             return self._stream_video(images, steps, 0 if images.live else ahead)
+        steps = self._pipeline(color_order, thresholds, confidence)
         three: list[Any] = [steps.prepare, steps.run, steps.finish]
         if return_errors:
             three = [keep_errors(step) for step in three]
@@ -308,8 +327,21 @@ class Segmenter(Closing):
             for (result,) in overlap(frames(), steps.prepare, steps.run, steps.finish, ahead=ahead):
                 yield replace(result, time=times.popleft())
 
-    def _pipeline(self, color_order: ColorOrder, thresholds: Thresholds) -> Pipeline:
-        request = Request(color_order, thresholds, self.max_pixels)
+    def _pipeline(
+        self, color_order: ColorOrder | None, thresholds: Thresholds, confidence: bool
+    ) -> Pipeline:
+        if confidence and self.spec.task != "semantic":
+            raise UsageError(
+                f"confidence is for semantic models, this one is {self.spec.task}.",
+                fix="Leave it out: the segments of this model have scores.",
+            )
+        request = Request(
+            color_order or self.color_order,
+            thresholds,
+            self.max_pixels,
+            confidence,
+            arrays_only=color_order is None,
+        )
         if self._on_device:
             return DevicePipeline(self._on_device, request)
         return HostPipeline(self.engine, self.processor, request)

@@ -31,7 +31,7 @@ class Segment:
         class_id: column of the class logits.
         class_name: name of the class.
         thing: whether the class is a thing (countable) or stuff.
-        score: 0 to 1.
+        score: 0 to 1; NaN for a semantic region without a confidence.
         area: number of pixels.
         box: bounding box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; zeros for an empty mask.
         pixels: function that returns the mask.

@@ -97,8 +97,7 @@ def load_image(
         ImageError: not an image, damaged, empty, too large, or more than 8 bits per channel.
         UsageError: color_order is unknown, or max_pixels is below 1.
     """
-    if color_order not in ("rgb", "bgr"):
-        raise UsageError(f"color_order must be 'rgb' or 'bgr', got {color_order!r}.")
+    check_color_order(color_order)
     limit = check_max_pixels(max_pixels)
     if isinstance(source, np.ndarray):
         return _from_array(source, color_order)
@@ -124,6 +123,20 @@ def load_image(
         f"A {type(source).__name__} is not an image source.",
         fix="Pass a path, bytes or an open file, a uint8 array [H, W, 3], a tensor or a PIL image.",
     )
+
+
+def check_color_order(color_order: ColorOrder) -> ColorOrder:
+    """Refuse a channel order that does not exist.
+
+    Raises:
+        UsageError: it is neither ``"rgb"`` nor ``"bgr"``.
+    """
+    if color_order not in ("rgb", "bgr"):
+        raise UsageError(
+            f"color_order must be 'rgb' or 'bgr', got {color_order!r}.",
+            fix="Pass 'bgr' for arrays of OpenCV, otherwise leave it out.",
+        )
+    return color_order
 
 
 def _from_bytes(data: bytes, origin: str, max_pixels: int) -> RgbImage:

@@ -42,6 +42,22 @@ def test_every_kind_of_source_gives_one_result(exported, task, image_path):
         assert result.overlay().size[0] >= 600
 
 
+def test_the_channel_order_of_all_arrays(exported, image_path):
+    pixels = load_image(image_path)
+    with Segmenter(exported("semantic"), color_order="bgr") as segmenter:
+        wanted = segmenter.predict(image_path)
+        assert (wanted.image == pixels).all()  # a file defines its own
+        for array in (pixels[:, :, ::-1], np.ascontiguousarray(pixels[:, :, ::-1])):
+            assert (segmenter.predict(array).image == pixels).all()
+        (result,) = segmenter.stream([pixels[:, :, ::-1]])
+        assert (result.image == pixels).all()
+        assert (segmenter.predict(pixels, color_order="rgb").image == pixels).all()
+        with pytest.raises(UsageError, match="only for arrays"):
+            segmenter.predict(image_path, color_order="bgr")
+    with pytest.raises(UsageError, match="color_order must be"):
+        Segmenter(exported("semantic"), color_order="gbr")
+
+
 def test_what_a_segmenter_says_of_itself(exported):
     with Segmenter(exported("panoptic"), backend="onnxruntime", device="cpu") as segmenter:
         assert segmenter.warmup() is segmenter

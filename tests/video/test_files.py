@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from clips import number_of, turn_clockwise, write_clip
 
-from eomt_deploy import open_video
+from eomt_deploy import Segmenter, open_video
 from eomt_deploy.errors import ImageError, MissingDependencyError, UsageError
 from eomt_deploy.video import Frame, VideoFile, is_video
 
@@ -147,6 +147,22 @@ def test_sound_is_no_video(tmp_path: Path, clip: Path):
 def test_protocols_of_ffmpeg_are_not_file_names(clip: Path):
     with pytest.raises(ImageError, match="cannot be opened"):
         VideoFile(f"concat:{clip}|{clip}")
+
+
+def test_stream_of_a_segmenter(exported, tmp_path: Path):
+    path = write_clip(tmp_path / "x.mp4", TIMES[:4])
+    with Segmenter(exported("semantic"), color_order="bgr") as segmenter:
+        found = list(segmenter.stream(str(path)))
+        with open_video(path, every=2) as video:
+            some = list(segmenter.stream(video))
+        with pytest.raises(UsageError, match="are RGB"):
+            segmenter.stream(path, color_order="bgr")
+        with pytest.raises(UsageError, match="not an image"):
+            segmenter.stream(True)
+    assert [result.time for result in found] == pytest.approx(TIMES[:4], abs=1e-3)
+    assert [result.time for result in some] == [found[0].time, found[2].time]
+    assert [number_of(result.image) for result in found] == [0, 1, 2, 3]
+    assert found[0].image[0, 0, 0] > 180  # the corner is red, whatever arrays are
 
 
 def test_without_pyav(clip: Path, monkeypatch: pytest.MonkeyPatch):

@@ -185,12 +185,16 @@ def test_a_segmenter_keeps_everything_on_the_gpu(exported, tmp_path, image_path,
         "eomt_deploy.processing.cuda.processor.load_kernels", lambda gpu: Kernels(gpu, twin())
     )
     path = exported(task)
+    options = {"confidence": True} if task == "semantic" else {}
     with Segmenter(path, backend="onnxruntime", device="cpu") as host:
-        wanted = label_map(host.predict(image_path))
+        result = host.predict(image_path, **options)
+    wanted = label_map(result)
     with Segmenter(Simulated(path, HostDevice(tmp_path))) as segmenter:
         for _ in range(3):
-            found = label_map(segmenter.predict(image_path))
-            assert (found == wanted).mean() > 0.999
+            own = segmenter.predict(image_path, **options)
+            assert (label_map(own) == wanted).mean() > 0.999
+            if result.confidence is not None:
+                np.testing.assert_allclose(own.confidence, result.confidence, atol=1e-4)
 
 
 # ---- which engine is opened --------------------------------------------------------------------
