@@ -200,7 +200,10 @@ def _from_path(path: Path, max_pixels: int) -> RgbImage:
     # A name that is not valid text is shown escaped, so that the message can be printed.
     shown = str(path).encode(errors="backslashreplace").decode()
     if shown.startswith(("http:/", "https:/")):  # a Path has no double slash
-        raise ImageError(f"{shown} is not a web address.", fix="Pass it as text, not as a Path.")
+        raise ImageError(
+            f"{shown} is a web address, but a file is needed here.",
+            fix="Download the image first. In Python, pass an address as text, not as a Path.",
+        )
     try:
         check_encoded_size(path.stat().st_size, shown, max_pixels)
         with path.open("rb") as file:  # with a limit, since the size of a device is not known

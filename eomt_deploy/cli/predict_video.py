@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ from eomt_deploy.video import Video, VideoFile, is_live, is_video, open_video
 from eomt_deploy.video.writing import CODECS, VideoWriter, check_format
 
 LABELS, LINES = ".labels.mkv", ".jsonl"
+WAITING_RESULTS = 2
+"""Maximum number of results that wait to be drawn and written."""
 
 
 @dataclass(frozen=True)
@@ -179,16 +183,13 @@ def _predict(
     sinks = [
         _Lines(path, video) if path.suffix == LINES else _Pictures(path, video) for path in paths
     ]
-    written = 0
+    writing = _Writing(sinks)
     stopped: BaseException | None = None
     try:
-        with _progress(video) as progress:
+        with _progress(video) as progress, writing:
             for result in segmenter.stream(video, **thresholds):
-                shown = result if kept is None else result.filter(classes=kept)
-                for sink in sinks:
-                    sink.write(shown)
-                written += 1
-                progress(written)
+                writing.add(result if kept is None else result.filter(classes=kept))
+                progress(writing.count)
     except BaseException as error:
         stopped = error
     with uninterrupted(), ExitStack() as stack:
@@ -196,8 +197,8 @@ def _predict(
             stack.enter_context(sink)
     for remark in (*video.remarks, *(r for sink in sinks for r in sink.remarks)):
         warn(remark)
-    if written:
-        say(f"wrote {written} frames of {video.name} to {', '.join(map(str, paths))}")
+    if writing.count:
+        say(f"wrote {writing.count} frames of {video.name} to {', '.join(map(str, paths))}")
     if stopped is not None and not (video.live and _is_ctrl_c(stopped)):
         raise stopped
 
@@ -205,6 +206,39 @@ def _predict(
 def _is_ctrl_c(stop: BaseException) -> bool:
     """Whether the user ended a live video, which has no other end."""
     return isinstance(stop, Stopped) and stop.signal_name == "SIGINT"
+
+
+class _Writing(Closing):
+    """Draws and writes results in another thread while the next ones are computed.
+
+    Attributes:
+        count: number of results that are written.
+    """
+
+    def __init__(self, sinks: Sequence[_Sink]) -> None:
+        self.count = 0
+        self._sinks = sinks
+        self._thread = ThreadPoolExecutor(1, "write")
+        self._waiting: deque[Future[None]] = deque()
+
+    def add(self, result: Segmentation) -> None:
+        """Write a result later; wait if too many are waiting."""
+        self._waiting.append(self._thread.submit(self._write, result))
+        while len(self._waiting) > WAITING_RESULTS:
+            self._waiting.popleft().result()
+
+    def _write(self, result: Segmentation) -> None:
+        for sink in self._sinks:
+            sink.write(result)
+        self.count += 1
+
+    def close(self) -> None:
+        """Write the waiting results, also if the command is stopped."""
+        try:
+            while self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            self._thread.shutdown()
 
 
 @contextmanager
