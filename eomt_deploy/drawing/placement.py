@@ -12,8 +12,10 @@ from eomt_deploy.drawing.regions import Map, Region
 
 GRID = 480
 """Places are searched in a map of at most about this many cells per side."""
-SMALLEST_THING, SMALLEST_STUFF = 0.0008, 0.003
+SMALLEST_THING, SMALLEST_STUFF = 0.0003, 0.003
 """Minimum area of a region with a label, as a share of the image."""
+SMALLEST_WITH_LINE = 0.0008
+"""Minimum area of a thing with a line to its label: many lines hide a crowd of small things."""
 LINE_LENGTHS = (1, 2)
 """Lengths of lines from a label to its region, in heights of a label."""
 DIRECTIONS = tuple(
@@ -117,6 +119,8 @@ class _Board:
                 yield moved, None, True
         if large:
             yield centre, None, False
+        if region.area < SMALLEST_WITH_LINE * self.height * self.width:
+            return
         for length in LINE_LENGTHS:
             for right, down in DIRECTIONS:
                 middle_x = x + right * ((x1 - x0) / 2 + length * height + width / 2)

@@ -110,7 +110,18 @@ def test_what_has_no_place_is_left_out():
 
 def test_tiny_regions_have_no_label():
     labels = np.zeros((500, 500), np.uint8)
-    labels[100:110, 100:110] = 1
-    labels[300:320, 300:320] = 2
+    labels[100:108, 100:108] = 1
+    labels[300:310, 300:310] = 2
     regions = [region(labels, 1, True), region(labels, 2, True)]
     assert [place.region for place in place_labels(labels, regions, [(40, 15)] * 2)] == [1]
+
+
+def test_very_small_things_have_no_lines():
+    """As above, a line is the only way to label the thing in the centre."""
+    for side, count in ((24, 0), (40, 1)):
+        labels = np.zeros((1000, 1000), np.uint8)
+        labels[450:550, 450:550] = 1
+        labels[500 : 500 + side, 500 : 500 + side] = 2
+        regions = [region(labels, 1, True), region(labels, 2, True)]
+        places = place_labels(labels, regions, [None, (60, 22)])
+        assert len(places) == count

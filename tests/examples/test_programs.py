@@ -92,6 +92,22 @@ def test_stream_video(model, tmp_path):
     assert cv2.absdiff(frame, scene).mean() > 20
 
 
+def test_contact_sheet(model, tmp_path):
+    done = run("contact_sheet.py", model, tmp_path / "sheet.png", SCENE, SCENE)
+    assert done.stdout == f"wrote 2 rows to {tmp_path / 'sheet.png'}\n", done.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(SCENE) as scene:
+        assert sheet.height == 32 + 2 * 240 + 8
+        assert sheet.width > 3 * 320  # the legend is additional
+        assert np.array_equal(np.asarray(sheet)[32:272, :320], np.asarray(scene.convert("RGB")))
+        ours, theirs = np.asarray(sheet)[32:272, 328:648], np.asarray(sheet)[32:272, -320:]
+    with Segmenter(model) as segmenter:
+        assert np.array_equal(ours, np.asarray(segmenter.predict(SCENE).overlay()))
+    assert cv2.absdiff(ours, theirs).mean() > 5
+    again = run("contact_sheet.py", model, tmp_path / "sheet.png", SCENE)
+    assert again.returncode == 1
+    assert "already exists" in again.stderr
+
+
 def test_export_and_build(tmp_path, capsys):
     """In this process, so that PyTorch is not imported again."""
     files = tiny.write(tmp_path)
