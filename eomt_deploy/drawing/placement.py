@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from eomt_deploy.drawing.regions import Map, Region
 
@@ -96,7 +97,12 @@ class _Board:
     ) -> Iterator[tuple[Rectangle | None, tuple[int, int] | None, bool]]:
         """Rectangle, target of a line, and whether it must not cover another thing."""
         width, height = size
-        (x, y), inside = self._centre(region, size)
+        middle, inside = self._centre(region, size)
+        if middle is None:
+            if region.box is None:
+                return
+            middle = (region.box[0] + region.box[2]) // 2, (region.box[1] + region.box[3]) // 2
+        x, y = middle
         centre = self._moved_inside(x - width // 2, y - height // 2, size)
         if inside:
             yield centre, None, False
@@ -131,42 +137,35 @@ class _Board:
                 ):  # fmt: skip
                     yield self._moved_inside(*position, size), (x, y), True
 
-    def _centre(self, region: Region, size: tuple[int, int]) -> tuple[tuple[int, int], bool]:
+    def _centre(self, region: Region, size: tuple[int, int]) -> tuple[tuple[int, int] | None, bool]:
         """The pixel of a region with the most free space around it, and whether the label fits.
 
-        The map is compressed in width so that the label is a square: the chessboard distance to
-        the next other cell is then the free space.
+        None if labels cover the region, or it is smaller than a cell.
         """
         if region.box is None:
             own = self.cells == region.number
             rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
             if not len(rows):
-                return (0, 0), False
+                return None, False
             top, bottom, first, last = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
         else:
             x0, y0, x1, y1 = region.box
             first, top, last, bottom = (
                 x0 // self.step, y0 // self.step, -(-x1 // self.step), -(-y1 // self.step)
             )  # fmt: skip
-        own = (self.cells[top:bottom, first:last] == region.number) & (
+        free = (self.cells[top:bottom, first:last] == region.number) & (
             self.taken[top:bottom, first:last] == 0
         )
         width, height = size
-        columns_left = max(1, min(own.shape[1], round(own.shape[1] * height / width)))
-        space = cv2.resize(
-            own.view(np.uint8), (columns_left, own.shape[0]), interpolation=cv2.INTER_NEAREST
-        )
-        space = cv2.copyMakeBorder(space, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-        distance = cv2.distanceTransform(space, cv2.DIST_C, 3)
-        most = float(distance.max())
-        if most == 0:  # smaller than a cell, or covered by labels
-            x0, y0, x1, y1 = region.box or (0, 0, 0, 0)
-            return ((x0 + x1) // 2, (y0 + y1) // 2), False
-        ys, xs = np.nonzero(distance >= most * 0.97)
-        middle = int(np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2))
-        x = first + (int(xs[middle]) - 0.5) * own.shape[1] / columns_left
-        y = top + int(ys[middle]) - 0.5
-        return (int(x * self.step), int(y * self.step)), most * self.step >= height / 2
+        # Compressed in width, the label is a square: the chessboard distance is its free space.
+        compressed = max(1, min(free.shape[1], round(free.shape[1] * height / width)))
+        (x, y), space = _roomiest(free, compressed)
+        inside = space * self.step >= height / 2
+        if not inside:  # then the widest part of the region in any direction
+            (x, y), space = _roomiest(free, free.shape[1])
+        if not space:
+            return None, False
+        return (int((first + x) * self.step), int((top + y) * self.step)), inside
 
     def _moved_inside(self, x: int, y: int, size: tuple[int, int]) -> Rectangle | None:
         """A rectangle, moved into the image; None if it is larger than the image."""
@@ -181,6 +180,26 @@ class _Board:
         x0, y0, x1, y1 = rectangle
         step = self.step
         return slice(y0 // step, -(-y1 // step)), slice(x0 // step, -(-x1 // step))
+
+
+def _roomiest(free: npt.NDArray[np.bool_], columns: int) -> tuple[tuple[float, float], float]:
+    """(x, y) of the cell that is farthest from the next one that is not free, and the distance.
+
+    Args:
+        free: boolean [H, W].
+        columns: width to which the map is compressed before.
+    """
+    space = cv2.resize(
+        free.view(np.uint8), (columns, free.shape[0]), interpolation=cv2.INTER_NEAREST
+    )
+    space = cv2.copyMakeBorder(space, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    distance = cv2.distanceTransform(space, cv2.DIST_C, 3)
+    most = float(distance.max())
+    ys, xs = np.nonzero(distance >= most * 0.97)
+    # Of several, the one in the middle.
+    middle = int(np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2))
+    x = (float(xs[middle]) - 0.5) * free.shape[1] / columns
+    return (x, float(ys[middle]) - 0.5), most
 
 
 def _overlap(first: Rectangle, second: Rectangle) -> bool:

@@ -125,3 +125,21 @@ def test_very_small_things_have_no_lines():
         regions = [region(labels, 1, True), region(labels, 2, True)]
         places = place_labels(labels, regions, [None, (60, 22)])
         assert len(places) == count
+
+
+def test_a_class_covered_by_labels_has_no_label():
+    labels = np.zeros((100, 100), np.uint8)
+    labels[60:70, 45:55] = 1
+    labels[50:56, 42:52] = 2  # where the label of the first one is
+    regions = [region(labels, 1, True), region(labels, 2, False, boxed=False)]
+    places = place_labels(labels, regions, [(30, 10), (5, 5)])
+    assert [place.region for place in places] == [0]
+
+
+def test_a_label_that_fits_nowhere_is_at_the_widest_part():
+    labels = np.zeros((400, 400), np.uint8)
+    labels[20:380, 40:60] = 1  # the pole
+    labels[300:310, 200:240] = 1  # another part, which is not as high as the label
+    (place,) = place_labels(labels, [region(labels, 1, False)], [(100, 20)])
+    x0, _, x1, _ = place.rectangle
+    assert x0 <= 50 < x1
