@@ -20,6 +20,7 @@ switch_off()  # before any other library is imported
 _EXPORTS = {
     "EomtDeployError": "eomt_deploy.errors",
     "ModelSpec": "eomt_deploy.spec",
+    "OverlayStyle": "eomt_deploy.drawing",
     "Processor": "eomt_deploy.processing",
     "Segment": "eomt_deploy.result",
     "Segmentation": "eomt_deploy.result",
@@ -32,6 +33,7 @@ _EXPORTS = {
 __all__ = [
     "EomtDeployError",
     "ModelSpec",
+    "OverlayStyle",
     "Processor",
     "Segment",
     "Segmentation",
@@ -44,6 +46,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from eomt_deploy.backends import open_engine
+    from eomt_deploy.drawing import OverlayStyle
     from eomt_deploy.errors import EomtDeployError
     from eomt_deploy.processing import Processor
     from eomt_deploy.result import Segmentation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,21 @@ def find_classes(
             )
         found.add(number)
     return frozenset(found)
+
+
+def display_name(name: str) -> str:
+    """A class name for people: "sky-other-merged" becomes "sky", "wall-brick" "wall brick".
+
+    COCO marks what a class combines ("-other", "-merged") or that it is stuff ("-stuff"), and
+    ADE20K lists synonyms ("door, double door"), of which the first remains. Only pictures use
+    this; results contain the name of the class list.
+    """
+    short = re.split(r"[,;]", name)[0].strip()
+    while (shorter := re.sub(r"[-_ ](other|merged|stuff)$", "", short)) != short:
+        short = shorter
+    # A hyphen after a single letter belongs to the word: t-shirt.
+    short = re.sub(r"(?<=\w\w)-(?=\w)|_", " ", short)
+    return " ".join(short.split()) or name
 
 
 def default_color(class_id: int) -> tuple[int, int, int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -12,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.files import GENERATOR, PICTURE_FORMATS, save_picture, write_atomically
 
 if TYPE_CHECKING:
     import pandas
@@ -200,6 +204,50 @@ def to_pandas(result: Segmentation) -> pandas.DataFrame:
         rows.append({name: value for name, value in row.items() if name != "box"})
     columns = ["id", "class_id", "class_name", "thing", "score", "area", "x0", "y0", "x1", "y1"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def to_arrays(result: Segmentation) -> dict[str, Any]:
+    """The arrays of a .npz file: maps, boxes, scores, class ids and bit-packed masks."""
+    if result.task == "semantic":
+        arrays: dict[str, Any] = {"class_map": result.class_map}
+        if result.confidence is not None:
+            arrays["confidence"] = result.confidence
+        return arrays
+    masks = [np.packbits(segment.mask) for segment in result.segments]
+    arrays = {
+        "size": np.array(result.size),
+        "boxes": result.boxes,
+        "scores": result.scores,
+        "class_ids": result.class_ids,
+        "masks_packed": np.stack(masks) if masks else np.zeros((0, 0), np.uint8),
+    }
+    if result.task == "panoptic":
+        arrays["segment_map"] = result.segment_map
+    return arrays
+
+
+def save(result: Segmentation, path: Path) -> None:
+    """Write a result in the format of the suffix."""
+    suffix = path.suffix.lower()
+    if suffix in PICTURE_FORMATS:
+        save_picture(result.overlay(), path)
+    elif suffix == ".json":
+        content = {
+            "generator": GENERATOR,
+            "task": result.task,
+            "size": list(result.size),
+            "annotations": to_coco(result, 0),
+        }
+        write_atomically(path, json.dumps(content).encode())
+    elif suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, generator=np.array(GENERATOR), **to_arrays(result))
+        write_atomically(path, buffer.getvalue())
+    else:
+        raise UsageError(
+            f"A result cannot be saved as {suffix or 'a file without suffix'}.",
+            fix="Use .png or .jpg (overlay), .json (COCO) or .npz (arrays).",
+        )
 
 
 def values(segment: Segment) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.result import SHOWN_SCORE, VOID, Segmentation
+from eomt_deploy.drawing import SHOWN_SCORE
+from eomt_deploy.result import VOID, Segmentation
 from eomt_deploy.segments import Segment
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from eomt_deploy.addresses import without_secrets
 from eomt_deploy.closing import Closing
+from eomt_deploy.drawing import OverlayStyle
 from eomt_deploy.errors import OutputError
 from eomt_deploy.files import (
     GENERATOR,
@@ -38,12 +39,14 @@ class PredictionFolder(Closing):
     Args:
         folder: the output folder.
         spec: the model's description.
+        style: how the overlays are drawn.
 
     Call :meth:`start` once, then :meth:`write` for each result and :meth:`finish` at the end.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, style: OverlayStyle | None = None) -> None:
         self.folder = folder
+        self._style = style
         self.done: dict[str, str] = {}
         """Results of an earlier run that are kept: source -> name."""
         self._spec = spec
@@ -135,7 +138,7 @@ class PredictionFolder(Closing):
             OutputError: a file cannot be written.
         """
         assert self._writer is not None  # start() comes first
-        overlay = result.overlay()
+        overlay = result.overlay(style=self._style)
         overlay_name = f"{OVERLAYS}/{name}{overlay_suffix(overlay)}"
         image: dict[str, Any] = {
             "file_name": without_secrets(str(source)),

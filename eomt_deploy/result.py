@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageShow
 
 from eomt_deploy import conversions
 from eomt_deploy.classes import find_classes
-from eomt_deploy.errors import UsageError
-from eomt_deploy.files import GENERATOR, PICTURE_FORMATS, save_picture, write_atomically
+from eomt_deploy.drawing import OverlayStyle, draw_overlay
+from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.segments import Labels, Segment
 from eomt_deploy.sources import ImageSource, RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     import pandas
     import supervision
 
+    from eomt_deploy.drawing import Palette
+
 LABEL_TYPES = (np.uint8, np.uint16)
 VOID = -1
 VOID_LABEL = 255
 """Conventional void label of 8-bit label images; more classes than this need 16 bits."""
-SHOWN_SCORE = 0.5
-"""Instances below this score are in the result, but not in the overlay."""
 
 
 def label_type(count: int) -> type[np.unsignedinteger[Any]]:
@@ -331,26 +331,39 @@ class Segmentation:
     def overlay(
         self,
         image: ImageSource | None = None,
+        style: OverlayStyle | None = None,
         *,
-        alpha: float = 0.55,
-        labels: bool = True,
-        min_score: float = SHOWN_SCORE,
+        alpha: float | None = None,
+        masks: bool | None = None,
+        outlines: bool | None = None,
+        boxes: bool | None = None,
+        labels: bool | None = None,
+        scores: bool | None = None,
+        legend: bool | None = None,
+        palette: Palette | None = None,
+        font_scale: float | None = None,
+        min_score: float | None = None,
     ) -> Image.Image:
-        """Draw the segments over the image (RGB); small images are enlarged.
+        """Draw the segments over the image (RGB). The overlay has the size of the image.
+
+        With ``legend=True`` it is wider.
 
         Args:
             image: any input of load_image(); None takes the predicted image.
-            alpha: opacity of the colours, 0 to 1.
-            labels: whether to draw class names.
-            min_score: minimum score of an instance to be drawn.
+            style: the options, see :class:`OverlayStyle`; None takes its defaults. The other
+                arguments are its fields, and replace those of ``style``.
 
         Raises:
-            UsageError: the image is not known, or has another size than the result.
+            UsageError: the image is not known or has another size than the result, or an option
+                has a wrong value.
         """
-        from eomt_deploy.drawing import draw_overlay
-
-        if not 0 <= alpha <= 1:
-            raise UsageError(f"alpha must be between 0 and 1, got {alpha}.")
+        fields = {
+            "alpha": alpha, "masks": masks, "outlines": outlines, "boxes": boxes,
+            "labels": labels, "scores": scores, "legend": legend, "palette": palette,
+            "font_scale": font_scale, "min_score": min_score,
+        }  # fmt: skip
+        changed: dict[str, Any] = {k: v for k, v in fields.items() if v is not None}
+        style = replace(style or OverlayStyle(), **changed)
         pixels = self.image if image is None else load_image(image)
         if pixels is None or pixels.shape != (*self.size, 3):
             raise UsageError(
@@ -359,7 +372,20 @@ class Segmentation:
                 else f"The image must have shape {[*self.size, 3]}, got {list(pixels.shape)}.",
                 fix="Pass the predicted image: result.overlay(image).",
             )
-        return draw_overlay(self, pixels, alpha=alpha, labels=labels, min_score=min_score)
+        return Image.fromarray(draw_overlay(self, pixels, style))
+
+    def show(self, image: ImageSource | None = None, style: OverlayStyle | None = None) -> None:
+        """Open :meth:`overlay` in the image viewer of the system.
+
+        Raises:
+            UsageError: see :meth:`overlay`.
+            MissingDependencyError: there is no image viewer.
+        """
+        if not ImageShow.show(self.overlay(image, style)):
+            raise MissingDependencyError(
+                "No image viewer was found on this machine.",
+                fix='Write the overlay to a file: result.save("overlay.png").',
+            )
 
     def save(self, path: str | Path) -> None:
         """Write the result in the format of the suffix.
@@ -372,43 +398,7 @@ class Segmentation:
             UsageError: the suffix is not supported, or the image for the overlay is not known.
             OutputError: the file cannot be written.
         """
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix in PICTURE_FORMATS:
-            save_picture(self.overlay(), path)
-        elif suffix == ".json":
-            content = {
-                "generator": GENERATOR,
-                "task": self.task,
-                "size": list(self.size),
-                "annotations": self.to_coco(),
-            }
-            write_atomically(path, json.dumps(content).encode())
-        elif suffix == ".npz":
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, generator=np.array(GENERATOR), **self._arrays())
-            write_atomically(path, buffer.getvalue())
-        else:
-            raise UsageError(
-                f"A result cannot be saved as {suffix or 'a file without suffix'}.",
-                fix="Use .png or .jpg (overlay), .json (COCO) or .npz (arrays).",
-            )
-
-    def _arrays(self) -> dict[str, Any]:
-        if self.task == "semantic":
-            arrays: dict[str, Any] = {"class_map": self.class_map}
-            return arrays if self.confidence is None else arrays | {"confidence": self.confidence}
-        masks = [np.packbits(segment.mask) for segment in self.segments]
-        arrays = {
-            "size": np.array(self.size),
-            "boxes": np.array([s.box for s in self.segments], np.int32).reshape(-1, 4),
-            "scores": np.array([s.score for s in self.segments], np.float32),
-            "class_ids": np.array([s.class_id for s in self.segments], np.int32),
-            "masks_packed": np.stack(masks) if masks else np.zeros((0, 0), np.uint8),
-        }
-        if self.task == "panoptic":
-            arrays["segment_map"] = self.segment_map
-        return arrays
+        conversions.save(self, Path(path))
 
     def _repr_png_(self) -> bytes:
         image = np.zeros((*self.size, 3), np.uint8) if self.image is None else self.image

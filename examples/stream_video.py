@@ -46,7 +46,7 @@ def main(model: str, source: str, target: str) -> None:
     with Segmenter(model) as segmenter:
         for result in segmenter.stream(frames(), color_order="bgr"):
             frame = waiting.popleft()
-            overlay = result.overlay(frame[:, :, ::-1], labels=False).resize(size)
+            overlay = result.overlay(frame[:, :, ::-1], labels=False)
             writer.write(np.asarray(overlay)[:, :, ::-1])
             count += 1
     writer.release()

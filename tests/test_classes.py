@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from eomt_deploy.classes import default_color, make_classes, read_class_list, read_classes
+from eomt_deploy.catalog import class_lists
+from eomt_deploy.classes import (
+    default_color,
+    display_name,
+    make_classes,
+    read_class_list,
+    read_classes,
+)
 from eomt_deploy.errors import UsageError
 
 
@@ -170,3 +177,34 @@ def test_categories_without_an_order(tmp_path, categories, found):
     with pytest.raises(UsageError, match="cannot be ordered") as caught:
         read_classes(write(tmp_path, {"categories": categories}), "semantic")
     assert found in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("sky-other-merged", "sky"),
+        ("water-other", "water"),
+        ("tree-merged", "tree"),
+        ("door-stuff", "door"),
+        ("wall-brick", "wall brick"),
+        ("door, double door", "door"),
+        ("screen;monitor", "screen"),
+        ("traffic_light", "traffic light"),
+        ("t-shirt", "t-shirt"),
+        ("person", "person"),
+        ("Straße", "Straße"),
+        ("other", "other"),
+        ("-stuff", "-stuff"),
+        (",", ","),
+        ("", ""),
+    ],
+)
+def test_names_for_people(name, shown):
+    assert display_name(name) == shown
+
+
+def test_names_for_people_are_different():
+    for name, classes in class_lists().items():
+        shown = [display_name(info.name) for info in classes]
+        assert len(set(shown)) == len(shown), name
+        assert not [s for s in shown if "other" in s or "merged" in s or "stuff" in s], name

@@ -85,6 +85,9 @@ def test_data_is_inside(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in kernels.FILES:  # NVRTC compiles them on the user's machine
         assert f"eomt_deploy/processing/cuda/source/{name}" in names
+    for name in ("DejaVuSans.ttf", "LICENSE_DEJAVU"):
+        assert f"eomt_deploy/drawing/{name}" in names
+    assert [n for n in names if n.endswith("dist-info/licenses/eomt_deploy/drawing/LICENSE_DEJAVU")]
     assert "eomt_deploy/_data/engines/tensorrt-rtx.toml" in names
     assert "eomt_deploy/_data/benchmarks/table1.toml" in names
     assert not [n for n in names if "benchmarks/results" in n or n.endswith("gpu_paper.py")]

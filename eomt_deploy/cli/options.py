@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from eomt_deploy.drawing import PALETTES
 from eomt_deploy.errors import UsageError
 
 Model = Annotated[
@@ -90,6 +91,29 @@ Overwrite = Annotated[
         help="Replace existing files that eomt-deploy did not write; inputs are never replaced.",
     ),
 ]
+
+OVERLAY: dict[str, Any] = {
+    "alpha": Annotated[
+        float | None,
+        typer.Option(help="Opacity of the colours of overlays, 0 to 1 (default 0.5)."),
+    ],
+    "masks": Annotated[bool | None, typer.Option(help="Fill the regions (default) or not.")],
+    "outlines": Annotated[bool | None, typer.Option(help="Draw outlines (default) or not.")],
+    "boxes": Annotated[bool | None, typer.Option(help="Draw bounding boxes or not (default).")],
+    "labels": Annotated[bool | None, typer.Option(help="Write class names (default) or not.")],
+    "scores": Annotated[bool | None, typer.Option(help="Write scores (default) or not.")],
+    "legend": Annotated[
+        bool | None, typer.Option(help="Add a legend at the right or not (default).")
+    ],
+    "palette": Annotated[
+        str | None,
+        typer.Option(help=f"Colours of the overlays: {' or '.join(PALETTES)} (default: classes)."),
+    ],
+    "font_scale": Annotated[
+        float | None, typer.Option(help="Factor on the size of the text in overlays (default: 1).")
+    ],
+}
+"""Options of overlays, by the fields of :class:`OverlayStyle`."""
 
 Config = TypeVar("Config")
 

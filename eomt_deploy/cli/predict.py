@@ -14,6 +14,7 @@ import typer
 
 from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, stdout, warn
 from eomt_deploy.cli.options import (
+    OVERLAY,
     Arithmetic,
     Backend,
     Device,
@@ -24,11 +25,13 @@ from eomt_deploy.cli.options import (
     Overwrite,
     ScoreThreshold,
     Threads,
+    with_options,
 )
 from eomt_deploy.cli.predict_video import VideoJob, chosen_classes, predict_videos
 from eomt_deploy.cli.stopping import uninterrupted
+from eomt_deploy.drawing import OverlayStyle
 from eomt_deploy.errors import ImageError, OutputError, UsageError
-from eomt_deploy.files import write_atomically
+from eomt_deploy.files import PICTURE_FORMATS, save_picture, write_atomically
 from eomt_deploy.image_search import FoundImages, search_images
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.predictions import (
@@ -104,6 +107,7 @@ def predict(
         Path | None,
         typer.Option("--json", help="Also write predictions.json to this file (- for stdout)."),
     ] = None,
+    **overlay: Any,
 ) -> None:
     """Segment images or videos.
 
@@ -121,6 +125,10 @@ def predict(
         "score_threshold": score_threshold, "mask_threshold": mask_threshold,
         "overlap_threshold": overlap_threshold,
     }  # fmt: skip
+    style = OverlayStyle(
+        **{name: value for name, value in overlay.items() if value is not None},
+        min_score=score_threshold,
+    )
     if any(map(is_video, images)):
         if resume or json:
             raise UsageError(
@@ -128,8 +136,9 @@ def predict(
                 fix="Leave it out; -o RESULT.jsonl writes JSON.",
             )
         job = VideoJob(
-            tuple(images), output, every or 1, start or 0, end, max_pixels, classes_only, overwrite
-        )
+            tuple(images), output, every or 1, start or 0, end, max_pixels, classes_only,
+            style, overwrite,
+        )  # fmt: skip
         predict_videos(job, model, opening, thresholds)
         return
     if given := [n for n, v in (("every", every), ("start", start), ("end", end)) if v is not None]:
@@ -171,11 +180,13 @@ def predict(
                     yield result.filter(classes=kept)
 
         if as_file:
-            _predict_file(run, found or [sys.stdin.buffer], output)
+            _predict_file(run, found or [sys.stdin.buffer], output, style)
             return
-        with PredictionFolder(output, segmenter.spec) as folder:
+        with PredictionFolder(output, segmenter.spec, style) as folder:
             names = output_names(_without_results(found, folder))
             settings = _settings(model, segmenter, used)
+            if style != OverlayStyle():
+                settings["overlay"] = asdict(style)
             if kept is not None:
                 settings["classes"] = sorted(kept)
             removed = folder.start(names, settings, resume=resume, overwrite=overwrite)
@@ -209,7 +220,7 @@ def _without_results(sources: list[Source], folder: PredictionFolder) -> list[So
     return images
 
 
-def _predict_file(run: Predict, images: Sequence[Any], output: Path) -> None:
+def _predict_file(run: Predict, images: Sequence[Any], output: Path, style: OverlayStyle) -> None:
     if len(images) > 1:
         raise UsageError(
             f"The results of {len(images)} images do not fit into one file, {output}.",
@@ -218,7 +229,10 @@ def _predict_file(run: Predict, images: Sequence[Any], output: Path) -> None:
     result = next(run(images))
     if isinstance(result, ImageError):
         raise result
-    result.save(output)
+    if output.suffix.lower() in PICTURE_FORMATS:
+        save_picture(result.overlay(style=style), output)
+    else:
+        result.save(output)
     say(f"wrote {output}: {result}")
 
 
@@ -288,3 +302,6 @@ def _write(
     if remark:
         warn(remark)
     return True
+
+
+command = with_options(predict, OVERLAY)

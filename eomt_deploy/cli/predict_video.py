@@ -28,6 +28,7 @@ from eomt_deploy.classes import find_classes
 from eomt_deploy.cli.console import say, say_remarks, stderr, warn
 from eomt_deploy.cli.stopping import Stopped, uninterrupted
 from eomt_deploy.closing import Closing
+from eomt_deploy.drawing import OverlayStyle
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import GENERATOR, staging_folder
 from eomt_deploy.outputs import check_outputs
@@ -53,6 +54,7 @@ class VideoJob:
         end: as ``every``.
         max_pixels: as ``every``.
         classes_only: names of classes, separated by commas; None keeps all.
+        style: how overlays are drawn.
         overwrite: also replace files that eomt-deploy did not write.
     """
 
@@ -63,6 +65,7 @@ class VideoJob:
     end: float | None
     max_pixels: int | None
     classes_only: str | None
+    style: OverlayStyle
     overwrite: bool
 
 
@@ -112,7 +115,7 @@ def predict_videos(
         say(segmenter.engine.where, stderr)
         say_remarks(segmenter.engine)
         for source, one in zip(job.sources, paths, strict=True):
-            _predict(_open(job, source), segmenter, one, thresholds, kept)
+            _predict(_open(job, source), segmenter, one, thresholds, kept, job.style)
 
 
 def _open(job: VideoJob, source: str) -> Video:
@@ -178,10 +181,12 @@ def _predict(
     paths: list[Path],
     thresholds: Mapping[str, Any],
     kept: frozenset[int] | None,
+    style: OverlayStyle,
 ) -> None:
     """Segment one video. If it is stopped or lost, the files contain the frames before."""
     sinks = [
-        _Lines(path, video) if path.suffix == LINES else _Pictures(path, video) for path in paths
+        _Lines(path, video) if path.suffix == LINES else _Pictures(path, video, style)
+        for path in paths
     ]
     writing = _Writing(sinks)
     stopped: BaseException | None = None
@@ -271,14 +276,15 @@ class _Sink(Closing):
 class _Pictures(_Sink):
     """Overlays or labels as a video."""
 
-    def __init__(self, path: Path, video: Video) -> None:
-        self._path, self._video = path, video
+    def __init__(self, path: Path, video: Video, style: OverlayStyle) -> None:
+        self._path, self._video, self._style = path, video, style
         self._labels = _is_labels(path)
         check_format(path, "labels" if self._labels else "overlay")
         self._writer: VideoWriter | None = None
 
     def write(self, result: Segmentation) -> None:
-        pixels = np.asarray(result.label_image() if self._labels else result.overlay())
+        picture = result.label_image() if self._labels else result.overlay(style=self._style)
+        pixels = np.asarray(picture)
         if self._writer is None:
             sound = self._video if isinstance(self._video, VideoFile) else None
             self._writer = VideoWriter(

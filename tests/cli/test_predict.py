@@ -331,3 +331,36 @@ def test_ctrl_c_at_any_time_shows_no_traceback(exported, picture, tmp_path, seco
     assert process.returncode in (0, 128 + signal.SIGINT, -signal.SIGINT)
     assert "Traceback" not in text + err
     assert "KeyboardInterrupt" not in text + err
+
+
+def test_options_of_overlays(cli, exported, image_path, tmp_path):
+    model = exported("semantic")
+
+    def drawn(name, *options):
+        code, _, err = cli("predict", model, image_path, "-o", tmp_path / name, *options)
+        assert code == 0, err
+        return np.asarray(Image.open(tmp_path / name))
+
+    photo = np.asarray(Image.open(image_path))
+    plain = drawn("plain.png")
+    assert plain.shape == photo.shape
+    nothing = ("--no-masks", "--no-outlines", "--no-labels")
+    assert (drawn("nothing.png", *nothing) == photo).all()
+    assert (drawn("alpha.png", "--alpha", "0", *nothing[1:]) == photo).all()
+    assert drawn("legend.png", "--legend").shape[1] > photo.shape[1]
+    different = [
+        drawn(f"{number}.png", *options)
+        for number, options in enumerate(
+            [("--palette", "okabe-ito"), ("--font-scale", "2"), ("--alpha", "0.9")]
+        )
+    ]
+    assert all((picture != plain).any() for picture in different)
+    code, _, err = cli(
+        "predict", model, image_path, "-o", tmp_path / "x.png", "--palette", "rainbow"
+    )
+    assert code == 2
+    assert "There is no palette 'rainbow'" in err
+    code, _, err = cli("predict", model, image_path, "-o", tmp_path / "out", "--legend")
+    assert code == 0, err
+    (picture,) = (tmp_path / "out/overlay").iterdir()
+    assert Image.open(picture).width > photo.shape[1]

@@ -47,7 +47,7 @@ def test_predict(model, tmp_path):
     first, *regions = done.stdout.splitlines()
     assert first == f"Segmentation(panoptic, 240x320, {len(regions)} segments)"
     assert [line.split()[0] for line in regions] == ["sand", "water", "crate", "ball", "sky"]
-    assert Image.open(tmp_path / "seen.png").size == (640, 480)
+    assert Image.open(tmp_path / "seen.png").size == (320, 240)
 
 
 def test_predict_shows_errors_in_words(model, tmp_path):
@@ -80,7 +80,7 @@ def test_stream_video(model, tmp_path):
     assert video.get(cv2.CAP_PROP_FPS) == 12
     _, frame = video.read()
     with Segmenter(model) as segmenter:
-        overlay = segmenter.predict(SCENE).overlay(labels=False).resize((width, height))
+        overlay = segmenter.predict(SCENE).overlay(labels=False)
     again = run("stream_video.py", model, tmp_path / "in.mp4", tmp_path / "in.mp4")
     assert again.returncode == 1
     assert "in.mp4 already exists" in again.stderr
@@ -90,6 +90,22 @@ def test_stream_video(model, tmp_path):
     difference = cv2.absdiff(frame, np.asarray(overlay)[:, :, ::-1])
     assert difference.mean() < 8  # lossy compression; a frame without overlay has 40
     assert cv2.absdiff(frame, scene).mean() > 20
+
+
+def test_contact_sheet(model, tmp_path):
+    done = run("contact_sheet.py", model, tmp_path / "sheet.png", SCENE, SCENE)
+    assert done.stdout == f"wrote 2 rows to {tmp_path / 'sheet.png'}\n", done.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(SCENE) as scene:
+        assert sheet.height == 32 + 2 * 240 + 8
+        assert sheet.width > 3 * 320  # the legend is additional
+        assert np.array_equal(np.asarray(sheet)[32:272, :320], np.asarray(scene.convert("RGB")))
+        ours, theirs = np.asarray(sheet)[32:272, 328:648], np.asarray(sheet)[32:272, -320:]
+    with Segmenter(model) as segmenter:
+        assert np.array_equal(ours, np.asarray(segmenter.predict(SCENE).overlay()))
+    assert cv2.absdiff(ours, theirs).mean() > 5
+    again = run("contact_sheet.py", model, tmp_path / "sheet.png", SCENE)
+    assert again.returncode == 1
+    assert "already exists" in again.stderr
 
 
 def test_export_and_build(tmp_path, capsys):
