@@ -374,6 +374,8 @@ class Segmentation:
             )
         return Image.fromarray(draw_overlay(self, pixels, style))
 
+    plot = overlay  # its name in other libraries
+
     def show(self, image: ImageSource | None = None, style: OverlayStyle | None = None) -> None:
         """Open :meth:`overlay` in the image viewer of the system.
 
