@@ -22,6 +22,7 @@ from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.segments import Labels, Segment
 from eomt_deploy.sources import ImageSource, RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
+from eomt_deploy.units import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -81,9 +82,9 @@ class Segmentation:
             raise ValueError(f"the image must have shape {(*self.size, 3)}")
 
     def __repr__(self) -> str:
-        what = f"{len(self.segments)} segments"
+        what = counted(len(self.segments), "segment")
         if self.task == "semantic":
-            what = f"{len(self)} classes"
+            what = f"{len(self)} class{'' if len(self) == 1 else 'es'}"
         return f"Segmentation({self.task}, {self.size[0]}x{self.size[1]}, {what})"
 
     @cached_property

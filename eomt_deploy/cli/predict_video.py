@@ -34,6 +34,7 @@ from eomt_deploy.files import GENERATOR, staging_folder
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
+from eomt_deploy.units import counted
 from eomt_deploy.video import Video, VideoFile, is_live, is_video, open_video
 from eomt_deploy.video.writing import CODECS, VideoWriter, check_format
 
@@ -203,7 +204,9 @@ def _predict(
     for remark in (*video.remarks, *(r for sink in sinks for r in sink.remarks)):
         warn(remark)
     if writing.count:
-        say(f"wrote {writing.count} frames of {video.name} to {', '.join(map(str, paths))}")
+        say(
+            f"wrote {counted(writing.count, 'frame')} of {video.name} to {', '.join(map(str, paths))}"
+        )
     if stopped is not None and not (video.live and _is_ctrl_c(stopped)):
         raise stopped
 

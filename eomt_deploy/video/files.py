@@ -12,6 +12,7 @@ from typing import Any
 from eomt_deploy.addresses import is_address, scrubbed, without_secrets
 from eomt_deploy.decoding import check_max_pixels
 from eomt_deploy.errors import ImageError, UsageError
+from eomt_deploy.units import counted
 from eomt_deploy.video.frames import Frame, Video, import_av, to_pixels
 
 TIMEOUT_SECONDS = 20.0
@@ -130,7 +131,7 @@ class VideoFile(Video):
     def remarks(self) -> tuple[str, ...]:
         found = []
         if self._damaged:
-            found.append(f"{self._damaged} parts of {self.name} are damaged and were left out")
+            found.append(f"left out {counted(self._damaged, 'damaged part')} of {self.name}")
         if self._hdr:
             found.append(
                 f"{self.name} is an HDR video, and its colours are not converted to those of "

@@ -16,6 +16,7 @@ import numpy as np
 from eomt_deploy.addresses import without_secrets
 from eomt_deploy.errors import DeviceError, EomtDeployError, ImageError
 from eomt_deploy.sources import RgbImage
+from eomt_deploy.units import counted
 from eomt_deploy.video.files import check_range, open_container
 from eomt_deploy.video.frames import Frame, Video, import_av, to_pixels
 
@@ -96,9 +97,13 @@ class LiveVideo(Video):
     def remarks(self) -> tuple[str, ...]:
         found = []
         if self.dropped:
-            found.append(f"{self.dropped} frames of {self.name} were dropped to stay in real time")
+            found.append(
+                f"{counted(self.dropped, 'frame')} of {self.name} had to be dropped to stay in real time"
+            )
         if self.reconnected:
-            found.append(f"{self.name} was lost and opened again {self.reconnected} times")
+            found.append(
+                f"{self.name} was lost and opened again: {counted(self.reconnected, 'time')}"
+            )
         return tuple(found)
 
     def __iter__(self) -> Iterator[Frame]:
