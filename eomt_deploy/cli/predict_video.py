@@ -204,9 +204,8 @@ def _predict(
     for remark in (*video.remarks, *(r for sink in sinks for r in sink.remarks)):
         warn(remark)
     if writing.count:
-        say(
-            f"wrote {counted(writing.count, 'frame')} of {video.name} to {', '.join(map(str, paths))}"
-        )
+        places = ", ".join(map(str, paths))
+        say(f"wrote {counted(writing.count, 'frame')} of {video.name} to {places}")
     if stopped is not None and not (video.live and _is_ctrl_c(stopped)):
         raise stopped
 

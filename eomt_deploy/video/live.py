@@ -97,9 +97,8 @@ class LiveVideo(Video):
     def remarks(self) -> tuple[str, ...]:
         found = []
         if self.dropped:
-            found.append(
-                f"{counted(self.dropped, 'frame')} of {self.name} had to be dropped to stay in real time"
-            )
+            frames = counted(self.dropped, "frame")
+            found.append(f"{frames} of {self.name} had to be dropped to stay in real time")
         if self.reconnected:
             found.append(
                 f"{self.name} was lost and opened again: {counted(self.reconnected, 'time')}"
