@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,10 +125,7 @@ def predict(
         "score_threshold": score_threshold, "mask_threshold": mask_threshold,
         "overlap_threshold": overlap_threshold,
     }  # fmt: skip
-    style = OverlayStyle(
-        **{name: value for name, value in overlay.items() if value is not None},
-        min_score=score_threshold,
-    )
+    style = OverlayStyle(**{name: value for name, value in overlay.items() if value is not None})
     if any(map(is_video, images)):
         if resume or json:
             raise UsageError(
@@ -136,8 +133,8 @@ def predict(
                 fix="Leave it out; -o RESULT.jsonl writes JSON.",
             )
         job = VideoJob(
-            tuple(images), output, every or 1, start or 0, end, max_pixels, classes_only,
-            style, overwrite,
+            tuple(images), output, 1 if every is None else every, start or 0, end, max_pixels,
+            classes_only, style, overwrite,
         )  # fmt: skip
         predict_videos(job, model, opening, thresholds)
         return
@@ -168,6 +165,7 @@ def predict(
     check_outputs(targets, inputs=[model, *search.paths], overwrite=overwrite)
     with ending_with(search.note), opening() as segmenter:
         used = segmenter.processor.thresholds(*thresholds.values())
+        shown = replace(style, min_score=score_threshold)  # also draw what was asked for
         kept = None if classes_only is None else chosen_classes(segmenter, classes_only)
         say(segmenter.engine.where, stderr)
         say_remarks(segmenter.engine)
@@ -180,9 +178,9 @@ def predict(
                     yield result.filter(classes=kept)
 
         if as_file:
-            _predict_file(run, found or [sys.stdin.buffer], output, style)
+            _predict_file(run, found or [sys.stdin.buffer], output, shown)
             return
-        with PredictionFolder(output, segmenter.spec, style) as folder:
+        with PredictionFolder(output, segmenter.spec, shown) as folder:
             names = output_names(_without_results(found, folder))
             settings = _settings(model, segmenter, used)
             if style != OverlayStyle():

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,13 @@ def predict_videos(
             _open(job, source).close()
     with opening() as segmenter:
         segmenter.processor.thresholds(*thresholds.values())
+        style = replace(job.style, min_score=thresholds["score_threshold"])
         kept = None if job.classes_only is None else chosen_classes(segmenter, job.classes_only)
         paths = [_without_labels(one, segmenter, folder=_is_folder(job)) for one in targets]
         say(segmenter.engine.where, stderr)
         say_remarks(segmenter.engine)
         for source, one in zip(job.sources, paths, strict=True):
-            _predict(_open(job, source), segmenter, one, thresholds, kept, job.style)
+            _predict(_open(job, source), segmenter, one, thresholds, kept, style)
 
 
 def _open(job: VideoJob, source: str) -> Video:
