@@ -130,7 +130,7 @@ def test_errors(cli, exported, clip, image_path, tmp_path):
         ((image_path, "-o", out, "--every", "2"), "--every is for videos"),
         ((clip, "-o", out, "--start", "3", "--end", "2"), "end must be later"),
         ((clip, "-o", out, "--every", "0"), "every must be 1 or more"),
-        ((clip, "-o", out, "--conf", "7"), "score_threshold"),
+        ((clip, "-o", out, "--conf", "7"), "score threshold must be between 0 and 1"),
         ((tmp_path / "none.mp4", "-o", out), "No such file"),
         (("rtsp://me:secret@127.0.0.1:9/x", "-o", out), "Connection refused"),
     ]:
