@@ -5,7 +5,7 @@ The options come from the configurations of the backends, so that a new backend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,10 @@ from eomt_deploy.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+OTHER_ENGINE_SUFFIXES = (".trt", ".plan")
+"""Suffixes of TensorRT engines in other tools."""
 
 
 def build(
@@ -91,10 +95,9 @@ def choose_target(output: Path, target: str | None, default: str | None = None) 
     able = builders(output.suffix)
     formats = {b.build.suffix: b.title for b in reversed(BACKENDS.values()) if b.build}
     if not able:
-        known = ", ".join(f"{suffix} ({title})" for suffix, title in formats.items())
         raise UsageError(
             f"{output} has the suffix {output.suffix or '(none)'}, which no backend builds.",
-            fix=f"Known: {known}.",
+            fix=suffix_fix(output, formats),
         )
     chosen = target or default or able[0]
     if chosen not in able:
@@ -102,6 +105,18 @@ def choose_target(output: Path, target: str | None, default: str | None = None) 
             f"{chosen} does not build {output.suffix} files.", fix=f"Use {' or '.join(able)}."
         )
     return chosen
+
+
+def suffix_fix(output: Path, formats: Mapping[str, str]) -> str:
+    """The fix for an output file whose suffix is not that of a format.
+
+    Args:
+        formats: names of the formats by suffix.
+    """
+    if output.suffix.lower() in OTHER_ENGINE_SUFFIXES and ".engine" in formats:
+        return f"TensorRT engines end with .engine here: use -o {output.with_suffix('.engine')}."
+    known = [f"{output.with_suffix(suffix)} ({title})" for suffix, title in formats.items()]
+    return f"Use -o {', '.join(known[:-1])} or {known[-1]}."
 
 
 def run_build(target: str, config: BuildConfig, console: Console) -> BuildReport:

@@ -140,8 +140,9 @@ def compare(
         _check(result, tolerance, _name(a), _name(b))
     if result.left_out:
         raise ImageError(
-            f"{len(result.left_out)} of {len(samples)} images could not be read and were left out; "
-            "see the errors above."
+            f"{len(result.left_out)} of {counted(len(samples), 'image')} could not be read and "
+            "left out; see the errors above.",
+            fix="Repair or remove these images, and compare again.",
         )
 
 

@@ -109,6 +109,21 @@ class Rounds:
                 raise UsageError(f"{name} must be at most {maximum:,}{unit}, got {value:,}.")
 
 
+def rounds_line(rounds: Rounds, needed: int) -> str:
+    """What will be measured, in one sentence, before it starts.
+
+    Args:
+        needed: minimum number of rounds for a valid result.
+    """
+    low, high = rounds.warmup, rounds.max_warmup or rounds.warmup
+    warmup = f"{low} to {high}" if high > low else f"{low}"
+    limit = "" if rounds.seconds is None else f", at most {rounds.seconds:g} s"
+    return (
+        f"{warmup} warm-up and {rounds.iterations} measured rounds{limit}; a valid result needs at "
+        f"least {needed} measured rounds"
+    )
+
+
 MIN_ROUNDS = 2
 """Minimum number of measured rounds."""
 MAX_ROUNDS, MAX_PAUSE, MAX_SECONDS = 1_000_000, 3600, 7 * 86_400

@@ -74,6 +74,12 @@ class Served:
         return self.lost / sent if sent else 0.0
 
     @property
+    def offered(self) -> float:
+        """Requests per second that arrived, including lost ones. ``rate`` is their mean."""
+        sent = len(self.latencies) + self.lost
+        return sent / self.seconds if self.seconds > 0 else 0.0
+
+    @property
     def throughput(self) -> float:
         """Answers per second."""
         return len(self.latencies) / self.seconds if self.seconds > 0 else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,36 +171,35 @@ PLOTS: dict[str, Callable[[SuiteReport], bytes]] = {
     "latency": latency,
     "batches": batches,
 }
-"""Plots of one report, by the name of their file; ``pareto`` takes several reports."""
+"""Plots of one report, by kind; ``pareto`` takes several reports."""
 NAMES = (*PLOTS, "pareto")
 
 
-def check_names(paths: Sequence[Path]) -> None:
-    """Check that each file name ends with the name of a plot, e.g. ``table1-pareto.png``.
+def check_png(plots: Mapping[str, Path]) -> None:
+    """Check that the files of the plots (by kind) are PNG files.
 
     Raises:
-        UsageError: it does not, or it is not a PNG file.
+        UsageError: one is not.
     """
-    for path in paths:
-        if path.suffix.lower() != ".png" or not any(path.stem.endswith(n) for n in NAMES):
+    for kind, path in plots.items():
+        if path.suffix.lower() != ".png":
             raise UsageError(
-                f"{path} is not the file name of a plot.",
-                fix=f"Name it {', '.join(f'{name}.png' for name in NAMES)}, or …-pareto.png.",
+                f"Plots are written as .png, got --plot-{kind} {path}.",
+                fix=f"Use --plot-{kind} {path.with_suffix('.png')}.",
             )
 
 
-def draw(stem: str, reports: Sequence[SuiteReport]) -> bytes:
-    """The plot for a file name without suffix, of the first report that has it.
+def draw(kind: str, reports: Sequence[SuiteReport]) -> bytes:
+    """A plot of :data:`NAMES`, of the first report that has it.
 
     Raises:
         UsageError: there is nothing to draw.
     """
-    name = next(n for n in NAMES if stem.endswith(n))
     reports = _timed(reports)
-    if name == "pareto":
+    if kind == "pareto":
         return pareto(reports)
-    fitting = [report for report in reports if name in drawable([report])]
-    return PLOTS[name](fitting[0] if fitting else reports[0])
+    fitting = [report for report in reports if kind in drawable([report])]
+    return PLOTS[kind](fitting[0] if fitting else reports[0])
 
 
 def drawable(reports: Sequence[SuiteReport]) -> list[str]:
