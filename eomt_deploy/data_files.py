@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent
 
 
 def folder(name: str) -> Path:
-    """Path of ``export``, ``engines`` or ``benchmarks``, in the wheel or in the repository."""
+    """Path of ``export``, ``engines``, ``benchmarks`` or ``examples``: packed, or in the clone."""
     packed = PACKAGE / "_data" / name
     return packed if packed.is_dir() else PACKAGE.parent / name
 

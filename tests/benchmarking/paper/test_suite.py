@@ -161,7 +161,7 @@ def test_tables_say_what_was_measured_where(report):
 
 def test_pictures(report):
     assert plots.drawable([report]) == ["waterfall", "latency"]  # no score at these sizes
-    for name in ("waterfall", "table1-latency"):
+    for name in ("waterfall", "latency"):
         assert plots.draw(name, [report]).startswith(PNG)
     with pytest.raises(UsageError, match="no row with a score"):
         plots.draw("pareto", [report])
