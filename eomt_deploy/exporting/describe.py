@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from eomt_deploy import __version__, catalog
+from eomt_deploy import __version__, catalog, licences
 from eomt_deploy.addresses import is_address, without_secrets
 from eomt_deploy.checkpoints import Checkpoint
 from eomt_deploy.checkpoints.huggingface import HUB_PREFIX
@@ -95,6 +95,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
             "checkpoint": printable(_file_name(config.checkpoint)),
             "checkpoint_sha256": checkpoint.sha256,
             **_origin(checkpoint),
+            **({"licence": ", ".join(source.entry.licences)} if source.entry else {}),
             "source_format": checkpoint.source_format,
             "masked_attention": _annealing(checkpoint),
             **({"stuff_in_instance": "allowed"} if _stuff_allowed(config, task, classes) else {}),
@@ -187,6 +188,8 @@ def warnings(
 ) -> list[str]:
     """Warnings about an export that is possible, but may not be what the user expects."""
     notes = list(checkpoint.notes)
+    if source.entry:
+        notes += licences.notes(source.entry.name, source.entry.licences)
     trained = source.entry.task if source.entry else checkpoint.task
     if trained not in (None, spec.task):
         name = source.entry.name if source.entry else _file_name(config.checkpoint)
