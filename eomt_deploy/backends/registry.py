@@ -188,6 +188,7 @@ BACKENDS: dict[str, Backend] = {
         devices=("cpu", "cuda"),
         precisions=UNQUANTIZED,
         engine=".aotinductor.engine:AotInductorEngine",
+        problem=".aotinductor.problem:problem",
         inspect=".aotinductor.inspect:inspect",
     ),
     "openvino": Backend(
