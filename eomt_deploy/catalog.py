@@ -110,7 +110,8 @@ def _checkpoint(path: Path) -> CatalogEntry:
     data = read_toml(path)
     if data.get("task") not in get_args(Task):
         raise EomtDeployError(
-            f"{path}: `task` must be one of {', '.join(get_args(Task))}, got {data.get('task')!r}."
+            f"{path}: `task` must be one of {', '.join(get_args(Task))}, got {data.get('task')!r}.",
+            fix="Correct `task` in this file.",
         )
     if "published" in data:
         data["published"] = make_entry(Published, path, data["published"], named=False)

@@ -95,7 +95,10 @@ class Engine(Closing, ABC):
                 fix="Convert images with Processor.preprocess.",
             )
         if len(images) == 0:
-            raise UsageError("The batch is empty.")
+            raise UsageError(
+                "The batch is empty.",
+                fix="Pass at least one image.",
+            )
         batch = self.spec.batch
         if batch is None or len(images) == batch or self.splits:
             return self._run(np.ascontiguousarray(images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import warnings
@@ -31,6 +32,16 @@ from eomt_deploy.cli.examples import EXAMPLES, epilog
 from eomt_deploy.cli.stopping import Stopped, received_signal
 from eomt_deploy.errors import FILE_SYSTEM_ID, EomtDeployError, UsageError
 
+FILE_SYSTEM_FIXES = {
+    errno.EACCES: "Change the permissions of this file or folder, or choose another one.",
+    errno.EPERM: "Change the permissions of this file or folder, or choose another one.",
+    errno.EROFS: "Choose a folder that can be written.",
+    errno.ENOSPC: "Free some space, or choose another disk.",
+    errno.EDQUOT: "Free some space, or choose another disk.",
+    errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.EMFILE: "Close other programs, or raise the limit of open files (ulimit -n).",
+}
+OTHER_FIX = "Check that the file or folder exists, and that its disk works."
 PARSE_ERROR: Any = typer.BadParameter.__mro__[1]
 """Click's error for arguments that cannot be parsed; some versions of typer contain their own."""
 
@@ -106,6 +117,7 @@ def run(arguments: Sequence[str]) -> None:
             place = f"{error.filename}: " if error.filename else ""
             reason = error.strerror or error
             say(f"error {FILE_SYSTEM_ID}: {place}{reason}", stderr, "bold red")
+            say(f"  fix: {FILE_SYSTEM_FIXES.get(error.errno or 0, OTHER_FIX)}", stderr)
             sys.exit(2)
         raise
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -141,7 +141,7 @@ def _build_abilities(here: Machine) -> list[Ability]:
         elif backend.build.problem:
             found = load(backend.build.problem)()
             if isinstance(found, Problem) and found.fix == backend.install:
-                found = replace(found, fix=here.install(backend.extra))
+                found = found._replace(fix=here.install(backend.extra))
             result.append(_ability(what, found))
         else:
             problem = _run_problem(backend, backend.devices[0], here)

@@ -282,7 +282,10 @@ def choose(names: Sequence[str], split: str | None, what: str) -> str:
     if len(chosen) == 1:
         return chosen[0]
     if not chosen:
-        raise DatasetError(f"No {what} of the split {split!r}, found {', '.join(names)}.")
+        raise DatasetError(
+            f"No {what} of the split {split!r}, found {', '.join(names)}.",
+            fix="Pass --split with a part of one of these names, e.g. val2017, or leave it out.",
+        )
     raise DatasetError(
         f"There are {len(chosen)} files with {what}: {', '.join(chosen)}.",
         fix="Select one with --split, e.g. --split val2017.",

@@ -99,7 +99,10 @@ def pareto(reports: Sequence[SuiteReport]) -> bytes:
             )  # fmt: skip
             drawn.add(name)
     if not drawn:
-        raise UsageError("There is nothing to draw: no row with a score was measured.")
+        raise UsageError(
+            "There is nothing to draw: no row with a score was measured.",
+            fix="Measure rows for which the paper reports a score, at their own size and backbone.",
+        )
     metrics = sorted({r.paper.metric for report in reports for r in report.suite.rows})
     axes.plot([], [], "s", color=PAPER, label=f"paper, {reports[0].suite.device}")
     axes.plot([], [], "x", color=GREY, label="ours, INVALID")
@@ -237,7 +240,10 @@ def _main(report: SuiteReport) -> list[Measurement]:
     The one with the most VALID rows is drawn; of several, the one that was measured first.
     """
     if not report.measurements:
-        raise UsageError("There is nothing to draw: no row was measured.")
+        raise UsageError(
+            "There is nothing to draw: no row was measured.",
+            fix="Measure more rounds; the reasons are in the notes of the report.",
+        )
     valid = Counter(m.key for m in report.measurements if m.verdict.valid)
     drawn = max((m.key for m in report.measurements), key=lambda key: valid[key])
     once: dict[str, Measurement] = {}
