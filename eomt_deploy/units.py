@@ -26,6 +26,16 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def time_text(seconds: float) -> str:
+    """A duration as people write it: ``7 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def percent(share: float) -> str:
     """A share as a percentage with three significant digits, e.g. ``4.57%`` or ``0.00017%``."""
     if 0 < share < 1e-6:

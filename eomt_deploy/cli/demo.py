@@ -18,6 +18,7 @@ from eomt_deploy.cli import export as exporting
 from eomt_deploy.cli import predict as predicting
 from eomt_deploy.cli.console import say, warn
 from eomt_deploy.data_files import folder as data_folder
+from eomt_deploy.units import time_text
 
 MODEL = "eomt-tiny-scenes"
 
@@ -45,7 +46,8 @@ def demo(
     _say_command("predict", model, scenes, "-o", results)
     predicting.predict(model, [str(scenes)], results)
     overlays = sorted((results / "overlay").iterdir())
-    say(f"\n{len(overlays)} overlays in {results / 'overlay'}, {_seconds(started)}")
+    took = time_text(time.monotonic() - started)
+    say(f"\n{len(overlays)} overlays in {results / 'overlay'}, after {took}")
     if no_open:
         return
     viewer = find_viewer(sys.platform, os.environ)
@@ -83,7 +85,3 @@ def open_with(viewer: list[str], image: Path) -> None:
 
 def _say_command(*words: object) -> None:
     say(f"$ {shlex.join(['eomt-deploy', *map(str, words)])}")
-
-
-def _seconds(started: float) -> str:
-    return f"{time.monotonic() - started:.0f} s"
