@@ -11,6 +11,7 @@ from eomt_deploy.benchmarking.paper.plots import (
     COLOURS,
     check_matplotlib,
     check_png,
+    draw_front,
     new_axes,
     new_panels,
     png,
@@ -67,6 +68,9 @@ def _pareto(report: Report) -> bytes:
             axes.plot(
                 row.fps, row.score, markers[row.stage], color=colours[row.engine], label=label
             )
+    for stage in markers:
+        own = [(r.fps, r.score) for r in rows if r.stage == stage and r.score is not None]
+        draw_front(axes, own, "black", f"front, {stage}")
     axes.set_xlabel("images per second")
     axes.set_ylabel(
         "score, percent" if any(r.score is not None for r in rows) else "no scores given"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,14 @@ def pareto(reports: Sequence[SuiteReport]) -> bytes:
             "There is nothing to draw: no row with a score was measured.",
             fix="Measure rows for which the paper reports a score, at their own size and backbone.",
         )
+    draw_front(axes, [(fps, score) for fps, score, _ in quoted], PAPER, "front of the paper")
+    ours = [
+        (m.fps, report.row(m.row).paper.score or 0.0)
+        for report in reports
+        for m in _scored(report)
+        if m.verdict.valid
+    ]
+    draw_front(axes, ours, "black", "our front")
     metrics = sorted({r.paper.metric for report in reports for r in report.suite.rows})
     axes.plot([], [], "s", color=PAPER, label=f"paper, {reports[0].suite.device}")
     axes.plot([], [], "x", color=GREY, label="ours, INVALID")
@@ -281,7 +289,37 @@ def new_axes(width: float, height: float) -> tuple[Any, Any]:
 def new_panels(count: int) -> tuple[Any, list[Any]]:
     """A figure, and ``count`` axes one below the other."""
     figure = _figure(6.4, 1.2 + 1.15 * count)
-    return figure, list(figure.subplots(count, 1, squeeze=False)[:, 0])
+    # One time axis, so that the panels can be compared.
+    return figure, list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
+
+
+def new_row(count: int) -> tuple[Any, list[Any]]:
+    """A figure, and ``count`` axes side by side."""
+    figure = _figure(4.4 * count, 4.4)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The Pareto front of points (speed, score): no other point is better in both.
+
+    Returns:
+        the points of the front, the slowest first.
+    """
+    found: list[tuple[float, float]] = []
+    for speed, score in sorted(points, reverse=True):
+        if not found or score > found[-1][1]:
+            found.append((speed, score))
+    return found[::-1]
+
+
+def draw_front(axes: Any, points: Iterable[tuple[float, float]], colour: str, label: str) -> None:
+    """Draw the front of these points as a line, if it has at least two."""
+    line = front(points)
+    if len(line) > 1:
+        axes.plot(
+            *zip(*line, strict=True), "-", color=colour, linewidth=1, alpha=0.6, label=label,
+            zorder=1,
+        )  # fmt: skip
 
 
 def _pair() -> tuple[Any, Any]:
