@@ -17,6 +17,7 @@ import typer
 from eomt_deploy.cli import export as exporting
 from eomt_deploy.cli import predict as predicting
 from eomt_deploy.cli.console import say, warn
+from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.data_files import folder as data_folder
 from eomt_deploy.units import time_text
 
@@ -31,6 +32,7 @@ def demo(
     no_open: Annotated[
         bool, typer.Option("--no-open", help="Do not open the first overlay in an image viewer.")
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Export the embedded model, segment six drawn scenes and open an overlay.
 
@@ -42,9 +44,9 @@ def demo(
     model, results = output / "tiny.onnx", output / "out"
     scenes = data_folder("examples") / "scenes"
     _say_command("export", MODEL, "-o", model)
-    exporting.export(MODEL, model)
+    exporting.export(MODEL, model, overwrite=overwrite)
     _say_command("predict", model, scenes, "-o", results)
-    predicting.predict(model, [str(scenes)], results)
+    predicting.predict(model, [str(scenes)], results, overwrite=overwrite)
     overlays = sorted((results / "overlay").iterdir())
     took = time_text(time.monotonic() - started)
     say(f"\n{len(overlays)} overlays in {results / 'overlay'}, after {took}")

@@ -56,6 +56,15 @@ def test_it_opens_the_overlay_if_there_is_a_display(cli, tmp_path, monkeypatch, 
     assert seen.read_text().strip() == first
 
 
+def test_a_file_of_the_user_is_kept(cli, tmp_path):
+    model = tmp_path / "tiny.onnx"
+    model.write_text("mine")
+    code, _, err = cli("demo", "-o", tmp_path, "--no-open")
+    assert code == 2
+    assert "--overwrite" in err
+    assert model.read_text() == "mine"
+
+
 def test_the_viewer_of_each_system():
     assert find_viewer("darwin", {}) == ["open"]
     assert find_viewer("win32", {})[0] == "cmd"

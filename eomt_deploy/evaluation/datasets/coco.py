@@ -34,6 +34,7 @@ from eomt_deploy.evaluation.truth import Sample, Truth, TruthSegment
 from eomt_deploy.masks import Rle, encode_mask
 from eomt_deploy.result import VOID
 from eomt_deploy.spec import ModelSpec
+from eomt_deploy.units import counted
 
 SamplesAndNotes = tuple[list[Sample], list[str]]
 """Samples, and notes on the data for the user."""
@@ -73,7 +74,7 @@ def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> Sampl
         truth = _panoptic_truth(index, spec, f"{folder}/{png}", image, segments, class_of)
         samples.append(_sample(index, file_name, image, truth))
     if missing := len(document.images) - len(labels):
-        notes.append(f"{missing} images of {name} have no labels")
+        notes.append(f"{counted(missing, 'image')} of {name} without labels")
     return samples, notes
 
 
