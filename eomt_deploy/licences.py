@@ -13,6 +13,10 @@ LINKS = {
     AGPL: "https://www.gnu.org/licenses/agpl-3.0.html",
     DINOV3: "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
 }
+KINDS = {
+    AGPL: "a copyleft licence, or a commercial licence of the authors",
+    DINOV3: "Meta's own licence",
+}
 
 
 def parts(licence: str, base_weights: str = "") -> list[str]:
@@ -40,9 +44,9 @@ def notes(name: str, licences: list[str]) -> list[str]:
 def _note(name: str, licence: str) -> str:
     if AGPL in licence:
         return (
-            f"Licence of {name}: {licence}. Under AGPL-3.0, who distributes the model or offers it "
-            f"over a network must publish the source code of the work that contains it. Read "
-            f"{LINKS[AGPL]}, and ask the authors about a commercial licence."
+            f"Licence of {name}: {licence}. In short, AGPL-3.0 requires the source code of a work "
+            "that contains the model if you distribute it or offer it over a network. Read "
+            f"{LINKS[AGPL]}, or ask the authors about a commercial licence."
         )
     if licence == DINOV3:
         return (

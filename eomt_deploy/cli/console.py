@@ -30,8 +30,9 @@ from eomt_deploy.units import time_text
 if TYPE_CHECKING:
     from eomt_deploy.backends.engine import Engine
 
-WIDE = 120
-"""Columns if there is no terminal, e.g. in a pipe or a log."""
+WIDE = 140
+"""Columns if there is no terminal, e.g. in a pipe or a log: a row of a table stays on one line, for
+tools such as grep."""
 SHORT_SECONDS = 2.0
 """The time of a phase is shown from here on."""
 LINE_SECONDS = 10.0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -371,7 +372,12 @@ def test_list_shows_licences(cli):
     assert "(H100)  MIT  " in lines["coco-instance-eomt-large-640"]
     assert "AGPL-3.0 + DINOv3" in lines["coco-instance-eomt-small-640-lightly"]
     assert "MIT + DINOv3" in lines["coco-instance-eomt-large-640-dinov3"]
-    assert "AGPL-3.0: not a permissive licence; read https://" in out
+    assert (
+        "AGPL-3.0: a copyleft licence, or a commercial licence of the authors; read https://" in out
+    )
     assert "AGPL" not in cli("list", "--dataset", "made-up scenes")[1]
+    rows = [line for line in cli("list")[1].splitlines() if "-eomt-" in line]
+    assert len(rows) == len(catalog.checkpoints()) - 1  # one line each, e.g. for grep
+    assert all(re.search(r"\d+M .*(MIT|AGPL-3.0)", row) for row in rows)
     entries = json.loads(cli("list", "--json")[1])
     assert all(entry["licences"] for entry in entries)
