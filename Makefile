@@ -25,11 +25,8 @@ $(READY): $(RUN)
 	@touch $@
 
 demo: $(RUN)
-	$(BIN)/eomt-deploy export eomt-tiny-scenes -o $(DEMO)/tiny.onnx
-	$(BIN)/eomt-deploy predict $(DEMO)/tiny.onnx examples/scenes -o $(DEMO)/out
+	$(BIN)/eomt-deploy demo -o $(DEMO)
 	$(BIN)/eomt-deploy bench --engine $(DEMO)/tiny.onnx --image examples/scenes/scene-1.png --json $(DEMO)/bench.json
-	@echo
-	@echo "The overlays are in $(DEMO)/out/overlay/"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,24 +196,76 @@ def show(case: dict[str, Any]) -> None:
         console.print(f"equal on {case['agreement']:.5%} of the pixels")
 
 
-def plot(runs: list[list[dict[str, Any]]]) -> bytes:
-    """Plot the speedup of our rows over transformers for each case, one dot per run."""
-    from eomt_deploy.benchmarking.paper.plots import new_axes, png
+GROUPS = {
+    "post": "post-processing (log scale)",
+    "network": "network alone",
+    "photo": "from the JPEG file to the result",
+}
+"""Sections that are drawn, and their titles."""
+COLOURS = ("#9ecae1", "#4292c6", "#a1d99b", "#41ab5d", "#fdae6b", "#006d2c")
 
-    labels: list[str] = []
-    cases = [case for case in runs[0] if BASE in case["rows"]]
-    figure, axes = new_axes(7.5, 0.22 * sum(len(case["rows"]) for case in cases) + 1)
-    for case in cases:
-        for row in list(case["rows"])[1:]:
-            labels.append(f"{case['section']}: {case['case']}, {row}")
-            for run in runs:
-                same = next(c for c in run if c["case"] == case["case"])
-                ratio = same["rows"][row]["times_as_fast"]
-                axes.plot([ratio["low"], ratio["high"]], [len(labels) - 1] * 2, "tab:blue")
-                axes.plot(ratio["value"], len(labels) - 1, "o", color="tab:blue", markersize=4)
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlabel("times as fast as transformers in the same run (bars: 99% intervals)")
-    axes.axvline(1, color="0.6", linewidth=0.8)
+
+def plot(runs: list[list[dict[str, Any]]]) -> bytes:
+    """Three panels of grouped bars: a group for each case, a bar for each backend.
+
+    A bar is the median of the runs; its line goes from the lowest to the highest end of their 99%
+    intervals.
+    """
+    from eomt_deploy.benchmarking.paper.plots import new_row, png
+
+    figure, panels = new_row(len(GROUPS))
+    for axes, (section, title) in zip(panels, GROUPS.items(), strict=True):
+        cases = ratios(runs, section)
+        rows = list(dict.fromkeys(row for found in cases.values() for row in found))
+        width = 0.8 / max(len(rows), 1)
+        prefix = "" if section == "post" else "EoMT-"
+        for place, row in enumerate(rows):
+            colour = COLOURS[place % len(COLOURS)] if len(rows) > 1 else "#006d2c"
+            spots = [
+                (index + (place - (len(rows) - 1) / 2) * width, found[row])
+                for index, found in enumerate(cases.values())
+                if row in found
+            ]
+            axes.bar(
+                [x for x, _ in spots], [value for _, (value, _, _) in spots],
+                0.92 * width, color=colour, label=row.replace(" f32", " fp32"),
+            )  # fmt: skip
+            for x, (_, low, high) in spots:
+                axes.vlines(x, low, high, color="black", linewidth=1.1)
+        axes.axhline(1, color="0.4", linewidth=0.8)  # transformers
+        axes.set_xticks(range(len(cases)), [prefix + name.replace(" ", "\n", 1) for name in cases])
+        axes.tick_params(labelsize=6 if len(cases) > 2 else 8)
+        axes.set_title(title, fontsize=10)
+        if section == "post":
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=1)
+        elif rows:
+            axes.legend(fontsize=7, loc="upper left", ncols=2)
+            top = max(high for found in cases.values() for _, _, high in found.values())
+            axes.set_ylim(0, 1.3 * top)  # room for the legend
+    panels[0].set_ylabel("times as fast as transformers (lines: 99% intervals)", fontsize=8)
     return png(figure)
+
+
+def ratios(
+    runs: list[list[dict[str, Any]]], section: str
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Median and ends of the intervals of each row, by case; without the base itself."""
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for case in (case for run in runs for case in run if case["section"] == section):
+        for row, numbers in case["rows"].items():
+            if row != BASE and BASE in case["rows"]:
+                found.setdefault(case["case"], {}).setdefault(row, []).append(
+                    numbers["times_as_fast"]
+                )
+    return {
+        case: {
+            row: (
+                statistics.median(r["value"] for r in ratios),
+                min(r["low"] for r in ratios),
+                max(r["high"] for r in ratios),
+            )
+            for row, ratios in rows.items()
+        }
+        for case, rows in found.items()
+    }

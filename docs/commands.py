@@ -23,6 +23,7 @@ from rich.text import Text
 from typer.cli import get_docs_for_click
 
 from eomt_deploy.cli.app import app
+from eomt_deploy.cli.examples import TITLE, UNWRAPPED
 
 HERE = Path(__file__).parent
 PICTURES = {
@@ -48,7 +49,12 @@ def page() -> str:
         alternative = " ".join(["eomt-deploy", *PICTURES[name]])
         picture = f"\n![Output of {alternative}](pictures/{name}.svg)\n"
         text = text.replace(heading, heading + picture, 1)
-    return text
+    return re.sub(f"{UNWRAPPED}{TITLE}(.*?)\n\n", _as_code, text, flags=re.DOTALL)
+
+
+def _as_code(match: re.Match[str]) -> str:
+    code = "\n".join(line.removeprefix("  ") for line in match[1].splitlines())
+    return f"**Examples**:\n\n```bash\n{code}\n```\n\n"
 
 
 def picture(name: str) -> str:

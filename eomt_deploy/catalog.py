@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
+from eomt_deploy import licences
 from eomt_deploy.classes import make_classes
 from eomt_deploy.data_files import entries, folder, make_entry, read_toml
 from eomt_deploy.errors import EomtDeployError, UsageError
@@ -55,6 +56,11 @@ class CatalogEntry:
     def source(self) -> str:
         """Hub name, address or path for :func:`eomt_deploy.checkpoints.read_checkpoint`."""
         return self.weights if "://" in self.weights else str(folder("export") / self.weights)
+
+    @property
+    def licences(self) -> list[str]:
+        """Licences of all weights that the model is made of, with those of ``base_weights``."""
+        return licences.parts(self.licence, self.base_weights)
 
     def class_list(self) -> tuple[ClassInfo, ...]:
         return class_lists()[self.classes]
@@ -104,7 +110,8 @@ def _checkpoint(path: Path) -> CatalogEntry:
     data = read_toml(path)
     if data.get("task") not in get_args(Task):
         raise EomtDeployError(
-            f"{path}: `task` must be one of {', '.join(get_args(Task))}, got {data.get('task')!r}."
+            f"{path}: `task` must be one of {', '.join(get_args(Task))}, got {data.get('task')!r}.",
+            fix="Correct `task` in this file.",
         )
     if "published" in data:
         data["published"] = make_entry(Published, path, data["published"], named=False)

@@ -17,6 +17,7 @@ from eomt_deploy.fields import (
     share,
     text,
 )
+from eomt_deploy.units import logit_error
 
 WHAT = "The certificate"
 UNCHECKED = (
@@ -60,7 +61,7 @@ class Certificate:
 
     def __str__(self) -> str:
         return (
-            f"relative error {self.relative_error:.1e} (maximum {self.max_relative_error:.0e}); "
+            f"{logit_error(self.relative_error, self.max_relative_error)}; "
             f"equal classes {self.class_agreement:.2%}, mask signs {self.mask_agreement:.2%}, "
             f"labels {self.label_agreement:.2%} (minimum {self.min_agreement:.1%})"
         )

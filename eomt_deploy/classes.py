@@ -137,7 +137,10 @@ def read_class_list(path: Path, task: Task | None = None) -> ClassList:
     try:
         content = read_json(path)
     except OSError as error:
-        raise UsageError(f"The class list {path} cannot be read: {error.strerror}.") from error
+        raise UsageError(
+            f"The class list {path} cannot be read: {error.strerror}.",
+            fix="Check that it exists and that you may read it.",
+        ) from error
     except ValueError as error:
         raise UsageError(
             f"The class list {path} is not JSON: {error}.", fix=f"Write a list like {EXAMPLE}."

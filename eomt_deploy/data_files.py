@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent
 
 
 def folder(name: str) -> Path:
-    """Path of ``export``, ``engines`` or ``benchmarks``, in the wheel or in the repository."""
+    """Path of ``export``, ``engines``, ``benchmarks`` or ``examples``: packed, or in the clone."""
     packed = PACKAGE / "_data" / name
     return packed if packed.is_dir() else PACKAGE.parent / name
 
@@ -39,7 +39,10 @@ def read_toml(path: Path) -> dict[str, Any]:
             data: dict[str, Any] = tomllib.load(file)
             return data
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise EomtDeployError(f"{path} cannot be read: {error}.") from error
+        raise EomtDeployError(
+            f"{path} cannot be read: {error}.",
+            fix="Correct this file, or install eomt-deploy again if you did not change it.",
+        ) from error
 
 
 def make_entry(kind: Any, path: Path, data: dict[str, Any], *, named: bool = True) -> Any:

@@ -119,7 +119,10 @@ def opened(data: bytes, origin: str, max_pixels: int) -> Iterator[Image.Image]:
 def undecodable(origin: str, error: Exception) -> ImageError:
     """The error for any exception of a decoder."""
     reason = str(error) or type(error).__name__
-    return ImageError(f"{origin} cannot be decoded: {reason.rstrip('.')}.")
+    return ImageError(
+        f"{origin} cannot be decoded: {reason.rstrip('.')}.",
+        fix="Save the image again in an image editor, or download it again.",
+    )
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):

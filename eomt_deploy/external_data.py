@@ -172,7 +172,10 @@ def _fields(data: Bytes, start: int, end: int) -> Iterator[tuple[int, int, int |
             start += 4 if kind == FIXED32 else 8
         elif kind in (GROUP, GROUP_END):
             # A group has no length: it cannot be skipped without reading its content.
-            raise ModelFileError("The model contains a protobuf group, which ONNX does not use.")
+            raise ModelFileError(
+                "The model contains a protobuf group, which ONNX does not use.",
+                fix="Export the model again with `eomt-deploy export`.",
+            )
         else:
             raise _DamagedError
 

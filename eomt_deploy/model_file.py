@@ -265,11 +265,17 @@ def read_model_file(path: str | Path) -> ModelFile:
 
     path = Path(path)
     if path.suffix.lower() != ".onnx":
-        raise ModelFileError(f"{path} is not an .onnx file.")
+        raise ModelFileError(
+            f"{path} is not an .onnx file.",
+            fix="Pass the .onnx file that `eomt-deploy export` wrote.",
+        )
     try:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from error
+        raise ModelFileError(
+            f"{path} cannot be read: {error.strerror}.",
+            fix="Check that it exists and that you may read it.",
+        ) from error
     except (DecodeError, ValueError) as error:
         raise ModelFileError(
             f"{path} is not an ONNX model, or it is damaged.", fix="Export or copy it again."

@@ -55,6 +55,16 @@ def engine_limits(precision: str, arithmetic: str | None = None) -> Precision:
     return max(limits, key=lambda limit: limit.max_relative_error)
 
 
+def computes_in(precision: str, arithmetic: str) -> str:
+    """The types that a model computes in, as text: ``int8 and fp32`` for quantised layers.
+
+    Args:
+        precision: precision of the model.
+        arithmetic: what the engine computes in. On a CPU, FP8 values are converted to it.
+    """
+    return f"int8 and {arithmetic}" if precision == "int8" != arithmetic else arithmetic
+
+
 def wider(precision: str) -> tuple[str, ...]:
     """The precisions that are wider than ``precision``."""
     names = tuple(PRECISIONS)

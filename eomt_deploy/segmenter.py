@@ -301,7 +301,10 @@ class Segmenter(Closing):
             search = search_images([images], addresses=True)
             images = [*search.paths, *search.addresses]
         if ahead < 0:
-            raise UsageError(f"`ahead` must be 0 or more, got {ahead}.")
+            raise UsageError(
+                f"`ahead` must be 0 or more, got {ahead}.",
+                fix="Leave it out: two images are taken early.",
+            )
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         if isinstance(images, Video):
             if color_order == "bgr":

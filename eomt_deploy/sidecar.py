@@ -177,7 +177,10 @@ def read_sidecar(engine: Path) -> Sidecar:
             "eomt-deploy build model.onnx -o model.engine",
         ) from error
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error}.") from error
+        raise ModelFileError(
+            f"{path} cannot be read: {error}.",
+            fix="Check that it exists and that you may read it.",
+        ) from error
     try:
         return Sidecar.from_json(content)
     except ModelFileError as error:
@@ -209,7 +212,10 @@ def check_plan(engine: Path, sidecar: Sidecar, *, full: bool = False) -> None:
     try:
         size = engine.stat().st_size
     except OSError as error:
-        raise ModelFileError(f"{engine} cannot be read: {error.strerror}.") from error
+        raise ModelFileError(
+            f"{engine} cannot be read: {error.strerror}.",
+            fix="Check that it exists and that you may read it.",
+        ) from error
     fix = f"Copy the engine and {sidecar_path(engine).name} again, or rebuild the engine."
     if size != sidecar.plan_bytes:
         kind = "cut off" if size < sidecar.plan_bytes else "another file"

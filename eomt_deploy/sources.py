@@ -28,6 +28,7 @@ from eomt_deploy.decoding import (
 )
 from eomt_deploy.errors import EomtDeployError, ImageError, UsageError
 from eomt_deploy.image_search import find_images
+from eomt_deploy.units import counted
 from eomt_deploy.web import download
 
 __all__ = [
@@ -213,11 +214,16 @@ def _from_path(path: Path, max_pixels: int) -> RgbImage:
             f"{shown} is a folder, not an image.", fix="Pass the images inside."
         ) from error
     except FileNotFoundError as error:
-        raise ImageError(f"There is no image at {shown}.") from error
+        raise ImageError(f"There is no image at {shown}.", fix="Check the path.") from error
     except OSError as error:
-        raise ImageError(f"{shown} cannot be read: {error.strerror or error}.") from error
+        raise ImageError(
+            f"{shown} cannot be read: {error.strerror or error}.",
+            fix="Check that the file can be opened.",
+        ) from error
     except ValueError as error:  # a null byte or a lone surrogate
-        raise ImageError(f"{shown!r} cannot be a file name: {error}.") from error
+        raise ImageError(
+            f"{shown!r} cannot be a file name: {error}.", fix="Check the path."
+        ) from error
     return decode_image(data, shown, max_pixels=max_pixels)
 
 
@@ -264,7 +270,10 @@ def _from_pil(image: Image.Image, origin: str, max_pixels: int) -> RgbImage:
             if isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", None) is None:
                 check_size(image, origin, max_pixels)
             if 0 in image.size:
-                raise ImageError(f"{origin} is empty: {image.width}x{image.height} pixels.")
+                raise ImageError(
+                    f"{origin} is empty: {image.width}x{image.height} pixels.",
+                    fix="Pass an image with at least one pixel.",
+                )
             if image.mode in DEEP_MODES:
                 raise ImageError(
                     f"{origin} has more than 8 bits per channel ({image.mode}).", fix=DEEP_FIX
@@ -341,12 +350,12 @@ def readable_images(
         named += f" … and {len(reasons) - NAMED} more."
     if len(readable) < min(MIN_READABLE, len(paths)):
         raise ImageError(
-            f"Only {len(readable)} of {len(paths)} images for {purpose} can be read, at least "
+            f"Only {len(readable)} of {counted(len(paths), 'image')} for {purpose} can be read, at least "
             f"{min(MIN_READABLE, len(paths))} are needed.",
             why=named,
             fix="Replace or remove the files that cannot be read.",
         )
     return readable, [
-        f"{len(reasons)} of {len(paths)} images for {purpose} cannot be read and are left out: "
+        f"{len(reasons)} of {counted(len(paths), 'image')} for {purpose} cannot be read and are left out: "
         f"{named}"
     ]

@@ -26,6 +26,28 @@ def parse_bytes(text: str) -> int:
     return size
 
 
+def time_text(seconds: float) -> str:
+    """A duration as people write it: ``7 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with three significant digits, e.g. ``4.57%`` or ``0.00017%``."""
+    if 0 < share < 1e-6:
+        return "below 0.0001%"
+    return f"{100 * share:.3g}%"
+
+
+def logit_error(share: float, maximum: float) -> str:
+    """The error of the worst logit, as it stands beside the agreement of the results."""
+    return f"largest logit error {percent(share)} of the largest logit (maximum {percent(maximum)})"
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun, e.g. ``1 image`` or ``6 images``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

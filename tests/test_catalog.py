@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from eomt_deploy import catalog
+from eomt_deploy import catalog, licences
 from eomt_deploy.architecture import Architecture
 from eomt_deploy.benchmarking.paper.ladder import BACKBONES
 from eomt_deploy.benchmarking.stages import stage_settings
@@ -125,3 +125,22 @@ def test_both_orders_of_ade20k():
     for thing in (True, False):  # the order within things and within stuff is the usual one
         names = [[c.name for c in order if c.thing == thing] for order in (usual, things_first)]
         assert names[0] == names[1]
+
+
+def test_licences_of_a_checkpoint_and_its_base_weights():
+    own = catalog.find_checkpoint("eomt-tiny-scenes")
+    assert licences.notes(own.name, own.licences) == []
+    lightly = catalog.find_checkpoint("coco-instance-eomt-small-640-lightly")
+    assert licences.short(lightly.licences) == "AGPL-3.0 + DINOv3"
+    agpl, dinov3 = licences.notes(lightly.name, lightly.licences)
+    assert "AGPL-3.0 or commercial" in agpl
+    assert licences.LINKS[licences.AGPL] in agpl
+    assert licences.LINKS[licences.DINOV3] in dinov3
+    official = catalog.find_checkpoint("coco-instance-eomt-large-640-dinov3")
+    assert official.licences == ["MIT", "DINOv3 License"]
+    assert len(licences.notes(official.name, official.licences)) == 1
+
+
+def test_an_unknown_licence_is_a_warning():
+    (note,) = licences.notes("mine", licences.parts("CC-BY-NC-4.0"))
+    assert "Licence of mine: CC-BY-NC-4.0. It may restrict use" in note

@@ -16,7 +16,8 @@ from eomt_deploy.errors import ModelFileError
 def test_round_trip_and_text():
     assert Certificate.from_json(CERTIFICATE.to_json()) == CERTIFICATE
     assert str(CERTIFICATE) == (
-        "relative error 1.5e-06 (maximum 1e-03); equal classes 100.00%, mask signs 99.95%, "
+        "largest logit error 0.00015% of the largest logit (maximum 0.1%); equal classes 100.00%, "
+        "mask signs 99.95%, "
         "labels 99.99% (minimum 99.9%)"
     )
     assert CERTIFICATE.place == "NVIDIA L4 with driver 580.65.06, tensorrt 10.13.0.35 in fp16"

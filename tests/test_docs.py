@@ -90,11 +90,12 @@ def commands():
 
 
 def test_commands_and_options_exist():
-    known = typer.main.get_command(app).commands
+    root = typer.main.get_command(app)
+    known = root.commands
     wrong, checked = [], 0
     for page, line in commands():
         words = shlex.split(line, comments=True)[1:]
-        command = known.get(words[0])
+        command = root if words[0].startswith("-") else known.get(words[0])
         if words[0] == "cache" and command and words[1:]:
             command, words = command.commands.get(words[1]), words[1:]
         if command is None:

@@ -47,10 +47,12 @@ def test_the_file_system_has_an_id(cli, monkeypatch):
     def refuse(_):
         raise PermissionError(13, "Permission denied", "secret.onnx")
 
-    monkeypatch.setattr("eomt_deploy.cli.app.app", refuse)
+    monkeypatch.setattr("eomt_deploy.cli.app._parse_and_run", refuse)
     code, _, err = cli("inspect", "secret.onnx")
     assert code == 2
-    assert err == f"error {FILE_SYSTEM_ID}: secret.onnx: Permission denied\n"
+    first, second = err.splitlines()
+    assert first == f"error {FILE_SYSTEM_ID}: secret.onnx: Permission denied"
+    assert second.startswith("  fix: Change the permissions")
 
 
 @pytest.mark.parametrize("entry", CLASSES, ids=lambda entry: entry.__name__)

@@ -77,7 +77,7 @@ def watched(tmp_path_factory, shim, files, data) -> Iterator[dict[str, Watched]]
         "build": (*CLI, "build", model, "-o", root / "m.xml"),
         "bench": (
             *CLI, "bench", "--engine", model, "--iterations", 6, "--score", 1,
-            "--plot", root / "pareto.png",
+            "--plot-pareto", root / "pareto.png",
         ),
         "doctor": (*CLI, "doctor"),
         "Python, with child processes": (program, model),

@@ -90,6 +90,7 @@ def test_data_is_inside(wheel):
     assert [n for n in names if n.endswith("dist-info/licenses/eomt_deploy/drawing/LICENSE_DEJAVU")]
     assert "eomt_deploy/_data/engines/tensorrt-rtx.toml" in names
     assert "eomt_deploy/_data/benchmarks/table1.toml" in names
+    assert len([n for n in names if n.startswith("eomt_deploy/_data/examples/scenes/")]) == 6
     assert not [n for n in names if "benchmarks/results" in n or n.endswith("gpu_paper.py")]
 
 
@@ -119,6 +120,8 @@ def test_light_then_cpu_then_export(wheel, tmp_path, image_path, exported):
     said = ("reading", "building", "tracing", "writing", "comparing")
     printed = [line for line in lines if not line.startswith(said)]
     assert printed[0].startswith("wrote")  # no warnings of libraries
+    said = environment.run("eomt-deploy", "demo", "-o", tmp_path / "demo", "--no-open")
+    assert "6 overlays in" in said  # its scenes are inside the wheel, as for `uvx` and `pipx run`
     environment.run("eomt-deploy", "predict", own, image_path, "-o", tmp_path / "out")
     assert (tmp_path / "out/overlay/coffee.jpg").is_file()
     assert (tmp_path / "out/labels/coffee.png").is_file()

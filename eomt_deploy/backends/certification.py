@@ -26,7 +26,7 @@ from eomt_deploy.errors import (
     VerificationError,
 )
 from eomt_deploy.image_search import search_images
-from eomt_deploy.precision import Precision, engine_limits
+from eomt_deploy.precision import Precision, computes_in, engine_limits
 from eomt_deploy.processing import Processor
 from eomt_deploy.sidecar import onnx_sha256
 from eomt_deploy.sources import built_in_images, readable_images
@@ -197,7 +197,8 @@ def certificate(engine: Engine, result: Verification, limits: Precision) -> Cert
     gpu = current_gpu() if engine.device == "cuda" else None
     names = BACKENDS[engine.backend].distributions if engine.backend in BACKENDS else ()
     version = next((v for name in names if (v := package_version(name))), "")
-    arithmetic = engine.arithmetic or engine.spec.precision
+    precision = engine.spec.precision
+    types = computes_in(precision, engine.arithmetic or precision)
     return Certificate(
         images=result.images,
         inputs=result.inputs,
@@ -207,7 +208,7 @@ def certificate(engine: Engine, result: Verification, limits: Precision) -> Cert
         label_agreement=result.label_agreement,
         max_relative_error=limits.max_relative_error,
         min_agreement=limits.min_agreement,
-        backend=" ".join(filter(None, (engine.backend, version, "in", arithmetic))),
+        backend=" ".join(filter(None, (engine.backend, version, "in", types))),
         device=gpu.name if gpu else cpu_name(),
         driver=gpu.driver if gpu else None,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from eomt_deploy.closing import Closing
 from eomt_deploy.contract import OUTPUTS
 from eomt_deploy.errors import UsageError
+from eomt_deploy.precision import computes_in
 from eomt_deploy.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ class Engine(Closing, ABC):
                 fix="Convert images with Processor.preprocess.",
             )
         if len(images) == 0:
-            raise UsageError("The batch is empty.")
+            raise UsageError(
+                "The batch is empty.",
+                fix="Pass at least one image.",
+            )
         batch = self.spec.batch
         if batch is None or len(images) == batch or self.splits:
             return self._run(np.ascontiguousarray(images))
@@ -127,8 +131,10 @@ class Engine(Closing, ABC):
     @property
     def where(self) -> str:
         """Backend, device and arithmetic as text."""
-        computes = f", computing in {self.arithmetic}" if self.arithmetic else ""
-        return f"{self.backend} on {self.device}{computes}"
+        place = f"{self.backend} on {self.device}"
+        if not self.arithmetic:
+            return place
+        return f"{place}, computing in {computes_in(self.spec.precision, self.arithmetic)}"
 
     @abstractmethod
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:

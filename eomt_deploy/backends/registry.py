@@ -188,6 +188,7 @@ BACKENDS: dict[str, Backend] = {
         devices=("cpu", "cuda"),
         precisions=UNQUANTIZED,
         engine=".aotinductor.engine:AotInductorEngine",
+        problem=".aotinductor.problem:problem",
         inspect=".aotinductor.inspect:inspect",
     ),
     "openvino": Backend(
@@ -351,7 +352,10 @@ def open_engine(
             f"{name} does not run on the device {device!r}.", fix=f"Use {' or '.join(devices)}."
         )
     if threads is not None and threads < 1:
-        raise UsageError(f"`threads` must be at least 1, got {threads}.")
+        raise UsageError(
+            f"`threads` must be at least 1, got {threads}.",
+            fix="Pass 1 or more, or leave it out for the backend's choice.",
+        )
     options: dict[str, Any] = {}
     for option, value, known in (
         ("mode", mode, BACKENDS[name].modes),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from eomt_deploy.backends.engine import Engine, Outputs, run_in_parts
 from eomt_deploy.precision import Precision
 from eomt_deploy.processing import Processor
+from eomt_deploy.units import logit_error
 
 Logits = npt.NDArray[np.floating[Any]]
 MAX_TOGETHER = 4
@@ -60,9 +61,7 @@ class Verification:
         found = []
         # Written so that NaN fails: a comparison with NaN is never true.
         if not self.relative_max <= limits.max_relative_error:
-            found.append(
-                f"relative error {self.relative_max:.2e} (maximum {limits.max_relative_error:.0e})"
-            )
+            found.append(logit_error(self.relative_max, limits.max_relative_error))
         for name in ("class_agreement", "mask_agreement", "label_agreement"):
             if not getattr(self, name) >= limits.min_agreement:
                 found.append(

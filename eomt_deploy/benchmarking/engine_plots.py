@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from eomt_deploy.benchmarking.measure.scenarios import Scenario
 from eomt_deploy.benchmarking.paper.plots import (
     COLOURS,
     check_matplotlib,
+    check_png,
+    draw_front,
     new_axes,
     new_panels,
     png,
@@ -17,46 +19,37 @@ from eomt_deploy.benchmarking.paper.plots import (
 from eomt_deploy.benchmarking.report import Report, Row
 from eomt_deploy.errors import UsageError
 
-NAMES = ("pareto", "latency", "batches")
 
-
-def check_engine_plots(paths: Sequence[Path], scenario: Scenario) -> None:
-    """Check before the benchmark that its plots can be drawn.
+def check_engine_plots(plots: Mapping[str, Path], scenario: Scenario) -> None:
+    """Check before the benchmark that its plots (files by kind) can be drawn.
 
     Raises:
-        UsageError: a file name does not name a plot, or the scenario does not have that plot.
+        UsageError: a file is not a PNG file, or the scenario does not have that plot.
         MissingDependencyError: matplotlib is missing.
     """
-    for path in paths:
-        if path.suffix.lower() != ".png" or _kind(path.stem) is None:
-            raise UsageError(
-                f"{path} is not the file name of a plot.",
-                fix=f"Name it {', '.join(f'{name}.png' for name in NAMES)}.",
-            )
-        if _kind(path.stem) == "batches" and scenario != "offline":
-            raise UsageError(
-                f"{path} needs --scenario offline, got {scenario}.",
-                why="Only that scenario measures several batch sizes.",
-                fix="Add --scenario offline, or leave this plot out.",
-            )
+    check_png(plots)
+    if "batches" in plots and scenario != "offline":
+        raise UsageError(
+            f"--plot-batches needs --scenario offline, got {scenario}.",
+            why="Only that scenario measures several batch sizes.",
+            fix="Add --scenario offline, or leave this plot out.",
+        )
     check_matplotlib()
 
 
-def draw_engines(stem: str, report: Report) -> bytes:
-    """The plot for a file name without suffix, as PNG; rows with invalid times are left out.
+def draw_engines(kind: str, report: Report) -> bytes:
+    """The plot ``pareto``, ``latency`` or ``batches`` as PNG; rows with invalid times are left out.
 
     Raises:
         UsageError: no row has valid times.
     """
     report = replace(report, rows=tuple(row for row in report.rows if row.timed))
     if not report.rows:
-        raise UsageError("There is nothing to draw: no row has valid times.")
-    draw = {"pareto": _pareto, "latency": _latency, "batches": _batches}[_kind(stem) or "pareto"]
-    return draw(report)
-
-
-def _kind(stem: str) -> str | None:
-    return next((name for name in NAMES if stem.endswith(name)), None)
+        raise UsageError(
+            "There is nothing to draw: no row has valid times.",
+            fix="Measure more iterations, or leave the plot out; the warnings have the reasons.",
+        )
+    return {"pareto": _pareto, "latency": _latency, "batches": _batches}[kind](report)
 
 
 def _pareto(report: Report) -> bytes:
@@ -75,6 +68,9 @@ def _pareto(report: Report) -> bytes:
             axes.plot(
                 row.fps, row.score, markers[row.stage], color=colours[row.engine], label=label
             )
+    for stage in markers:
+        own = [(r.fps, r.score) for r in rows if r.stage == stage and r.score is not None]
+        draw_front(axes, own, "black", f"front, {stage}")
     axes.set_xlabel("images per second")
     axes.set_ylabel(
         "score, percent" if any(r.score is not None for r in rows) else "no scores given"

@@ -141,14 +141,17 @@ def _runtime_sheet(report: SuiteReport) -> Sheet:
 def served_sheet(served: Sequence[Served]) -> Sheet:
     """Results of the server scenario."""
     headers = (
-        "row", "runtime", "rate /s", "answered /s", "p50 ms", "p90", "p99", "lost", "verdict",
+        "row", "runtime", "rate /s", "offered /s", "answered /s",
+        "p50 ms", "p90", "p99", "lost", "verdict",
     )  # fmt: skip
     rows = []
     for one in served:
         times = [
             f"{percentile(one.latencies, p):.1f}" if one.latencies else NONE for p in (50, 90, 99)
         ]
-        words = (one.row, one.runtime, f"{one.rate:.2f}", f"{one.throughput:.2f}")
+        words = (
+            one.row, one.runtime, f"{one.rate:.2f}", f"{one.offered:.2f}", f"{one.throughput:.2f}",
+        )  # fmt: skip
         rows.append((*words, *times, f"{one.loss:.1%}", validity(one.verdict)))
     return Sheet(f"Poisson arrivals, queue of {served[0].queue}", headers, tuple(rows), words=2)
 

@@ -121,7 +121,10 @@ def _check_file(path: Path) -> int:
         with path.open("rb") as file:
             magic = file.read(2)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}.",
+            fix="Check that it exists and that you may read it.",
+        ) from error
     if _is_safetensors(path):
         return size
     if magic == b"PK" and not zipfile.is_zipfile(path):
@@ -147,7 +150,10 @@ def _read_tensors(path: Path) -> dict[str, tuple[tuple[str, ...], Tensor]]:
     for container, key, tensor in _walk(content):
         name = ".".join((*container, key))
         if name in found:
-            raise CheckpointError(f"{path} contains two tensors with the name {printable(name)}.")
+            raise CheckpointError(
+                f"{path} contains two tensors with the name {printable(name)}.",
+                fix="Save the state dict alone: torch.save(model.state_dict(), path).",
+            )
         found[name] = container, tensor
     if not found:
         raise CheckpointError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from eomt_deploy.cli import (
     bench,
     build,
     compare,
+    demo,
     doctor,
     eval,
     export,
@@ -24,9 +26,24 @@ from eomt_deploy.cli import (
     verify,
 )
 from eomt_deploy.cli.cache import app as cache_app
+from eomt_deploy.cli.completion import with_completion
 from eomt_deploy.cli.console import say, stderr
+from eomt_deploy.cli.examples import EXAMPLES, epilog
 from eomt_deploy.cli.stopping import Stopped, received_signal
-from eomt_deploy.errors import FILE_SYSTEM_ID, EomtDeployError
+from eomt_deploy.errors import FILE_SYSTEM_ID, EomtDeployError, UsageError
+
+FILE_SYSTEM_FIXES = {
+    errno.EACCES: "Change the permissions of this file or folder, or choose another one.",
+    errno.EPERM: "Change the permissions of this file or folder, or choose another one.",
+    errno.EROFS: "Choose a folder that can be written.",
+    errno.ENOSPC: "Free some space, or choose another disk.",
+    errno.EDQUOT: "Free some space, or choose another disk.",
+    errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.EMFILE: "Close other programs, or raise the limit of open files (ulimit -n).",
+}
+OTHER_FIX = "Check that the file or folder exists, and that its disk works."
+PARSE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""Click's error for arguments that cannot be parsed; some versions of typer contain their own."""
 
 app = typer.Typer(
     name="eomt-deploy",
@@ -53,16 +70,23 @@ def _main(
     pass
 
 
-app.command("list")(list_.list_checkpoints)
-app.command("export")(export.export)
-app.command("build")(build.command)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("predict")(predict.command)
-app.command("eval")(eval.evaluate)
-app.command("compare")(compare.compare)
-app.command("bench")(bench.command)
-app.command("doctor")(doctor.doctor)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_.list_checkpoints,
+    "export": export.export,
+    "build": build.command,
+    "inspect": inspect.inspect,
+    "verify": verify.verify,
+    "predict": predict.command,
+    "eval": eval.evaluate,
+    "compare": compare.compare,
+    "bench": bench.command,
+    "doctor": doctor.doctor,
+    "demo": demo.demo,
+}
+for _name, _command in COMMANDS.items():
+    # A short help is not cut in the list of commands.
+    _summary = (_command.__doc__ or "").partition("\n\n")[0]
+    app.command(_name, epilog=epilog(_name), short_help=_summary)(with_completion(_name, _command))
 app.add_typer(cache_app, name="cache")
 
 
@@ -73,7 +97,7 @@ def run(arguments: Sequence[str]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(list(arguments))
+        sys.exit(_parse_and_run(list(arguments)))
     except Stopped as stop:
         _say_stopped(stop)
         raise
@@ -93,8 +117,36 @@ def run(arguments: Sequence[str]) -> None:
             place = f"{error.filename}: " if error.filename else ""
             reason = error.strerror or error
             say(f"error {FILE_SYSTEM_ID}: {place}{reason}", stderr, "bold red")
+            say(f"  fix: {FILE_SYSTEM_FIXES.get(error.errno or 0, OTHER_FIX)}", stderr)
             sys.exit(2)
         raise
+
+
+def _parse_and_run(arguments: list[str]) -> int:
+    """Run one command, and return its exit code.
+
+    Raises:
+        UsageError: the arguments cannot be parsed.
+    """
+    command = typer.main.get_command(app)
+    try:
+        return command.main(arguments, prog_name="eomt-deploy", standalone_mode=False) or 0
+    except typer.Abort:
+        return 1
+    except PARSE_ERROR as error:
+        context = error.ctx
+        words = context.command_path.split()[1:] if context else arguments[:1]
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help page
+            error.show()
+            return int(error.exit_code)
+        name = " ".join(words)
+        known = EXAMPLES.get(name)
+        raise UsageError(
+            error.format_message(),
+            fix=f"`{' '.join(['eomt-deploy', *words])} -h` shows all "
+            f"{'options' if known else 'commands'}"
+            + (f"; an example: {known[0]}" if known else "."),
+        ) from error
 
 
 def _say_stopped(stop: Stopped) -> None:

@@ -13,6 +13,9 @@ from eomt_deploy.cli.options import Overwrite, make_config, options_of, with_opt
 from eomt_deploy.errors import UsageError
 from eomt_deploy.outputs import check_outputs
 
+HINTS = {"seconds": "Use --iterations to choose how long engines are measured."}
+"""How to fix an option that is used in the wrong mode."""
+
 
 def bench(overwrite: Overwrite = False, **given: Any) -> None:
     """Measure engines stage by stage, or a table of the paper."""
@@ -21,9 +24,10 @@ def bench(overwrite: Overwrite = False, **given: Any) -> None:
         raise UsageError(
             "bench needs exactly one of --engine FILE, --suite NAME and --report FILE, got "
             f"{' and '.join(f'--{mode}' for mode in chosen) or 'none'}.",
-            fix=f"Suites: {', '.join(suites())}.",
+            fix="Pass one, e.g. --engine model.onnx or --suite table1. Suites: "
+            f"{', '.join(suites())}.",
         )
-    config = make_config(MODES[chosen[0]], given, chosen[0])
+    config = make_config(MODES[chosen[0]], given, chosen[0], MODES, HINTS)
     check_outputs(_outputs(config), inputs=_inputs(config), overwrite=overwrite)
     if isinstance(config, EngineBench):
         bench_engines(config)
@@ -42,7 +46,7 @@ def _inputs(config: EngineBench | SuiteBench | ReportBench) -> list[Path]:
 def _outputs(config: EngineBench | SuiteBench | ReportBench) -> dict[str, Path | None]:
     """Files that are written, by their name in messages."""
     targets: dict[str, Path | None] = {"--json": config.json}
-    targets |= {f"--plot {path}": path for path in config.plot}
+    targets |= {f"--plot-{kind}": path for kind, path in config.plots.items()}
     if not isinstance(config, EngineBench) and config.report_dir:
         names = report_files(config.report_dir)
         targets |= {f"--report-dir ({path.name})": path for path in names}

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from eomt_deploy.cli.bench_options import EngineBench
-from eomt_deploy.cli.bench_suite import print_sheet
+from eomt_deploy.cli.bench_suite import print_sheet, say_rounds
 from eomt_deploy.cli.console import bar, say, say_remarks, stderr, warn, write_json
 from eomt_deploy.errors import UsageError
 
@@ -31,15 +31,16 @@ def bench_engines(config: EngineBench) -> None:
     scenario = check_scenario(
         config.scenario, list(config.batch) or None, config.rate, config.serve_seconds
     )
-    if config.plot:
+    if config.plots:
         from eomt_deploy.benchmarking.engine_plots import check_engine_plots
 
-        check_engine_plots(config.plot, scenario)
+        check_engine_plots(config.plots, scenario)
     rounds = Rounds(  # before the engines are opened, so that invalid values fail at once
         settings.iterations if config.iterations is None else config.iterations,
         settings.warmup if config.warmup is None else config.warmup,
         pause=config.pause or 0.0,
     )
+    say_rounds(rounds)
     busy = gpu_load()  # before our own load
     with (
         _open(config) as segmenters,
@@ -82,7 +83,8 @@ def _check_engines(config: EngineBench) -> None:
     if scores and (len(scores) != engines or not all(map(math.isfinite, scores))):
         raise UsageError(
             f"--score must be given once for each engine, in percent: {engines} engines, "
-            f"{len(scores)} scores."
+            f"{len(scores)} scores.",
+            fix="Repeat --score in the order of --engine, e.g. --score 72.8 --score 72.7.",
         )
 
 
@@ -126,11 +128,11 @@ def _publish(config: EngineBench, report: Report) -> None:
         _show(report)
     if config.json:
         write_json(config.json, report.to_dict())
-    for path in config.plot:
+    for kind, path in config.plots.items():
         from eomt_deploy.benchmarking.engine_plots import draw_engines
         from eomt_deploy.files import write_atomically
 
-        write_atomically(path, draw_engines(path.stem, report))
+        write_atomically(path, draw_engines(kind, report))
         if not quiet:
             say(f"wrote {path}")
     for warning in report.warnings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -12,21 +12,38 @@ from eomt_deploy.cli.options import Arithmetic, Device, Threads
 
 DEFAULT_IMAGE = Path(__file__).parent.parent / "assets" / "coffee.jpg"
 REPEAT = "can be repeated"
+PLOT = "plot_"
+Waterfall = Annotated[
+    Path | None,
+    typer.Option(help="PNG file for a plot of the speed step by step, from the first row."),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
     """What is written, in every mode."""
 
-    plot: Annotated[
-        tuple[Path, ...],
+    plot_pareto: Annotated[
+        Path | None, typer.Option(help="PNG file for a plot of images per second against score.")
+    ] = None
+    plot_latency: Annotated[
+        Path | None, typer.Option(help="PNG file for histograms of the measured times.")
+    ] = None
+    plot_batches: Annotated[
+        Path | None,
         typer.Option(
-            help=f"File to draw: waterfall.png, pareto.png, latency.png or batches.png; {REPEAT}."
+            help="PNG file for a plot of images per second against batch size (--scenario offline)."
         ),
-    ] = ()
+    ] = None
     json: Annotated[
         Path | None, typer.Option("--json", help="Write all samples to this file (- for stdout).")
     ] = None
+
+    @property
+    def plots(self) -> dict[str, Path]:
+        """The plots to draw: their files by kind."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name.startswith(PLOT)}
+        return {name.removeprefix(PLOT): path for name, path in given.items() if path}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +140,7 @@ class SuiteBench(_Measured):
         bool,
         typer.Option("--count-only", help="Only count parameters and MACs, without timing."),
     ] = False
+    plot_waterfall: Waterfall = None
     report_dir: Annotated[
         Path | None, typer.Option(help="Write JSON, Markdown and all plots into this folder.")
     ] = None
@@ -135,6 +153,7 @@ class ReportBench(_Shown):
     report: Annotated[
         Path, typer.Option(help="Show a JSON file that --suite wrote on another machine.")
     ]
+    plot_waterfall: Waterfall = None
     report_dir: Annotated[
         Path | None, typer.Option(help="Write JSON, Markdown and all plots into this folder.")
     ] = None

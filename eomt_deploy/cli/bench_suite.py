@@ -25,6 +25,7 @@ from eomt_deploy.outputs import is_ours
 
 if TYPE_CHECKING:
     from eomt_deploy.benchmarking import SuiteReport
+    from eomt_deploy.benchmarking.measure.clock import Rounds
     from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
     from eomt_deploy.benchmarking.tables import Sheet
 
@@ -61,6 +62,8 @@ def bench_suite(options: SuiteBench) -> None:
     )
     config = _with_rounds(config, options)
     _check_outputs(options)
+    if config.rounds:
+        say_rounds(config.rounds)
     total = (config.rounds.iterations + (config.rounds.max_warmup or 0)) if config.rounds else 0
     with bar("measuring", total) as progress:
         report = run_suite(
@@ -71,7 +74,8 @@ def bench_suite(options: SuiteBench) -> None:
     if not report.measurements:
         raise UsageError(
             "No row could be measured: "
-            + "; ".join(f"{s.row} in {s.runtime}: {s.reason}" for s in report.skipped[:3])
+            + "; ".join(f"{s.row} in {s.runtime}: {s.reason}" for s in report.skipped[:3]),
+            fix="Choose other rows, a smaller --size or another --runtime.",
         )
 
 
@@ -82,6 +86,19 @@ def bench_report(options: ReportBench) -> None:
     reports = read_reports(options.report)
     _check_outputs(options)
     _publish(reports, options)
+
+
+def say_rounds(rounds: Rounds) -> None:
+    """Print how many rounds follow, and warn if they are too few."""
+    from eomt_deploy.benchmarking.measure.clock import rounds_line
+    from eomt_deploy.benchmarking.measure.verdict import MIN_ROUNDS
+
+    say(f"each row: {rounds_line(rounds, MIN_ROUNDS)}", stderr)
+    if rounds.iterations < MIN_ROUNDS:
+        warn(
+            f"{rounds.iterations} rounds are too few for a valid result; use --iterations "
+            f"{MIN_ROUNDS} or more"
+        )
 
 
 def print_sheet(sheet: Sheet) -> None:
@@ -151,18 +168,18 @@ def _publish(reports: list[SuiteReport], options: SuiteBench | ReportBench) -> N
         mark = f"<!-- {GENERATOR} -->\n\n"
         write_atomically(options.report_dir / "report.md", (mark + text).encode())
         say(f"wrote {options.report_dir / 'report.json'} and report.md", stderr)
-    pictures = list(options.plot)
+    pictures = [(kind, path) for kind, path in options.plots.items()]
     if pictures or options.report_dir:
         from eomt_deploy.benchmarking.paper.plots import draw, drawable
 
         if options.report_dir:
-            pictures += [options.report_dir / f"{name}.png" for name in drawable(reports)]
+            pictures += [(kind, options.report_dir / f"{kind}.png") for kind in drawable(reports)]
             # Plots of an earlier report do not match the numbers of this one.
-            for old in set(report_files(options.report_dir)) - set(pictures):
+            for old in set(report_files(options.report_dir)) - {path for _, path in pictures}:
                 if old.suffix == ".png" and is_ours(old):
                     old.unlink()
-        for path in pictures:  # last: everything else is written even if a plot fails
-            write_atomically(path, draw(path.stem, reports))
+        for kind, path in pictures:  # last: everything else is written even if a plot fails
+            write_atomically(path, draw(kind, reports))
             say(f"wrote {path}", stderr)
 
 
@@ -188,16 +205,16 @@ def report_files(folder: Path) -> list[Path]:
 
 def _check_outputs(options: SuiteBench | ReportBench) -> None:
     """Check the outputs before the measurement."""
-    if options.plot or options.report_dir:
-        from eomt_deploy.benchmarking.paper.plots import check_matplotlib, check_names
+    if options.plots or options.report_dir:
+        from eomt_deploy.benchmarking.paper.plots import check_matplotlib, check_png
 
-        check_names(options.plot)
+        check_png(options.plots)
         other = isinstance(options, SuiteBench) and (options.size or options.backbone)
-        if other and any(p.stem.endswith("pareto") for p in options.plot):
+        if other and options.plot_pareto:
             raise UsageError(
                 "A pareto plot shows the paper's scores, which are not valid for another size or "
                 "backbone.",
-                fix="Leave out --size and --backbone, or the plot.",
+                fix="Leave out --size and --backbone, or --plot-pareto.",
             )
         check_matplotlib()
 

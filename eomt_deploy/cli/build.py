@@ -5,25 +5,27 @@ The options come from the configurations of the backends, so that a new backend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from eomt_deploy.backends.building import BuildConfig, BuildReport, Option
 from eomt_deploy.backends.profiles import find_build_profile, make_config
 from eomt_deploy.backends.registry import BACKENDS, builders, load
-from eomt_deploy.cli.console import say, stderr, stdout, warn, write_json
+from eomt_deploy.cli.console import say, stderr, stdout, timed_steps, warn, write_json
 from eomt_deploy.cli.options import Overwrite, with_options
 from eomt_deploy.errors import UsageError
 from eomt_deploy.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+OTHER_ENGINE_SUFFIXES = (".trt", ".plan")
+"""Suffixes of TensorRT engines in other tools."""
 
 
 def build(
@@ -91,10 +93,9 @@ def choose_target(output: Path, target: str | None, default: str | None = None) 
     able = builders(output.suffix)
     formats = {b.build.suffix: b.title for b in reversed(BACKENDS.values()) if b.build}
     if not able:
-        known = ", ".join(f"{suffix} ({title})" for suffix, title in formats.items())
         raise UsageError(
             f"{output} has the suffix {output.suffix or '(none)'}, which no backend builds.",
-            fix=f"Known: {known}.",
+            fix=suffix_fix(output, formats),
         )
     chosen = target or default or able[0]
     if chosen not in able:
@@ -104,11 +105,23 @@ def choose_target(output: Path, target: str | None, default: str | None = None) 
     return chosen
 
 
+def suffix_fix(output: Path, formats: Mapping[str, str]) -> str:
+    """The fix for an output file whose suffix is not that of a format.
+
+    Args:
+        formats: names of the formats by suffix.
+    """
+    if output.suffix.lower() in OTHER_ENGINE_SUFFIXES and ".engine" in formats:
+        return f"TensorRT engines end with .engine here: use -o {output.with_suffix('.engine')}."
+    known = [f"{output.with_suffix(suffix)} ({title})" for suffix, title in formats.items()]
+    return f"Use -o {', '.join(known[:-1])} or {known[-1]}."
+
+
 def run_build(target: str, config: BuildConfig, console: Console) -> BuildReport:
     """Build with a progress bar, then print warnings and summary."""
     builder = BACKENDS[target].build
     assert builder is not None  # choose_target has checked it
-    with _progress() as progress:
+    with timed_steps() as progress:
         report: BuildReport = load(builder.run)(config, progress)
     for warning in report.warnings:
         warn(warning)
@@ -128,30 +141,6 @@ def _options() -> dict[str, Option]:
                 text = "" if name in common else f" For {backend.build.suffix} files."
                 found.setdefault(name, replace(option, help=option.help + text))
     return found
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A progress bar of the build; without a terminal, one line for each phase."""
-    if not stderr.is_terminal:
-        shown: set[str] = set()
-
-        def show(text: str, _fraction: float | None) -> None:
-            if text not in shown:
-                shown.add(text)
-                say(text, stderr)
-
-        yield show
-        return
-    columns = (
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=stderr, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda text, fraction: bar.update(task, description=text, completed=fraction)
 
 
 def _typer_option(option: Option) -> Any:

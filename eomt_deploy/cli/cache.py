@@ -12,13 +12,14 @@ from rich.table import Table
 
 from eomt_deploy import cache
 from eomt_deploy.cli.console import print_json, say, stdout, warn
+from eomt_deploy.cli.examples import epilog
 from eomt_deploy.errors import OutputError, UsageError
 from eomt_deploy.files import cache_folder
 
 app = typer.Typer(no_args_is_help=True, help="Show or clear the cache folder.", name="cache")
 
 
-@app.command()
+@app.command(epilog=epilog("cache show"), short_help="Show what is in the cache folder.")
 def show(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -60,7 +61,7 @@ def show(
         say(f"{len(unknown)} other files or links are not from eomt-deploy, e.g. {unknown[0]}")
 
 
-@app.command()
+@app.command(epilog=epilog("cache clear"), short_help="Remove the files in the cache folder.")
 def clear(
     all_: Annotated[
         bool, typer.Option("--all", help="Also remove downloaded checkpoints.")

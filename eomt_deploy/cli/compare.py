@@ -99,14 +99,21 @@ def compare(
 
     if bool(images) == bool(data):
         raise UsageError(
-            "compare needs either images or --data, got " + ("both." if images else "neither.")
+            "compare needs either images or --data, got " + ("both." if images else "neither."),
+            fix="Pass images after the two models, or --data with a labelled data set.",
         )
     if split and not data:
         raise UsageError("--split needs --data.", fix="Add --data, or leave --split out.")
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit must be at least 1, got {limit}.")
+        raise UsageError(
+            f"--limit must be at least 1, got {limit}.",
+            fix="Pass 1 or more, or leave --limit out for all images.",
+        )
     if tolerance is not None and not 0 <= tolerance <= 100:
-        raise UsageError(f"--tolerance must be between 0 and 100 percent, got {tolerance:g}.")
+        raise UsageError(
+            f"--tolerance must be between 0 and 100 percent, got {tolerance:g}.",
+            fix="Pass a percentage such as 0.5.",
+        )
     if output and output.suffix.lower() not in PICTURE_FORMATS:
         raise UsageError(f"{output} is not an image file.", fix="Use the suffix .png or .jpg.")
     check_outputs(
@@ -140,8 +147,9 @@ def compare(
         _check(result, tolerance, _name(a), _name(b))
     if result.left_out:
         raise ImageError(
-            f"{len(result.left_out)} of {len(samples)} images could not be read and were left out; "
-            "see the errors above."
+            f"{len(result.left_out)} of {counted(len(samples), 'image')} could not be read and "
+            "left out; see the errors above.",
+            fix="Repair or remove these images, and compare again.",
         )
 
 
@@ -152,7 +160,9 @@ def _check(result: Comparison, tolerance: float, a: str, b: str) -> None:
     if not max(pixels, masks) <= tolerance:
         raise VerificationError(
             f"{b} differs from {a} in {pixels:.3f}% of the pixels' classes and {masks:.3f}% of the "
-            f"masks (1 - IoU); {tolerance:g}% is allowed."
+            f"masks (1 - IoU); {tolerance:g}% is allowed.",
+            fix="Use a higher precision, or a larger --tolerance if this difference is "
+            "acceptable; -o shows the image that differs most.",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,21 +15,28 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import GENERATOR, write_atomically
+from eomt_deploy.units import time_text
 
 if TYPE_CHECKING:
     from eomt_deploy.backends.engine import Engine
 
-WIDE = 120
-"""Columns if there is no terminal, e.g. in a pipe or a log."""
+WIDE = 140
+"""Columns if there is no terminal, e.g. in a pipe or a log: a row of a table stays on one line, for
+tools such as grep."""
+SHORT_SECONDS = 2.0
+"""The time of a phase is shown from here on."""
+LINE_SECONDS = 10.0
+"""Seconds between two lines of progress in a log."""
 
 
 def _console(*, to_stderr: bool) -> Console:
@@ -86,31 +94,103 @@ def ending_with(note: str) -> Iterator[None]:
             say(note, stderr)
 
 
+def times(elapsed: float, remaining: float | None) -> str:
+    """Elapsed and remaining time as text; empty for a phase that is short so far.
+
+    Args:
+        elapsed: seconds since the phase began.
+        remaining: seconds until it ends; None if that is not known.
+    """
+    if elapsed < SHORT_SECONDS:
+        return ""
+    left = f", about {time_text(remaining)} left" if remaining else ""
+    return f"{time_text(elapsed)} elapsed{left}"
+
+
+class _Times(ProgressColumn):
+    """Elapsed and remaining time of a task."""
+
+    def render(self, task: Task) -> Text:
+        return Text(times(task.elapsed or 0, task.time_remaining))
+
+
+class _Lines:
+    """Progress without a terminal: a line for each step, and how long a step took that was long."""
+
+    def __init__(self) -> None:
+        self._started = self._began = time.monotonic()
+        self._text = ""
+
+    def step(self, text: str, fraction: float | None = None) -> None:
+        """Begin a step.
+
+        Args:
+            fraction: finished fraction of all steps, 0 to 1; None if that is not known.
+        """
+        if text == self._text:
+            return
+        self.end()
+        elapsed = time.monotonic() - self._started
+        known = times(elapsed, elapsed * (1 / fraction - 1)) if fraction else ""
+        say(f"{text} ({known})" if known else text, stderr)
+        self._text, self._began = text, time.monotonic()
+
+    def end(self) -> None:
+        """End the last step."""
+        took = time.monotonic() - self._began
+        if self._text and took >= SHORT_SECONDS:
+            say(f"{self._text}: took {time_text(took)}", stderr)
+        self._text = ""
+
+
+class _Counted:
+    """Progress of many items without a terminal: a line from time to time, and one at the end."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done, self._score = title, total, 0, ""
+        self._started = self._said = time.monotonic()
+
+    def show(self, done: int, score: str = "") -> None:
+        self._done, self._score = done, score
+        now = time.monotonic()
+        if now - self._said >= LINE_SECONDS and 0 < done < self._total:
+            self._said = now
+            elapsed = now - self._started
+            self._say(times(elapsed, elapsed * (self._total / done - 1)))
+
+    def end(self) -> None:
+        self._say(times(time.monotonic() - self._started, None))
+
+    def _say(self, known: str) -> None:
+        if known:
+            score = f", {self._score}" if self._score else ""
+            say(f"{self._title}: {self._done} of {self._total}{score}, {known}", stderr)
+
+
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
-    """A spinner that shows the step; plain lines if there is no terminal."""
-    if not stderr.is_terminal:
-        yield lambda text: say(text, stderr)
-        return
-    with stderr.status("starting") as status:
-        yield lambda text: status.update(Text(text))
+    """A spinner with the step and its time; plain lines if there is no terminal."""
+    with timed_steps() as show:
+        yield lambda text: show(text, None)
 
 
 @contextmanager
 def timed_steps() -> Iterator[Callable[[str, float | None], None]]:
-    """The step, the finished fraction and the remaining time; plain lines if there is no terminal.
+    """The step, the finished fraction and the times; plain lines if there is no terminal.
 
     The function takes the step and the fraction (0 to 1), or None if that is not known.
     """
     if not stderr.is_terminal:
-        yield lambda text, _fraction: say(text, stderr)
+        lines = _Lines()
+        yield lines.step
+        lines.end()
         return
     columns = (
         SpinnerColumn(),
         BarColumn(),
         TaskProgressColumn(),
-        TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
+        _Times(),
     )
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task("starting", total=None)
@@ -125,26 +205,26 @@ def timed_steps() -> Iterator[Callable[[str, float | None], None]]:
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; the function takes the number of finished items."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.update(task, completed=done)
+    with scored_bar(title, total) as show:
+        yield lambda done: show(done, "")
 
 
 @contextmanager
 def scored_bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar that also shows a running score."""
+    """A progress bar that also shows a running score; plain lines if there is no terminal."""
+    if not stderr.is_terminal:
+        counter = _Counted(title, total)
+        try:
+            yield counter.show
+        finally:
+            counter.end()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[score]}", markup=False),
-        TimeRemainingColumn(),
+        _Times(),
     )
     with Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task(title, total=total, score="")

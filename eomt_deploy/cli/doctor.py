@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,41 @@ class Ability:
     fix: str = ""
 
 
+@dataclass(frozen=True)
+class Machine:
+    """The facts that decide what can be installed here.
+
+    Attributes:
+        system: ``Linux``, ``Darwin`` or ``Windows``.
+        gpus: names of the NVIDIA GPUs.
+    """
+
+    system: str
+    gpus: tuple[str, ...] = ()
+
+    @classmethod
+    def this(cls) -> Machine:
+        return cls(platform.system(), tuple(devices.cuda_device_names()))
+
+    def install(self, extra: str) -> str:
+        """The command that installs an extra; empty if it has no packages for this machine.
+
+        On Linux, PyTorch from PyPI brings several gigabytes of CUDA packages, which a machine
+        without a GPU cannot use.
+        """
+        if self.system == "Darwin" and extra in NVIDIA_EXTRAS:
+            return ""
+        command = f"pip install 'eomt-deploy[{extra}]'"
+        torch = extra == "export" and devices.package_version("torch") is None
+        if torch and self.system == "Linux" and not self.gpus:
+            return f"{TORCH_FOR_CPU} && {command}"
+        return command
+
+
+NVIDIA_EXTRAS = ("cuda", "tensorrt", "tensorrt-rtx")
+"""Extras without packages for macOS."""
+TORCH_FOR_CPU = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+
 # Ability -> required packages -> the extra that installs them.
 PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("export checkpoints", ("torch", "onnxscript", "safetensors"), "export"),
@@ -39,7 +75,7 @@ def doctor(
 ) -> None:
     """Show what can run here, and how to install what is missing."""
     machine = environment()
-    abilities = [*_engine_abilities(), *_build_abilities(), *_package_abilities()]
+    abilities = find_abilities(Machine.this())
     if json:
         data = {
             "environment": machine,
@@ -53,31 +89,35 @@ def doctor(
         raise typer.Exit(3)
 
 
-def _engine_abilities() -> list[Ability]:
+def find_abilities(here: Machine) -> list[Ability]:
+    """What works on this machine; each fix can work on it, too."""
+    return [*_engine_abilities(here), *_build_abilities(here), *_package_abilities(here)]
+
+
+def _engine_abilities(here: Machine) -> list[Ability]:
     """Each backend on each of its devices."""
     automatic = _chosen_for_onnx()
     result = []
     for name, backend in BACKENDS.items():
         for device in backend.devices:
             what = f"run {', '.join(backend.suffixes)} with {name} on {device}"
-            problem = _run_problem(backend, device)
+            problem = _run_problem(backend, device, here)
             detail = backend.version or "installed"
             if device == "cuda":
-                detail += f", {', '.join(devices.cuda_device_names())}"
+                detail += f", {', '.join(here.gpus)}"
             elif name == automatic:
                 detail += ", selected automatically"
             result.append(_ability(what, problem or detail))
     return result
 
 
-def _run_problem(backend: Backend, device: str) -> Problem | None:
+def _run_problem(backend: Backend, device: str, here: Machine) -> Problem | None:
     """Why a backend cannot use a device; None if it can."""
+    if device == "cuda" and not here.gpus:  # no package helps
+        return Problem(NO_GPU)
     if not backend.installed:
         extra = "cuda" if backend.extra == "cpu" and device == "cuda" else backend.extra
-        fix = f"pip install 'eomt-deploy[{extra}]'"
-        return Problem(f"{backend.package} is not installed", fix)
-    if device == "cuda" and not devices.cuda_device_names():
-        return Problem(NO_GPU)
+        return Problem(f"{backend.package} is not installed", here.install(extra))
     return load(backend.problem)(device) if backend.problem else None
 
 
@@ -89,17 +129,22 @@ def _chosen_for_onnx() -> str | None:
         return None
 
 
-def _build_abilities() -> list[Ability]:
+def _build_abilities(here: Machine) -> list[Ability]:
     """Each backend that has its own file format."""
     result = []
     for backend in BACKENDS.values():
         if backend.build is None:
             continue
         what = f"build {backend.build.suffix} with {backend.title}"
-        if backend.build.problem:
-            result.append(_ability(what, load(backend.build.problem)()))
+        if here.system == "Darwin" and backend.extra in NVIDIA_EXTRAS:
+            result.append(_ability(what, Problem("NVIDIA has no packages for macOS")))
+        elif backend.build.problem:
+            found = load(backend.build.problem)()
+            if isinstance(found, Problem) and found.fix == backend.install:
+                found = found._replace(fix=here.install(backend.extra))
+            result.append(_ability(what, found))
         else:
-            problem = _run_problem(backend, backend.devices[0])
+            problem = _run_problem(backend, backend.devices[0], here)
             result.append(_ability(what, problem or backend.version))
     return result
 
@@ -110,14 +155,14 @@ def _ability(name: str, found: Problem | str) -> Ability:
     return Ability(name, True, found)
 
 
-def _package_abilities() -> list[Ability]:
+def _package_abilities(here: Machine) -> list[Ability]:
     result = []
     for name, packages, extra in PACKAGE_ABILITIES:
         missing = [p for p in packages if devices.package_version(p) is None]
         found = ", ".join(f"{p} {devices.package_version(p)}" for p in packages)
         if missing:
             detail = f"{', '.join(missing)} is missing"
-            result.append(Ability(name, False, detail, f"pip install 'eomt-deploy[{extra}]'"))
+            result.append(Ability(name, False, detail, here.install(extra)))
         else:
             result.append(Ability(name, True, found))
     return result

@@ -157,7 +157,7 @@ def _show(report: EvalReport) -> None:
     facts = report.facts
     digest = facts["model"]["sha256"]
     say(
-        f"{facts['images']} images; model file {facts['model']['file']} "
+        f"{counted(facts['images'], 'image')}; model file {facts['model']['file']} "
         f"({facts['model']['precision']}, sha256 {digest[:12]}…); {facts['evaluator']}"
     )
 

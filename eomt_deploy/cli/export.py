@@ -13,7 +13,7 @@ from eomt_deploy import catalog
 from eomt_deploy.backends.building import BuildConfig
 from eomt_deploy.backends.profiles import find_build_profile, make_config
 from eomt_deploy.backends.registry import BACKENDS, builders, load
-from eomt_deploy.cli.build import choose_target, run_build
+from eomt_deploy.cli.build import choose_target, run_build, suffix_fix
 from eomt_deploy.cli.console import (
     parse_size,
     say,
@@ -25,9 +25,10 @@ from eomt_deploy.cli.console import (
 )
 from eomt_deploy.cli.options import BaseWeights, Insecure, Overwrite
 from eomt_deploy.errors import MissingDependencyError, UsageError
-from eomt_deploy.exporting.config import DEFAULT_SMOOTHING
+from eomt_deploy.exporting.config import DEFAULT_SMOOTHING, SUFFIXES
 from eomt_deploy.outputs import check_outputs
-from eomt_deploy.units import counted
+from eomt_deploy.precision import PRECISIONS
+from eomt_deploy.units import counted, logit_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -283,6 +284,14 @@ def _plan_build(output: Path, profile: str | None, common: dict[str, Any]) -> Bu
         UsageError: a profile is given but nothing is built, or an ONNX file would be replaced.
     """
     if not builders(output.suffix):
+        if output.suffix.lower() not in SUFFIXES:
+            formats = {".onnx": "any backend", ".pt2": "AOTInductor"}
+            formats |= {b.build.suffix: b.title for b in reversed(BACKENDS.values()) if b.build}
+            raise UsageError(
+                f"{output} has the suffix {output.suffix or '(none)'}, which is not a format of a "
+                "model file.",
+                fix=suffix_fix(output, formats),
+            )
         if profile:
             raise UsageError(
                 f"--profile selects how a model is built, but {output} is only exported.",
@@ -312,8 +321,9 @@ def _show(report: ExportReport, console: Console) -> None:
         f"  {spec.task}, {len(spec.classes)} classes, {spec.image_size[0]}x{spec.image_size[1]}, "
         f"{spec.precision}, {f'batch {spec.batch}' if spec.batch else 'dynamic batch'}",
         f"  verified against PyTorch on {counted(result.images, 'image')} "
-        f"({counted(result.inputs, 'input')}): relative error {result.relative_max:.1e}, "
-        f"class agreement {result.class_agreement:.2%}, mask agreement {result.mask_agreement:.2%}",
+        f"({counted(result.inputs, 'input')}): equal classes {result.class_agreement:.2%}, "
+        f"mask signs {result.mask_agreement:.2%}, labels {result.label_agreement:.2%}; "
+        f"{logit_error(result.relative_max, PRECISIONS[spec.precision].max_relative_error)}",
     )
     for line in lines:
         say(line, console)
@@ -322,7 +332,7 @@ def _show(report: ExportReport, console: Console) -> None:
 
 
 def _show_verdict(verdict: Verdict, precision: str, console: Console) -> None:
-    """The accuracy loss of each block alone, and of the complete model."""
+    """The accuracy loss of each block alone, unless it was not measured, and of the model."""
     table = Table("block", box=None)
     for name in ("logit error", "same labels", "runs in"):
         table.add_column(name, justify="right")
@@ -331,14 +341,15 @@ def _show_verdict(verdict: Verdict, precision: str, console: Console) -> None:
         table.add_row(str(block), f"{judged.error:.2%}", f"{judged.agreement:.3%}", runs)
     judged = verdict.chosen.judgement
     table.add_row("all", f"{judged.error:.2%}", f"{judged.agreement:.3%}", style="bold")
-    console.print(table)
+    if verdict.sensitivity:
+        console.print(table)
     kept, count = len(verdict.chosen.kept), len(verdict.sensitivity)
     text = f"  verdict: {judged.drop:.2f} points of {verdict.unit} lost"
     if judged.score is not None:
         text += f" ({judged.reference:.2f} → {judged.score:.2f})"
-    text += (
-        f" on {counted(judged.images, 'image')}, {count - kept} of {count} blocks in {precision}"
-    )
+    text += f" on {counted(judged.images, 'image')}"
+    if count:
+        text += f", {count - kept} of {count} blocks in {precision}"
     if verdict.budget is not None:
         text += f", budget {verdict.budget:g}"
     say(text, console)

@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from eomt_deploy import catalog
+from eomt_deploy import catalog, licences
 from eomt_deploy.cli.console import print_json, say, stdout
 from eomt_deploy.errors import UsageError
+
+NEEDED = {"size": 100, "params": 100, "backbone": 130, "FPS": 130}
+"""Columns that a narrower terminal leaves out; `--json` has them."""
 
 
 def list_checkpoints(
@@ -37,29 +40,36 @@ def list_checkpoints(
         and (max_params is None or entry.parameters <= 1e6 * max_params)
     ]
     if json:
-        print_json([asdict(entry) for entry in entries])
+        print_json([asdict(entry) | {"licences": entry.licences} for entry in entries])
         return
     table = Table(box=None)
     table.add_column("name", no_wrap=True)
-    for column in ("task", "size", "backbone", "params", "score", "FPS"):
-        table.add_column(column)
+    for column in ("task", "size", "backbone", "params", "score", "FPS", "licence"):
+        if stdout.width >= NEEDED.get(column, 0):
+            table.add_column(column, overflow="fold")
     for entry in entries:
         published = entry.published
         fps = f"{published.fps:g} ({published.device})" if published and published.fps else ""
-        table.add_row(
-            entry.name,
-            entry.task,
-            f"{entry.size[0]}x{entry.size[1]}",
-            entry.backbone + (" *" if entry.base_weights else ""),
-            f"{entry.parameters / 1e6:.0f}M",
-            f"{published.score:g} {published.metric}" if published else "",
-            fps,
-        )
+        cells = {
+            "name": entry.name + (" *" if entry.base_weights else ""),
+            "task": entry.task,
+            "size": "x".join(map(str, dict.fromkeys(entry.size))),  # 640 is 640x640
+            "backbone": entry.backbone,
+            "params": f"{entry.parameters / 1e6:.0f}M",
+            "score": f"{published.score:g} {published.metric}" if published else "",
+            "FPS": fps,
+            "licence": licences.short(entry.licences),
+        }
+        table.add_row(*(cells[str(column.header)] for column in table.columns))
     stdout.print(table)
+    say("")
     if any(entry.base_weights for entry in entries):
-        say("\n* adds to gated DINOv3 weights: download them and pass --base-weights FOLDER")
+        say("* adds to gated DINOv3 weights: download them and pass --base-weights FOLDER")
+    for name, link in licences.LINKS.items():
+        if any(name in part for entry in entries for part in entry.licences):
+            say(f"{licences.short([name])}: {licences.KINDS[name]}; read {link}")
     say(
-        "\nScores and FPS are as published, FPS with its GPU. Export a checkpoint with: "
+        "Scores and FPS are as published, FPS with its GPU. Export a checkpoint with: "
         "eomt-deploy export NAME -o model.onnx"
     )
 

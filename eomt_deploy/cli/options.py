@@ -160,22 +160,38 @@ def options_of(*configs: type) -> dict[str, Any]:
     return found
 
 
-def make_config(kind: type[Config], given: Mapping[str, Any], mode: str) -> Config:
+def fields_of(config: type) -> set[str]:
+    """The names of the fields of a dataclass."""
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def make_config(
+    kind: type[Config],
+    given: Mapping[str, Any],
+    mode: str,
+    others: Mapping[str, type],
+    hints: Mapping[str, str],
+) -> Config:
     """Make a configuration from the options that the user passed.
 
     Args:
         kind: class of the configuration.
         given: values by field, None for options that were left out.
         mode: the option that selects this configuration, for messages.
+        others: all configurations by mode, to name those that an option applies to.
+        hints: how to fix the use of a field in the wrong mode, if leaving it out is not enough.
 
     Raises:
         UsageError: an option does not apply to this mode.
     """
-    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = fields_of(kind)
     values = {name: value for name, value in given.items() if value not in (None, [])}
     for name in values:
         if name not in known:
+            able = [f"--{m}" for m, other in others.items() if name in fields_of(other)]
             raise UsageError(
-                f"--{name.replace('_', '-')} does not apply to --{mode}.", fix="Leave it out."
+                f"--{name.replace('_', '-')} does not apply to --{mode}"
+                + (f", only to {' and '.join(able)}." if able else "."),
+                fix=hints.get(name, "Leave it out."),
             )
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

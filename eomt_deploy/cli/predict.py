@@ -45,6 +45,7 @@ from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.sources import IMAGE_SUFFIXES
 from eomt_deploy.spec import Thresholds
+from eomt_deploy.units import counted
 from eomt_deploy.video import is_video
 
 FILE_SUFFIXES = (".png", ".jpg", ".jpeg", ".json", ".npz")
@@ -189,7 +190,7 @@ def predict(
                 settings["classes"] = sorted(kept)
             removed = folder.start(names, settings, resume=resume, overwrite=overwrite)
             if removed and not resume:
-                say(f"replacing {removed} files of an earlier run in {output}/", stderr)
+                say(f"replacing {counted(removed, 'file')} of an earlier run in {output}/", stderr)
             _predict_folder(run, names, folder, json)
 
 
@@ -209,10 +210,10 @@ def _without_results(sources: list[Source], folder: PredictionFolder) -> list[So
     images = [s for s in sources if isinstance(s, str) or not folder.is_result(s)]
     if len(images) < len(sources):
         count = len(sources) - len(images)
-        say(f"left out {count} results of an earlier run in {folder.folder}", stderr)
+        say(f"left out {counted(count, 'result')} of an earlier run in {folder.folder}", stderr)
     if not images:
         raise ImageError(
-            f"All {len(sources)} images are results of an earlier run in {folder.folder}.",
+            f"There are only results of an earlier run in {folder.folder}, no images.",
             fix="Pass the original images.",
         )
     return images
@@ -241,7 +242,7 @@ def _predict_folder(
     kept = len(folder.done)
     left = [path for path in names if not folder.is_done(path)]
     if kept:
-        say(f"keeping the results of {kept} images, {len(left)} are left", stderr)
+        say(f"keeping the results of {counted(kept, 'image')}, {len(left)} left", stderr)
     written = failed = 0
     stopped: BaseException | None = None
     try:

@@ -35,6 +35,8 @@ def call(function: Callable[..., tuple[Any, ...]], *arguments: object) -> Any:
         raise DeviceError(
             f"CUDA failed in {function.__name__}: {name.decode() if name else code}.",
             why=words.decode() if words else "",
+            fix="Check the GPU with nvidia-smi, and repeat the command in a new process. "
+            "`eomt-deploy doctor` shows what can run.",
         )
     return results[0] if len(results) == 1 else tuple(results)
 

@@ -195,7 +195,8 @@ class ThreadExecutor:
         """
         if not 1 <= batch <= self._largest:
             raise UsageError(
-                f"The batch size must be 1 to {self._largest} for this engine, got {batch}."
+                f"The batch size must be 1 to {self._largest} for this engine, got {batch}.",
+                fix="Use a batch in this range, or build the engine with a larger --batch.",
             )
         with self.device.active():
             self._reserve(max(batch, self._minimum))

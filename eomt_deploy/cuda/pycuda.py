@@ -27,7 +27,11 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except drv.Error as error:
-        raise DeviceError(f"CUDA failed: {error}.") from error
+        raise DeviceError(
+            f"CUDA failed: {error}.",
+            fix="Check the GPU with nvidia-smi, and repeat the command in a new process. "
+            "`eomt-deploy doctor` shows what can run.",
+        ) from error
 
 
 class PyCudaDevice(Device):
@@ -193,13 +197,22 @@ class PyCudaDevice(Device):
         )
 
     def end_capture(self, stream: int) -> int:
-        raise DeviceError("PyCUDA does not support CUDA graphs.")
+        raise DeviceError(
+            "PyCUDA does not support CUDA graphs.",
+            fix="Install cuda-python, which is used if it is installed: pip install cuda-python",
+        )
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        raise DeviceError("PyCUDA does not support CUDA graphs.")
+        raise DeviceError(
+            "PyCUDA does not support CUDA graphs.",
+            fix="Install cuda-python, which is used if it is installed: pip install cuda-python",
+        )
 
     def destroy_graph(self, graph: int) -> None:
-        raise DeviceError("PyCUDA does not support CUDA graphs.")
+        raise DeviceError(
+            "PyCUDA does not support CUDA graphs.",
+            fix="Install cuda-python, which is used if it is installed: pip install cuda-python",
+        )
 
     def memory(self) -> tuple[int, int]:
         with _errors():

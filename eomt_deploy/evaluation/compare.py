@@ -110,7 +110,10 @@ def compare(
             fix="Compare two models with the same task and the same class names.",
         )
     if not samples:
-        raise UsageError("At least 1 image is needed to compare models, got no images.")
+        raise UsageError(
+            "At least 1 image is needed to compare models, got no images.",
+            fix="Pass at least one image.",
+        )
     scorer = scorer_for(a.spec)
     errors = _LogitErrors()
     agreement: list[tuple[str, float]] = []

@@ -27,6 +27,7 @@ from eomt_deploy.decoding import (
 from eomt_deploy.errors import DatasetError, ImageError
 from eomt_deploy.image_search import is_junk
 from eomt_deploy.sources import RgbImage, decode_labelled
+from eomt_deploy.units import counted
 
 NAMED = 5
 """Maximum number of files that a remark lists by name."""
@@ -165,13 +166,13 @@ class FileIndex:
         remarks = []
         if self._stored:
             remarks.append(
-                f"{len(self._stored)} images have an EXIF orientation, which was ignored because "
-                f"labels refer to the stored pixels ({_some(self._stored)})."
+                f"{_images_have(len(self._stored))} an EXIF orientation, which was ignored "
+                f"because labels refer to the stored pixels ({_some(self._stored)})."
             )
         if self._turned:
             remarks.append(
-                f"{len(self._turned)} images were rotated by their EXIF orientation, because "
-                f"otherwise their size differs from the labels ({_some(self._turned)})."
+                f"{_images_have(len(self._turned))} been rotated by their EXIF orientation, "
+                f"because otherwise their size differs from the labels ({_some(self._turned)})."
             )
         return remarks
 
@@ -267,6 +268,10 @@ class FileIndex:
                 self._add(member.replace("\\", "/"), _Entry(archive, member, owner))
 
 
+def _images_have(count: int) -> str:
+    return f"{counted(count, 'image')} {'has' if count == 1 else 'have'}"
+
+
 def choose(names: Sequence[str], split: str | None, what: str) -> str:
     """Select the only name, or the only name of a split.
 
@@ -282,7 +287,10 @@ def choose(names: Sequence[str], split: str | None, what: str) -> str:
     if len(chosen) == 1:
         return chosen[0]
     if not chosen:
-        raise DatasetError(f"No {what} of the split {split!r}, found {', '.join(names)}.")
+        raise DatasetError(
+            f"No {what} of the split {split!r}, found {', '.join(names)}.",
+            fix="Pass --split with a part of one of these names, e.g. val2017, or leave it out.",
+        )
     raise DatasetError(
         f"There are {len(chosen)} files with {what}: {', '.join(chosen)}.",
         fix="Select one with --split, e.g. --split val2017.",

@@ -83,7 +83,10 @@ def evaluate(
         VerificationError: the model returns NaN or infinite logits.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit must be at least 1, got {limit}.")
+        raise UsageError(
+            f"--limit must be at least 1, got {limit}.",
+            fix="Pass 1 or more, or leave --limit out for all images.",
+        )
     samples = dataset.samples[:limit]
     scorer = scorer_for(segmenter.spec)
     used = thresholds or segmenter.spec.thresholds
@@ -205,7 +208,10 @@ def _open_log(
         write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         return items, path.open("a", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}.",
+            fix="Choose a file in a writable folder for --resume.",
+        ) from error
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} was not written by --resume.", fix="Choose another file for --resume."

@@ -131,7 +131,7 @@ def observe(
     try:
         with fused_attention(model), on_gpu(model) as device, torch.inference_mode():
             for index, images in enumerate(inputs):
-                progress(f"calibrating ({index + 1} of {len(inputs)} images)")
+                progress(f"calibrating (image {index + 1} of {len(inputs)})")
                 model(torch.from_numpy(images).to(device))
     finally:
         for handle in handles:

@@ -132,7 +132,10 @@ class ExportConfig:
         for name in ("batch", "heads", "num_blocks"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} must be at least 1, got {value}.",
+                    fix="Pass 1 or more, or leave it out.",
+                )
 
     def _check_precision(self) -> None:
         quantized = self.precision in QUANTIZED
@@ -175,10 +178,14 @@ class ExportConfig:
                 fix="Leave one of them out.",
             )
         if not 0 <= self.smooth <= 1:
-            raise UsageError(f"--smooth must be between 0 and 1, got {self.smooth:g}.")
+            raise UsageError(
+                f"--smooth must be between 0 and 1, got {self.smooth:g}.",
+                fix="Pass a number in this range; 0 switches SmoothQuant off.",
+            )
         if self.budget is not None and not 0 <= self.budget < math.inf:
             raise UsageError(
-                f"--budget must be a number of points, 0 or more, got {self.budget:g}."
+                f"--budget must be a number of points, 0 or more, got {self.budget:g}.",
+                fix="Pass e.g. --budget 0.5, or leave it out.",
             )
         if self.attention not in get_args(Attention):
             raise UsageError(

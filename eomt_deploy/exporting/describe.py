@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from eomt_deploy import __version__, catalog
+from eomt_deploy import __version__, catalog, licences
 from eomt_deploy.addresses import is_address, without_secrets
 from eomt_deploy.checkpoints import Checkpoint
 from eomt_deploy.checkpoints.huggingface import HUB_PREFIX
@@ -94,6 +95,7 @@ def describe(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> Mo
             "checkpoint": printable(_file_name(config.checkpoint)),
             "checkpoint_sha256": checkpoint.sha256,
             **_origin(checkpoint),
+            **({"licence": ", ".join(source.entry.licences)} if source.entry else {}),
             "source_format": checkpoint.source_format,
             "masked_attention": _annealing(checkpoint),
             **({"stuff_in_instance": "allowed"} if _stuff_allowed(config, task, classes) else {}),
@@ -114,6 +116,7 @@ def image_size(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> 
         UsageError: none of them is known.
     """
     if config.size:
+        check_patches(config.size, checkpoint.architecture.patch_size)
         return config.size
     if source.entry and not checkpoint.trained_size:
         return source.entry.size
@@ -127,6 +130,30 @@ def image_size(config: ExportConfig, source: Source, checkpoint: Checkpoint) -> 
             fix="Pass the trained size: --native-size HxW.",
         )
     return size
+
+
+def check_patches(size: tuple[int, int], patch: int) -> None:
+    """Check that an input size (H, W) consists of complete patches.
+
+    Raises:
+        UsageError: it does not; the message has the nearest sizes that do.
+    """
+    if not (size[0] % patch or size[1] % patch):
+        return
+    lower, upper = (
+        f"{max(patch, height)}x{max(patch, width)}"
+        for height, width in (
+            (size[0] // patch * patch, size[1] // patch * patch),
+            (-(-size[0] // patch) * patch, -(-size[1] // patch) * patch),
+        )
+    )
+    if size[0] == size[1]:
+        lower, upper = lower.partition("x")[0], upper.partition("x")[0]
+    raise UsageError(
+        f"The size {size[0]}x{size[1]} is not a multiple of {patch}, the size of the model's "
+        "patches.",
+        fix=f"Use --size {lower}" + (f" or --size {upper}." if upper != lower else "."),
+    )
 
 
 def native_size(checkpoint: Checkpoint) -> tuple[int, int] | None:
@@ -161,6 +188,8 @@ def warnings(
 ) -> list[str]:
     """Warnings about an export that is possible, but may not be what the user expects."""
     notes = list(checkpoint.notes)
+    if source.entry:
+        notes += licences.notes(source.entry.name, source.entry.licences)
     trained = source.entry.task if source.entry else checkpoint.task
     if trained not in (None, spec.task):
         name = source.entry.name if source.entry else _file_name(config.checkpoint)
@@ -170,6 +199,12 @@ def warnings(
         )
     if note := _class_list(config, source, checkpoint, spec.task).note:
         notes.append(note)
+    entry = source.entry
+    if entry and config.classes and _names(spec.classes) != _names(entry.class_list()):
+        notes.append(
+            f"The classes of {config.classes} replace those of the catalog, {entry.classes}. If "
+            "these weights were not trained on them, the names in the results are wrong."
+        )
     notes += _task_notes(spec)
     if checkpoint.attn_mask_probs is None:
         notes.append("The checkpoint does not store whether masked attention was annealed to 0.")
@@ -219,6 +254,13 @@ def _class_list(
         known = {} if config.classes.exists() else catalog.class_lists()
         if origin in known:
             found = ClassList(known[origin], origin)
+        elif not config.classes.exists() and origin == config.classes.stem:
+            near = difflib.get_close_matches(origin.lower(), known, n=3, cutoff=0.5)
+            raise UsageError(
+                f"{origin!r} is neither a file nor a class list of the catalog.",
+                fix=(f"Did you mean {', '.join(near)}? " if near else "")
+                + f"Class lists: {', '.join(known)}; or pass a JSON file.",
+            )
         else:
             found = read_class_list(config.classes, task)
     elif checkpoint.class_names and checkpoint.things and task == checkpoint.task:
@@ -241,9 +283,11 @@ def _class_list(
             'logits: [{"name": "road", "thing": false}, …].',
         )
     if len(found.classes) != count:
+        fitting = [name for name, known in catalog.class_lists().items() if len(known) == count]
         raise UsageError(
             f"{found.origin} has {len(found.classes)} classes, but the checkpoint has {count}.",
-            fix="List all classes in the order of the class logits, without 'no object'.",
+            fix="List all classes in the order of the class logits, without 'no object'."
+            + (f" Class lists with {count} classes: {', '.join(fitting)}." if fitting else ""),
         )
     return found
 
@@ -270,6 +314,10 @@ def _check_task(config: ExportConfig, task: Task, classes: tuple[ClassInfo, ...]
 
 def _stuff_allowed(config: ExportConfig, task: Task, classes: tuple[ClassInfo, ...]) -> bool:
     return task == "instance" and config.allow_stuff and not all(info.thing for info in classes)
+
+
+def _names(classes: tuple[ClassInfo, ...]) -> list[str]:
+    return [info.name for info in classes]
 
 
 def _task_notes(spec: ModelSpec) -> list[str]:

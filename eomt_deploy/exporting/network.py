@@ -8,6 +8,7 @@ import torch
 
 from eomt_deploy.checkpoints.checkpoint import Checkpoint
 from eomt_deploy.errors import CheckpointError, UsageError
+from eomt_deploy.exporting.describe import check_patches
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.position import resample_position
 from eomt_deploy.network.streamed import stream_blocks
@@ -33,12 +34,7 @@ def build_network(
     """
     arch = checkpoint.architecture
     patch = arch.patch_size
-    if image_size[0] % patch or image_size[1] % patch or min(image_size) < patch:
-        raise UsageError(
-            f"The size {image_size[0]}x{image_size[1]} must be a multiple of the patch size "
-            f"{patch}.",
-            fix=f"Use --size {_nearest(image_size[0], patch)}x{_nearest(image_size[1], patch)}.",
-        )
+    check_patches(image_size, patch)
     new_grid = (image_size[0] // patch, image_size[1] // patch)
     position = _position(checkpoint, new_grid)
     with torch.device("meta"):
@@ -89,10 +85,6 @@ def _check_finite(checkpoint: Checkpoint) -> None:
             why="The training diverged, or the file is damaged.",
             fix="Use an earlier checkpoint.",
         )
-
-
-def _nearest(side: int, patch: int) -> int:
-    return max(patch, round(side / patch) * patch)
 
 
 def _check_keys(model: EoMT, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -83,7 +83,7 @@ def measure_ranges(
     fixed = parse_spec(model.metadata_props, Path("the graph")).batch
     batch = fixed or BATCH
     for index, images in enumerate(inputs):
-        progress(f"measuring ranges ({index + 1} inputs)")
+        progress(f"measuring ranges (input {index + 1})")
         for start in range(0, len(images), batch):
             part = images[start : start + batch]
             if fixed and len(part) < fixed:  # repeated images do not change the maximum

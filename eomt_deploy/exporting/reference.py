@@ -80,7 +80,8 @@ class TorchEngine(NetworkEngine):
         if found != wanted:
             raise UsageError(
                 f"{path} is not the checkpoint of {spec.name}: its width, depth, queries and "
-                f"classes are {found}, expected {wanted}."
+                f"classes are {found}, expected {wanted}.",
+                fix="Pass the checkpoint that the model was exported from.",
             )
         network = build_network(checkpoint, spec.image_size)
         if torch.cuda.is_available():

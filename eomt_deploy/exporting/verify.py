@@ -5,6 +5,7 @@ from __future__ import annotations
 from eomt_deploy.backends.verification import Verification
 from eomt_deploy.errors import VerificationError
 from eomt_deploy.precision import PRECISIONS
+from eomt_deploy.units import counted
 
 
 def check(result: Verification, precision: str) -> None:
@@ -25,7 +26,7 @@ def check(result: Verification, precision: str) -> None:
         )
     else:
         why = (
-            f"On {result.images} images, the maximum error of class logits is "
+            f"On {counted(result.images, 'image')}, the maximum error of class logits is "
             f"{result.class_max:.3g}, of mask logits {result.mask_max:.3g}."
         )
         fix = (

@@ -31,7 +31,10 @@ def check_outputs(
     if (class_logits, mask_logits) != expected:
         raise UsageError(
             f"Outputs of shapes {list(class_logits)} and {list(mask_logits)} do not belong "
-            f"to {spec.name}, which has {list(expected[0])} and {list(expected[1])} for this image."
+            f"to {spec.name}, which has {list(expected[0])} and {list(expected[1])} for this "
+            "image.",
+            fix="Pass the outputs that this model computed for this image, and the geometry that"
+            " `preprocess` returned with it.",
         )
 
 

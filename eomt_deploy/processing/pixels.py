@@ -98,7 +98,10 @@ def paint_queries(
     count, height, width = masks.shape
     size = len(resize.down), len(resize.across)
     if scores.shape != (count,):
-        raise UsageError(f"{count} masks need {count} scores, got shape {list(scores.shape)}.")
+        raise UsageError(
+            f"{count} masks need {count} scores, got shape {list(scores.shape)}.",
+            fix="Pass one score for each mask.",
+        )
     owners = np.empty(size, np.int16)
 
     def paint(start: int, end: int) -> npt.NDArray[np.int64]:
@@ -164,7 +167,10 @@ def measure_masks(
     size = len(resize.down), len(resize.across)
     numbers = np.array(queries, np.int32)
     if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(masks):
-        raise UsageError(f"Queries must be from 0 to {len(masks) - 1}, got {list(queries)}.")
+        raise UsageError(
+            f"Queries must be from 0 to {len(masks) - 1}, got {list(queries)}.",
+            fix="Pass indices of the masks.",
+        )
 
     def measure(start: int, end: int) -> list[tuple[RunMask, float]]:
         own = numbers[start:end]
@@ -246,7 +252,9 @@ def classify_pixels(
     if probabilities.shape != (windows, queries, classes) or windows != geometry.num_inputs:
         raise UsageError(
             f"Class probabilities {list(probabilities.shape)} and mask logits {list(masks.shape)} "
-            f"do not match each other or the {geometry.num_inputs} network inputs of the geometry."
+            f"do not match each other or the {geometry.num_inputs} network inputs of the geometry.",
+            fix="Pass the outputs of one image together with the geometry that `preprocess` "
+            "returned with it.",
         )
     spans = geometry.windows if windows > 1 else ((0, merged[geometry.axis]),)
     padded = np.zeros((windows, classes, -(-queries // SIMD_WIDTH) * SIMD_WIDTH), np.float32)

@@ -149,9 +149,16 @@ class Processor:
         for name, value in given.items():
             if name not in known:
                 raise UsageError(
-                    f"The {name} threshold does not apply to {self.spec.task} segmentation.",
-                    fix=f"Leave it out. Thresholds of this task: {', '.join(known) or 'none'}.",
+                    f"The {name} threshold does not apply to a {self.spec.task} model.",
+                    why="Each pixel gets the class with the highest score."
+                    if self.spec.task == "semantic"
+                    else "The masks of an instance model are not combined to one map.",
+                    fix=f"Leave out --{name}-threshold (in Python: {name}_threshold). "
+                    f"Thresholds of this task: {', '.join(known) or 'none'}.",
                 )
             if not 0 <= value <= 1:
-                raise UsageError(f"The {name} threshold must be between 0 and 1, got {value}.")
+                raise UsageError(
+                    f"The {name} threshold must be between 0 and 1, got {value}.",
+                    fix=f"Pass e.g. 0.5, or leave --{name}-threshold out for the model's default.",
+                )
         return replace(self.spec.thresholds, **given)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from cpu_cases import (
     BASE,
+    GROUPS,
     OURS,
     agreement,
     extra_memory,
     judge_goal,
+    plot,
+    ratios,
 )
 from cpu_end_to_end import post_jobs
 from synthetic import HARD, made_up_outputs, spec_of
 
 from eomt_deploy.processing.geometry import plan
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -57,3 +65,21 @@ def test_goals_are_judged_by_the_interval(low, high, valid, finding):
     reasons = [] if valid else [{"kind": "other load", "text": "busy"}]
     row = {"times_as_fast": {"low": low, "high": high}, "verdict": {"reasons": reasons}}
     assert judge_goal(row, 30) == finding
+
+
+def test_the_plot_of_the_committed_results():
+    """Three panels; each backend is a bar with its interval."""
+    path = ROOT / "benchmarks/results/amd-epyc-2-cores/cpu_end_to_end.json"
+    runs = json.loads(path.read_text())["runs"]
+    assert plot(runs).startswith(b"\x89PNG")
+    for section in GROUPS:
+        found = ratios(runs, section)
+        assert len(found) >= 2
+        for rows in found.values():
+            assert BASE not in rows
+            assert all(low <= value <= high for value, low, high in rows.values())
+    one = [{"section": "network", "case": "S 640", "rows": {
+        BASE: {"times_as_fast": {"value": 1, "low": 1, "high": 1}},
+        OURS: {"times_as_fast": {"value": value, "low": value - 1, "high": value + 1}},
+    }} for value in (4, 2, 3)]  # fmt: skip
+    assert ratios([[case] for case in one], "network") == {"S 640": {OURS: (3, 1, 5)}}

@@ -34,7 +34,7 @@ def test_a_suite_its_report_and_its_pictures(cli, tmp_path):
     path, folder = tmp_path / "s.json", tmp_path / "report"
     code, out, err = cli(
         "bench", *TINY, "--iterations", "3", "--warmup", "1", "--json", path,
-        "--plot", tmp_path / "waterfall.png",
+        "--plot-waterfall", tmp_path / "waterfall.png",
     )  # fmt: skip
     assert code == 0, err
     assert "ViT-Adapter + Mask2Former" in out
@@ -53,7 +53,7 @@ def test_a_picture_that_cannot_be_drawn_costs_nothing_else(cli, tmp_path):
     path, folder = tmp_path / "s.json", tmp_path / "report"
     code, _, err = cli(
         "bench", *TINY, "--iterations", "6", "--warmup", "1", "--json", path,
-        "--report-dir", folder, "--plot", tmp_path / "batches.png",
+        "--report-dir", folder, "--plot-batches", tmp_path / "batches.png",
     )  # fmt: skip
     assert code == 2
     assert "Only one batch size" in err
@@ -68,7 +68,7 @@ def test_engines_scopes_scenarios_and_plots(cli, exported, image_path, tmp_path)
         "bench", "--engine", a, "--engine", b, "--scope", "network", "--scope", "end-to-end",
         "--score", "50", "--score", "40", "--iterations", "3", "--image", image_path,
         "--json", path,
-        "--plot", tmp_path / "pareto.png", "--plot", tmp_path / "latency.png",
+        "--plot-pareto", tmp_path / "pareto.png", "--plot-latency", tmp_path / "latency.png",
     )  # fmt: skip
     assert code == 0, err
     rows = json.loads(path.read_text())["rows"]
@@ -82,7 +82,7 @@ def test_engines_scopes_scenarios_and_plots(cli, exported, image_path, tmp_path)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     code, out, err = cli(
         "bench", "--engine", a, "--scenario", "offline", "--batch", "1", "--batch", "2",
-        "--scope", "network", "--iterations", "3", "--plot", tmp_path / "batches.png",
+        "--scope", "network", "--iterations", "3", "--plot-batches", tmp_path / "batches.png",
     )  # fmt: skip
     assert code == 0, err
     assert "batch 2" in out
@@ -134,8 +134,8 @@ def test_one_file_in_two_run_times(cli, exported, tmp_path):
         (("--report", "x.json", "--warmup", "0"), "--warmup does not apply to --report"),
         (("--report", "none.json"), "cannot be read"),
         ((*TINY, "--runtime", "caffe"), "Runtime 'caffe' is unknown"),
-        ((*TINY, "--plot", "lunch.png"), "is not the file name of a plot"),
-        ((*TINY, "--plot", "pareto.png"), "paper's scores"),
+        ((*TINY, "--plot-latency", "lunch.jpg"), "--plot-latency lunch.png"),
+        ((*TINY, "--plot-pareto", "x.png"), "paper's scores"),
         ((*TINY, "--scenario", "lunch"), "Scenario 'lunch' is unknown"),
         ((*TINY, "--iterations", "1"), "Too few iterations"),
         ((*TINY, "--iterations", "0"), "Too few iterations"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -363,3 +364,20 @@ def test_report_that_would_replace_a_file_of_the_export(cli, files, tmp_path):
         assert "is an input of this command" in err or "name the same file" in err
     assert files.checkpoint.read_bytes() == content
     assert list(tmp_path.iterdir()) == []
+
+
+def test_list_shows_licences(cli):
+    _, out, _ = cli("list", "--dataset", "coco", "--task", "instance")
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "(H100)  MIT  " in lines["coco-instance-eomt-large-640"]
+    assert "AGPL-3.0 + DINOv3" in lines["coco-instance-eomt-small-640-lightly"]
+    assert "MIT + DINOv3" in lines["coco-instance-eomt-large-640-dinov3"]
+    assert (
+        "AGPL-3.0: a copyleft licence, or a commercial licence of the authors; read https://" in out
+    )
+    assert "AGPL" not in cli("list", "--dataset", "made-up scenes")[1]
+    rows = [line for line in cli("list")[1].splitlines() if "-eomt-" in line]
+    assert len(rows) == len(catalog.checkpoints()) - 1  # one line each, e.g. for grep
+    assert all(re.search(r"\d+M .*(MIT|AGPL-3.0)", row) for row in rows)
+    entries = json.loads(cli("list", "--json")[1])
+    assert all(entry["licences"] for entry in entries)

@@ -200,7 +200,7 @@ def test_resume_does_only_what_is_left(cli, exported, gradient, picture, tmp_pat
     write_images(folder, gradient, "2.png", "3.png")  # repaired, and changed
     code, text, err = cli("predict", model, folder, "-o", out, "--resume")
     assert code == 0, err
-    assert "keeping the results of 2 images, 2 are left" in err
+    assert "keeping the results of 2 images, 2 left" in err
     assert "wrote 2 of 2 results (and kept 2)" in text
     for path, time_ns in times.items():
         assert (path.stat().st_mtime_ns == time_ns) == (path.stem in "01")

@@ -330,7 +330,7 @@ def test_images_without_labels_are_reported(tmp_path, spec):
     (root / "labels/1.png").unlink()
     dataset = open_dataset([root], spec("semantic"))
     assert len(dataset.samples) == 2
-    assert dataset.notes == ("1 images have no label",)
+    assert dataset.notes == ("1 image without a label",)
     made_up.random_image(0, (40, 60)).save(root / "labels/1.jpg")
     with pytest.raises(DatasetError, match=r"1\.jpg is not a PNG file"):
         open_dataset([root], spec("semantic"))

@@ -66,7 +66,7 @@ def test_labels_that_only_fit_the_upright_image(labelled, orientation):
     dataset = open_dataset([make(orientation, upright=True)], segmenter.spec)
     assert evaluate(segmenter, dataset).scores.value == 100
     assert len(dataset.remarks()) == 1
-    assert "2 images were rotated by their EXIF orientation" in dataset.remarks()[0]
+    assert "2 images have been rotated by their EXIF orientation" in dataset.remarks()[0]
     assert compare(segmenter, segmenter, dataset.samples, labelled=True).labelled.a == 100
 
 

@@ -171,3 +171,12 @@ def test_a_comparison_takes_the_weights_of_the_export(files, tmp_path, image_pat
     code, _, err = cli("compare", model, model, image_path, "--weights-key", "state_dict")
     assert code == 2
     assert "--weights-key has no effect here" in err
+
+
+def test_the_licence_is_a_warning_and_in_the_provenance(files):
+    name = "coco-instance-eomt-small-640-lightly"
+    spec, notes = described(files, name=name, size=(64, 64))
+    assert spec.provenance["licence"] == "LightlyTrain (AGPL-3.0 or commercial), DINOv3 License"
+    assert [note.split(":")[0] for note in notes[:2]] == [f"Licence of {name}"] * 2
+    spec, notes = described(files)
+    assert "licence" not in spec.provenance

@@ -22,6 +22,7 @@ from eomt_deploy.fields import is_printable
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.model_file import read_model_file
 from eomt_deploy.outputs import check_outputs
+from eomt_deploy.precision import computes_in
 from eomt_deploy.privacy import import_openvino
 from eomt_deploy.sidecar import onnx_sha256
 from eomt_deploy.units import counted
@@ -54,10 +55,10 @@ class Trial:
         fast = (
             f"{self.arithmetic} is {self.times_as_fast:.2f} times as fast as fp32 on this machine"
         )
-        verdict = "worth it" if self.worth_it else "not worth it"
         return (
             f"{fast}, {self.agreement:.3%} of the labels are equal on "
-            f"{counted(self.images, 'image')} (minimum: {MIN_AGREEMENT:.1%}): {verdict}"
+            f"{counted(self.images, 'image')} (minimum: {MIN_AGREEMENT:.1%}, and {MIN_GAIN:g} "
+            f"times as fast): {'worth it' if self.worth_it else 'not worth it'}"
         )
 
     @property
@@ -91,9 +92,12 @@ class OpenVinoReport:
         """The report as a few lines of text."""
         size = sum(file.stat().st_size for file in self.files)
         yield f"wrote {' + '.join(map(str, self.files))} ({size / 1e6:.1f} MB)"
-        yield f"  OpenVINO {self.version}, {self.precision} model, computes in {self.arithmetic}"
+        types = computes_in(self.precision, self.arithmetic)
+        yield f"  OpenVINO {self.version}, {self.precision} model, computes in {types}"
         if self.trial:
             yield f"  {self.trial}"
+            if self.arithmetic != self.trial.arithmetic:
+                yield f"  To use it anyway: --arithmetic {self.trial.arithmetic}"
         yield f"  {check_line(self.certificate)}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,7 +172,7 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
         compare = tried not in ("fp32", settled) and (requested != "auto" or not settled)
         if compare and tried in possible:
             images = check.images(spec)
-            progress(f"trying {tried} on {len(images)} images", None)
+            progress(f"trying {tried} on {counted(len(images), 'image')}", None)
             trial = try_arithmetic(plain, tried, images)
             if requested == "auto" and trial.worth_it:
                 chosen = tried

@@ -132,10 +132,16 @@ class TensorRtConfig(BuildConfig):
                     fix="Write --batch MIN:OPT:MAX, e.g. --batch 1:1:8.",
                 )
         if self.workspace is not None and self.workspace < 1:
-            raise UsageError(f"--workspace must be at least 1 byte, got {self.workspace}.")
+            raise UsageError(
+                f"--workspace must be at least 1 byte, got {self.workspace}.",
+                fix="Pass a size such as 4GiB, or leave it out for TensorRT's default.",
+            )
         level = self.optimization_level
         if level is not None and not 0 <= level <= MAX_LEVEL:
-            raise UsageError(f"--optimization-level must be 0 to {MAX_LEVEL}, got {level}.")
+            raise UsageError(
+                f"--optimization-level must be 0 to {MAX_LEVEL}, got {level}.",
+                fix="Pass a level in this range, or leave it out for TensorRT's default.",
+            )
         for capability in self.compute_capabilities:
             one_of("--compute-capability", capability, RTX_CAPABILITIES)
         if self.timing_cache is not None:
@@ -147,7 +153,8 @@ class TensorRtConfig(BuildConfig):
                 )
         if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
             raise UsageError(
-                f"A compute capability is given twice: {', '.join(self.compute_capabilities)}."
+                f"A compute capability is given twice: {', '.join(self.compute_capabilities)}.",
+                fix="Pass each compute capability once.",
             )
 
     @property

@@ -11,14 +11,12 @@ from eomt_deploy.sidecar import Target
 
 def tensorrt_problem() -> Problem | str:
     """The problem, or the version and the GPU of this machine, which TensorRT builds for."""
-    version = _version("tensorrt")
     gpu = current_gpu()
-    if isinstance(version, Problem):
-        return version
-    if gpu is None:
+    if gpu is None:  # installing TensorRT would not help
         fix = "build on the machine that runs the engine, or use --target tensorrt-rtx"
         return Problem(NO_GPU, fix)
-    return f"{version}, for {gpu.name}"
+    version = _version("tensorrt")
+    return version if isinstance(version, Problem) else f"{version}, for {gpu.name}"
 
 
 def rtx_problem() -> Problem | str:

@@ -96,7 +96,8 @@ class Rounds:
         if not 0 <= self.pause < math.inf or (limit is not None and not 0 < limit < math.inf):
             raise UsageError(
                 "`pause` must be 0 seconds or more and `seconds` more than 0, got "
-                f"pause {self.pause:g} and seconds {'unlimited' if limit is None else limit}."
+                f"pause {self.pause:g} and seconds {'unlimited' if limit is None else limit}.",
+                fix="Pass e.g. --pause 0 and --seconds 60, or leave them out.",
             )
         for name, value, maximum, unit in (
             ("iterations", self.iterations, MAX_ROUNDS, ""),
@@ -106,7 +107,25 @@ class Rounds:
             ("seconds", limit or 0, MAX_SECONDS, " seconds"),
         ):
             if value > maximum:
-                raise UsageError(f"{name} must be at most {maximum:,}{unit}, got {value:,}.")
+                raise UsageError(
+                    f"{name} must be at most {maximum:,}{unit}, got {value:,}.",
+                    fix="Pass a smaller number, or leave it out.",
+                )
+
+
+def rounds_line(rounds: Rounds, needed: int) -> str:
+    """What will be measured, in one sentence, before it starts.
+
+    Args:
+        needed: minimum number of rounds for a valid result.
+    """
+    low, high = rounds.warmup, rounds.max_warmup or rounds.warmup
+    warmup = f"{low} to {high}" if high > low else f"{low}"
+    limit = "" if rounds.seconds is None else f", at most {rounds.seconds:g} s"
+    return (
+        f"{warmup} warm-up and {rounds.iterations} measured rounds{limit}; a valid result needs at "
+        f"least {needed} measured rounds"
+    )
 
 
 MIN_ROUNDS = 2

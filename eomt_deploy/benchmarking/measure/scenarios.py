@@ -74,6 +74,12 @@ class Served:
         return self.lost / sent if sent else 0.0
 
     @property
+    def offered(self) -> float:
+        """Requests per second that arrived, including lost ones. ``rate`` is their mean."""
+        sent = len(self.latencies) + self.lost
+        return sent / self.seconds if self.seconds > 0 else 0.0
+
+    @property
     def throughput(self) -> float:
         """Answers per second."""
         return len(self.latencies) / self.seconds if self.seconds > 0 else 0.0
@@ -206,9 +212,15 @@ def check_scenario(
             fix="Add --scenario offline, or leave --batch out.",
         )
     if batches and min(batches) < 1:
-        raise UsageError(f"--batch must be at least 1, got {min(batches)}.")
+        raise UsageError(
+            f"--batch must be at least 1, got {min(batches)}.",
+            fix="Pass 1 or more, or leave it out for 1, 2, 4 and 8.",
+        )
     if problems := absurd(batches or (), rate, seconds):
-        raise UsageError(f"{'; '.join(problems)}.")
+        raise UsageError(
+            f"{'; '.join(problems)}.",
+            fix="Pass smaller values.",
+        )
     if (rate is not None or seconds is not None) and found != "server":
         raise UsageError(
             f"--rate and --serve-seconds need --scenario server, got {name}.",
@@ -216,5 +228,8 @@ def check_scenario(
         )
     for option, number in (("--rate", rate), ("--serve-seconds", seconds)):
         if number is not None and not 0 < number < math.inf:
-            raise UsageError(f"{option} must be a positive number, got {number:g}.")
+            raise UsageError(
+                f"{option} must be a positive number, got {number:g}.",
+                fix="Pass e.g. 20, or leave it out.",
+            )
     return found

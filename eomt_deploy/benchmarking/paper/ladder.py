@@ -182,7 +182,10 @@ def _checked(
     step: int, backbone: str, size: tuple[int, int], attention: str, sampling: str, device: str
 ) -> LadderBackbone:
     if not 0 <= step < len(STEPS):
-        raise UsageError(f"Step must be between 0 and 5, got {step}.")
+        raise UsageError(
+            f"Step must be between 0 and 5, got {step}.",
+            fix="Use a step of table 1 of the paper: 0 (ViT-Adapter + Mask2Former) to 5 (EoMT).",
+        )
     if backbone not in BACKBONES:
         raise UsageError(
             f"Backbone {backbone!r} is unknown.", fix=f"Use one of: {', '.join(BACKBONES)}."

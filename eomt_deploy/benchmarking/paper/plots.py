@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,18 @@ def pareto(reports: Sequence[SuiteReport]) -> bytes:
             )  # fmt: skip
             drawn.add(name)
     if not drawn:
-        raise UsageError("There is nothing to draw: no row with a score was measured.")
+        raise UsageError(
+            "There is nothing to draw: no row with a score was measured.",
+            fix="Measure rows for which the paper reports a score, at their own size and backbone.",
+        )
+    draw_front(axes, [(fps, score) for fps, score, _ in quoted], PAPER, "front of the paper")
+    ours = [
+        (m.fps, report.row(m.row).paper.score or 0.0)
+        for report in reports
+        for m in _scored(report)
+        if m.verdict.valid
+    ]
+    draw_front(axes, ours, "black", "our front")
     metrics = sorted({r.paper.metric for report in reports for r in report.suite.rows})
     axes.plot([], [], "s", color=PAPER, label=f"paper, {reports[0].suite.device}")
     axes.plot([], [], "x", color=GREY, label="ours, INVALID")
@@ -171,36 +182,35 @@ PLOTS: dict[str, Callable[[SuiteReport], bytes]] = {
     "latency": latency,
     "batches": batches,
 }
-"""Plots of one report, by the name of their file; ``pareto`` takes several reports."""
+"""Plots of one report, by kind; ``pareto`` takes several reports."""
 NAMES = (*PLOTS, "pareto")
 
 
-def check_names(paths: Sequence[Path]) -> None:
-    """Check that each file name ends with the name of a plot, e.g. ``table1-pareto.png``.
+def check_png(plots: Mapping[str, Path]) -> None:
+    """Check that the files of the plots (by kind) are PNG files.
 
     Raises:
-        UsageError: it does not, or it is not a PNG file.
+        UsageError: one is not.
     """
-    for path in paths:
-        if path.suffix.lower() != ".png" or not any(path.stem.endswith(n) for n in NAMES):
+    for kind, path in plots.items():
+        if path.suffix.lower() != ".png":
             raise UsageError(
-                f"{path} is not the file name of a plot.",
-                fix=f"Name it {', '.join(f'{name}.png' for name in NAMES)}, or …-pareto.png.",
+                f"Plots are written as .png, got --plot-{kind} {path}.",
+                fix=f"Use --plot-{kind} {path.with_suffix('.png')}.",
             )
 
 
-def draw(stem: str, reports: Sequence[SuiteReport]) -> bytes:
-    """The plot for a file name without suffix, of the first report that has it.
+def draw(kind: str, reports: Sequence[SuiteReport]) -> bytes:
+    """A plot of :data:`NAMES`, of the first report that has it.
 
     Raises:
         UsageError: there is nothing to draw.
     """
-    name = next(n for n in NAMES if stem.endswith(n))
     reports = _timed(reports)
-    if name == "pareto":
+    if kind == "pareto":
         return pareto(reports)
-    fitting = [report for report in reports if name in drawable([report])]
-    return PLOTS[name](fitting[0] if fitting else reports[0])
+    fitting = [report for report in reports if kind in drawable([report])]
+    return PLOTS[kind](fitting[0] if fitting else reports[0])
 
 
 def drawable(reports: Sequence[SuiteReport]) -> list[str]:
@@ -238,7 +248,10 @@ def _main(report: SuiteReport) -> list[Measurement]:
     The one with the most VALID rows is drawn; of several, the one that was measured first.
     """
     if not report.measurements:
-        raise UsageError("There is nothing to draw: no row was measured.")
+        raise UsageError(
+            "There is nothing to draw: no row was measured.",
+            fix="Measure more rounds; the reasons are in the notes of the report.",
+        )
     valid = Counter(m.key for m in report.measurements if m.verdict.valid)
     drawn = max((m.key for m in report.measurements), key=lambda key: valid[key])
     once: dict[str, Measurement] = {}
@@ -276,7 +289,37 @@ def new_axes(width: float, height: float) -> tuple[Any, Any]:
 def new_panels(count: int) -> tuple[Any, list[Any]]:
     """A figure, and ``count`` axes one below the other."""
     figure = _figure(6.4, 1.2 + 1.15 * count)
-    return figure, list(figure.subplots(count, 1, squeeze=False)[:, 0])
+    # One time axis, so that the panels can be compared.
+    return figure, list(figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0])
+
+
+def new_row(count: int) -> tuple[Any, list[Any]]:
+    """A figure, and ``count`` axes side by side."""
+    figure = _figure(4.4 * count, 4.4)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The Pareto front of points (speed, score): no other point is better in both.
+
+    Returns:
+        the points of the front, the slowest first.
+    """
+    found: list[tuple[float, float]] = []
+    for speed, score in sorted(points, reverse=True):
+        if not found or score > found[-1][1]:
+            found.append((speed, score))
+    return found[::-1]
+
+
+def draw_front(axes: Any, points: Iterable[tuple[float, float]], colour: str, label: str) -> None:
+    """Draw the front of these points as a line, if it has at least two."""
+    line = front(points)
+    if len(line) > 1:
+        axes.plot(
+            *zip(*line, strict=True), "-", color=colour, linewidth=1, alpha=0.6, label=label,
+            zorder=1,
+        )  # fmt: skip
 
 
 def _pair() -> tuple[Any, Any]:

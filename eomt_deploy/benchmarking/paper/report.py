@@ -306,7 +306,10 @@ def read_reports(path: Path) -> list[SuiteReport]:
             failed = [f"a section failed: {t.splitlines()[-1]}" for t in entry.get("failed", ())]
             reports[0].notes += [*left, *failed]
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}.",
+            fix="Check that it exists and that you may read it.",
+        ) from error
     except (
         ValueError, LookupError, TypeError, AttributeError, StopIteration, ArithmeticError,
         RecursionError,

@@ -86,7 +86,11 @@ def open_dataset(
         )  # fmt: skip
     samples, notes = FORMATS[format].read(index, spec, split)
     if not samples:
-        raise DatasetError(f"{index.origin} does not contain a labelled image ({format}).")
+        raise DatasetError(
+            f"{index.origin} does not contain a labelled image ({format}).",
+            fix="Check that images and labels are in the folders of this format, or select "
+            "another one with --format.",
+        )
     return Dataset(
         format, index.origin, tuple(samples), tuple(notes), index.fingerprint, index.remarks
     )

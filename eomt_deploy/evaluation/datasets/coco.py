@@ -34,6 +34,7 @@ from eomt_deploy.evaluation.truth import Sample, Truth, TruthSegment
 from eomt_deploy.masks import Rle, encode_mask
 from eomt_deploy.result import VOID
 from eomt_deploy.spec import ModelSpec
+from eomt_deploy.units import counted
 
 SamplesAndNotes = tuple[list[Sample], list[str]]
 """Samples, and notes on the data for the user."""
@@ -73,7 +74,7 @@ def read_panoptic(index: FileIndex, spec: ModelSpec, split: str | None) -> Sampl
         truth = _panoptic_truth(index, spec, f"{folder}/{png}", image, segments, class_of)
         samples.append(_sample(index, file_name, image, truth))
     if missing := len(document.images) - len(labels):
-        notes.append(f"{missing} images of {name} have no labels")
+        notes.append(f"{counted(missing, 'image')} of {name} without labels")
     return samples, notes
 
 
@@ -125,7 +126,8 @@ def _panoptic_truth(
         if ids.shape != image.size:
             raise DatasetError(
                 f"{index.describe(png)} must be {image.size[0]}x{image.size[1]}, as its JSON file "
-                f"lists for {image.file_name}, got {ids.shape[0]}x{ids.shape[1]}."
+                f"lists for {image.file_name}, got {ids.shape[0]}x{ids.shape[1]}.",
+                fix="Export the labels again: image and label map must have the same size.",
             )
         drawn = set(np.unique(ids).tolist()) - {0}
         for wrong, what in (
@@ -134,7 +136,11 @@ def _panoptic_truth(
         ):
             if wrong:
                 shown = ", ".join(map(str, sorted(wrong, key=str)[:5]))
-                raise DatasetError(f"{index.describe(png)} {what}: {shown}.")
+                raise DatasetError(
+                    f"{index.describe(png)} {what}: {shown}.",
+                    fix="Export the labels again: the PNG and the JSON file must list the same "
+                    "segments.",
+                )
         return _as_truth(spec, ids, segments, class_of)
 
     return truth
@@ -233,5 +239,6 @@ def _rle(annotation: Entry, size: tuple[int, int], origin: str) -> Rle | None:
     except Exception as error:  # tools may write anything here
         raise DatasetError(
             f"Annotation {annotation.get('id', '(without id)')} of {origin} has an invalid "
-            f"segmentation: {str(error) or type(error).__name__}."
+            f"segmentation: {str(error) or type(error).__name__}.",
+            fix="Export the labels again with the tool that wrote them, or remove this annotation.",
         ) from error

@@ -127,7 +127,10 @@ def read_document(index: FileIndex, kind: Kind, split: str | None) -> Document:
     for entry in lists["images"]:
         image = _image(entry, name, index.max_pixels)
         if image.id in images:
-            raise DatasetError(f"{name} lists the image id {image.id} twice.")
+            raise DatasetError(
+                f"{name} lists the image id {image.id} twice.",
+                fix="Remove one of the two entries.",
+            )
         images[image.id] = image
     categories: dict[Id, Category] = {}
     for entry in lists["categories"]:
@@ -137,7 +140,10 @@ def read_document(index: FileIndex, kind: Kind, split: str | None) -> Document:
             bool(entry.get("isthing", 1)),
         )
         if category.id in categories:
-            raise DatasetError(f"{name} lists the category id {category.id} twice.")
+            raise DatasetError(
+                f"{name} lists the category id {category.id} twice.",
+                fix="Remove one of the two entries.",
+            )
         categories[category.id] = category
     return Document(name, tuple(found), images, lists["annotations"], categories)
 
@@ -146,7 +152,10 @@ def _read_json(index: FileIndex, name: str) -> dict[str, list[Any]]:
     try:
         document = json.loads(index.read(name))
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{index.describe(name)} is not JSON: {error}.") from error
+        raise DatasetError(
+            f"{index.describe(name)} is not JSON: {error}.",
+            fix="Copy or download the file again.",
+        ) from error
     lacking = [
         k for k in LISTS if not isinstance(document, dict) or not isinstance(document.get(k), list)
     ]
@@ -225,6 +234,7 @@ def field(entry: Any, key: str, origin: str, check: Check, **default: Any) -> An
         raise DatasetError(
             f"An entry of {origin} is not valid: it has no {key}.",
             why=f"The entry is {_shown(entry)}.",
+            fix="Export the labels again in the COCO format, or correct this entry.",
         )
     value = entry.get(key, default.get("default"))
     wanted = check(value)
@@ -232,6 +242,7 @@ def field(entry: Any, key: str, origin: str, check: Check, **default: Any) -> An
         raise DatasetError(
             f"An entry of {origin} is not valid: {key} must be {wanted}, got {_shown(value)}.",
             why=f"The entry is {_shown(entry)}.",
+            fix="Export the labels again in the COCO format, or correct this entry.",
         )
     return value
 

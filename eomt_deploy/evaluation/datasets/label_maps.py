@@ -16,6 +16,7 @@ from eomt_deploy.evaluation.truth import Sample, Truth
 from eomt_deploy.result import VOID
 from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import ModelSpec
+from eomt_deploy.units import counted
 
 SUFFIXES = "|".join(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
 CITYSCAPES_LABEL = r"(?i)(\w+)/(\w+)/([^/]+)_gtFine_labelIds\.png$"
@@ -120,7 +121,7 @@ def _pair(
             )
     bare = sum(key[0] == split and key not in labels for key in images)
     samples = [_sample(index, labels[key], images[key][0], lookup) for key in wanted]
-    return samples, [f"{bare} images have no label"] if bare else []
+    return samples, [f"{counted(bare, 'image')} without a label"] if bare else []
 
 
 def _sample(index: FileIndex, label: str, file_name: str, lookup: Lookup) -> Sample:

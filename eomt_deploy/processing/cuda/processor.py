@@ -173,16 +173,23 @@ class CudaProcessor(Closing):
         self, image: object, color_order: ColorOrder, into: DeviceArray | None
     ) -> tuple[DeviceArray, Geometry]:
         if color_order not in ("rgb", "bgr"):
-            raise UsageError(f"color_order must be 'rgb' or 'bgr', got {color_order!r}.")
+            raise UsageError(
+                f"color_order must be 'rgb' or 'bgr', got {color_order!r}.",
+                fix="Pass 'bgr' for images of OpenCV, else 'rgb'.",
+            )
         workspace = self._workspace
         array = DeviceArray.wrap(image, workspace.device, reader=workspace.stream)
         if array.dtype != np.uint8 or len(array.shape) != 3 or array.shape[2] != 3:
             raise ImageError(
                 f"An image in GPU memory must be uint8 [H, W, 3], got {array.dtype} "
-                f"{list(array.shape)}."
+                f"{list(array.shape)}.",
+                fix="Convert the array to uint8 with three channels last.",
             )
         if 0 in array.shape:
-            raise ImageError(f"The image is empty: its shape is {list(array.shape)}.")
+            raise ImageError(
+                f"The image is empty: its shape is {list(array.shape)}.",
+                fix="Check how the image was cropped or decoded.",
+            )
         plan = self._plan(array.shape)
         inputs = self._inputs(plan, into)
         array.make_wait(workspace.stream)
@@ -209,7 +216,8 @@ class CudaProcessor(Closing):
         if into.dtype != np.uint8 or into.shape != shape:
             raise UsageError(
                 f"`into` must be uint8 {list(shape)} for this image, got {into.dtype} "
-                f"{list(into.shape)}."
+                f"{list(into.shape)}.",
+                fix="Allocate an array with this shape, or leave `into` out.",
             )
         into.make_wait(self._workspace.stream)
         return DeviceArray(
@@ -224,7 +232,10 @@ class CudaProcessor(Closing):
     def _logits(self, array: CudaArray) -> DeviceArray:
         logits = DeviceArray.wrap(array, self._workspace.device, reader=self._workspace.stream)
         if logits.dtype not in (np.float16, np.float32):
-            raise UsageError(f"Logits must be float16 or float32, got {logits.dtype}.")
+            raise UsageError(
+                f"Logits must be float16 or float32, got {logits.dtype}.",
+                fix="Convert the logits to float32.",
+            )
         logits.make_wait(self._workspace.stream)
         return logits
 

@@ -75,10 +75,10 @@ def test_int8_computes_the_rest_in_bf16_where_the_cpu_does(
     command = ("predict", path, picture, "-o", tmp_path / "o.json", "--backend", "openvino")
     code, _, err = cli(*command, "--arithmetic", "fp32")
     assert code == 0
-    assert "openvino on cpu, computing in fp32" in err
+    assert "openvino on cpu, computing in int8 and fp32" in err
     able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     _, _, err = cli(*command)
-    assert f"computing in {'bf16' if able else 'fp32'}" in err
+    assert f"computing in int8 and {'bf16' if able else 'fp32'}" in err
     code, _, err = cli(*command, "--arithmetic", "f32")
     assert code == 2
     assert "openvino has no arithmetic 'f32'" in err

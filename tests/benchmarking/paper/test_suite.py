@@ -161,7 +161,7 @@ def test_tables_say_what_was_measured_where(report):
 
 def test_pictures(report):
     assert plots.drawable([report]) == ["waterfall", "latency"]  # no score at these sizes
-    for name in ("waterfall", "table1-latency"):
+    for name in ("waterfall", "latency"):
         assert plots.draw(name, [report]).startswith(PNG)
     with pytest.raises(UsageError, match="no row with a score"):
         plots.draw("pareto", [report])
@@ -385,3 +385,17 @@ def test_random_weights_that_give_nan_are_remarked(monkeypatch):
 def test_configurations_that_would_never_end(options):
     with pytest.raises(UsageError, match="must be at most"):
         SuiteConfig(**TINY, **options)
+
+
+def test_the_pareto_front():
+    points = [(10, 50), (20, 45), (15, 44), (30, 45), (5, 49), (40, 10)]
+    assert plots.front(points) == [(10, 50), (30, 45), (40, 10)]
+    assert plots.front([]) == []
+    assert plots.front([(1, 2), (1, 3)]) == [(1, 3)]
+
+
+def test_histograms_share_the_time_axis():
+    _, panels = plots.new_panels(2)
+    panels[0].hist([1, 2])
+    panels[1].hist([100, 200])
+    assert panels[0].get_xlim() == panels[1].get_xlim()
