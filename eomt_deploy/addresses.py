@@ -20,6 +20,9 @@ def without_secrets(text: str) -> str:
         return text
     scheme, _, rest = text.partition("://")
     authority, path = re.fullmatch(r"([^/?#]*)([^?#]*).*", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    if "@" in path and re.search(r":(?!\d*$)[^@]*$", authority):
+        # A password that contains "/" ends the authority too early.
+        authority, path = re.fullmatch(r"([^/?#]*)([^?#]*).*", rest.rpartition("@")[2], re.DOTALL).groups()  # type: ignore[union-attr]  # noqa: E501  # fmt: skip
     host = authority.rpartition("@")[2]
     # A password that contains "?" ends the authority too early. Then the text after the colon is
     # not a port but the start of that password.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from eomt_deploy.addresses import without_secrets
 from eomt_deploy.backends.engine import DeviceEngine, Engine, run_in_parts
 from eomt_deploy.errors import ImageError
 from eomt_deploy.processing import Geometry, Processor
@@ -239,7 +240,7 @@ def with_confidence(
 def name_of(image: ImageSource) -> str | None:
     """The file name of an image; None if it is not known."""
     if isinstance(image, str | Path):
-        return str(image)
+        return without_secrets(str(image))
     found = getattr(image, "filename", None)  # of Pillow
     return str(found) if found else None
 

@@ -163,8 +163,9 @@ class PredictionFolder(Closing):
         )
         if overlay_name.endswith(".jpg"):
             return None
+        shown = without_secrets(str(source))
         return (
-            f"the overlay of {source} has {overlay.width}x{overlay.height} pixels, more than the "
+            f"the overlay of {shown} has {overlay.width}x{overlay.height} pixels, more than the "
             f"JPEG maximum of {JPEG_MAX_SIDE} per side, so it was written as {overlay_name}"
         )
 
@@ -267,11 +268,12 @@ def _file_names(paths: Sequence[Path]) -> dict[Path, str]:
 def _distinct(names: dict[Source, str]) -> dict[Source, str]:
     """Images of different servers can have the same name: the second becomes ``name (2)``."""
     taken: set[str] = set()
+    numbers: Counter[str] = Counter()
     for source, name in names.items():
-        number, own = 1, name
+        own = name
         while own in taken:
-            number += 1
-            own = f"{name} ({number})"
+            numbers[name] += 1
+            own = f"{name} ({numbers[name] + 1})"
         names[source] = own
         taken.add(own)
     return names

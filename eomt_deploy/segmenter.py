@@ -28,7 +28,7 @@ from eomt_deploy.pipeline import (
 )
 from eomt_deploy.processing import Geometry, Processor
 from eomt_deploy.result import Segmentation
-from eomt_deploy.sources import ColorOrder, ImageSource, check_color_order, load_image
+from eomt_deploy.sources import ColorOrder, ImageSource, check_color_order
 from eomt_deploy.spec import ClassInfo, ModelSpec, Thresholds
 from eomt_deploy.video import Video, is_video, open_video
 
@@ -201,7 +201,7 @@ class Segmenter(Closing):
             class logits [N, Q, C+1], mask logits [N, Q, H/4, W/4] (N = 1, or the number of
             windows), and the geometry that maps them to the image.
         """
-        pixels = load_image(image, max_pixels=self.max_pixels)
+        pixels = self._request(None, self.spec.thresholds).load(image).pixels
         images, geometry = self.processor.preprocess(pixels)
         return *run_in_parts(self.engine, images), geometry
 
@@ -338,16 +338,21 @@ class Segmenter(Closing):
                 f"confidence is for semantic models, this one is {self.spec.task}.",
                 fix="Leave it out: the segments of this model have scores.",
             )
-        request = Request(
+        request = self._request(color_order, thresholds, confidence)
+        if self._on_device:
+            return DevicePipeline(self._on_device, request)
+        return HostPipeline(self.engine, self.processor, request)
+
+    def _request(
+        self, color_order: ColorOrder | None, thresholds: Thresholds, confidence: bool = False
+    ) -> Request:
+        return Request(
             color_order or self.color_order,
             thresholds,
             self.max_pixels,
             confidence,
             arrays_only=color_order is None,
         )
-        if self._on_device:
-            return DevicePipeline(self._on_device, request)
-        return HostPipeline(self.engine, self.processor, request)
 
     def close(self) -> None:
         """Close the engine."""

@@ -350,12 +350,12 @@ def readable_images(
         named += f" … and {len(reasons) - NAMED} more."
     if len(readable) < min(MIN_READABLE, len(paths)):
         raise ImageError(
-            f"Only {len(readable)} of {counted(len(paths), 'image')} for {purpose} can be read, at least "
-            f"{min(MIN_READABLE, len(paths))} are needed.",
+            f"Only {len(readable)} of {counted(len(paths), 'image')} for {purpose} can be read, "
+            f"at least {min(MIN_READABLE, len(paths))} are needed.",
             why=named,
             fix="Replace or remove the files that cannot be read.",
         )
     return readable, [
-        f"{len(reasons)} of {counted(len(paths), 'image')} for {purpose} cannot be read and are left out: "
-        f"{named}"
+        f"{len(reasons)} of {counted(len(paths), 'image')} for {purpose} cannot be read and are "
+        f"left out: {named}"
     ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
-from http.client import HTTPException
+from http import HTTPStatus
+from http.client import HTTPException, InvalidURL
 from pathlib import PurePosixPath
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from eomt_deploy.addresses import is_address, scrubbed, without_secrets
@@ -18,6 +19,9 @@ ANSWER_SECONDS = 20.0
 """Maximum time between two packets of an answer."""
 TOTAL_SECONDS = 120.0
 PART_BYTES = 1 << 20
+SAFE = "%/:=&;+,~@!$'()*-._"
+"""Characters that stay in the path and the query of an address."""
+LONGEST_NAME = 100
 STREAMS = ("multipart/", "video/", "application/vnd.apple.mpegurl", "application/x-mpegurl")
 """Content types of videos and streams, which have no end or are far larger than images."""
 
@@ -44,10 +48,10 @@ def download(address: str, limit: int) -> bytes:
                 raise ImageError(
                     f"{shown} is a video or a stream ({kind}), not an image.",
                     fix="Use an address that ends with the suffix of a video or stream, e.g. .mp4 "
-                    "or .mjpg: add #.mjpg to this one.",
+                    "or .mjpg: add #.mjpg to this one, or #.mp4.",
                 )
             content = bytearray()
-            while part := answer.read(PART_BYTES):
+            while part := answer.read1(PART_BYTES):
                 content += part
                 if len(content) > limit:
                     raise ImageError(
@@ -64,8 +68,13 @@ def download(address: str, limit: int) -> bytes:
             return bytes(content)
     except HTTPError as error:
         raise ImageError(
-            f"{shown} cannot be downloaded: the server answers {error.code} {error.reason}.",
+            f"{shown} cannot be downloaded: the server answers {_answer(error.code)}.",
             fix="Check the address.",
+        ) from error
+    except InvalidURL as error:
+        raise ImageError(
+            f"{shown} is not a valid address.",
+            fix="Write special characters as %XX, e.g. / in a password as %2F.",
         ) from error
     except (URLError, HTTPException, OSError, ValueError) as error:
         reason = scrubbed(str(getattr(error, "reason", error)) or type(error).__name__)
@@ -76,18 +85,40 @@ def download(address: str, limit: int) -> bytes:
 
 def _request(address: str) -> Request:
     """A request with the user and password of the address, which cameras often need."""
-    headers = {"User-Agent": GENERATOR.replace(" ", "/"), "Accept": "*/*"}
     parts = urlsplit(address)
     user, found, host = parts.netloc.rpartition("@")
-    if found:
-        headers["Authorization"] = "Basic " + b64encode(unquote(user).encode()).decode()
-    return Request(parts._replace(netloc=host, fragment="").geturl(), headers=headers)
+    path = quote(parts.path, safe=SAFE)
+    plain = parts._replace(
+        netloc=host.encode("idna").decode() if not host.isascii() else host,
+        path=path, query=quote(parts.query, safe=SAFE + "?"), fragment="",
+    )  # fmt: skip
+    request = Request(
+        plain.geturl(), headers={"User-Agent": GENERATOR.replace(" ", "/"), "Accept": "*/*"}
+    )
+    if found:  # not for another server that this one redirects to
+        secret = b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {secret}")
+    return request
+
+
+def _answer(code: int) -> str:
+    """The server's own words may contain secrets."""
+    try:
+        return f"{code} {HTTPStatus(code).phrase}"
+    except ValueError:
+        return str(code)
 
 
 DOWNLOAD = "Download the image first, and pass the file."
 
 
 def file_name(address: str) -> str:
-    """The last part of the path of an address, or the host if it has no path."""
-    parts = urlsplit(address)
-    return PurePosixPath(unquote(parts.path)).name or (parts.hostname or "image")
+    """The last part of the path of an address, or the host if it has no path; usable as the name
+    of a file."""
+    try:
+        parts = urlsplit(address)
+        name = PurePosixPath(unquote(parts.path)).name or parts.hostname or ""
+    except ValueError:  # not a valid address
+        name = ""
+    usable = "".join(c for c in name if c.isprintable() and c not in '\\/:*?"<>|').strip(". ")
+    return usable[-LONGEST_NAME:] or "image"

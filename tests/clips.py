@@ -42,18 +42,22 @@ def write_clip(
     frame: Callable[[int], Pixels] = picture,
     sound: bool = False,
     codec: str = "libx264",
+    colorspace: int | None = None,
 ) -> Path:
-    """Write frames with these times in seconds."""
+    """Write frames with these times in seconds; .avi files have 25 frames per second."""
+    unit = Fraction(1, 25) if path.suffix == ".avi" else UNIT
     height, width = frame(0).shape[:2]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = UNIT
+        stream.codec_context.time_base = unit
         stream.codec_context.gop_size = 5
+        if colorspace is not None:
+            stream.codec_context.colorspace = colorspace
         track = container.add_stream("aac", rate=48_000) if sound else None
         for number, time in enumerate(times):
             image = av.VideoFrame.from_ndarray(frame(number), format="rgb24")
-            image.pts, image.time_base = round(time / UNIT), UNIT
+            image.pts, image.time_base = round(time / unit), unit
             container.mux(stream.encode(image))
         container.mux(stream.encode())
         if track:
@@ -79,7 +83,11 @@ def turn_clockwise(path: Path) -> None:
 
 @contextmanager
 def mjpeg_server(
-    *, interval: float = 0.01, lose_after: int | None = None, connections: int = 1000
+    *,
+    interval: float = 0.01,
+    lose_after: int | None = None,
+    connections: int = 1000,
+    path: str = "/camera.mjpg?user=secret",
 ) -> Iterator[str]:
     """An address of an endless stream, whose frames are numbered modulo 30.
 
@@ -87,6 +95,7 @@ def mjpeg_server(
         interval: seconds between frames.
         lose_after: number of frames after which each connection is cut.
         connections: number of connections that are answered; later ones get an error.
+        path: the end of the address.
     """
     accepted = itertools.count(1)
 
@@ -118,7 +127,28 @@ def mjpeg_server(
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/camera.mjpg?user=secret"
+        yield f"http://127.0.0.1:{server.server_port}{path}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def file_server(folder: Path) -> Iterator[str]:
+    """An address of the files in a folder, from a server that cannot send parts of them."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, directory=str(folder))  # type: ignore[arg-type]
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

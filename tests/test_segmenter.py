@@ -52,6 +52,10 @@ def test_the_channel_order_of_all_arrays(exported, image_path):
         (result,) = segmenter.stream([pixels[:, :, ::-1]])
         assert (result.image == pixels).all()
         assert (segmenter.predict(pixels, color_order="rgb").image == pixels).all()
+        for given, expected in zip(
+            segmenter.logits(pixels[:, :, ::-1])[:2], segmenter.logits(image_path)[:2], strict=True
+        ):
+            assert (given == expected).all()
         with pytest.raises(UsageError, match="only for arrays"):
             segmenter.predict(image_path, color_order="bgr")
     with pytest.raises(UsageError, match="color_order must be"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.server
 import io
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -46,6 +48,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     self.wfile.write(bytes(1 << 16))
             except OSError:
                 pass
+        elif path == "/elsewhere.png":
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{self.path.split('?')[1]}/x.png")
+            self.end_headers()
+        elif path == "/slow.png":
+            self.send_response(200)
+            self.end_headers()
+            for byte in png():
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
         elif path == "/stuck.png":
             self.send_response(200)
             self.end_headers()
@@ -57,6 +69,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif path == "/private.png":
             allowed = self.headers.get("Authorization") == "Basic " + b64encode(b"me:p@ss").decode()
             self.answer("image/png", png()) if allowed else self.send_error(401)
+        elif unquote(path) == "/stra\u00dfe und h\u00f6he.png":
+            self.answer("image/png", png())
         elif path in ("/a.png", "/b/a.png", "/short.png"):
             content = png()
             self.send_response(200)
@@ -115,6 +129,48 @@ def test_errors(site: str, path: str, words: str):
         load_image(f"{site}{path}?token=secret")
     assert "secret" not in str(caught.value)
     assert caught.value.fix
+
+
+def test_the_password_is_not_sent_to_another_server(site: str):
+    seen = []
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    address = f"{site}/elsewhere.png?{server.server_port}".replace("://", "://me:secret@")
+    with pytest.raises(ImageError, match="404"):
+        load_image(address)
+    server.server_close()
+    assert seen == [None]
+
+
+def test_the_total_time(site: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(web, "TOTAL_SECONDS", 0.5)
+    with pytest.raises(ImageError, match=r"takes more than 0\.5 s"):
+        load_image(f"{site}/slow.png")
+
+
+def test_addresses_as_people_write_them(site: str):
+    np.testing.assert_array_equal(load_image(f"{site}/stra\u00dfe und h\u00f6he.png"), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("http://h/a%00b.jpg", "ab.jpg"), ("http://h/a%0Ab%2F..%2Fc.jpg", "c.jpg"),
+        ("http://h/...jpg", "jpg"), ("http://h/" + 300 * "a" + ".jpg", 96 * "a" + ".jpg"),
+        ("http://[::1/x.jpg", "image"), ("http://h/%2e%2e/", "image"), ("http://h", "h"),
+    ],
+)  # fmt: skip
+def test_names_of_files(address: str, wanted: str):
+    assert web.file_name(address) == wanted
 
 
 def test_size_limit(site: str):

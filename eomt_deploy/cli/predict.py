@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eomt_deploy.addresses import without_secrets
 from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, stdout, warn
 from eomt_deploy.cli.options import (
     OVERLAY,
@@ -134,8 +135,8 @@ def predict(
                 fix="Leave it out; -o RESULT.jsonl writes JSON.",
             )
         job = VideoJob(
-            tuple(images), output, 1 if every is None else every, start or 0, end, max_pixels,
-            classes_only, style, overwrite,
+            tuple(dict.fromkeys(images)), output, 1 if every is None else every, start or 0, end,
+            max_pixels, classes_only, style, overwrite,
         )  # fmt: skip
         predict_videos(job, model, opening, thresholds)
         return
@@ -275,7 +276,7 @@ def _predict_folder(
     say(f"wrote {total} to {place}", stderr if str(json) == "-" else stdout)
     if failed:
         raise ImageError(
-            f"{failed} of {len(left)} images have no result; see the errors above.",
+            f"{failed} of {counted(len(left), 'image')} without a result; see the errors above.",
             fix="Repair or remove these images; --resume tries only these again.",
         )
 
@@ -284,6 +285,7 @@ def _write(
     folder: PredictionFolder, result: Segmentation | ImageError, name: str, source: Source
 ) -> bool:
     """Write the result of one image, or print why there is none."""
+    shown = without_secrets(str(source))
     try:
         if isinstance(result, ImageError):
             raise result
@@ -292,11 +294,11 @@ def _write(
     except OutputError as error:
         if not is_about_one_image(error):
             raise
-        say(f"error: {source}: {error}", stderr, "bold red")
+        say(f"error: {shown}: {error}", stderr, "bold red")
         return False
     except ImageError as error:
-        named = str(source) in error.what
-        say(f"error: {error}" if named else f"error: {source}: {error}", stderr, "bold red")
+        named = shown in error.what
+        say(f"error: {error}" if named else f"error: {shown}: {error}", stderr, "bold red")
         return False
     if remark:
         warn(remark)

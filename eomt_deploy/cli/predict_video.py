@@ -30,13 +30,14 @@ from eomt_deploy.cli.stopping import Stopped, uninterrupted
 from eomt_deploy.closing import Closing
 from eomt_deploy.drawing import OverlayStyle
 from eomt_deploy.errors import UsageError
-from eomt_deploy.files import GENERATOR, staging_folder
+from eomt_deploy.files import GENERATOR, staging_folder, through_links
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.result import Segmentation
 from eomt_deploy.segmenter import Segmenter
 from eomt_deploy.units import counted
 from eomt_deploy.video import Video, VideoFile, is_live, is_video, open_video
 from eomt_deploy.video.writing import CODECS, VideoWriter, check_format
+from eomt_deploy.web import file_name
 
 LABELS, LINES = ".labels.mkv", ".jsonl"
 WAITING_RESULTS = 2
@@ -134,8 +135,12 @@ def _names(sources: tuple[str, ...]) -> dict[str, str]:
     """Source -> name of its results."""
     names: dict[str, str] = {}
     for source in sources:
-        stem = f"camera-{source}" if source.isdecimal() else Path(source.split("?")[0]).stem
-        name, number = stem or "video", 1
+        if source.isdecimal():
+            stem = f"camera-{source}"
+        else:
+            stem = Path(file_name(source) if "://" in source else source).stem
+        stem = stem or "video"
+        name, number = stem, 1
         while name in names.values():
             number += 1
             name = f"{stem} ({number})"
@@ -187,7 +192,7 @@ def _predict(
 ) -> None:
     """Segment one video. If it is stopped or lost, the files contain the frames before."""
     sinks = [
-        _Lines(path, video) if path.suffix == LINES else _Pictures(path, video, style)
+        _Lines(path, video) if path.suffix.lower() == LINES else _Pictures(path, video, style)
         for path in paths
     ]
     writing = _Writing(sinks)
@@ -307,17 +312,20 @@ class _Pictures(_Sink):
 
 
 class _Lines(_Sink):
-    """One JSON object per frame: its number and time, and COCO annotations."""
+    """One JSON object per result: its number and time, and COCO annotations."""
 
     def __init__(self, path: Path, video: Video) -> None:
         self._name, self._count = video.name, 0
+        self._good = 0
+        self._regular = not path.exists() or path.is_file()
         with ExitStack() as stack:
-            if path.exists() and not path.is_file():  # a pipe
-                self._file = stack.enter_context(path.open("w", encoding="utf-8"))
-            else:
-                staged = stack.enter_context(staging_folder(path)) / path.name
-                stack.callback(lambda: staged.replace(path) if self._count else None)
-                self._file = stack.enter_context(staged.open("w", encoding="utf-8"))
+            if self._regular:
+                target = through_links(path)
+                staged = stack.enter_context(staging_folder(target)) / path.name
+                stack.callback(lambda: staged.replace(target) if self._count else None)
+            else:  # a pipe
+                staged = path
+            self._file = stack.enter_context(staged.open("wb", buffering=0))
             self._resources = stack.pop_all()
 
     def write(self, result: Segmentation) -> None:
@@ -330,8 +338,13 @@ class _Lines(_Sink):
             "width": result.size[1],
             "annotations": result.to_coco(image_id=self._count),
         }
-        print(json.dumps(line, allow_nan=False), file=self._file, flush=True)
+        left = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
+        while left:
+            left = left[self._file.write(left) :]
         self._count += 1
+        self._good = self._file.tell() if self._regular else 0
 
     def close(self) -> None:
+        if self._regular and not self._file.closed:
+            self._file.truncate(self._good)  # a line that did not fit on the disk
         self._resources.close()

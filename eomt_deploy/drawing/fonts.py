@@ -37,7 +37,7 @@ def text_mask(text: str, size: int) -> Mask:
         text: one line.
         size: height of the font in pixels.
     """
-    font = _sized(_font_of(text), size)
+    font = _sized(_font_of(frozenset(c for c in text if not c.isascii())), size)
     left, top, right, bottom = font.getbbox(text, anchor="ls")
     _, usual_top, _, usual_bottom = font.getbbox("Hgß%0", anchor="ls")
     top, bottom = min(top, usual_top), max(bottom, usual_bottom)
@@ -48,9 +48,8 @@ def text_mask(text: str, size: int) -> Mask:
 
 
 @lru_cache(maxsize=512)
-def _font_of(text: str) -> str:
-    """File of the first font with all characters of a text; else of the one with most of them."""
-    characters = frozenset(text) - {" "}
+def _font_of(characters: frozenset[str]) -> str:
+    """File of the first font with all of some characters; else of the one with most of them."""
     best, fewest = BUNDLED, missing(BUNDLED, characters)
     if fewest:
         for name in (*_fontconfig(characters), *FONTS):

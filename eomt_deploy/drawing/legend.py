@@ -55,7 +55,8 @@ def draw_legend(
             first, last = (swatch.shape[1] * i // len(stripes) for i in (index, index + 1))
             swatch[:, first:last] = color
         _write(strip, _shortened(members[0].name) + count, 2 * gap + size, y, size)
-        share = text_mask(_percent(pixels / (height * canvas.shape[1])), size)
+        part = min(1, pixels / (height * canvas.shape[1]))  # instances can overlap
+        share = text_mask(_percent(part), size)
         _paste(strip, share, strip.shape[1] - gap - share.shape[1], y, size)
         y += row_height
     if len(shown) < len(rows):

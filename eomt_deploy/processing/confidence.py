@@ -70,6 +70,7 @@ def _merged(weights: Float, masks: Float, geometry: Geometry) -> Float:
                 cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) for mask in part
             ])[:, :rows, :columns]  # fmt: skip
             chosen = weights[window, first : first + QUERIES_AT_ONCE]
-            mask_probabilities = 1 / (1 + np.exp(-large))
+            with np.errstate(over="ignore"):  # 1 / infinity is 0
+                mask_probabilities = 1 / (1 + np.exp(-large))
             merged[:, place[0], place[1]] += np.tensordot(chosen.T, mask_probabilities, axes=1)
     return merged / count

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from eomt_deploy.addresses import is_address, scrubbed, without_secrets
+from eomt_deploy.addresses import STREAM_PREFIXES, is_address, scrubbed, without_secrets
 from eomt_deploy.decoding import check_max_pixels
 from eomt_deploy.errors import ImageError, UsageError
 from eomt_deploy.units import counted
-from eomt_deploy.video.frames import Frame, Video, import_av, to_pixels
+from eomt_deploy.video.frames import Frame, Video, import_av, is_turned, to_pixels
 
 TIMEOUT_SECONDS = 20.0
 """Maximum time that a server takes to answer."""
+EARLIER_SECONDS = (0.0, 2.0, 10.0)
+"""How long before the start time to look for it; then the file is read from its beginning."""
+LAST_STAMP = 2**62
+MAX_UNREADABLE = 100
+"""Maximum number of unreadable parts in sequence."""
 HDR_CURVES = (16, 18)
 """Transfer characteristics (ITU-T H.273) of HDR10 and HLG."""
 
@@ -37,6 +44,7 @@ class VideoFile(Video):
     Attributes:
         size: (H, W) of the upright frames.
         time_base: unit of the time stamps in the file, in seconds.
+        pixel_aspect: width of a pixel divided by its height; None if it is not known.
 
     Raises:
         ImageError: there is no such file, or no video in it.
@@ -60,21 +68,36 @@ class VideoFile(Video):
         self._av: Any = import_av()
         self._every, self._start, self._end = every, start, math.inf if end is None else end
         self._damaged = self._taken = 0
-        self._container = open_container(self.source)
+        self._last: float | None = None
+        self._closed = threading.Event()
+        self._container: Any = None
         try:
-            self._stream = self._video_stream()
+            self._open()
             self._check_size(check_max_pixels(max_pixels))
+            self._frames = self._decoded()
             first = self._first_frame()
         except BaseException:
-            self._container.close()
+            self.close()
             raise
+        self._frames = chain([first], self._frames)
         self.size = (first.height, first.width)
-        if round(first.rotation / 90) % 2:
+        if is_turned(first):
             self.size = self.size[::-1]
         self._hdr = int(first.color_trc) in HDR_CURVES
         self.time_base: Fraction = self._stream.time_base
+        self.pixel_aspect: Fraction | None = self._stream.sample_aspect_ratio or None
         self.rate = self._rate()
+        self._seconds = self._duration()
         self.count = self._count()
+
+    def _open(self) -> None:
+        """Open the file, or open it again at its beginning."""
+        if self._container is not None:
+            self._container.close()
+        self._container = open_container(self.source)
+        self._stream = self._video_stream()
+        # The times of frames in AVI files are in the order in which they are decoded.
+        self._counted = self._container.format.name == "avi" and bool(self._stream.average_rate)
 
     def _video_stream(self) -> Any:
         pictures = self._av.stream.Disposition.attached_pic
@@ -93,14 +116,11 @@ class VideoFile(Video):
             )
 
     def _first_frame(self) -> Any:
-        """The first frame, which has the rotation; the file is rewound after it."""
-        frame = next(self._decoded(), None)
+        frame = next(self._frames, None)
         if frame is None:
             raise ImageError(
                 f"{self.name} contains no frame that can be decoded.", fix="Repair or replace it."
             )
-        self._container.seek(self._origin, stream=self._stream)
-        self._damaged = 0
         return frame
 
     @property
@@ -117,21 +137,36 @@ class VideoFile(Video):
         rate = self._stream.average_rate or self._stream.guessed_rate
         return Fraction(rate) / self._every if rate else None
 
-    def _count(self) -> int | None:
+    def _duration(self) -> float | None:
+        """Length of the picture in seconds, if the file knows it."""
         if self._stream.duration:
-            seconds = float(self._stream.duration * self.time_base)
-        elif self._container.duration:
-            seconds = self._container.duration / self._av.time_base
-        else:
+            return float(self._stream.duration * self.time_base)
+        noted = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", self._stream.metadata.get("DURATION", ""))
+        if noted:  # Matroska
+            first = float(self._origin * self.time_base)
+            return 3600 * int(noted[1]) + 60 * int(noted[2]) + float(noted[3]) - first
+        if self._container.duration and not self._container.streams.audio:
+            return float(self._container.duration / self._av.time_base)
+        return None
+
+    def _count(self) -> int | None:
+        if self._seconds is None or not self.rate:
             return None
-        left = max(0.0, min(seconds, self._end) - self._start)
-        return math.ceil(left * self.rate) if self.rate else None
+        left = max(0.0, min(self._seconds, self._end) - self._start)
+        return math.ceil(left * self.rate)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         found = []
         if self._damaged:
             found.append(f"left out {counted(self._damaged, 'damaged part')} of {self.name}")
+        if self._last is not None and self._seconds is not None:
+            missing = self._seconds - self._last
+            if missing > max(1, self._seconds / 20):
+                found.append(
+                    f"{self.name} ended at {self._last:.1f} of {self._seconds:.1f} s: it is "
+                    "incomplete"
+                )
         if self._hdr:
             found.append(
                 f"{self.name} is an HDR video, and its colours are not converted to those of "
@@ -140,47 +175,94 @@ class VideoFile(Video):
         return tuple(found)
 
     def __iter__(self) -> Iterator[Frame]:
-        if self._start:
-            place = self._origin + round(self._start / self.time_base)
-            self._container.seek(place, stream=self._stream)  # to a key frame before it
+        if self._closed.is_set():
+            raise UsageError("This video is closed.", fix="Open it again with open_video().")
         numbers = count()
-        for frame in self._decoded():
-            time = float((frame.pts - self._origin) * self.time_base)
+        last = None
+        for frame, time in self._timed(self._start):
             if time < self._start:
                 continue
             if time >= self._end:
                 break
             number = next(numbers)
+            last = time
             if number % self._every == 0:
                 self._taken += 1
-                yield Frame(to_pixels(frame), time, number)
-        if not self._taken:
+                yield Frame(to_pixels(frame, self.name), time, number)
+        else:  # not because of an end time
+            self._last = last
+        if not self._taken and not self._closed.is_set():
             raise ImageError(
                 f"{self.name} has no frame at or after {self._start:g} s.",
                 fix="Choose an earlier start, or a later end.",
             )
 
+    def _timed(self, start: float) -> Iterator[tuple[Any, float]]:
+        """The frames from a time on, and some before it, with their times."""
+        if self._counted:
+            rate = self._stream.average_rate
+            return ((frame, float(number / rate)) for number, frame in enumerate(self._frames))
+        frames = self._sought(start) if start else self._frames
+        return ((frame, self._time(frame)) for frame in frames)
+
+    def _sought(self, start: float) -> Iterator[Any]:
+        """The frames from a time on. Some formats land after the wanted frame: try earlier ones."""
+        for early in EARLIER_SECONDS:
+            if early >= start:
+                break
+            self._open()
+            place = self._origin + round((start - early) / self.time_base)
+            try:
+                self._container.seek(min(place, LAST_STAMP), stream=self._stream)
+            except self._av.error.FFmpegError:  # e.g. a server that cannot send parts
+                break
+            frames = self._decoded()
+            first = next(frames, None)
+            if first is not None and self._time(first) <= start:
+                return chain([first], frames)
+        self._open()
+        return self._decoded()
+
+    def _time(self, frame: Any) -> float:
+        return float((frame.pts - self._origin) * self.time_base)
+
     def _decoded(self) -> Iterator[Any]:
         """All frames with a time stamp, without the damaged ones."""
         packets = self._container.demux(self._stream)
-        while True:
+        unreadable = 0
+        while not self._closed.is_set():
             try:
                 packet = next(packets)
-                frames = packet.decode()
+                unreadable = 0
             except StopIteration:
                 return
-            except self._av.error.InvalidDataError:
+            except self._av.error.InvalidDataError:  # it ends the generator
                 self._damaged += 1
+                unreadable += 1
+                if unreadable > MAX_UNREADABLE:
+                    return
+                packets = self._container.demux(self._stream)
                 continue
             except self._av.error.FFmpegError as error:
                 raise ImageError(
                     f"{self.name} cannot be read further: {scrubbed(str(error))}.",
                     fix="Check the file or the connection.",
                 ) from error
-            yield from (frame for frame in frames if frame.pts is not None)
+            try:
+                frames = packet.decode()
+            except self._av.error.FFmpegError:
+                self._damaged += 1
+                continue
+            for frame in frames:
+                if self._counted or frame.pts is not None:
+                    yield frame
+                    if self._closed.is_set():
+                        return
 
     def close(self) -> None:
-        self._container.close()
+        self._closed.set()
+        if self._container is not None:
+            self._container.close()
 
 
 def check_range(every: int, start: float, end: float | None) -> None:
@@ -206,12 +288,17 @@ def open_container(source: str, **options: Any) -> Any:
         ImageError: it cannot be opened.
     """
     av: Any = import_av()
-    if is_address(source):
+    place = source
+    if source.lower().startswith(STREAM_PREFIXES):
+        pass
+    elif is_address(source):
+        place = source.partition("#")[0]  # FFmpeg would send the fragment
         options = {"timeout": TIMEOUT_SECONDS, **options}
-    else:  # "concat:" and other protocols of FFmpeg are not file names
+    else:  # "concat:" and other protocols of FFmpeg are not file names, but 12:30.mp4 is one
         options = {"options": {"protocol_whitelist": "file"}, **options}
+        place = f"file:{source}"
     try:
-        return av.open(source, **options)
+        return av.open(place, **options)
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eomt_deploy.closing import Closing
-from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.errors import ImageError, MissingDependencyError
 from eomt_deploy.sources import RgbImage
 
 HD_HEIGHT = 720
@@ -81,10 +81,35 @@ def import_av() -> ModuleType:
     return av
 
 
-def to_pixels(frame: Any) -> RgbImage:
-    """An RGB image from a frame of PyAV, turned upright."""
+def is_turned(frame: Any) -> bool:
+    """Whether a frame is stored with its sides exchanged."""
+    return _turns(frame) % 2 == 1
+
+
+def _turns(frame: Any) -> int:
+    """Number of quarter turns to the left; 0 if the stored rotation has no meaning."""
+    return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0
+
+
+def to_pixels(frame: Any, name: str) -> RgbImage:
+    """An RGB image from a frame of PyAV, turned upright.
+
+    Args:
+        frame: the frame.
+        name: name of the video in errors.
+
+    Raises:
+        ImageError: FFmpeg cannot convert its colours.
+    """
     unspecified = frame.colorspace == UNSPECIFIED and frame.height >= HD_HEIGHT
     space = BT709 if unspecified else None
-    pixels = frame.reformat(format="rgb24", src_colorspace=space).to_ndarray()
-    turns = round(frame.rotation / 90) % 4
+    try:
+        pixels: RgbImage = frame.reformat(format="rgb24", src_colorspace=space).to_ndarray()
+    except (OSError, ValueError) as error:  # the bases of FFmpeg's errors
+        raise ImageError(
+            f"The colours of {name} cannot be converted: {frame.format.name}, colour space "
+            f"{int(frame.colorspace)}.",
+            fix="Convert the video, e.g. with ffmpeg, to H.264 with 4:2:0 colours.",
+        ) from error
+    turns = _turns(frame)
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

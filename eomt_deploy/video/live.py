@@ -17,7 +17,7 @@ from eomt_deploy.addresses import without_secrets
 from eomt_deploy.errors import DeviceError, EomtDeployError, ImageError
 from eomt_deploy.sources import RgbImage
 from eomt_deploy.units import counted
-from eomt_deploy.video.files import check_range, open_container
+from eomt_deploy.video.files import MAX_UNREADABLE, check_range, open_container
 from eomt_deploy.video.frames import Frame, Video, import_av, to_pixels
 
 OPEN_SECONDS, FRAME_SECONDS = 10.0, 10.0
@@ -90,6 +90,8 @@ class LiveVideo(Video):
         self._changed = threading.Condition()
         self._failure: EomtDeployError | None = None
         self._stop = threading.Event()
+        self._number = 0
+        self._began = self._seen = 0.0
         self._thread: threading.Thread | None = None
         self._source: _Source = self._open()  # now, so that errors are reported at once
 
@@ -109,9 +111,13 @@ class LiveVideo(Video):
         if self._thread is None:
             self._thread = threading.Thread(target=self._read, name=self.name, daemon=True)
             self._thread.start()
+        began = time.monotonic()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._frames or self._failure or self._stop.is_set())
+                left = None if self._end is None else max(0.0, began + self._end - time.monotonic())
+                ready = self._changed.wait_for(lambda: self._frames or self._stop.is_set(), left)
+                if not ready:  # the end, while the stream is silent or lost
+                    return
                 if not self._frames:
                     if self._failure:
                         raise self._failure
@@ -123,35 +129,52 @@ class LiveVideo(Video):
             yield frame
 
     def _read(self) -> None:
-        """Read until the video is closed, or lost for too long."""
-        began, number = time.monotonic(), 0
-        seen = began
-        wait = FIRST_WAIT
-        failure: EomtDeployError = ImageError(f"{self.name} has ended.", fix="Check the source.")
+        """Read until the video is closed, has ended, or is lost for too long."""
+        self._began = self._seen = time.monotonic()
         while not self._stop.is_set():
-            try:
-                for pixels in self._source:
-                    seen, wait = time.monotonic(), FIRST_WAIT
-                    if number % self._every == 0:
-                        self._put(Frame(pixels, seen - began, number))
-                    number += 1
-                    if self._stop.is_set():
-                        break
-            except EomtDeployError as error:
-                failure = error
+            failure = self._pass_on()
+            finite = self._source.finite and failure is None
             self._source.close()
-            while not self._stop.is_set():
-                if not self._reopen or time.monotonic() - seen > self._patience:
-                    self._fail(failure)
-                    return
-                self._stop.wait(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
-                try:
-                    self._source = self._open()
-                    self.reconnected += 1
+            if finite:
+                self._end_reading(None)
+            elif not self._open_again(failure):
+                return
+
+    def _pass_on(self) -> EomtDeployError | None:
+        """Pass on the frames of the source until it ends (None) or fails."""
+        try:
+            for pixels in self._source:
+                self._seen = time.monotonic()
+                if self._number % self._every == 0:
+                    self._put(Frame(pixels, self._seen - self._began, self._number))
+                self._number += 1
+                if self._stop.is_set():
                     break
-                except EomtDeployError as error:
-                    failure = error
+        except EomtDeployError as error:
+            return error
+        except Exception as error:  # the other thread would wait for ever
+            return ImageError(f"{self.name} cannot be read: {error}.", fix="Check the source.")
+        return None
+
+    def _open_again(self, failure: EomtDeployError | None) -> bool:
+        """Open a lost stream again; False if that is not possible any more."""
+        lost = failure or ImageError(f"{self.name} has ended.", fix="Check the source.")
+        wait = FIRST_WAIT
+        while not self._stop.wait(wait):
+            if not self._reopen or time.monotonic() - self._seen > self._patience:
+                self._end_reading(lost)
+                return False
+            wait = min(2 * wait, LONGEST_WAIT)
+            try:
+                self._source = self._open()
+            except EomtDeployError as error:
+                lost = error
+                continue
+            self.reconnected += 1
+            if self._stop.is_set():
+                self._source.close()
+            return True
+        return False
 
     def _put(self, frame: Frame) -> None:
         with self._changed:
@@ -165,9 +188,11 @@ class LiveVideo(Video):
                 self._frames.append(frame)
             self._changed.notify_all()
 
-    def _fail(self, failure: EomtDeployError) -> None:
+    def _end_reading(self, failure: EomtDeployError | None) -> None:
+        """End the iteration after the waiting frames, with an error if there is one."""
         with self._changed:
             self._failure = failure
+            self._stop.set()
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -183,7 +208,13 @@ class LiveVideo(Video):
 
 
 class _Source:
-    """Iterates over the images of a source until it ends or fails."""
+    """Iterates over the images of a source until it ends or fails.
+
+    Attributes:
+        finite: whether it is a recording, which ends by itself.
+    """
+
+    finite = False
 
     def __iter__(self) -> Images:
         raise NotImplementedError
@@ -204,22 +235,31 @@ class _Stream(_Source):
             self._container.close()
             raise ImageError(f"{self._name} contains no video.", fix="Check the address.")
 
+        self.finite = self._container.duration is not None
+
     def __iter__(self) -> Images:
         av: Any = import_av()
-        packets = self._container.demux(self._container.streams.video[0])
+        stream = self._container.streams.video[0]
+        packets = self._container.demux(stream)
+        unreadable = 0
         while True:
             try:
                 frames = next(packets).decode()
+                unreadable = 0
             except StopIteration:
                 return
             except av.error.InvalidDataError:  # a part of it was lost on the way
+                unreadable += 1
+                if unreadable > MAX_UNREADABLE:
+                    return
+                packets = self._container.demux(stream)
                 continue
             except av.error.FFmpegError as error:
                 reason = error.strerror or "no answer"
                 raise ImageError(
                     f"{self._name} was lost: {reason}.", fix="Check the source and the network."
                 ) from error
-            yield from map(to_pixels, frames)
+            yield from (to_pixels(frame, self._name) for frame in frames)
 
     def close(self) -> None:
         self._container.close()

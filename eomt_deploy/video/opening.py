@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from eomt_deploy.addresses import STREAM_PREFIXES, is_address
 from eomt_deploy.errors import UsageError
-from eomt_deploy.video.files import VideoFile
+from eomt_deploy.video.files import VideoFile, open_container
 from eomt_deploy.video.frames import Video
 from eomt_deploy.video.live import LiveVideo
 
@@ -16,6 +16,7 @@ FILE_SUFFIXES = frozenset({
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv",
     ".flv", ".3gp", ".ogv",
 })  # fmt: skip
+PLAYLISTS = (".m3u8", ".mpd")
 STREAM_SUFFIXES = frozenset({".m3u8", ".mpd", ".mjpg", ".mjpeg", ".sdp", ".cgi"})
 """Suffixes of addresses of live streams: HLS, DASH, Motion JPEG."""
 
@@ -68,7 +69,7 @@ def open_video(
         MissingDependencyError: PyAV is not installed: ``pip install 'eomt-deploy[video]'``.
     """
     text = str(source)
-    if not is_live(source):
+    if not is_live(source) or _is_recording(text):
         return VideoFile(text, every=every, start=start, end=end, max_pixels=max_pixels)
     if start:
         raise UsageError(
@@ -85,5 +86,20 @@ def _is_stream(text: str) -> bool:
 
 
 def _suffix(text: str) -> str:
-    path = urlsplit(text).path if is_address(text) else text
-    return Path(path).suffix.lower()
+    if not is_address(text):
+        return Path(text).suffix.lower()
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # not a valid address
+        return ""
+    # The fragment can say what the server's path does not: http://camera/live#.mjpg
+    fragment = parts.fragment.lower()
+    return fragment if fragment.startswith(".") else Path(parts.path).suffix.lower()
+
+
+def _is_recording(address: str) -> bool:
+    """Whether a playlist (HLS, DASH) has an end."""
+    if _suffix(address) not in PLAYLISTS:
+        return False
+    with open_container(address) as container:
+        return container.duration is not None

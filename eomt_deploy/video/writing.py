@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.closing import Closing
 from eomt_deploy.errors import OutputError, UsageError
-from eomt_deploy.files import GENERATOR, staging_folder
+from eomt_deploy.files import GENERATOR, staging_folder, through_links
 from eomt_deploy.video.files import VideoFile, open_container
 from eomt_deploy.video.frames import BT709, import_av
 
@@ -41,7 +43,8 @@ class VideoWriter(Closing):
         rate: mean number of frames per second, for players and the encoder.
         kind: ``overlay``: RGB, compressed as usual. ``labels``: any uint8 [H, W] or [H, W, 3] or
             uint16 [H, W], without loss (FFV1 in Matroska).
-        sound: video file whose sound is copied, as far as frames are written.
+        sound: video file whose sound, as far as frames are written, and shape of pixels are
+            copied.
 
     Attributes:
         remarks: e.g. that the sound does not fit into this format; complete after :meth:`close`.
@@ -69,10 +72,17 @@ class VideoWriter(Closing):
         self._rate = (rate or DEFAULT_RATE).limit_denominator(1 << 16)
         self._first: float | None = None
         self._last = -1
+        self._scaled = False
         self._stream: Any = None
         self._sound: _Sound | None = None
+        self._aspect = sound.pixel_aspect if sound is not None else None
+        if path.exists() and not path.is_file():
+            raise OutputError(
+                f"{path} is not a regular file, which a video needs.", fix="Choose another file."
+            )
+        self._target = through_links(path)
         with ExitStack() as stack:
-            self._staged = stack.enter_context(staging_folder(path)) / path.name
+            self._staged = stack.enter_context(staging_folder(self._target)) / path.name
             self._container = self._av.open(str(self._staged), "w")
             stack.callback(self._container.close)
             self._container.metadata["comment"] = GENERATOR
@@ -92,6 +102,8 @@ class VideoWriter(Closing):
         if self._first is None:
             self._start(pixels, time)
         assert self._first is not None
+        if pixels.shape[:2] != self._size:
+            pixels = self._resized(pixels, time)
         stamp = max(self._last + 1, round((time - self._first) / TIME_BASE))
         self._last = stamp
         with self._reporting():
@@ -100,6 +112,17 @@ class VideoWriter(Closing):
             frame = self._frame(pixels)
             frame.pts, frame.time_base = stamp, TIME_BASE
             self._container.mux(self._stream.encode(frame))
+
+    def _resized(self, pixels: npt.NDArray[Any], time: float) -> npt.NDArray[Any]:
+        """A frame in the size of the first one: the size of a stream can change."""
+        if not self._scaled:
+            self._scaled = True
+            self.remarks += (
+                f"frames of another size, from {time:.2f} s on, are scaled to the first size",
+            )
+        height, width = self._size
+        how = cv2.INTER_NEAREST if self._labels else cv2.INTER_AREA
+        return np.asarray(cv2.resize(pixels, (width, height), interpolation=how))
 
     def _start(self, pixels: npt.NDArray[Any], time: float) -> None:
         self._first = time
@@ -113,8 +136,10 @@ class VideoWriter(Closing):
                 stream.codec_context.colorspace, stream.codec_context.color_range = BT709, LIMITED
             stream.codec_context.time_base = TIME_BASE
             self._stream = stream
+            if self._aspect:
+                stream.sample_aspect_ratio = self._aspect
             if self._sound and not self._sound.connect(self._container, time):
-                self.remarks = (
+                self.remarks += (
                     f"{self.path.name} has no sound: {self.path.suffix} cannot contain "
                     f"{self._sound.codec}",
                 )
@@ -141,7 +166,7 @@ class VideoWriter(Closing):
     def _reporting(self) -> Iterator[None]:
         try:
             yield
-        except (self._av.error.FFmpegError, ValueError) as error:
+        except (OSError, ValueError) as error:  # the bases of FFmpeg's errors
             raise OutputError(
                 f"{self.path} cannot be written: {error}.",
                 fix="Check the free space, or choose another format, e.g. .mkv.",
@@ -158,7 +183,8 @@ class VideoWriter(Closing):
                     self._mux_sound(self._first + float(length))
                 self._container.mux(self._stream.encode())
                 self._container.close()
-                self._staged.replace(self.path)
+                self._staged.replace(self._target)
+                self._first = None  # closing again does nothing
 
 
 class _Sound(Closing):
@@ -169,7 +195,8 @@ class _Sound(Closing):
         tracks = self._container.streams.audio
         self._track = tracks[0] if tracks else None
         self._origin = video.origin_seconds
-        self.codec = tracks[0].codec_context.name if tracks else ""
+        known = bool(tracks) and tracks[0].codec_context is not None
+        self.codec = tracks[0].codec_context.name if known else "its unknown codec"
         self._waiting: Any = None
         self._packets: Iterator[Any] = iter(())
         self._start = 0.0
@@ -178,7 +205,7 @@ class _Sound(Closing):
         """Add the track to an output that starts at this time; False if it cannot contain it."""
         if self._track is None:
             return True
-        if self._track.codec_context.codec.canonical_name not in output.supported_codecs:
+        if self._track.codec_context is None or not self._fits(output.format.name):
             return False
         copy = output.add_stream_from_template(self._track)
         unit = self._track.time_base
@@ -188,13 +215,25 @@ class _Sound(Closing):
         self._packets, self._start = self._moved(copy, shift), start
         return True
 
+    def _fits(self, output_format: str) -> bool:
+        """Whether a format can contain this track. Only writing its header shows that."""
+        av: Any = import_av()
+        try:
+            with av.open(io.BytesIO(), "w", format=output_format) as trial:
+                trial.add_stream_from_template(self._track)
+                trial.start_encoding()
+        except (OSError, ValueError):  # the bases of FFmpeg's errors
+            return False
+        return True
+
     def _moved(self, stream: Any, shift: int) -> Iterator[Any]:
         for packet in self._container.demux(self._track):
-            if packet.dts is None or packet.pts is None:
+            if packet.pts is None:  # the end
                 continue
             if self._start and packet.pts < shift:  # at the start, it is the encoder's delay
                 continue
-            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.dts = (packet.pts if packet.dts is None else packet.dts) - shift
+            packet.pts -= shift
             packet.stream = stream
             yield packet
 

@@ -123,7 +123,7 @@ def test_predict_goes_on_after_a_bad_image_and_fails_in_the_end(
     assert code == 2
     assert "wrote 1 of 2" in out
     assert "bad.jpg is not an image" in err
-    assert "1 of 2 images have no result" in err
+    assert "1 of 2 images without a result" in err
     assert len(json.loads((folder / "predictions.json").read_text())["images"]) == 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import number_of, turn_clockwise, write_clip
+from clips import file_server, number_of, turn_clockwise, write_clip
 
 from eomt_deploy import Segmenter, open_video
 from eomt_deploy.errors import ImageError, MissingDependencyError, UsageError
@@ -20,7 +20,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", TIMES, sound=True)
 
 
-def frames(path: Path, **options: float | None) -> list[Frame]:
+def frames(path: Path | str, **options: float | None) -> list[Frame]:
     with open_video(path, **options) as video:
         return list(video)
 
@@ -104,6 +104,62 @@ def test_damaged_parts_are_left_out(tmp_path: Path):
         found = list(video)
         assert 10 < len(found) < 30
         assert "damaged parts of" in video.remarks[0]
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".flv", ".avi", ".mkv"])
+def test_a_start_time_skips_no_frame_in_any_format(tmp_path: Path, suffix: str):
+    """Some formats seek to a place after the wanted frame, and AVI has times in another order."""
+    path = write_clip(tmp_path / f"x{suffix}", TIMES)
+    every = [frame.time for frame in frames(path)]
+    assert len(every) == len(TIMES)
+    assert every == sorted(every)
+    for start in (0.01, 0.3, 0.5, 0.85, 1.1):
+        found = [frame.time for frame in frames(path, start=start)]
+        assert found == [time for time in every if time >= start]
+
+
+def test_a_server_that_cannot_send_parts(tmp_path: Path):
+    path = write_clip(tmp_path / "x.mkv", TIMES, sound=True)
+    with file_server(tmp_path) as address:
+        for options in ({}, {"start": 0.6}):
+            found = [frame.time for frame in frames(f"{address}/{path.name}", **options)]
+            assert found == [frame.time for frame in frames(path, **options)]
+
+
+def test_an_incomplete_file_is_reported(tmp_path: Path):
+    path = write_clip(tmp_path / "x.mkv", [i / 5 for i in range(30)])
+    path.write_bytes(path.read_bytes()[:-900])
+    with VideoFile(path) as video:
+        found = list(video)
+        assert 0 < len(found) < 30
+        assert "it is incomplete" in " ".join(video.remarks)
+    with VideoFile(path, end=0.5) as video:
+        assert len(list(video)) == 3
+        assert "incomplete" not in " ".join(video.remarks)
+
+
+def test_closing_while_reading(clip: Path):
+    video = open_video(clip)
+    found = []
+    for frame in video:
+        found.append(frame)
+        video.close()
+    assert len(found) == 1
+    with pytest.raises(UsageError, match="is closed"):
+        next(iter(video))
+
+
+def test_a_name_with_a_colon(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("12:30.mp4").write_bytes(clip.read_bytes())
+    assert len(frames("12:30.mp4")) == 30
+
+
+def test_colours_that_cannot_be_converted(tmp_path: Path):
+    ictcp = 14
+    path = write_clip(tmp_path / "x.mkv", TIMES[:2], colorspace=ictcp)
+    with pytest.raises(ImageError, match=r"colours of .* cannot be converted"):
+        frames(path)
 
 
 def test_truncated_file(clip: Path, tmp_path: Path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 
+import av
 import numpy as np
 import pytest
-from clips import mjpeg_server, number_of, picture
+from clips import file_server, mjpeg_server, number_of, picture, write_clip
 
 from eomt_deploy import open_video
 from eomt_deploy.errors import DeviceError, ImageError, UsageError
@@ -58,6 +59,51 @@ def test_a_stream_that_stays_lost_is_an_error():
             with pytest.raises(ImageError) as caught:
                 list(frames)
     assert "secret" not in str(caught.value)
+
+
+def test_a_recorded_playlist_is_read_like_a_file(tmp_path):
+    clip = write_clip(tmp_path / "x.mp4", [i / 25 for i in range(30)])
+    with (
+        av.open(str(clip)) as source,
+        av.open(str(tmp_path / "x.m3u8"), "w", format="hls") as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    with file_server(tmp_path) as address, open_video(f"{address}/x.m3u8") as video:
+        assert [number_of(frame.pixels) for frame in video] == list(range(30))
+        assert not video.live
+
+
+def test_the_end_also_ends_a_lost_stream():
+    began = time.monotonic()
+    with (
+        mjpeg_server(lose_after=3, connections=1) as address,
+        LiveVideo(address, end=1, latest=False, patience=30) as video,
+    ):
+        assert len(list(video)) >= 2
+    assert time.monotonic() - began < 15
+
+
+def test_another_failure_of_the_reader_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("eomt_deploy.video.live.to_pixels", fail)
+    with (
+        mjpeg_server() as address,
+        LiveVideo(address, patience=0) as video,
+        pytest.raises(ImageError, match="no memory"),
+    ):
+        list(video)
+
+
+def test_an_address_can_say_that_it_is_a_stream():
+    with mjpeg_server(path="/live") as address, open_video(f"{address}#.mjpg") as video:
+        assert video.live
+        assert number_of(next(iter(video)).pixels) >= 0
 
 
 def test_every_and_end():

@@ -105,6 +105,33 @@ def test_labels_are_exact(tmp_path: Path, shape: tuple[int, ...], dtype: type):
     assert is_ours(path)
 
 
+@pytest.mark.parametrize("kind", ["overlay", "labels"])
+def test_a_change_of_the_size(tmp_path: Path, kind: str):
+    path = tmp_path / "x.labels.mkv"
+    with VideoWriter(path, (40, 60), Fraction(25), kind=kind) as writer:
+        for number, size in enumerate([(40, 60), (80, 120), (20, 30)]):
+            pixels = picture(number, size) if kind == "overlay" else np.zeros(size, np.uint8)
+            if kind == "labels":
+                pixels[:, size[1] // 2 :] = 200
+            writer.write(pixels, number / 25)
+    assert writer.remarks == (
+        "frames of another size, from 0.04 s on, are scaled to the first size",
+    )
+    with av.open(str(path)) as container:
+        found = [frame.to_ndarray() for frame in container.decode(video=0)]
+    assert len(found) == 3
+    if kind == "labels":
+        assert all(set(np.unique(frame)) == {0, 200} for frame in found)
+
+
+def test_closing_twice(tmp_path: Path):
+    writer = VideoWriter(tmp_path / "x.mp4", (48, 64), None)
+    writer.write(picture(0), 0)
+    writer.close()
+    writer.close()
+    assert is_ours(tmp_path / "x.mp4")
+
+
 def test_without_frames_nothing_is_written(tmp_path: Path):
     with VideoWriter(tmp_path / "x.mp4", (4, 4), None):
         pass
