@@ -22,7 +22,7 @@ def test_it_exports_predicts_and_prints_its_commands(cli, tmp_path, monkeypatch)
     assert code == 0, err
     overlays = sorted((folder / "out" / "overlay").iterdir())
     assert len(overlays) == 6
-    assert Image.open(overlays[0]).size == (640, 480)
+    assert Image.open(overlays[0]).size == (320, 240)
     commands = [shlex.split(line[2:]) for line in out.splitlines() if line.startswith("$ ")]
     assert [command[:2] for command in commands] == [
         ["eomt-deploy", "export"], ["eomt-deploy", "predict"],

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import typer
+from clips import write_clip
 
 from eomt_deploy.benchmarking.paper.ladder import BACKBONES
 from eomt_deploy.cli.app import COMMANDS, app
@@ -62,6 +63,7 @@ def test_the_quick_examples_run(cli, tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     shutil.copy(scenes / "scene-1.png", tmp_path / "images")
     shutil.copy(scenes / "scene-2.png", tmp_path / "image.png")
+    write_clip(tmp_path / "clip.mp4", [0, 0.04])
     ran = 0
     for name in QUICK:
         for line in EXAMPLES[name]:
