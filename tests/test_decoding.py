@@ -251,7 +251,7 @@ def test_one_unreadable_image_among_many(tmp_path, gradient):
     with pytest.raises(ImageError, match=r"3 of 9 images for calibration can be read, at least 4"):
         readable_images(paths, "calibration")
     assert readable_images(paths[:1], "calibration") == (paths[:1], [])
-    with pytest.raises(ImageError, match=r"0 of 1 images(.|\n)*3\.png"):
+    with pytest.raises(ImageError, match=r"0 of 1 image(.|\n)*3\.png"):
         readable_images(paths[3:4], "calibration")
 
 

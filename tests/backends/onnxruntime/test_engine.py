@@ -54,7 +54,8 @@ def test_low_precision_is_near_what_the_graph_says(saved, lowered, precision, al
     wanted = EmulatedEngine(lowered(precision)).run(tiny.images(3))
     with open_engine(saved(precision, batch), backend="onnxruntime", device="cpu") as engine:
         assert engine.arithmetic == "fp32"
-        assert engine.where == "onnxruntime on cpu, computing in fp32"
+        kinds = "int8 and fp32" if precision == "int8" else "fp32"
+        assert engine.where == f"onnxruntime on cpu, computing in {kinds}"
         assert engine.spec.precision == precision
         found = engine.run(tiny.images(3))
     for have, want in zip(found, wanted, strict=True):
