@@ -67,6 +67,7 @@ TORCH_FOR_CPU = "pip install torch --index-url https://download.pytorch.org/whl/
 PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("export checkpoints", ("torch", "onnxscript", "safetensors"), "export"),
     ("download from the Hugging Face hub", ("huggingface-hub",), "export"),
+    ("read and write videos", ("av",), "video"),
 )
 
 
