@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from clips import QuietServer
 from PIL import Image
 
 from eomt_deploy import load_image, web
@@ -92,8 +93,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), Handler)
     server.stuck = threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
