@@ -43,6 +43,7 @@ def write_clip(
     sound: bool = False,
     codec: str = "libx264",
     colorspace: int | None = None,
+    aspect: Fraction | None = None,
 ) -> Path:
     """Write frames with these times in seconds; .avi files have 25 frames per second."""
     unit = Fraction(1, 25) if path.suffix == ".avi" else UNIT
@@ -52,6 +53,8 @@ def write_clip(
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = unit
         stream.codec_context.gop_size = 5
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         if colorspace is not None:
             stream.codec_context.colorspace = colorspace
         track = container.add_stream("aac", rate=48_000) if sound else None

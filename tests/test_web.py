@@ -209,3 +209,10 @@ def test_names_and_identities():
     assert first != second
     assert first.startswith("https://one/a.png#")
     assert "id=" not in first
+
+
+def test_many_addresses_with_the_same_name():
+    sources = [f"https://host/{number}/image.jpg" for number in range(30_000)]
+    names = output_names(sources)
+    assert len(set(names.values())) == len(sources)
+    assert names[sources[-1]] == "image (30000)"

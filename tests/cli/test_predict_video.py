@@ -280,3 +280,23 @@ def test_the_memory_for_an_hour_of_video_is_constant(exported, tmp_path):
     count, last, early, late = done.stdout.split()
     assert (int(count), float(last)) == (1800, 3598.0)
     assert int(late) - int(early) < 4096  # KiB
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit for the size of files")
+def test_lines_that_fit_on_the_disk_are_kept(exported, clip, tmp_path):
+    target = tmp_path / "x.jsonl"
+    limit = 2500
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from eomt_deploy.cli import main; import sys; main(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", str(exported("semantic")), str(clip),
+         "-o", str(target), "--backend", "onnxruntime"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert 0 < target.stat().st_size <= limit
+    assert all("annotations" in line for line in lines(target))

@@ -87,3 +87,13 @@ def test_chinese_is_not_tofu_if_a_font_has_it():
     if missing(name, frozenset("猫")):
         pytest.skip("no installed font has this character")
     assert text_mask("猫", 20).tobytes() != text_mask("犬", 20).tobytes()
+
+
+def test_a_font_is_looked_for_once_for_the_same_characters(monkeypatch):
+    calls = []
+    monkeypatch.setattr(fonts, "_fontconfig", lambda characters: calls.append(characters) or [])
+    fonts._font_of.cache_clear()
+    for score in range(50):
+        text_mask(f"狐 {score / 100:.2f}", 12)
+    fonts._font_of.cache_clear()
+    assert calls == [frozenset("狐")]

@@ -160,3 +160,10 @@ def test_errors(tmp_path: Path):
 
 def test_a_foreign_video_is_not_ours(clip: Path):
     assert not is_ours(clip)
+
+
+def test_the_shape_of_pixels_is_kept(tmp_path: Path):
+    source = write_clip(tmp_path / "wide.mp4", TIMES[:3], aspect=Fraction(4, 3))
+    copy(source, tmp_path / "copy.mp4")
+    with av.open(str(tmp_path / "copy.mp4")) as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
