@@ -11,12 +11,16 @@ from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec
 
 STUFF = {0, 1}
 NUM_CLASSES = 4
-CLASSES = make_classes(
-    [{"name": str(i), "thing": i not in STUFF} for i in range(NUM_CLASSES)], "test"
-)
 
 
-def make_spec(task, size=(64, 64), queries=6) -> ModelSpec:
+def classes(count):
+    return make_classes([{"name": str(i), "thing": i not in STUFF} for i in range(count)], "test")
+
+
+CLASSES = classes(NUM_CLASSES)
+
+
+def make_spec(task, size=(64, 64), queries=6, number=NUM_CLASSES) -> ModelSpec:
     return ModelSpec(
         name=task,
         task=task,
@@ -25,7 +29,7 @@ def make_spec(task, size=(64, 64), queries=6) -> ModelSpec:
         num_queries=queries,
         num_blocks=1,
         num_upscale=2,
-        classes=CLASSES,
+        classes=classes(number),
         resize=RESIZE_RULES[task],
         thresholds=TASK_THRESHOLDS[task],
         backbone=Backbone("dinov2", 64, 4, 2, "gelu", 4, 0),
