@@ -19,15 +19,22 @@ def without_secrets(text: str) -> str:
     if not text.lower().startswith((*PREFIXES, *STREAM_PREFIXES)):
         return text
     scheme, _, rest = text.partition("://")
-    authority, path = re.fullmatch(r"([^/?#]*)([^?#]*).*", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    authority, path = _parts(rest)
     if "@" in path and re.search(r":(?!\d*$)[^@]*$", authority):
         # A password that contains "/" ends the authority too early.
-        authority, path = re.fullmatch(r"([^/?#]*)([^?#]*).*", rest.rpartition("@")[2], re.DOTALL).groups()  # type: ignore[union-attr]  # noqa: E501  # fmt: skip
+        authority, path = _parts(rest.rpartition("@")[2])
     host = authority.rpartition("@")[2]
     # A password that contains "?" ends the authority too early. Then the text after the colon is
     # not a port but the start of that password.
     host = re.sub(r"(?<!\[):(?!\d*$)[^\[\]]*$", "", host) if "[" not in host else host
     return f"{scheme}://{host}{path}"
+
+
+def _parts(rest: str) -> tuple[str, str]:
+    """Authority and path of an address without its scheme; query and fragment are left out."""
+    path_at = re.search(r"[/?#]", rest)
+    authority = rest[: path_at.start()] if path_at else rest
+    return authority, re.split(r"[?#]", rest[len(authority) :], maxsplit=1)[0]
 
 
 def scrubbed(text: str) -> str:

@@ -39,7 +39,7 @@ class Video(Closing):
 
     Attributes:
         name: path or address, without secrets.
-        live: whether frames arrive in real time; there is no known end then.
+        live: whether frames arrive in real time, without a known end.
         rate: mean number of frames per second after ``every``, if it is known.
         count: approximate number of frames that will be returned, if it is known.
         remarks: what went wrong without ending the video, e.g. dropped frames; complete at the end.
