@@ -21,7 +21,7 @@ $(RUN): pyproject.toml constraints.txt $(NATIVE)
 	@touch $@
 
 $(READY): $(RUN)
-	$(PIP) -e '.[cpu,export,dev,docs]'
+	$(PIP) -e '.[cpu,export,batch,serve,dev,docs]'
 	@touch $@
 
 demo: $(RUN)
