@@ -60,10 +60,7 @@ def to_coco(result: Segmentation, image_id: int) -> list[dict[str, Any]]:
         {
             "image_id": image_id,
             **coco_fields(segment),
-            "segmentation": {
-                "size": list(result.size),
-                "counts": segment.rle["counts"].decode("ascii"),
-            },
+            "segmentation": coco_rle(segment, result.size),
         }
         for segment in result.regions()
     ]
@@ -110,20 +107,26 @@ def to_supervision(result: Segmentation) -> supervision.Detections:
     )
 
 
-def to_dict(result: Segmentation, tolerance: float) -> dict[str, Any]:
-    """Task, size, and for each region its values and polygons."""
+MASK_FORMATS = ("polygons", "rle")
+
+
+def to_dict(result: Segmentation, tolerance: float, masks: str) -> dict[str, Any]:
+    """Task, size, and for each region its values and its mask."""
+    if masks not in MASK_FORMATS:
+        raise UsageError(
+            f"masks must be {' or '.join(map(repr, MASK_FORMATS))}, got {masks!r}.",
+            fix="Use masks='rle' for exact masks.",
+        )
+
+    def mask_of(segment: Segment) -> Any:
+        if masks == "rle":
+            return coco_rle(segment, result.size)
+        return [[ring.tolist() for ring in part] for part in segment.polygons(tolerance)]
+
     return {
         "task": result.task,
         "size": list(result.size),
-        "segments": [
-            {
-                **values(segment),
-                "polygons": [
-                    [ring.tolist() for ring in part] for part in segment.polygons(tolerance)
-                ],
-            }
-            for segment in result.regions()
-        ],
+        "segments": [{**values(segment), masks: mask_of(segment)} for segment in result.regions()],
     }
 
 
@@ -257,6 +260,11 @@ def values(segment: Segment) -> dict[str, Any]:
         "thing": segment.thing, "score": _known(segment.score), "area": segment.area,
         "box": list(segment.box),
     }  # fmt: skip
+
+
+def coco_rle(segment: Segment, size: tuple[int, int]) -> dict[str, Any]:
+    """The mask of a segment as COCO RLE, JSON-serialisable."""
+    return {"size": list(size), "counts": segment.rle["counts"].decode("ascii")}
 
 
 def coco_fields(segment: Segment) -> dict[str, Any]:

@@ -284,17 +284,18 @@ class Segmentation:
         """
         return conversions.to_supervision(self)
 
-    def to_dict(self, tolerance: float = 0) -> dict[str, Any]:
-        """Task, size, and the values and polygons of each region, JSON-serialisable.
+    def to_dict(self, tolerance: float = 0, *, masks: str = "polygons") -> dict[str, Any]:
+        """Task, size, and the values and mask of each region, JSON-serialisable.
 
         Args:
             tolerance: see :meth:`Segment.polygons`.
+            masks: ``"polygons"``, or ``"rle"`` for the exact masks as COCO RLE.
         """
-        return conversions.to_dict(self, tolerance)
+        return conversions.to_dict(self, tolerance, masks)
 
-    def to_json(self, tolerance: float = 0) -> str:
+    def to_json(self, tolerance: float = 0, *, masks: str = "polygons") -> str:
         """:meth:`to_dict` as JSON."""
-        return json.dumps(self.to_dict(tolerance), ensure_ascii=False)
+        return json.dumps(self.to_dict(tolerance, masks=masks), ensure_ascii=False)
 
     def to_geojson(self, tolerance: float = 0) -> dict[str, Any]:
         """A GeoJSON FeatureCollection (RFC 7946) of MultiPolygons in pixels, with y down."""

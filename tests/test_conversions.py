@@ -12,6 +12,7 @@ import supervision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco_mask
 
 from eomt_deploy.classes import make_classes
 from eomt_deploy.conversions import polygons_of
@@ -192,6 +193,23 @@ def test_dict_and_geojson():
     geometry = collection["features"][3]["geometry"]
     assert geometry["type"] == "MultiPolygon"
     assert all(ring[0] == ring[-1] for part in geometry["coordinates"] for ring in part)
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_dict_with_exact_masks(task):
+    result = result_of(task)
+    content = json.loads(result.to_json(masks="rle"))
+    assert content == result.to_dict(masks="rle")
+    for segment, found in zip(result.regions(), content["segments"], strict=True):
+        assert "polygons" not in found
+        rle = found["rle"]
+        assert rle["size"] == list(SIZE)
+        np.testing.assert_array_equal(coco_mask.decode(rle).astype(bool), segment.mask)
+
+
+def test_dict_with_an_unknown_format_of_masks():
+    with pytest.raises(UsageError, match="got 'png'"):
+        result_of("semantic").to_dict(masks="png")
 
 
 def test_labelme_and_cvat():
