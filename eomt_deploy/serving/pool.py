@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
-import threading
 import time
 import uuid
 from collections import OrderedDict
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Condition, Lock, Thread
@@ -115,7 +115,7 @@ class ModelPool:
     @property
     def process_ids(self) -> list[int]:
         """The process ids of the workers."""
-        return [worker.process_id for worker in self._workers if worker.process_id is not None]
+        return [worker.process_id for worker in self._workers]
 
     def submit(self, work: Work, timeout: float | None = None) -> Future[Answer]:
         """Add a request to the queue.
@@ -300,6 +300,23 @@ class Turns:
                 self._changed.notify_all()
 
 
+@dataclass(frozen=True, eq=False)
+class _Process:
+    """A running worker process.
+
+    Its connections are closed when nothing refers to them any more: closing them while another
+    thread waits for one would let that thread wait on the number of a closed file.
+    """
+
+    process: Any
+    connections: Sequence[Connection]
+    model: ServedModel
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(EXIT_SECONDS)
+
+
 class Worker:
     """One worker process, which is started again when it dies.
 
@@ -319,10 +336,7 @@ class Worker:
         self._opening = opening
         self._lock = Lock()
         self._turns = Turns()
-        self._process: Any = None
-        self._connections: list[Connection] = []
-        self._starts = 0
-        self.model = self._start()
+        self._current = self._start()
         self._threads = [
             Thread(target=self._work, args=(slot,), name=f"{pool.name}-{number}-{slot}")
             for slot in range(SLOTS)
@@ -332,16 +346,21 @@ class Worker:
             thread.start()
 
     @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process is not None and self._process.is_alive()
+    def model(self) -> ServedModel:
+        """What the process reported about the model."""
+        return self._current.model
 
     @property
-    def process_id(self) -> int | None:
-        """The id of the process."""
-        return None if self._process is None else self._process.pid
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return bool(self._current.process.is_alive())
 
-    def _start(self) -> ServedModel:
+    @property
+    def process_id(self) -> int:
+        """The id of the process."""
+        return int(self._current.process.pid)
+
+    def _start(self) -> _Process:
         context = multiprocessing.get_context("spawn")
         pairs = [context.Pipe() for _ in range(SLOTS)]
         theirs = [there for _, there in pairs]
@@ -351,6 +370,8 @@ class Worker:
             name=f"eomt-deploy {self._pool.name}",
             daemon=True,
         )
+        # Python's helper process unblocks signals when it starts, so it must run before.
+        resource_tracker.ensure_running()
         with _without_signals():
             process.start()
         _PROCESSES.add(process)
@@ -369,26 +390,26 @@ class Worker:
             process.join(EXIT_SECONDS)
             process.kill()
             raise reply
-        self._process, self._connections = process, ours
-        self._starts += 1
-        model: ServedModel = reply
-        return model
+        return _Process(process, ours, reply)
 
     def _work(self, slot: int) -> None:
         while not self.retired and not self._pool.finished:
+            current = self._current
             batch = self._pool.take(self)
             if batch is None:
-                if not self.alive:
-                    self._restart(self._starts)
+                if not current.process.is_alive():
+                    self._restart(current)
                 continue
             with self._turns.turn(alone=batch[0].attempts > 0):
-                starts, connection = self._starts, self._connections[slot]
-                error = self._process_batch(connection, batch)
+                current = self._current
+                error = self._process_batch(current, current.connections[slot], batch)
             if error:
                 self._pool.lost(batch, error)
-                self._restart(starts)
+                self._restart(current)
 
-    def _process_batch(self, connection: Connection, batch: list[Pending]) -> str | None:
+    def _process_batch(
+        self, current: _Process, connection: Connection, batch: list[Pending]
+    ) -> str | None:
         """Let the process answer; returns why it could not."""
         left = max(item.deadline for item in batch) - time.monotonic()
         try:
@@ -402,23 +423,23 @@ class Worker:
                 )
                 for item in batch:
                     item.finish(slow)
-                self._process.kill()
+                current.kill()
                 return "it was stopped after the time limit"
             replies = connection.recv()
         except (EOFError, OSError):
-            self._process.join(EXIT_SECONDS)
-            return f"exit code {self._process.exitcode}"
+            current.process.join(EXIT_SECONDS)
+            return f"exit code {current.process.exitcode}"
         self._pool.answered(self, batch, replies)
         return None
 
-    def _restart(self, starts: int) -> None:
-        """Start the process again, unless another thread did it already."""
+    def _restart(self, dead: _Process) -> None:
+        """Start a process instead of a dead one, unless another thread did it already."""
         with self._lock:
             pause = 0.5
-            while self._starts == starts and not self.retired:
-                self._stop_process(kill=True)
+            while self._current is dead and not self.retired:
+                dead.kill()
                 try:
-                    self._start()
+                    self._current = self._start()
                     self._pool.restarted()
                 except (RequestError, OSError):
                     time.sleep(pause)
@@ -435,25 +456,17 @@ class Worker:
         self.retired = True
         self._pool.wake()
         if kill:
-            self._stop_process(kill=True)
-            return
-        threading.Thread(target=self._finish, daemon=True).start()
+            self._current.kill()
+        else:
+            Thread(target=self._finish, daemon=True).start()
 
     def _finish(self) -> None:
         for thread in self._threads:
             thread.join()
-        self._stop_process(kill=False)
-
-    def _stop_process(self, *, kill: bool) -> None:
-        for connection in self._connections:
-            with suppress(OSError):
-                connection.close()
-        if self._process is None:
-            return
-        if not kill:
-            self._process.join(EXIT_SECONDS)
-        self._process.kill()
-        self._process.join(EXIT_SECONDS)
+        for connection in self._current.connections:
+            connection.close()
+        self._current.process.join(EXIT_SECONDS)
+        self._current.kill()
 
 
 @contextmanager
