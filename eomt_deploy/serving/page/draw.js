@@ -10,12 +10,12 @@ function rgbOf(color) {
   return [...probe.getImageData(0, 0, 1, 1).data].slice(0, 3);
 }
 
-/** RGB of each segment: stuff has the colour of its class, each thing a hue of its own. */
-export function colorsOf(segments, classes) {
+/** RGB of each segment: that of its class, but each instance has a hue of its own. */
+export function colorsOf({ task, segments }, classes) {
   let things = 0;
   return segments.map((segment) => {
     const known = classes.find((entry) => entry.id === segment.class_id);
-    if (!segment.thing && known) return known.color;
+    if (known && (task === "semantic" || !segment.thing)) return known.color;
     const turn = (things * GOLDEN) % 1, lightness = [0.72, 0.6, 0.84][things++ % 3];
     return rgbOf(`oklch(${lightness} 0.17 ${360 * turn})`);
   });

@@ -98,7 +98,7 @@ async function segment(again) {
 }
 
 function show(result) {
-  const colors = colorsOf(result.segments, model().classes);
+  const colors = colorsOf(result, model().classes);
   state.view = { result, colors, numbers: numbersOf(result), active: null };
   $("count").textContent = `(${result.segments.length})`;
   $("legend").replaceChildren(...result.segments.map(entryOf));
