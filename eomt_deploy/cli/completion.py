@@ -82,6 +82,7 @@ COMPLETIONS: dict[str, Names] = {
 COMPLETIONS |= {
     "bench precision": lambda: (*UNQUANTIZED, *AUTOCAST),
     "build arithmetic": lambda: ("auto", *UNQUANTIZED),
+    "serve log": lambda: ("text", "json", "off"),
 }
 
 

@@ -38,8 +38,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "serve": (
         "eomt-deploy serve tiny.onnx",
-        "eomt-deploy serve street=tiny.onnx coco=coco.onnx --workers 2",
-        "EOMT_DEPLOY_TOKEN=$(openssl rand -hex 32) eomt-deploy serve tiny.onnx --host 0.0.0.0",
+        "eomt-deploy serve street=tiny.onnx coco=coco.onnx --workers 2 --port 9000",
     ),
     "doctor": ("eomt-deploy doctor",),
     "demo": ("eomt-deploy demo -o eomt-demo/",),

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from eomt_deploy.errors import UsageError
 from eomt_deploy.serving.guard import is_authorised
 from eomt_deploy.serving.inference import (
     INPUT,
@@ -89,7 +90,7 @@ class GrpcServer:
         """Listen; returns the port.
 
         Raises:
-            RequestError: the port cannot be used.
+            UsageError: the port cannot be used.
         """
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -97,8 +98,7 @@ class GrpcServer:
         except RuntimeError:
             found = 0
         if not found:
-            raise RequestError(
-                500,
+            raise UsageError(
                 f"gRPC cannot listen on {address}.",
                 why="Another program may use this port.",
                 fix="Choose another one with --grpc-port, or leave gRPC out with --no-grpc.",

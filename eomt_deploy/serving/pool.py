@@ -19,6 +19,7 @@ from threading import Condition, Lock, Thread
 from typing import Any
 from weakref import WeakSet
 
+from eomt_deploy.errors import EomtDeployError, ModelFileError
 from eomt_deploy.serving.metrics import Metrics
 from eomt_deploy.serving.queue import MAX_ATTEMPTS, Pending, RequestQueue
 from eomt_deploy.serving.work import Answer, RequestError, ServedModel, Work
@@ -88,7 +89,7 @@ class ModelPool:
         """Start the workers and wait until they have opened the model.
 
         Raises:
-            RequestError: the model cannot be opened.
+            EomtDeployError: the model cannot be opened.
         """
         workers = self._start_workers()
         self.model = workers[0].model
@@ -168,7 +169,10 @@ class ModelPool:
         if not self._reloading.acquire(blocking=False):
             raise RequestError(409, "This model is being reloaded.", fix="Wait until it is ready.")
         try:
-            workers = self._start_workers()
+            try:
+                workers = self._start_workers()
+            except EomtDeployError as error:
+                raise RequestError.from_error(error) from error
             with self._lock:
                 old, self._workers = self._workers, workers
                 self._kept_by.clear()
@@ -326,7 +330,7 @@ class Worker:
         opening: how it opens the model file.
 
     Raises:
-        RequestError: the model cannot be opened.
+        EomtDeployError: the model cannot be opened.
     """
 
     def __init__(self, pool: ModelPool, number: int, opening: WorkerOptions) -> None:
@@ -381,12 +385,11 @@ class Worker:
         try:
             reply = ours[0].recv()
         except (EOFError, OSError):
-            reply = RequestError(
-                500,
+            reply = ModelFileError(
                 f"The worker process of model {self._pool.name} ended while it opened the model.",
                 fix="Check the memory of this machine, and that `eomt-deploy predict` can run it.",
             )
-        if isinstance(reply, RequestError):
+        if isinstance(reply, EomtDeployError):
             process.join(EXIT_SECONDS)
             process.kill()
             raise reply
@@ -441,7 +444,7 @@ class Worker:
                 try:
                     self._current = self._start()
                     self._pool.restarted()
-                except (RequestError, OSError):
+                except (EomtDeployError, OSError):
                     time.sleep(pause)
                     pause = min(2 * pause, MAX_PAUSE)
 

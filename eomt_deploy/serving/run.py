@@ -15,12 +15,12 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from eomt_deploy.errors import ModelFileError, UsageError
+from eomt_deploy.errors import UsageError
 from eomt_deploy.serving.app import make_app
 from eomt_deploy.serving.config import Limits, ServeConfig
 from eomt_deploy.serving.log import RequestLog
 from eomt_deploy.serving.server import ModelServer
-from eomt_deploy.serving.work import RequestError, ServedModel
+from eomt_deploy.serving.work import ServedModel
 
 MAX_HEADER = 16 << 10
 """Maximum size of the header of a request in bytes."""
@@ -54,7 +54,7 @@ def serve(config: ServeConfig, started: Callable[[Running], None]) -> None:
         started: called when the server accepts requests.
 
     Raises:
-        ModelFileError: a model cannot be opened.
+        EomtDeployError: a model cannot be opened.
         UsageError: a port cannot be used.
     """
     _allow_connections(config.limits.connections)
@@ -64,8 +64,6 @@ def serve(config: ServeConfig, started: Callable[[Running], None]) -> None:
         try:
             models = server.start()
             asyncio.run(_serve(config, server, listener, models, started))
-        except RequestError as error:
-            raise ModelFileError(error.what, why=error.why, fix=error.fix) from error
         finally:
             server.kill()
 

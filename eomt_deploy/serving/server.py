@@ -45,7 +45,7 @@ class ModelServer:
         """Open all models.
 
         Raises:
-            RequestError: a model cannot be opened.
+            EomtDeployError: a model cannot be opened.
         """
         return {name: pool.start() for name, pool in self._pools.items()}
 

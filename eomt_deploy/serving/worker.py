@@ -44,7 +44,7 @@ class WorkerOptions:
 def run_worker(path: str, options: WorkerOptions, connections: Sequence[Connection]) -> None:
     """The main function of a worker process.
 
-    It reports a :class:`ServedModel` (or the error) on the first connection. Then it answers each
+    It reports a :class:`ServedModel`, or the error, on the first connection. Then it answers each
     list of :class:`Work` with a list of replies, each connection in a thread of its own: while the
     network runs for one, the images of another are decoded and its results are encoded. It ends
     when the server closes a connection, and also when the server is killed.
@@ -53,7 +53,7 @@ def run_worker(path: str, options: WorkerOptions, connections: Sequence[Connecti
     try:
         segmenter = Segmenter(path, **asdict(options)).warmup()
     except EomtDeployError as error:
-        first.send(RequestError.from_error(error))
+        first.send(error)
         return
     with segmenter:
         first.send(described(segmenter))

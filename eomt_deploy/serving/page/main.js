@@ -184,7 +184,7 @@ function pointed(event) {
   $("hint").textContent = textOf(view.result.segments[number - 1]);
   const left = event.clientX - box.left, right = left > box.width / 2;
   $("hint").style.left = right ? "" : `${left + 14}px`;
-  $("hint").style.right = right ? `${box.width - left + 14}px` : "";
+  $("hint").style.right = right ? `${$("picture").clientWidth - left + 14}px` : "";
   $("hint").style.top = `${event.clientY - box.top + 14}px`;
 }
 
