@@ -34,6 +34,8 @@ from locust import FastHttpUser, constant, constant_throughput, task  # noqa: E4
 from locust.env import Environment  # noqa: E402
 
 PERCENTILES = (50, 90, 99)
+KILL_AFTER = (300, 800)
+"""Minimum and maximum number of answers between two workers that are killed."""
 DAMAGED = b"\xff\xd8\xff damaged"
 
 
@@ -88,7 +90,7 @@ class Client(FastHttpUser):
             if outcome == "right":
                 LOAD.seconds.append(seconds)
                 LOAD.bytes.append(len(answer.content))
-            if outcome in ("wrong", "no answer"):
+            if is_failure(outcome):
                 answer.failure(outcome)
             else:
                 answer.success()
@@ -101,8 +103,14 @@ class Client(FastHttpUser):
             return "refused (503)"
         if damaged:
             return "damaged, refused (400)" if answer.status_code == 400 else "wrong"
-        same = answer.status_code == 200 and answer.json() == LOAD.expected[number]
-        return "right" if same else "wrong"
+        if answer.status_code != 200:
+            return f"status {answer.status_code}"
+        return "right" if answer.json() == LOAD.expected[number] else "wrong"
+
+
+def is_failure(outcome):
+    """Whether a client got less than it should."""
+    return outcome in ("wrong", "no answer") or outcome.startswith("status")
 
 
 class Closed(Client):
@@ -177,13 +185,16 @@ def workers_of(process):
     ]
 
 
-def kill_workers(process, killed, stop):
-    """Kill a worker from time to time."""
-    while not stop():
-        gevent.sleep(random.uniform(3, 8))
-        if not stop() and (found := workers_of(process)):
+def kill_workers(process, killed, answered):
+    """Kill a worker after every few hundred answers."""
+    after = 0
+    while True:
+        after += random.randint(*KILL_AFTER)
+        while answered() < after:
+            gevent.sleep(0.02)
+        if found := workers_of(process):
             random.choice(found).kill()
-            killed.append(time.time())
+            killed.append(after)
 
 
 def expected_results(model, files):
@@ -205,20 +216,9 @@ def print_table(rows):
         print(f"| {row['phase']} | {row['per_second']:.1f} | {times} | {outcomes} |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("images", type=Path, help="folder")
-    parser.add_argument("--seconds", type=float, default=20, help="of each phase")
-    parser.add_argument("--requests", type=int, default=10_000, help="in the phase with faults")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    files = sorted(p for p in given.images.iterdir() if p.suffix in (".png", ".jpg"))
-    LOAD.images = [path.read_bytes() for path in files]
-    LOAD.expected = expected_results(given.model, files)
-    rows: list = []
-    options = ["--workers", str(given.workers)]
+def phases_without_faults(given, options):
+    """The rows of the closed and the open loop."""
+    rows = []
     with served(given.model, [*options, "--max-queue", "32"]) as (LOAD.address, _):
         run(Closed, 2, 3)  # warm-up
         for users in (1, 2, 4, 8, 16):
@@ -230,24 +230,46 @@ def main():
             LOAD.reset()
             took = run(Open, rate, given.seconds)
             rows.append(summary(f"{rate} requests/s ({share:g} of the maximum)", took))
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("images", type=Path, help="folder")
+    parser.add_argument("--seconds", type=float, default=20, help="of each phase")
+    parser.add_argument("--requests", type=int, default=10_000, help="in the phase with faults")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--only-faults", action="store_true")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    files = sorted(p for p in given.images.iterdir() if p.suffix in (".png", ".jpg"))
+    LOAD.images = [path.read_bytes() for path in files]
+    LOAD.expected = expected_results(given.model, files)
+    rows: list = []
+    options = ["--workers", str(given.workers)]
+    if not given.only_faults:
+        rows += phases_without_faults(given, options)
     killed = []
     with served(given.model, [*options, "--max-queue", "1000"]) as (LOAD.address, process):
         LOAD.reset(damaged=0.01, leaving=0.01, limit=given.requests)
 
-        def done():
-            return sum(LOAD.outcomes.values()) >= given.requests
+        def answered():
+            return sum(LOAD.outcomes.values())
 
-        killer = gevent.spawn(kill_workers, process, killed, done)
-        took = run(Closed, 8, 3600, done)
+        killer = gevent.spawn(kill_workers, process, killed, answered)
+        took = run(Closed, 8, 3600, lambda: answered() >= given.requests)
         killer.kill()
         rows.append(summary(f"faults: {len(killed)} workers killed", took))
     print_table(rows)
     if given.json:
         content = {"machine": platform.processor() or platform.machine(), "rows": rows}
         given.json.write_text(json.dumps(content, indent=1) + "\n")
-    wrong = sum(row["outcomes"].get(kind, 0) for row in rows for kind in ("wrong", "no answer"))
-    answered = sum(rows[-1]["outcomes"].values())
-    print(f"wrong or missing answers: {wrong}; requests in the phase with faults: {answered}")
+    wrong = sum(
+        count for row in rows for kind, count in row["outcomes"].items() if is_failure(kind)
+    )
+    total = sum(rows[-1]["outcomes"].values())
+    print(f"wrong or missing answers: {wrong}; requests in the phase with faults: {total}")
     sys.exit(wrong > 0)
 
 

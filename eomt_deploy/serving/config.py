@@ -29,6 +29,7 @@ class Limits:
         header_seconds: maximum time for its header to arrive.
         idle_seconds: time after which a connection without requests is closed.
         connections: maximum number of open connections.
+        calls: maximum number of gRPC calls at the same time; each can hold ``body_bytes``.
     """
 
     body_bytes: int = 32 << 20
@@ -37,6 +38,7 @@ class Limits:
     header_seconds: float = 10.0
     idle_seconds: float = 15.0
     connections: int = 4096
+    calls: int = 128
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,29 @@ RETRY = "retry-after"
 Call = Callable[[Any], Awaitable[Mapping[str, Any]]]
 
 
+class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuse calls without the token before their message is received."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        name = handler_call_details.method.rpartition("/")[2]
+        sent = dict(handler_call_details.invocation_metadata or ())
+        header = str(sent.get("authorization", ""))
+        if name in OPEN_CALLS or is_authorised(self._token, header):
+            return await continuation(handler_call_details)
+
+        async def refuse(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(
+                STATUS[401],
+                "The token is missing or wrong. Send the metadata `authorization: Bearer TOKEN`.",
+            )
+
+        # A handler of a stream starts without waiting for a message.
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+
 class GrpcServer:
     """The gRPC server of a :class:`ModelServer`.
 
@@ -62,7 +85,8 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_connection_idle_ms", 600_000),
             ],
-            maximum_concurrent_rpcs=server.config.limits.connections,
+            interceptors=[_TokenCheck(server.config.token)],
+            maximum_concurrent_rpcs=server.config.limits.calls,
         )
         calls: dict[str, Call] = {
             "ServerLive": self._live,
@@ -117,7 +141,6 @@ class GrpcServer:
             began = time.perf_counter()
             status = "INTERNAL"
             try:
-                self._check_token(name, context)
                 answer = response(**await call(request))
                 status = "OK"
                 return answer
@@ -137,16 +160,6 @@ class GrpcServer:
                 )
 
         return handle
-
-    def _check_token(self, name: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        sent = dict(context.invocation_metadata() or ())
-        header = str(sent.get("authorization", ""))
-        if name not in OPEN_CALLS and not is_authorised(self._server.config.token, header):
-            raise RequestError(
-                401,
-                "The token is missing or wrong.",
-                fix="Send the metadata `authorization: Bearer TOKEN`.",
-            )
 
     async def _live(self, request: Any) -> Mapping[str, Any]:
         return {"live": True}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Condition, Lock, Thread
+from threading import Condition, Lock, Thread, Timer
 from typing import Any
 from weakref import WeakSet
 
@@ -415,25 +415,30 @@ class Worker:
     ) -> str | None:
         """Let the process answer; returns why it could not."""
         left = max(item.deadline for item in batch) - time.monotonic()
+        # A process that hangs is killed; this also ends a send() that waits for it.
+        watchdog = Timer(max(left, 0.1), self._give_up, (current, batch))
+        watchdog.start()
         try:
             connection.send([item.work for item in batch])
-            if not connection.poll(max(left, 0.1)):
-                # It hangs; a second attempt would hang, too.
-                slow = RequestError(
-                    504,
-                    f"The image was not finished in {self._pool.options.timeout:g} s.",
-                    fix="Send a smaller image, or start the server with a longer --timeout.",
-                )
-                for item in batch:
-                    item.finish(slow)
-                current.kill()
-                return "it was stopped after the time limit"
             replies = connection.recv()
         except (EOFError, OSError):
             current.process.join(EXIT_SECONDS)
             return f"exit code {current.process.exitcode}"
+        finally:
+            watchdog.cancel()
         self._pool.answered(self, batch, replies)
         return None
+
+    def _give_up(self, current: _Process, batch: Sequence[Pending]) -> None:
+        """Answer requests that take too long; a second attempt would take as long."""
+        slow = RequestError(
+            504,
+            f"The image was not finished in {self._pool.options.timeout:g} s.",
+            fix="Send a smaller image, or start the server with a longer --timeout.",
+        )
+        for item in batch:
+            item.finish(slow)
+        current.kill()
 
     def _restart(self, dead: _Process) -> None:
         """Start a process instead of a dead one, unless another thread did it already."""

@@ -95,6 +95,12 @@ def test_a_worker_that_hangs(model, expected):
     ):
         (first,) = server.workers()
         os.kill(first, signal.SIGSTOP)
+        large = web.post("/segment", content=bytes(4_000_000))  # more than the pipe can hold
+        assert large.status_code == 504
+        until(lambda: server.workers() != [first])
+        until(lambda: web.post("/segment", content=IMAGES[0]).status_code == 200)
+        (first,) = server.workers()
+        os.kill(first, signal.SIGSTOP)
         answer = web.post("/segment", content=IMAGES[0])
         assert answer.status_code == 504
         assert "2 s" in answer.json()["error"]
