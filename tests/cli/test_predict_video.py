@@ -176,7 +176,8 @@ def test_sound_that_no_webm_can_contain_is_converted(cli, exported, tmp_path, ph
     assert code == 0, err
     assert "the sound of x.webm is converted from pcm_s16le to Opus" in err
     with av.open(str(tmp_path / "x.webm")) as video:
-        assert [s.codec_context.name for s in video.streams.audio] == ["libopus"]
+        (track,) = video.streams.audio
+        assert track.codec_context.name.endswith("opus")
     assert len(list(VideoFile(tmp_path / "x.webm"))) == 2
 
 
