@@ -16,6 +16,7 @@ from PIL import Image
 
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.files import GENERATOR, PICTURE_FORMATS, save_picture, write_atomically
+from eomt_deploy.pixel_labels import VOID_LABEL
 
 if TYPE_CHECKING:
     import pandas
@@ -64,6 +65,15 @@ def to_coco(result: Segmentation, image_id: int) -> list[dict[str, Any]]:
         }
         for segment in result.regions()
     ]
+
+
+def label_image(result: Segmentation) -> Image.Image:
+    """See ``Segmentation.label_image``."""
+    if result.task != "semantic":
+        return to_panoptic(result)[0]
+    assert result.labels is not None
+    dtype = np.uint8 if len(result.classes) <= VOID_LABEL else np.uint16
+    return Image.fromarray(result.labels.astype(dtype, copy=False))
 
 
 def to_panoptic(result: Segmentation) -> tuple[Image.Image, list[dict[str, Any]]]:

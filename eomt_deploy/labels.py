@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from eomt_deploy.drawing import SHOWN_SCORE
-from eomt_deploy.result import VOID, Segmentation
+from eomt_deploy.pixel_labels import VOID
+from eomt_deploy.result import Segmentation
 from eomt_deploy.segments import Segment
 
 

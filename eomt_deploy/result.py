@@ -19,7 +19,15 @@ from eomt_deploy import conversions
 from eomt_deploy.classes import find_classes
 from eomt_deploy.drawing import OverlayStyle, draw_overlay
 from eomt_deploy.errors import MissingDependencyError, UsageError
-from eomt_deploy.segments import Labels, Segment
+from eomt_deploy.pixel_labels import (
+    LABEL_TYPES,
+    Labels,
+    only_classes,
+    only_segments,
+    to_class_map,
+    to_segment_map,
+)
+from eomt_deploy.segments import Segment
 from eomt_deploy.sources import ImageSource, RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task
 from eomt_deploy.units import counted
@@ -29,16 +37,6 @@ if TYPE_CHECKING:
     import supervision
 
     from eomt_deploy.drawing import Palette
-
-LABEL_TYPES = (np.uint8, np.uint16)
-VOID = -1
-VOID_LABEL = 255
-"""Conventional void label of 8-bit label images; more classes than this need 16 bits."""
-
-
-def label_type(count: int) -> type[np.unsignedinteger[Any]]:
-    """The smallest type of ``Segmentation.labels`` with values below ``count``."""
-    return np.uint8 if count <= 256 else np.uint16
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +93,14 @@ class Segmentation:
         """
         if self.task != "semantic":
             return None
-        ids, void = self._labels.astype(np.int32), np.iinfo(self._labels.dtype).max
-        if self._labels.max(initial=0) == void:
-            ids[ids == void] = VOID
-        return ids
+        return to_class_map(self._labels)
 
     @cached_property
     def segment_map(self) -> npt.NDArray[np.int32] | None:
         """Segment ids, int32 [H, W], -1 for no segment; only panoptic. As :attr:`class_map`."""
         if self.task != "panoptic":
             return None
-        ids = self._labels.astype(np.int32)
-        ids -= 1  # faster than one step that also converts
-        return ids
+        return to_segment_map(self._labels)
 
     @property
     def _labels(self) -> Labels:
@@ -212,18 +205,13 @@ class Segmentation:
         if self.task == "instance":
             return replace(self, segments=tuple(regions))
         if self.task == "panoptic":
-            kept = np.zeros(np.iinfo(self._labels.dtype).max + 1, self._labels.dtype)
-            kept[[region.id + 1 for region in regions]] = [region.id + 1 for region in regions]
-            labels = kept[self._labels]
+            labels = only_segments(self._labels, [region.id for region in regions])
             segments = tuple(
                 replace(r, pixels=partial(np.equal, labels, r.id + 1)) for r in regions
             )
             return replace(self, labels=labels, segments=segments)
-        void = np.iinfo(self._labels.dtype).max
-        table = np.full(void + 1, void, self._labels.dtype)
-        ids = [region.class_id for region in regions]
-        table[ids] = ids
-        return replace(self, labels=table[self._labels])
+        labels = only_classes(self._labels, [region.class_id for region in regions])
+        return replace(self, labels=labels)
 
     @property
     def masks(self) -> npt.NDArray[np.bool_]:
@@ -325,10 +313,7 @@ class Segmentation:
         Raises:
             UsageError: the result is an instance result, whose masks can overlap.
         """
-        if self.task == "semantic":
-            dtype = np.uint8 if len(self.classes) <= VOID_LABEL else np.uint16
-            return Image.fromarray(self._labels.astype(dtype, copy=False))
-        return self.to_panoptic()[0]
+        return conversions.label_image(self)
 
     def overlay(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +14,9 @@ from PIL import Image
 from eomt_deploy import conversions
 from eomt_deploy.conversions import Polygon
 from eomt_deploy.masks import Box, Rle, RunMask, decode_mask, encode_mask
+from eomt_deploy.pixel_labels import Labels
 from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import ClassInfo
-
-Labels = npt.NDArray[np.unsignedinteger[Any]]
-"""Class ids (semantic), or segment ids + 1 (panoptic), in the smallest type."""
 
 
 @dataclass(frozen=True, eq=False)

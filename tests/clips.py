@@ -40,12 +40,15 @@ def write_clip(
     times: Sequence[float],
     *,
     frame: Callable[[int], Pixels] = picture,
-    sound: bool = False,
+    sound: bool | str = False,
     codec: str = "libx264",
     colorspace: int | None = None,
     aspect: Fraction | None = None,
 ) -> Path:
-    """Write frames with these times in seconds; .avi files have 25 frames per second."""
+    """Write frames with these times in seconds; .avi files have 25 frames per second.
+
+    ``sound`` adds a tone: True as AAC, or the name of an encoder of FFmpeg.
+    """
     unit = Fraction(1, 25) if path.suffix == ".avi" else UNIT
     height, width = frame(0).shape[:2]
     with av.open(str(path), "w") as container:
@@ -57,7 +60,9 @@ def write_clip(
             stream.codec_context.sample_aspect_ratio = aspect
         if colorspace is not None:
             stream.codec_context.colorspace = colorspace
-        track = container.add_stream("aac", rate=48_000) if sound else None
+        track = None
+        if sound:
+            track = container.add_stream("aac" if sound is True else sound, rate=48_000)
         for number, time in enumerate(times):
             image = av.VideoFrame.from_ndarray(frame(number), format="rgb24")
             image.pts, image.time_base = round(time / unit), unit
@@ -77,9 +82,14 @@ def write_clip(
 
 def turn_clockwise(path: Path) -> None:
     """Let players turn the picture of an .mp4 file by 90 degrees, as phones do."""
+    set_display_matrix(path, 0, 1, -1, 0)
+
+
+def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """Let players show the point (x, y) of an .mp4 file at (ax + cy, bx + dy)."""
     content = bytearray(path.read_bytes())
     place = content.index(b"tkhd") + 4 + 40  # ISO/IEC 14496-12, version 0 of the box
-    matrix = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    matrix = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     content[place : place + 36] = struct.pack(">9i", *matrix)
     path.write_bytes(content)
 

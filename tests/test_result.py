@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 from eomt_deploy.classes import make_classes
 from eomt_deploy.errors import OutputError, UsageError
 from eomt_deploy.masks import encode_mask
-from eomt_deploy.result import Segmentation, label_type
+from eomt_deploy.pixel_labels import label_type
+from eomt_deploy.result import Segmentation
 from eomt_deploy.segments import Segment
 
 CLASSES = make_classes(

@@ -29,6 +29,7 @@ class Row:
     Attributes:
         batch: batch size of a call.
         score: score of the engine in percent, if the user gave it.
+        images: number of images that were measured in turn: sample i is of image i modulo this.
     """
 
     engine: str
@@ -39,6 +40,7 @@ class Row:
     batch: int = 1
     verdict: Verdict = field(default_factory=Verdict)
     score: float | None = None
+    images: int = 1
 
     def percentile(self, percent: float) -> float:
         """Milliseconds that ``percent`` of the calls did not exceed."""
@@ -46,8 +48,8 @@ class Row:
 
     @property
     def cv(self) -> float:
-        """Coefficient of variation: standard deviation over mean."""
-        return variation(self.samples)
+        """Coefficient of variation: standard deviation over mean, of the times of one image."""
+        return variation(self.samples, self.images)
 
     @property
     def timed(self) -> bool:
@@ -82,10 +84,13 @@ class Report:
 
     Attributes:
         environment: see :func:`eomt_deploy.benchmarking.machine.environment.environment`.
-        image: name and size of the image, e.g. ``street.jpg (480x640)``.
+        image: name and size of the image, e.g. ``street.jpg (480x640)``, or the number and the
+            sizes of several images.
         rows: one per engine, stage and batch size, measured in the same rounds.
         unstable_cv: maximum coefficient of variation of a stable row.
         served: results of the server scenario.
+        images: names of the measured images. They are measured in turn, from the first measured
+            round on.
     """
 
     environment: dict[str, Any]
@@ -93,6 +98,7 @@ class Report:
     rows: tuple[Row, ...]
     unstable_cv: float
     served: tuple[Served, ...] = ()
+    images: tuple[str, ...] = ()
 
     def ratio(self, row: Row) -> Ratio | None:
         """Speedup over the first engine at the same stage and batch size.
@@ -136,6 +142,7 @@ class Report:
             "kind": KIND,
             "environment": self.environment,
             "image": self.image,
+            "images": list(self.images),
             "rows": rows,
             "served": [served.to_dict() for served in self.served],
             "warnings": self.warnings,

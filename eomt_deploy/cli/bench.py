@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from eomt_deploy.benchmarking.images import input_files
 from eomt_deploy.benchmarking.paper.suite_file import suites
 from eomt_deploy.cli.bench_engines import bench_engines
 from eomt_deploy.cli.bench_options import MODES, EngineBench, ReportBench, SuiteBench
@@ -40,7 +41,8 @@ def bench(overwrite: Overwrite = False, **given: Any) -> None:
 def _inputs(config: EngineBench | SuiteBench | ReportBench) -> list[Path]:
     if isinstance(config, ReportBench):
         return [config.report]
-    return [config.image, *(config.engine if isinstance(config, EngineBench) else ())]
+    engines = config.engine if isinstance(config, EngineBench) else ()
+    return [*input_files(config.image), *engines]
 
 
 def _outputs(config: EngineBench | SuiteBench | ReportBench) -> dict[str, Path | None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from eomt_deploy.cli.bench_options import EngineBench
 from eomt_deploy.cli.bench_suite import print_sheet, say_rounds
-from eomt_deploy.cli.console import bar, say, say_remarks, stderr, warn, write_json
+from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, warn, write_json
 from eomt_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ OFFLINE_BATCHES = (1, 2, 4, 8)
 
 def bench_engines(config: EngineBench) -> None:
     """Measure engines in turn, and show the report."""
+    from eomt_deploy.benchmarking.images import bench_sources
     from eomt_deploy.benchmarking.machine.watch import gpu_load
     from eomt_deploy.benchmarking.measure.clock import Rounds
     from eomt_deploy.benchmarking.measure.scenarios import check_scenario
@@ -40,15 +41,17 @@ def bench_engines(config: EngineBench) -> None:
         settings.warmup if config.warmup is None else config.warmup,
         pause=config.pause or 0.0,
     )
+    sources = bench_sources(config.image, config.max_pixels)
     say_rounds(rounds)
     busy = gpu_load()  # before our own load
     with (
+        ending_with(sources.note),
         _open(config) as segmenters,
         bar("measuring", rounds.warmup + rounds.iterations) as progress,
     ):
         report = bench_stages(
             segmenters,
-            config.image,
+            sources,
             settings,
             rounds,
             stages=config.scope,
@@ -60,6 +63,7 @@ def bench_engines(config: EngineBench) -> None:
             threads=config.threads,
             busy=busy,
             progress=progress,
+            log=lambda text: say(text, stderr),
         )
     _publish(config, report)
 

@@ -51,8 +51,12 @@ class _Measured(_Shown):
     """How something is measured."""
 
     image: Annotated[
-        Path, typer.Option(help="Image to measure with (default: an image of the package).")
-    ] = DEFAULT_IMAGE
+        tuple[str, ...],
+        typer.Option(
+            help="Image to measure with: file, folder, glob, http(s) address, @list.txt, - for "
+            f"standard input, or a video file; {REPEAT} (default: an image of the package)."
+        ),
+    ] = (str(DEFAULT_IMAGE),)
     scope: Annotated[
         tuple[str, ...],
         typer.Option(help=f"What to time: network, network+copies or end-to-end; {REPEAT}."),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from eomt_deploy.benchmarking.measure.clock import Rounds
     from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig
     from eomt_deploy.benchmarking.tables import Sheet
+    from eomt_deploy.sources import RgbImage
 
 
 def bench_suite(options: SuiteBench) -> None:
@@ -58,7 +59,7 @@ def bench_suite(options: SuiteBench) -> None:
         rounds=None,
         threads=options.threads,
         sampling=options.sampling,
-        image=options.image if "end-to-end" in scopes else None,
+        image=_image(options) if "end-to-end" in scopes else None,
     )
     config = _with_rounds(config, options)
     _check_outputs(options)
@@ -77,6 +78,17 @@ def bench_suite(options: SuiteBench) -> None:
             + "; ".join(f"{s.row} in {s.runtime}: {s.reason}" for s in report.skipped[:3]),
             fix="Choose other rows, a smaller --size or another --runtime.",
         )
+
+
+def _image(options: SuiteBench) -> RgbImage:
+    """The first image: the networks have random weights, so that one is enough."""
+    from eomt_deploy.benchmarking.images import bench_sources
+
+    sources = bench_sources(options.image)
+    image = next(sources.read(1))
+    if sources.found != 1:
+        say(f"a suite uses one image: {image.name} ({image.size})", stderr)
+    return image.pixels
 
 
 def bench_report(options: ReportBench) -> None:

@@ -17,7 +17,8 @@ from hotcoco.panoptic import PanopticEval
 
 from eomt_deploy.evaluation.truth import Truth
 from eomt_deploy.masks import Rle
-from eomt_deploy.result import VOID, Segmentation
+from eomt_deploy.pixel_labels import VOID
+from eomt_deploy.result import Segmentation
 from eomt_deploy.spec import ModelSpec, Task
 
 Evidence = dict[str, Any]

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from eomt_deploy.errors import UsageError
 from eomt_deploy.masks import Rle
-from eomt_deploy.result import VOID, Segmentation
+from eomt_deploy.pixel_labels import VOID
+from eomt_deploy.result import Segmentation
 from eomt_deploy.segments import Segment
 from eomt_deploy.sources import RgbImage, load_image
 from eomt_deploy.spec import ClassInfo, Task

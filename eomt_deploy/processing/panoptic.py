@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from eomt_deploy.pixel_labels import label_type
 from eomt_deploy.processing import pixels
 from eomt_deploy.processing.compiled import Float
 from eomt_deploy.processing.geometry import Geometry, Size
-from eomt_deploy.result import Segmentation, label_type
+from eomt_deploy.result import Segmentation
 from eomt_deploy.segments import Segment
 from eomt_deploy.spec import ClassInfo, Thresholds
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from eomt_deploy.errors import UsageError
 from eomt_deploy.masks import Box, RunMask
+from eomt_deploy.pixel_labels import Labels, label_type
 from eomt_deploy.processing.compiled import (
     check_done,
     check_geometry,
@@ -29,8 +30,6 @@ from eomt_deploy.processing.compiled import (
 )
 from eomt_deploy.processing.geometry import Geometry, Size
 from eomt_deploy.processing.tables import Table, composed_table, logit_table
-from eomt_deploy.result import label_type
-from eomt_deploy.segments import Labels
 
 Float = npt.NDArray[np.float32]
 

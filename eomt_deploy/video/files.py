@@ -31,8 +31,8 @@ HDR_CURVES = (16, 18)
 class VideoFile(Video):
     """A video file.
 
-    The rotation that phones store is applied. Frames keep their own times, which need not be
-    regular.
+    The rotation or mirroring that phones store is applied. Frames keep their own times, which need
+    not be regular.
 
     Args:
         source: path or http(s) address.

@@ -81,14 +81,50 @@ def import_av() -> ModuleType:
     return av
 
 
+class Orientation(NamedTuple):
+    """How a stored picture becomes upright: exchange the axes, then reverse rows and columns."""
+
+    transposed: bool = False
+    rows_reversed: bool = False
+    columns_reversed: bool = False
+
+
+def orientation(frame: Any) -> Orientation:
+    """The orientation of a frame, from the display matrix that phones store.
+
+    The matrix maps a stored point to a shown one: x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12,
+    ``tkhd``). It can also mirror the picture. Other angles are rounded to quarter turns.
+    """
+    matrix = _display_matrix(frame)
+    if matrix is None:
+        return Orientation()
+    a, b, c, d = matrix
+    if abs(a) >= abs(b):
+        return Orientation(False, rows_reversed=d < 0, columns_reversed=a < 0)
+    return Orientation(True, rows_reversed=b < 0, columns_reversed=c < 0)
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+    """a, b, c and d of the display matrix (16.16 fixed point); None if there is none."""
+    data = frame.side_data.get(import_av().sidedata.sidedata.Type.DISPLAYMATRIX)
+    if data is None:
+        return None
+    values = np.frombuffer(bytes(data), np.int32)
+    return int(values[0]), int(values[1]), int(values[3]), int(values[4])
+
+
 def is_turned(frame: Any) -> bool:
     """Whether a frame is stored with its sides exchanged."""
-    return _turns(frame) % 2 == 1
+    return orientation(frame).transposed
 
 
-def _turns(frame: Any) -> int:
-    """Number of quarter turns to the left; 0 if the stored rotation has no meaning."""
-    return round(frame.rotation / 90) % 4 if abs(frame.rotation) <= 360 else 0
+def upright(pixels: RgbImage, frame: Any) -> RgbImage:
+    """The pixels of a frame [H, W, 3], in its orientation."""
+    transposed, rows, columns = orientation(frame)
+    if transposed:
+        pixels = pixels.transpose(1, 0, 2)
+    pixels = pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+    return np.ascontiguousarray(pixels)
 
 
 def to_pixels(frame: Any, name: str) -> RgbImage:
@@ -111,5 +147,4 @@ def to_pixels(frame: Any, name: str) -> RgbImage:
             f"{int(frame.colorspace)}.",
             fix="Convert the video, e.g. with ffmpeg, to H.264 with 4:2:0 colours.",
         ) from error
-    turns = _turns(frame)
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+    return upright(pixels, frame)

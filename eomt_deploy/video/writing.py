@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -16,8 +15,9 @@ import numpy.typing as npt
 from eomt_deploy.closing import Closing
 from eomt_deploy.errors import OutputError, UsageError
 from eomt_deploy.files import GENERATOR, staging_folder, through_links
-from eomt_deploy.video.files import VideoFile, open_container
+from eomt_deploy.video.files import VideoFile
 from eomt_deploy.video.frames import BT709, import_av
+from eomt_deploy.video.sound import Sound
 
 Codec = tuple[str, dict[str, str]]
 H264: Codec = ("libx264", {"crf": "20", "preset": "veryfast"})
@@ -44,10 +44,10 @@ class VideoWriter(Closing):
         kind: ``overlay``: RGB, compressed as usual. ``labels``: any uint8 [H, W] or [H, W, 3] or
             uint16 [H, W], without loss (FFV1 in Matroska).
         sound: video file whose sound, as far as frames are written, and shape of pixels are
-            copied.
+            copied. Sound that does not fit into the format is converted.
 
     Attributes:
-        remarks: e.g. that the sound does not fit into this format; complete after :meth:`close`.
+        remarks: e.g. that the sound was converted; complete after :meth:`close`.
 
     Raises:
         UsageError: the format is not supported.
@@ -74,7 +74,7 @@ class VideoWriter(Closing):
         self._last = -1
         self._scaled = False
         self._stream: Any = None
-        self._sound: _Sound | None = None
+        self._sound: Sound | None = None
         self._aspect = sound.pixel_aspect if sound is not None else None
         if path.exists() and not path.is_file():
             raise OutputError(
@@ -87,7 +87,7 @@ class VideoWriter(Closing):
             stack.callback(self._container.close)
             self._container.metadata["comment"] = GENERATOR
             if sound is not None:
-                self._sound = _Sound(sound)
+                self._sound = Sound(sound)
                 stack.callback(self._sound.close)
             self._resources = stack.pop_all()
 
@@ -138,12 +138,20 @@ class VideoWriter(Closing):
             self._stream = stream
             if self._aspect:
                 stream.sample_aspect_ratio = self._aspect
-            if self._sound and not self._sound.connect(self._container, time):
-                self.remarks += (
-                    f"{self.path.name} has no sound: {self.path.suffix} cannot contain "
-                    f"{self._sound.codec}",
-                )
-                self._sound = None
+            if self._sound:
+                self._connect(self._sound, time)
+
+    def _connect(self, sound: Sound, start: float) -> None:
+        how = sound.connect(self._container, start)
+        if how == "left out":
+            self.remarks += (
+                f"{self.path.name} has no sound: {self.path.suffix} cannot contain {sound.codec}",
+            )
+            self._sound = None
+        elif how != "copied":
+            self.remarks += (
+                f"the sound of {self.path.name} is converted from {sound.codec} to {how}",
+            )
 
     def _frame(self, pixels: npt.NDArray[Any]) -> Any:
         make = self._av.VideoFrame.from_ndarray
@@ -185,71 +193,6 @@ class VideoWriter(Closing):
                 self._container.close()
                 self._staged.replace(self._target)
                 self._first = None  # closing again does nothing
-
-
-class _Sound(Closing):
-    """The packets of the first sound track of a video file, moved to the start of a new one."""
-
-    def __init__(self, video: VideoFile) -> None:
-        self._container = open_container(video.source)
-        tracks = self._container.streams.audio
-        self._track = tracks[0] if tracks else None
-        self._origin = video.origin_seconds
-        known = bool(tracks) and tracks[0].codec_context is not None
-        self.codec = tracks[0].codec_context.name if known else "its unknown codec"
-        self._waiting: Any = None
-        self._packets: Iterator[Any] = iter(())
-        self._start = 0.0
-
-    def connect(self, output: Any, start: float) -> bool:
-        """Add the track to an output that starts at this time; False if it cannot contain it."""
-        if self._track is None:
-            return True
-        if self._track.codec_context is None or not self._fits(output.format.name):
-            return False
-        copy = output.add_stream_from_template(self._track)
-        unit = self._track.time_base
-        shift = round((self._origin + start) / unit)
-        if start:
-            self._container.seek(shift, stream=self._track)
-        self._packets, self._start = self._moved(copy, shift), start
-        return True
-
-    def _fits(self, output_format: str) -> bool:
-        """Whether a format can contain this track. Only writing its header shows that."""
-        av: Any = import_av()
-        try:
-            with av.open(io.BytesIO(), "w", format=output_format) as trial:
-                trial.add_stream_from_template(self._track)
-                trial.start_encoding()
-        except (OSError, ValueError):  # the bases of FFmpeg's errors
-            return False
-        return True
-
-    def _moved(self, stream: Any, shift: int) -> Iterator[Any]:
-        for packet in self._container.demux(self._track):
-            if packet.pts is None:  # the end
-                continue
-            if self._start and packet.pts < shift:  # at the start, it is the encoder's delay
-                continue
-            packet.dts = (packet.pts if packet.dts is None else packet.dts) - shift
-            packet.pts -= shift
-            packet.stream = stream
-            yield packet
-
-    def packets(self, until: float) -> Iterator[Any]:
-        """The next packets, as far as they begin before a time of the original in seconds."""
-        while True:
-            if self._waiting is None:
-                self._waiting = next(self._packets, None)
-            packet = self._waiting
-            if packet is None or self._start + float(packet.pts * packet.time_base) >= until:
-                return
-            self._waiting = None
-            yield packet
-
-    def close(self) -> None:
-        self._container.close()
 
 
 def check_format(path: Path, kind: Kind) -> None:

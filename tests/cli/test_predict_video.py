@@ -155,7 +155,7 @@ def test_the_same_video_twice_and_an_upper_case_suffix(cli, exported, clip, tmp_
     assert len(lines(tmp_path / "x.JSONL")) == 3
 
 
-def test_sound_that_no_webm_can_contain(cli, exported, tmp_path, photo):
+def test_sound_that_no_webm_can_contain_is_converted(cli, exported, tmp_path, photo):
     path = write_clip(tmp_path / "a.mkv", [0, 0.04], frame=lambda _: photo)
     model, source = exported("semantic"), tmp_path / "pcm.mkv"
     with av.open(str(path)) as original, av.open(str(source), "w") as target:
@@ -174,7 +174,10 @@ def test_sound_that_no_webm_can_contain(cli, exported, tmp_path, photo):
         assert [s.codec_context.name for s in video.streams.audio] == ["pcm_s16le"]
     code, _, err = cli("predict", model, source, "-o", tmp_path / "x.webm")
     assert code == 0, err
-    assert "x.webm has no sound: .webm cannot contain pcm_s16le" in err
+    assert "the sound of x.webm is converted from pcm_s16le to Opus" in err
+    with av.open(str(tmp_path / "x.webm")) as video:
+        (track,) = video.streams.audio
+        assert track.codec_context.name.endswith("opus")
     assert len(list(VideoFile(tmp_path / "x.webm"))) == 2
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import file_server, number_of, turn_clockwise, write_clip
+from clips import file_server, number_of, set_display_matrix, turn_clockwise, write_clip
 
 from eomt_deploy import Segmenter, open_video
 from eomt_deploy.errors import ImageError, MissingDependencyError, UsageError
@@ -92,6 +92,30 @@ def test_rotation(tmp_path: Path):
     assert upright.shape == (64, 48, 3)
     assert upright[5, 40, 0] > 180  # the red corner is top right now
     assert upright[5, 5, 0] < 90
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), lambda p: p),
+        ((-1, 0, 0, 1), lambda p: p[:, ::-1]),  # mirrored, as a selfie
+        ((1, 0, 0, -1), lambda p: p[::-1]),
+        ((-1, 0, 0, -1), lambda p: p[::-1, ::-1]),
+        ((0, 1, -1, 0), lambda p: np.rot90(p, -1)),
+        ((0, -1, 1, 0), lambda p: np.rot90(p)),
+        ((0, 1, 1, 0), lambda p: p.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda p: p.transpose(1, 0, 2)[::-1, ::-1]),
+    ],
+)
+def test_turned_and_mirrored_videos(tmp_path: Path, matrix, shown):
+    path = write_clip(tmp_path / "phone.mp4", TIMES[:2])
+    with VideoFile(path) as video:
+        stored = next(iter(video)).pixels
+    set_display_matrix(path, *matrix)
+    with VideoFile(path) as video:
+        found = next(iter(video)).pixels
+        assert video.size == found.shape[:2]
+    np.testing.assert_array_equal(found, shown(stored))
 
 
 def test_damaged_parts_are_left_out(tmp_path: Path):

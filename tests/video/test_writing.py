@@ -13,6 +13,7 @@ from clips import number_of, picture, write_clip
 from eomt_deploy.errors import OutputError, UsageError
 from eomt_deploy.outputs import is_ours
 from eomt_deploy.video import VideoFile
+from eomt_deploy.video.sound import ENCODERS, OPUS
 from eomt_deploy.video.writing import VideoWriter
 
 TIMES = [i / 25 for i in range(30)]
@@ -72,7 +73,50 @@ def test_irregular_times_are_kept(tmp_path: Path):
         assert [frame.time for frame in video] == pytest.approx(times, abs=1e-3)
 
 
-def test_sound_that_does_not_fit(clip: Path, tmp_path: Path):
+def loudest(sound: np.ndarray, rate: int) -> float:
+    """The strongest frequency in Hz."""
+    spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
+    return float(np.argmax(spectrum)) * rate / len(sound)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "codec"),
+    [(".mov", ".mp4", "aac"), (".mov", ".m4v", "aac"), (".mp4", ".webm", "opus")],
+)
+def test_sound_that_does_not_fit_is_converted(tmp_path: Path, source: str, target: str, codec: str):
+    tone = "pcm_s16le" if source == ".mov" else "aac"
+    clip = write_clip(tmp_path / f"clip{source}", TIMES, sound=tone)
+    path = tmp_path / f"copy{target}"
+    (remark,) = copy(clip, path)
+    shown = {"aac": "AAC", "opus": "Opus"}[codec]
+    assert remark == f"the sound of {path.name} is converted from {tone} to {shown}"
+    with av.open(str(path)) as container:
+        assert container.streams.audio[0].codec_context.name.endswith(codec)
+        assert container.streams.audio[0].layout.name == "stereo"
+        frames = list(container.decode(audio=0))
+        assert float(frames[0].time) == pytest.approx(0, abs=0.03)
+    wanted, have = sound_of(clip).astype(float), sound_of(path).astype(float)
+    if tone == "pcm_s16le":
+        wanted = wanted[::2] / 32_767  # left and right are interleaved
+    assert len(have) == pytest.approx(len(wanted), abs=4096)
+    middle = slice(8192, 8192 + 16_384)
+    assert loudest(have[middle], 48_000) == pytest.approx(loudest(wanted[middle], 48_000), abs=6)
+    assert np.std(have[middle]) == pytest.approx(np.std(wanted[middle]), rel=0.1)
+    with VideoFile(path) as video:
+        assert len(list(video)) == 30
+
+
+def test_converted_sound_of_a_part_starts_with_its_first_frame(tmp_path: Path):
+    clip = write_clip(tmp_path / "clip.mov", TIMES, sound="pcm_s16le")
+    path = tmp_path / "part.mp4"
+    copy(clip, path, start=0.4, end=0.8)
+    assert len(sound_of(path)) / 48_000 == pytest.approx(0.4, abs=0.05)
+
+
+def test_sound_that_can_be_neither_copied_nor_converted(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(ENCODERS, "webm", OPUS._replace(name="an encoder that FFmpeg lacks"))
     (remark,) = copy(clip, tmp_path / "copy.webm")
     assert remark == "copy.webm has no sound: .webm cannot contain aac"
     with VideoFile(tmp_path / "copy.webm") as video:

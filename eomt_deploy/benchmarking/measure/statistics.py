@@ -89,8 +89,23 @@ def percentile(samples: Samples, percent: float) -> float:
     return float(np.percentile(samples, percent))
 
 
-def variation(samples: Samples) -> float:
-    """Coefficient of variation: standard deviation over mean; infinite for invalid times."""
+def variation(samples: Samples, images: int = 1) -> float:
+    """Coefficient of variation: standard deviation over mean; infinite for invalid times.
+
+    Args:
+        samples: times in the order of the rounds.
+        images: number of images that were measured in turn. The times of each image are compared
+            with their own mean, because a larger image takes longer in every round.
+    """
+    if images > 1:
+        parts = [np.asarray(samples[first::images], float) for first in range(images)]
+        parts = [part for part in parts if len(part)]
+        means = [float(np.mean(part)) for part in parts]
+        free = len(samples) - len(parts)
+        if free < 1 or not all(0 < mean < math.inf for mean in means):
+            return math.inf
+        squares = [np.sum((p / m - 1) ** 2) for p, m in zip(parts, means, strict=True)]
+        return math.sqrt(float(sum(squares)) / free)
     mean = float(np.mean(samples))
     return float(np.std(samples)) / mean if 0 < mean < math.inf else math.inf
 

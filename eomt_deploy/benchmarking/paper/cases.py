@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from eomt_deploy.benchmarking.paper.baseline.deformable import Sampling
+    from eomt_deploy.sources import RgbImage
 
 PATCH = 16
 UPSCALE = 2
@@ -68,7 +69,7 @@ def open_case(
     folder: Path,
     shared: dict[str, nn.Module],
     threads: int | None,
-    image: Path | None,
+    image: Path | RgbImage | None,
     sampling: str = "grid_sample",
 ) -> Opened:
     """Build a row's network and open it in a runtime.
@@ -179,7 +180,7 @@ class RunningEngine(Engine):
         return self._running.run(images)
 
 
-def _end_to_end(running: Running, spec: ModelSpec, image: Path) -> Work:
+def _end_to_end(running: Running, spec: ModelSpec, image: Path | RgbImage) -> Work:
     from eomt_deploy.segmenter import Segmenter
     from eomt_deploy.sources import load_image
 

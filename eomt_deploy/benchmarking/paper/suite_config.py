@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eomt_deploy.benchmarking.measure.clock import Rounds
 from eomt_deploy.benchmarking.measure.scenarios import SCENARIOS, Scenario, absurd
 from eomt_deploy.benchmarking.paper.runtimes import PRECISIONS, SAMPLINGS, find_runtime
 from eomt_deploy.benchmarking.paper.suite_file import Suite
 from eomt_deploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from eomt_deploy.sources import RgbImage
 
 SCOPES = ("network", "network+copies", "end-to-end")
 """``network``: inputs and outputs stay on the device; ``network+copies``: from host memory to host
@@ -41,7 +45,7 @@ class SuiteConfig:
         threads: number of CPU threads; None leaves the choice to the runtime.
         sampling: kernel of the baseline's deformable attention: ``grid_sample``, or the fused
             ``triton`` for PyTorch on a GPU.
-        image: image for the end-to-end scope.
+        image: image for the end-to-end scope: a path, or uint8 RGB [H, W, 3].
         budget: time limit in seconds; rows that do not fit are skipped with a reason.
         probe: whether to measure the device's peak.
         busy: load of the GPU before this program used it, see
@@ -63,7 +67,7 @@ class SuiteConfig:
     rounds: Rounds | None = None
     threads: int | None = None
     sampling: str = "grid_sample"
-    image: Path | None = None
+    image: Path | RgbImage | None = None
     budget: float | None = None
     probe: bool = True
     busy: float | None = None

@@ -32,7 +32,7 @@ from eomt_deploy.evaluation.datasets.coco_json import (
 )
 from eomt_deploy.evaluation.truth import Sample, Truth, TruthSegment
 from eomt_deploy.masks import Rle, encode_mask
-from eomt_deploy.result import VOID
+from eomt_deploy.pixel_labels import VOID
 from eomt_deploy.spec import ModelSpec
 from eomt_deploy.units import counted
 

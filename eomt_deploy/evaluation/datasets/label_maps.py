@@ -13,7 +13,7 @@ from eomt_deploy.decoding import IMAGE_SUFFIXES
 from eomt_deploy.errors import DatasetError
 from eomt_deploy.evaluation.dataset_files import FileIndex
 from eomt_deploy.evaluation.truth import Sample, Truth
-from eomt_deploy.result import VOID
+from eomt_deploy.pixel_labels import VOID
 from eomt_deploy.sources import RgbImage
 from eomt_deploy.spec import ModelSpec
 from eomt_deploy.units import counted

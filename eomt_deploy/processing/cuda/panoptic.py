@@ -7,10 +7,11 @@ import numpy as np
 from eomt_deploy.cuda.array import DeviceArray
 from eomt_deploy.cuda.device import Array
 from eomt_deploy.masks import Box
+from eomt_deploy.pixel_labels import label_type
 from eomt_deploy.processing.cuda.workspace import NOT_FINITE, GpuWorkspace, Pending, maps
 from eomt_deploy.processing.geometry import Geometry, Size
 from eomt_deploy.processing.panoptic import Chosen, join_queries
-from eomt_deploy.result import Segmentation, label_type
+from eomt_deploy.result import Segmentation
 from eomt_deploy.segments import Segment
 from eomt_deploy.spec import ModelSpec, Thresholds
 

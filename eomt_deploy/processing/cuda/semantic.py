@@ -6,10 +6,11 @@ import numpy as np
 
 from eomt_deploy.cuda.array import DeviceArray
 from eomt_deploy.cuda.device import Array
+from eomt_deploy.pixel_labels import label_type
 from eomt_deploy.processing.cuda.workspace import NOT_FINITE, GpuWorkspace, Pending, maps
 from eomt_deploy.processing.geometry import Geometry
 from eomt_deploy.processing.tables import logit_table
-from eomt_deploy.result import Segmentation, label_type
+from eomt_deploy.result import Segmentation
 from eomt_deploy.spec import ModelSpec, Thresholds
 
 STEP = (7, 15)
