@@ -36,6 +36,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "eomt-deploy bench --engine tiny.onnx --scenario server --rate 20",
         "eomt-deploy bench --suite table1 --report-dir report/",
     ),
+    "triton": (
+        "eomt-deploy triton tiny.onnx -o repo/",
+        "eomt-deploy triton coco.engine ade.engine -o repo/ --form bls --instances 4",
+        "eomt-deploy triton tiny.onnx -o repo/ --name scenes --version 2",
+    ),
     "doctor": ("eomt-deploy doctor",),
     "demo": ("eomt-deploy demo -o eomt-demo/",),
     "cache show": ("eomt-deploy cache show",),
