@@ -60,8 +60,8 @@ def command(
     A client sends encoded images (JPEG, PNG, …) and receives the result as JSON with exact RLE
     masks.
     """
-    from eomt_deploy.triton import TritonConfig, write_repository
-    from eomt_deploy.triton.options import check_form_name
+    from eomt_deploy.triton.options import TritonConfig, check_form_name
+    from eomt_deploy.triton.repository import write_repository
 
     config = TritonConfig(
         tuple(models),

@@ -1,6 +1,4 @@
-"""Model repositories for NVIDIA's Triton Inference Server."""
+"""Model repositories for NVIDIA's Triton Inference Server.
 
-from eomt_deploy.triton.options import Form, TritonConfig
-from eomt_deploy.triton.repository import write_repository
-
-__all__ = ["Form", "TritonConfig", "write_repository"]
+This module imports nothing, since each Python process of the server imports this package.
+"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,16 +15,23 @@ from eomt_deploy.errors import DeviceError, EomtDeployError, UsageError
 from eomt_deploy.processing import Processor
 
 Logits = npt.NDArray[Any]
-THRESHOLDS = ("score_threshold", "mask_threshold", "overlap_threshold")
 NUMPY_2 = (24, 12)
 """First release of Triton whose Python backend was built for numpy 2."""
+
+
+class Thresholds(NamedTuple):
+    """The thresholds of one request; None takes the model's default."""
+
+    score_threshold: float | None = None
+    mask_threshold: float | None = None
+    overlap_threshold: float | None = None
 
 
 class Call(NamedTuple):
     """The encoded images and the thresholds of one request."""
 
     images: list[bytes]
-    thresholds: dict[str, float]
+    thresholds: Thresholds
 
 
 def read_call(image: npt.NDArray[Any], parameters: str, processor: Processor) -> Call:
@@ -46,21 +54,23 @@ def read_call(image: npt.NDArray[Any], parameters: str, processor: Processor) ->
     return Call(images, read_thresholds(parameters, processor))
 
 
-def read_thresholds(parameters: str, processor: Processor) -> dict[str, float]:
-    """The thresholds among the parameters of a request; other parameters are ignored.
+def read_thresholds(parameters: str, processor: Processor) -> Thresholds:
+    """The thresholds among the parameters of a request; unrelated parameters are ignored.
 
     Raises:
-        UsageError: a threshold is not a number from 0 to 1, or the task does not have it.
+        UsageError: a threshold is not a number from 0 to 1, the task does not have it, or its name
+            is misspelled.
     """
     given: Mapping[str, Any] = json.loads(parameters or "{}")
     found: dict[str, float] = {}
     for name, value in given.items():
-        if "threshold" not in name:  # forwarded headers, sequence ids, …
-            continue
-        if name not in THRESHOLDS:
-            raise UsageError(
-                f"There is no parameter {name!r}.", fix=f"Use {', '.join(THRESHOLDS)}."
-            )
+        if name not in Thresholds._fields:
+            if close := get_close_matches(name, Thresholds._fields, 1, cutoff=0.7):
+                raise UsageError(
+                    f"There is no parameter {name!r}.",
+                    fix=f"Pass {close[0]}; all thresholds are {', '.join(Thresholds._fields)}.",
+                )
+            continue  # forwarded headers, sequence ids, …
         try:
             if isinstance(value, bool):
                 raise ValueError
@@ -69,16 +79,16 @@ def read_thresholds(parameters: str, processor: Processor) -> dict[str, float]:
             raise UsageError(
                 f"The parameter {name} must be a number, got {value!r}.", fix="Pass e.g. 0.5."
             ) from None
-    values = {name.removesuffix("_threshold"): value for name, value in found.items()}
-    processor.thresholds(**values)
-    return found
+    thresholds = Thresholds(**found)
+    processor.thresholds(*thresholds)
+    return thresholds
 
 
 def group_equal(calls: Mapping[int, Call]) -> Iterator[dict[int, Call]]:
     """Groups of calls with equal thresholds, by the index of the request."""
-    groups: dict[tuple[tuple[str, float], ...], dict[int, Call]] = {}
+    groups: dict[Thresholds, dict[int, Call]] = {}
     for index, call in calls.items():
-        groups.setdefault(tuple(sorted(call.thresholds.items())), {})[index] = call
+        groups.setdefault(call.thresholds, {})[index] = call
     yield from groups.values()
 
 

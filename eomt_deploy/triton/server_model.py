@@ -23,6 +23,7 @@ from eomt_deploy.sources import load_image
 from eomt_deploy.triton.calls import (
     Call,
     Logits,
+    Thresholds,
     as_text,
     batches,
     check_numpy,
@@ -132,14 +133,14 @@ class Role:
         class_logits: Logits,
         mask_logits: Logits,
         geometries: Sequence[Geometry],
-        thresholds: dict[str, float],
+        thresholds: Thresholds,
     ) -> dict[str, np.ndarray[Any, Any]]:
         """The output tensor with one JSON text for each image."""
         texts, start = [], 0
         for geometry in geometries:
             end = start + geometry.num_inputs
             result = self.processor.postprocess(
-                class_logits[start:end], mask_logits[start:end], geometry, **thresholds
+                class_logits[start:end], mask_logits[start:end], geometry, **thresholds._asdict()
             )
             texts.append(result.to_json(masks="rle"))
             start = end
@@ -200,11 +201,11 @@ class Segment(Role):
         return answers
 
     def _segment(
-        self, images: Sequence[bytes], thresholds: dict[str, float]
+        self, images: Sequence[bytes], thresholds: Thresholds
     ) -> list[str | EomtDeployError]:
         return [
             result if isinstance(result, EomtDeployError) else result.to_json(masks="rle")
-            for result in self.segmenter.stream(images, return_errors=True, **thresholds)
+            for result in self.segmenter.stream(images, return_errors=True, **thresholds._asdict())
         ]
 
     def close(self) -> None:
