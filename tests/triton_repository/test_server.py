@@ -7,6 +7,7 @@ the networks of the forms bls and ensemble here; everything else is what users r
 from __future__ import annotations
 
 import io
+import runpy
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,7 +78,7 @@ def expected(segmenter: Segmenter, images: list[bytes], **thresholds) -> list[st
     return [segmenter.predict(i, **thresholds).to_json(masks="rle") for i in images]
 
 
-def test_the_results_of_a_real_server(installed, exported, image_path, gradient, tmp_path):
+def test_the_results_of_a_real_server(installed, exported, image_path, gradient, tmp_path, capsys):
     repository = tmp_path / "repo"
 
     def write(task, name, **options):
@@ -105,7 +106,13 @@ def test_the_results_of_a_real_server(installed, exported, image_path, gradient,
             check_thresholds(client, segmenters, images)
             check_errors(client, photo, long)
         check_that_an_error_is_of_one_request(grpc, segmenters, photo)
+        program = runpy.run_path(str(triton_server.ROOT / "examples" / "triton_client.py"))
+        program["main"](server.grpc, "instance", str(image_path))
         log = server.log()
+    result = segmenters["instance"].predict(image_path)
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first == f"{image_path}: instance, {len(result)} segments"
+    assert [int(row.split()[-2]) for row in rows] == list(result.areas)
     assert "Traceback" not in log
     assert "failed to run warmup" not in log.lower()
 
