@@ -43,11 +43,12 @@ def command(
     backend: Backend = None,
     threads: Threads = None,
     max_batch: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Maximum number of images (python) or network inputs (bls, ensemble) in a batch."
+            help="Maximum number of images (python) or network inputs (bls, ensemble) in a batch "
+            "(default: 8, or less if the model takes less)."
         ),
-    ] = 8,
+    ] = None,
     max_queue_delay_us: Annotated[
         int,
         typer.Option(help="Maximum time a request waits for others to share its batch, in µs."),

@@ -53,13 +53,16 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def segment_config(name: str, options: TritonConfig) -> str:
-    """The Python model that runs everything (form ``python``)."""
+def segment_config(name: str, source: Source, options: TritonConfig) -> str:
+    """The Python model that runs everything (form ``python``).
+
+    The contract contains nothing of the network, so any models can be versions of each other.
+    """
     contract = {"name": name, "backend": "python", **_ends([1])}
     settings = {
-        "max_batch_size": options.max_batch,
+        "max_batch_size": options.batch_limit,
         "dynamic_batching": _batching(options),
-        **_instances(options.python_instances, options.device),
+        **_instances(options.python_instances, _device(source.devices, options)),
         **_all_versions(),
         "model_warmup": [_image_warm_up([1])],
     }
@@ -146,9 +149,8 @@ def network_config(name: str, source: Source, options: TritonConfig) -> str:
         "input": [_images(spec, *fixed)],
         "output": _logits(spec, *fixed),
     }
-    device = options.device or (native.kinds[0] if len(native.kinds) == 1 else None)
     settings: dict[str, Any] = {} if fixed else {"dynamic_batching": _batching(options)}
-    settings |= {**_instances(1, device), **_all_versions()}
+    settings |= {**_instances(1, _device(native.kinds, options)), **_all_versions()}
     if native is TENSORRT:
         settings["optimization"] = {"cuda": _graphs(source, largest, fixed)}
     batches = [1] if fixed else sorted({source.batch[0], largest})
@@ -162,7 +164,7 @@ def network_batch(source: Source, options: TritonConfig) -> int:
     return (
         maximum
         if maximum == minimum
-        else max(minimum, min(options.max_batch, maximum or MAX_BATCH))
+        else max(minimum, min(options.batch_limit, maximum or MAX_BATCH))
     )
 
 
@@ -191,6 +193,11 @@ def _logits(spec: ModelSpec, *batch: int) -> list[Message]:
 def _batching(options: TritonConfig) -> Message:
     delay = options.max_queue_delay_us
     return {"max_queue_delay_microseconds": delay} if delay else {}
+
+
+def _device(able: tuple[str, ...], options: TritonConfig) -> str | None:
+    """The requested device, or the only one that runs the model; None leaves it to Triton."""
+    return options.device or (able[0] if len(able) == 1 else None)
 
 
 def _instances(count: int, device: str | None) -> Message:

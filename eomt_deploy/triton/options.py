@@ -50,7 +50,7 @@ class TritonConfig:
         device: ``cpu`` or ``cuda``; None uses a GPU if there is one.
         backend: backend of eomt-deploy, for ``python`` only; None selects it in the server.
         threads: number of CPU threads of each Python process; None takes the defaults.
-        max_batch: maximum number of network inputs (``python``: images) in one call.
+        max_batch: maximum number of network inputs (``python``: images) in one call; None takes 8.
         max_queue_delay_us: how long a request waits for others to share its batch, microseconds.
         max_pixels: maximum number of pixels of an image; None takes 100,000,000.
         overwrite: also replace files that eomt-deploy did not write.
@@ -68,7 +68,7 @@ class TritonConfig:
     device: str | None = None
     backend: str | None = None
     threads: int | None = None
-    max_batch: int = DEFAULT_BATCH
+    max_batch: int | None = None
     max_queue_delay_us: int = 0
     max_pixels: int | None = None
     overwrite: bool = False
@@ -113,6 +113,11 @@ class TritonConfig:
                     fix="Write them in two commands, with --name or another --version.",
                 )
             names[name] = model
+
+    @property
+    def batch_limit(self) -> int:
+        """Maximum number of network inputs (``python``: images) in one call."""
+        return self.max_batch or DEFAULT_BATCH
 
     @property
     def python_instances(self) -> int:

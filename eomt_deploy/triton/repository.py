@@ -24,7 +24,7 @@ from eomt_deploy.outputs import not_ours
 from eomt_deploy.triton import model_config as configs
 from eomt_deploy.triton.options import TritonConfig
 from eomt_deploy.triton.settings import SETTINGS_NAME, Role, Settings
-from eomt_deploy.triton.source import Source, check_form, read_source
+from eomt_deploy.triton.source import Source, check_options, read_source
 
 CONFIG_NAME = "config.pbtxt"
 CODE_NAME = "model.py"
@@ -80,12 +80,19 @@ def write_repository(
     for path in options.models:
         progress(f"reading {path.name}")
         source = read_source(path)
-        check_form(source, options.form, options.max_batch)
-        _check_device(source, options)
+        check_options(source, options)
         sources.append(source)
         planned += plan(options.model_name(path), source, options)
-    check_writable(options.output / planned[0].name / CONFIG_NAME)
+        lines += _batch_note(source, options)
+    names = [model.name for model in planned]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"Two of the models would be written to {options.output / name}.",
+                fix="Write them in two commands, with --name.",
+            )
     for model in planned:
+        check_writable(options.output / model.name / CONFIG_NAME)
         lines += _check_place(model, sources, options)
     for model in planned:
         progress(f"writing {model.name}")
@@ -110,7 +117,7 @@ def plan(name: str, source: Source, options: TritonConfig) -> list[Model]:
             backend=options.backend,
             device=options.device,
         )
-        config = configs.segment_config(name, options)
+        config = configs.segment_config(name, source, options)
         return [Model(name, config, own, source.files, warm_up=True)]
     network = Model(
         name + configs.NETWORK,
@@ -138,14 +145,16 @@ def plan(name: str, source: Source, options: TritonConfig) -> list[Model]:
     ]
 
 
-def _check_device(source: Source, options: TritonConfig) -> None:
-    native = source.native
-    able = source.devices if options.form == "python" or native is None else native.kinds
-    if options.device not in (None, *able):
-        raise UsageError(
-            f"{source.path.name} does not run on the device {options.device!r}.",
-            fix=f"Use --device {' or '.join(able)}, or leave it out.",
-        )
+def _batch_note(source: Source, options: TritonConfig) -> list[str]:
+    """A sentence if the network does not take the requested maximum batch."""
+    largest = configs.network_batch(source, options)
+    if options.form == "python" or options.max_batch in (None, largest):
+        return []
+    kind = "exactly" if source.is_fixed else "at most"
+    return [
+        f"{source.path.name} takes {kind} {largest} inputs in a call, which replaces --max-batch "
+        f"{options.max_batch}"
+    ]
 
 
 def _check_place(model: Model, sources: list[Source], options: TritonConfig) -> list[str]:

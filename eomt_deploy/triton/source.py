@@ -12,6 +12,7 @@ from eomt_deploy.model_file import parse_spec, read_model_file, read_xml
 from eomt_deploy.package_metadata import read_metadata
 from eomt_deploy.sidecar import check_plan, known_target, read_sidecar, sidecar_path
 from eomt_deploy.spec import ModelSpec
+from eomt_deploy.triton.options import TritonConfig
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,44 @@ def _package(path: Path) -> Source:
     return Source(path, spec, _batch(spec), {"model.pt2": path}, None, ("cpu", "cuda"))
 
 
-def check_form(source: Source, form: str, max_batch: int) -> None:
-    """Refuse a form that cannot run this model.
+def check_options(source: Source, options: TritonConfig) -> None:
+    """Refuse options that do not fit a model.
 
     Raises:
-        UsageError: Triton has no backend for the file, or its batch does not fit.
+        UsageError: Triton has no backend for the file, or a device, a backend or the batch does
+            not fit.
     """
-    if form == "python":
+    native = source.native
+    able = source.devices if options.form == "python" or native is None else native.kinds
+    if options.device not in (None, *able):
+        raise UsageError(
+            f"{source.path.name} does not run on the device {options.device!r}.",
+            fix=f"Use --device {' or '.join(able)}, or leave it out.",
+        )
+    if options.form == "python":
+        _check_backend(source, options)
+    else:
+        _check_form(source, options)
+
+
+def _check_backend(source: Source, options: TritonConfig) -> None:
+    name, suffix = options.backend, source.path.suffix.lower()
+    if name is None:
         return
+    fitting = [
+        known
+        for known, backend in BACKENDS.items()
+        if suffix in backend.suffixes and options.device in (None, *backend.devices)
+    ]
+    if name not in fitting:
+        raise UsageError(
+            f"The backend {name!r} does not run {source.path.name}"
+            + (f" on the device {options.device!r}." if options.device else "."),
+            fix=f"Use --backend {' or '.join(fitting)}, or leave it out.",
+        )
+
+
+def _check_form(source: Source, options: TritonConfig) -> None:
     if source.native is None:
         raise UsageError(
             f"Triton has no backend that runs {source.path.name}.",
@@ -176,14 +207,20 @@ def check_form(source: Source, form: str, max_batch: int) -> None:
             "run by eomt-deploy.",
             fix="Use --form python.",
         )
-    if form == "ensemble":
+    if source.is_fixed and options.max_queue_delay_us:
+        raise UsageError(
+            f"--max-queue-delay-us does not apply: {source.path.name} has a fixed batch, so Triton "
+            "does not combine requests.",
+            fix="Leave it out, use --form python, or export the model with a dynamic batch.",
+        )
+    if options.form == "ensemble":
         if source.is_fixed or source.batch[0] > 1:
             raise UsageError(
                 f"{source.path.name} has a fixed batch, and an ensemble passes the inputs of one "
                 "request to the network as they are.",
                 fix="Use --form bls or python, or export the model with a dynamic batch.",
             )
-        limit = min(max_batch, source.batch[1] or max_batch)
+        limit = min(options.batch_limit, source.batch[1] or options.batch_limit)
         if source.spec.resize == "windows" and limit < 3:
             raise UsageError(
                 f"A batch of at most {limit} is too small for {source.path.name}: a semantic model "

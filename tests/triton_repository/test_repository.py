@@ -179,6 +179,12 @@ def test_an_engine_without_weights_brings_its_model(exported, tmp_path):
         ({"batch": (1, 2, 2)}, {"form": "ensemble"}, "is too small"),
         ({}, {"form": "ensemble", "max_batch": 2}, "is too small"),
         ({}, {"device": "cpu"}, "does not run on the device 'cpu'"),
+        ({}, {"backend": "openvino"}, "The backend 'openvino' does not run street.engine."),
+        (
+            {"batch": (2, 2, 2)},
+            {"form": "bls", "max_queue_delay_us": 5},
+            "--max-queue-delay-us does",
+        ),
         ({}, {"form": "both"}, "no form 'both'"),
         ({}, {"form": "bls", "backend": "tensorrt"}, "--backend does not apply"),
         ({}, {"device": "tpu"}, "no device 'tpu'"),
@@ -198,8 +204,23 @@ def test_options_that_do_not_fit(tmp_path, changes, options, words):
     assert not (tmp_path / "repo").exists()
 
 
+def test_a_smaller_batch_of_the_model_is_named(tmp_path):
+    engine = make_engine(tmp_path, (1, 2, 4))
+    lines = write(engine, output=tmp_path / "repo", form="bls", max_batch=16)
+    assert (
+        lines[0] == "street.engine takes at most 4 inputs in a call, which replaces --max-batch 16"
+    )
+    assert not [
+        line for line in write(engine, output=tmp_path / "b", form="bls") if "takes" in line
+    ]
+
+
 def test_names_must_differ(exported, tmp_path):
     path = exported("panoptic")
+    network = tmp_path / "panoptic_network.onnx"
+    shutil.copyfile(path, network)
+    with pytest.raises(UsageError, match="Two of the models would be written to"):
+        write(path, network, output=tmp_path / "repo", form="bls")
     with pytest.raises(UsageError, match="would both be the model panoptic"):
         TritonConfig((path, Path("other/panoptic.onnx")), tmp_path)
     with pytest.raises(UsageError, match="applies to one model"):
