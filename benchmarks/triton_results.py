@@ -1,4 +1,4 @@
-"""Compare the results of a real tritonserver with those of `Segmenter`, and time both.
+"""Compare the results of a real tritonserver with those of `Segmenter`.
 
     python benchmarks/triton_results.py --images 50 --json triton.json
 
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -137,18 +138,21 @@ def measure(work: Path, images: list[bytes], rounds: int, installed: Path) -> It
                 row["mask_bytes"] = percentile(
                     [len(r) * r.size[0] * r.size[1] for r in results], 50
                 )
-                row["images_per_second"] = {
-                    "Segmenter": local_rates(segmenter, images, rounds),
-                    "HTTP": throughput(lambda i, t=task: http(f"{t}-python", i), images, rounds),
-                    "gRPC": throughput(lambda i, t=task: grpc(f"{t}-python", i), images, rounds),
-                }
+                if rounds:
+                    over_http = partial(http, f"{task}-python")
+                    over_grpc = partial(grpc, f"{task}-python")
+                    row["images_per_second"] = {
+                        "Segmenter": local_rates(segmenter, images, rounds),
+                        "HTTP": throughput(over_http, images, rounds),
+                        "gRPC": throughput(over_grpc, images, rounds),
+                    }
             yield row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=0, help="also time so many rounds")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     arguments = parser.parse_args()
     if reason := triton_server.problem():

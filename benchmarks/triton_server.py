@@ -19,6 +19,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -101,6 +102,7 @@ class TritonServer:
         repository: the model repository.
         folder: where :func:`install` installed it.
         log: file for its output.
+        options: more options of the server.
 
     Attributes:
         http: host and port of the HTTP protocol.
@@ -110,7 +112,9 @@ class TritonServer:
         RuntimeError: it did not become ready; the message is the end of its log.
     """
 
-    def __init__(self, repository: Path, folder: Path, log: Path) -> None:
+    def __init__(
+        self, repository: Path, folder: Path, log: Path, options: Sequence[str] = ()
+    ) -> None:
         http, grpc = _free_ports(2)
         self.http, self.grpc = f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
         self._python = _make_python(folder)
@@ -132,6 +136,7 @@ class TritonServer:
             "--grpc-address=127.0.0.1",
             "--allow-metrics=false",
             "--disable-auto-complete-config",
+            *options,
         ]
         self._log = log
         with log.open("wb") as output:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import runpy
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,7 +90,6 @@ def test_the_results_of_a_real_server(installed, exported, image_path, gradient,
 
     for task in TASKS:
         write(task, task, max_queue_delay_us=20_000)
-    write("semantic", "panoptic", version=2)
     write("semantic", "calling", form="bls", max_batch=2)
     write("semantic", "steps", form="ensemble", max_batch=4)
     for network in repository.glob("*_network"):
@@ -97,15 +97,19 @@ def test_the_results_of_a_real_server(installed, exported, image_path, gradient,
     photo = image_path.read_bytes()
     long = jpeg(np.tile(gradient, (1, 4, 1)))  # six windows
     images = [photo, jpeg(gradient), jpeg(np.rot90(gradient))]
-    with triton_server.TritonServer(repository, installed, tmp_path / "log.txt") as server:
+    poll = ["--model-control-mode=poll", "--repository-poll-secs=1"]
+    with triton_server.TritonServer(repository, installed, tmp_path / "log.txt", poll) as server:
         segmenters = {task: Segmenter(exported(task), device="cpu") for task in TASKS}
         http = Client(tritonclient.http, server.http)
         grpc = Client(tritonclient.grpc, server.grpc)
         for client in (http, grpc):
             check_results(client, segmenters, images, long)
+            assert not client.connection.is_model_ready("panoptic", "2")
             check_thresholds(client, segmenters, images)
             check_errors(client, photo, long)
         check_that_an_error_is_of_one_request(grpc, segmenters, photo)
+        write("semantic", "panoptic", version=2, max_queue_delay_us=20_000)
+        check_a_version_that_is_added_to_a_running_server(grpc, segmenters, images)
         program = runpy.run_path(str(triton_server.ROOT / "examples" / "triton_client.py"))
         program["main"](server.grpc, "instance", str(image_path))
         log = server.log()
@@ -119,19 +123,27 @@ def test_the_results_of_a_real_server(installed, exported, image_path, gradient,
 
 def check_results(client, segmenters, images, long):
     for task, segmenter in segmenters.items():
-        version = "1" if task == "panoptic" else ""
-        assert client.send(task, images, version) == expected(segmenter, images)
+        assert client.send(task, images) == expected(segmenter, images)
     semantic = expected(segmenters["semantic"], [*images, long])
-    assert client.send("panoptic", images, "2") == semantic[:3]
-    assert client.send("panoptic", images) == semantic[:3]  # the newest version
     assert client.send("calling", [*images, long]) == semantic
     for image, result in zip(images, semantic, strict=False):
         assert client.send("steps", [image]) == [result]
 
 
+def check_a_version_that_is_added_to_a_running_server(client, segmenters, images):
+    for _ in range(600):
+        if client.connection.is_model_ready("panoptic", "2"):
+            break
+        time.sleep(0.1)
+    semantic = expected(segmenters["semantic"], images)
+    assert client.send("panoptic", images, "2") == semantic
+    assert client.send("panoptic", images) == semantic  # the newest version
+    assert client.send("panoptic", images, "1") == expected(segmenters["panoptic"], images)
+
+
 def check_thresholds(client, segmenters, images):
     given = {"score_threshold": 0.3, "mask_threshold": 0.6, "overlap_threshold": 0.5}
-    found = client.send("panoptic", images, "1", **given)
+    found = client.send("panoptic", images, **given)
     assert found == expected(segmenters["panoptic"], images, **given)
     assert found != expected(segmenters["panoptic"], images)
     score = {"score_threshold": 0.01}
