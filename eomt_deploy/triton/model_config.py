@@ -30,7 +30,9 @@ LARGEST_GRAPHS = 8
 
 def config_file(contract: Message, settings: Message) -> str:
     """The text of a config.pbtxt: a marker with a checksum, the contract, and the settings."""
-    text = f"{to_text(contract)}{SHARED}\n{to_text(settings)}"
+    text = to_text(contract)
+    if settings:
+        text += f"{SHARED}\n{to_text(settings)}"
     return f"{_marker(text)}\n{text}"
 
 
