@@ -24,6 +24,7 @@ from eomt_deploy.cli import (
     list_,
     predict,
     serve,
+    triton,
     verify,
 )
 from eomt_deploy.cli.cache import app as cache_app
@@ -82,6 +83,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "bench": bench.command,
     "serve": serve.serve,
+    "triton": triton.command,
     "doctor": doctor.doctor,
     "demo": demo.demo,
 }

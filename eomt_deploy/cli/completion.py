@@ -48,6 +48,12 @@ def _datasets() -> set[str]:
     return {entry.dataset for entry in catalog.checkpoints().values()}
 
 
+def _forms() -> Iterable[str]:
+    from eomt_deploy.triton.options import FORMS
+
+    return FORMS
+
+
 def _targets() -> set[str]:
     suffixes = (backend.build.suffix for backend in BACKENDS.values() if backend.build)
     return {name for suffix in suffixes for name in builders(suffix)}
@@ -63,6 +69,7 @@ COMPLETIONS: dict[str, Names] = {
     "dataset": _datasets,
     "device": lambda: ("cpu", "cuda"),
     "expect_precision": lambda: PRECISIONS,
+    "form": _forms,
     "format": _formats,
     "hardware_compatibility": lambda: ("none", "ampere-plus", "same-compute-capability"),
     "method": lambda: METHODS,

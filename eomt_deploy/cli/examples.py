@@ -40,6 +40,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "eomt-deploy serve tiny.onnx",
         "eomt-deploy serve street=tiny.onnx coco=coco.onnx --workers 2 --port 9000",
     ),
+    "triton": (
+        "eomt-deploy triton tiny.onnx -o repo/",
+        "eomt-deploy triton coco.engine ade.engine -o repo/ --form bls --instances 4",
+        "eomt-deploy triton tiny.onnx -o repo/ --name scenes --version 2",
+    ),
     "doctor": ("eomt-deploy doctor",),
     "demo": ("eomt-deploy demo -o eomt-demo/",),
     "cache show": ("eomt-deploy cache show",),

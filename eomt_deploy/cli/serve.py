@@ -7,10 +7,8 @@ from typing import Annotated
 import typer
 
 from eomt_deploy.cli.console import say, stderr, warn
-from eomt_deploy.cli.options import Arithmetic, Backend, Device, MaxPixels, Threads
+from eomt_deploy.cli.options import Arithmetic, Backend, Device, Threads
 from eomt_deploy.errors import MissingDependencyError, UsageError
-
-DEFAULT_MAX_PIXELS = 50_000_000
 
 
 def serve(
@@ -73,7 +71,9 @@ def serve(
     device: Device = None,
     threads: Threads = None,
     arithmetic: Arithmetic = None,
-    max_pixels: MaxPixels = None,
+    max_pixels: Annotated[
+        int, typer.Option(help="Maximum number of pixels of an image, checked before decoding.")
+    ] = 50_000_000,
 ) -> None:
     """Serve models over HTTP and gRPC.
 
@@ -100,7 +100,7 @@ def serve(
     config = ServeConfig(
         named_models(models), host, port, None if no_grpc else grpc_port, token, drain_seconds, log,
         PoolOptions(workers, max_batch, max_delay_ms / 1000, max_queue, timeout),
-        WorkerOptions(backend, device, threads, arithmetic, max_pixels or DEFAULT_MAX_PIXELS),
+        WorkerOptions(backend, device, threads, arithmetic, max_pixels),
         Limits(max_mib << 20),
     )  # fmt: skip
 
