@@ -31,7 +31,8 @@ RUN python3 -m venv --without-pip /opt/eomt-deploy \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/eomt-deploy
 
 # The packages of the image `tools`. PyPI's PyTorch brings gigabytes of CUDA packages on x86-64, so
-# it comes from TORCH_INDEX, PyTorch's own package index for CPUs (see docs/install.md).
+# it comes from TORCH_INDEX, PyTorch's own package index for CPUs (see docs/install.md). Its folder
+# testing has a file for Python 3.12, which cannot be compiled here.
 FROM ${PYTHON_IMAGE} AS tool-packages
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX
@@ -44,7 +45,8 @@ RUN python3 -m venv --without-pip /opt/eomt-deploy \
     && pip --python /opt/eomt-deploy install --no-compile --no-deps \
         ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION" \
     && pip --python /opt/eomt-deploy check \
-    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/eomt-deploy
+    && python3 -m compileall -q -j 0 -x torch/testing/ --invalidation-mode unchecked-hash \
+        /opt/eomt-deploy
 
 # What both images have in common.
 FROM ${PYTHON_IMAGE} AS base
