@@ -330,6 +330,21 @@ class Segmenter(Closing):
             for (result,) in overlap(frames(), steps.prepare, steps.run, steps.finish, ahead=ahead):
                 yield replace(result, time=times.popleft())
 
+    def pipeline(
+        self,
+        *,
+        score_threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+    ) -> Pipeline:
+        """The three steps of :meth:`predict`, for programs that schedule them themselves.
+
+        With a :class:`~eomt_deploy.pipeline.HostPipeline`, outputs of ``prepare`` with different
+        thresholds can be joined to one list for ``run``.
+        """
+        thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
+        return self._pipeline(None, thresholds, confidence=False)
+
     def _pipeline(
         self, color_order: ColorOrder | None, thresholds: Thresholds, confidence: bool
     ) -> Pipeline:

@@ -23,6 +23,7 @@ from eomt_deploy.cli import (
     inspect,
     list_,
     predict,
+    serve,
     verify,
 )
 from eomt_deploy.cli.cache import app as cache_app
@@ -80,6 +81,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": eval.evaluate,
     "compare": compare.compare,
     "bench": bench.command,
+    "serve": serve.serve,
     "doctor": doctor.doctor,
     "demo": demo.demo,
 }

@@ -36,6 +36,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "eomt-deploy bench --engine tiny.onnx --scenario server --rate 20",
         "eomt-deploy bench --suite table1 --report-dir report/",
     ),
+    "serve": (
+        "eomt-deploy serve tiny.onnx",
+        "eomt-deploy serve street=tiny.onnx coco=coco.onnx --workers 2",
+        "EOMT_DEPLOY_TOKEN=$(openssl rand -hex 32) eomt-deploy serve tiny.onnx --host 0.0.0.0",
+    ),
     "doctor": ("eomt-deploy doctor",),
     "demo": ("eomt-deploy demo -o eomt-demo/",),
     "cache show": ("eomt-deploy cache show",),

@@ -1,0 +1,35 @@
+"""One line for each request, without image data, tokens or query texts."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from typing import Any, TextIO
+
+LOGS = ("text", "json", "off")
+
+
+class RequestLog:
+    """Writes the log.
+
+    Args:
+        kind: one of :data:`LOGS`.
+        file: where lines are written; None takes stderr.
+    """
+
+    def __init__(self, kind: str, file: TextIO | None = None) -> None:
+        self._kind = kind
+        self._file = file
+
+    def write(self, **facts: Any) -> None:
+        """Write a line about a request."""
+        if self._kind == "off":
+            return
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        known = {name: value for name, value in facts.items() if value not in (None, "")}
+        if self._kind == "json":
+            line = json.dumps({"time": now, **known})
+        else:
+            line = f"{now} " + " ".join(f"{name}={value}" for name, value in known.items())
+        print(line, file=self._file or sys.stderr, flush=True)
