@@ -47,6 +47,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 """
 """Answers the health check as the server does."""
+TOKEN = "0123456789abcdef0123456789abcdef"
+METRICS = """
+import http.client, os
+for headers in {}, {"authorization": "Bearer " + os.environ["EOMT_DEPLOY_TOKEN"]}:
+    connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=10)
+    connection.request("GET", "/metrics", headers=headers)
+    print(connection.getresponse().status)
+"""
+"""Read the metrics without and with the token."""
 
 
 class MissingError(Exception):
@@ -242,10 +251,13 @@ def health_check(image: Image) -> None:
 
 def server(image: Image, models: Path) -> None:
     """The default command: it serves all models, and SIGTERM ends it with exit code 0."""
-    options = ("--tmpfs", "/cache:mode=1777", "-e", "EOMT_DEPLOY_TOKEN=0123456789abcdef0123456789")
+    options = ("--tmpfs", "/cache:mode=1777", "-e", f"EOMT_DEPLOY_TOKEN={TOKEN}")
     container = image.start(options=(*options, "-v", f"{models.resolve()}:/models:ro"))
     try:
         image.wait_until_healthy(container, 120)
+        seen = image.call("exec", container, "python3", "-c", METRICS).stdout.split()
+        if seen != ["401", "200"]:
+            raise FailedError(f"metrics without and with the token: {seen}")
         image.call("stop", "--time", 40, container)
         code = image.call("wait", container).stdout.strip()
         if code != "0":

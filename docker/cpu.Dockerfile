@@ -20,8 +20,8 @@ RUN python3 -m venv /build \
 COPY . .
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
-# The packages. Python files are compiled here, for the image may run read-only; by hash, for the
-# time of a file may change when it is copied.
+# The packages. Python files are compiled here, since the image may run read-only. They are
+# recognised by their hash, since a copy may change their times.
 FROM ${PYTHON_IMAGE} AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /locks
@@ -48,6 +48,15 @@ RUN python3 -m venv --without-pip /opt/eomt-deploy \
     && python3 -m compileall -q -j 0 -x torch/testing/ --invalidation-mode unchecked-hash \
         /opt/eomt-deploy
 
+# Our package, in an environment at the same place. It becomes a layer of its own: a change of our
+# code does not change the layer of the packages.
+FROM ${PYTHON_IMAGE} AS application
+COPY --from=wheel /dist /dist
+RUN python3 -m venv --without-pip /opt/eomt-deploy \
+    && pip --python /opt/eomt-deploy --no-cache-dir install --no-compile --no-deps --no-index \
+        /dist/*.whl \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/eomt-deploy
+
 # What both images have in common.
 FROM ${PYTHON_IMAGE} AS base
 ENV PATH=/opt/eomt-deploy/bin:$PATH \
@@ -73,12 +82,8 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
 
 FROM base AS tools
 COPY --from=tool-packages /opt/eomt-deploy /opt/eomt-deploy
-# The wheel has its own layer: a change of our code does not change the layer of the packages.
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip --python /opt/eomt-deploy --no-cache-dir install --no-compile --no-deps --no-index \
-        /dist/*.whl \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash \
-        /opt/eomt-deploy/lib/python3*/site-packages/eomt_deploy
+COPY --from=application /opt/eomt-deploy/lib /opt/eomt-deploy/lib
+COPY --from=application /opt/eomt-deploy/bin/eomt-deploy /opt/eomt-deploy/bin/
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="eomt-deploy tools" \
@@ -92,11 +97,8 @@ WORKDIR /cache
 # The last stage is the default.
 FROM base AS serve
 COPY --from=packages /opt/eomt-deploy /opt/eomt-deploy
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip --python /opt/eomt-deploy --no-cache-dir install --no-compile --no-deps --no-index \
-        /dist/*.whl \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash \
-        /opt/eomt-deploy/lib/python3*/site-packages/eomt_deploy
+COPY --from=application /opt/eomt-deploy/lib /opt/eomt-deploy/lib
+COPY --from=application /opt/eomt-deploy/bin/eomt-deploy /opt/eomt-deploy/bin/
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="eomt-deploy" \

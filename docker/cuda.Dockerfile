@@ -19,8 +19,8 @@ RUN python3 -m venv /build \
 COPY . .
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
-# The packages. Python files are compiled here, for the image may run read-only; by hash, for the
-# time of a file may change when it is copied.
+# The packages. Python files are compiled here, since the image may run read-only. They are
+# recognised by their hash, since a copy may change their times.
 FROM ${PYTHON_IMAGE} AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /locks
@@ -28,6 +28,15 @@ COPY docker/locks/cuda.txt ./
 RUN python3 -m venv --without-pip /opt/eomt-deploy \
     && pip --python /opt/eomt-deploy install --no-compile --require-hashes -r cuda.txt \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/eomt-deploy
+
+# Our package, in an environment at the same place. It becomes a layer of its own: a change of our
+# code does not change the layer of the packages.
+FROM ${PYTHON_IMAGE} AS application
+COPY --from=wheel /dist /dist
+RUN python3 -m venv --without-pip /opt/eomt-deploy \
+    && pip --python /opt/eomt-deploy --no-cache-dir install --no-compile --no-deps --no-index \
+        /dist/*.whl \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/eomt-deploy
 
 FROM ${PYTHON_IMAGE} AS serve
 ENV PATH=/opt/eomt-deploy/bin:$PATH \
@@ -55,12 +64,8 @@ ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "-c", "import http.client; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/v2/health/ready'); raise SystemExit(c.getresponse().status != 200)"]
 COPY --from=packages /opt/eomt-deploy /opt/eomt-deploy
-# The wheel has its own layer: a change of our code does not change the layer of the packages.
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip --python /opt/eomt-deploy --no-cache-dir install --no-compile --no-deps --no-index \
-        /dist/*.whl \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash \
-        /opt/eomt-deploy/lib/python3*/site-packages/eomt_deploy
+COPY --from=application /opt/eomt-deploy/lib /opt/eomt-deploy/lib
+COPY --from=application /opt/eomt-deploy/bin/eomt-deploy /opt/eomt-deploy/bin/
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="eomt-deploy CUDA" \

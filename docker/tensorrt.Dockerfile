@@ -25,18 +25,28 @@ RUN install -d /opt/pip \
     && cp -r "$(python3 -c 'import os, pip; print(os.path.dirname(pip.__file__))')" /opt/pip/
 
 # The packages. The first command stops the build if the image has no Python bindings of TensorRT.
-# Python files are compiled here, for the image may run read-only; by hash, for the time of a file
-# may change when it is copied.
+# Python files are compiled here, since the image may run read-only. They are recognised by their
+# hash, since a copy may change their times.
 FROM ${TENSORRT_IMAGE} AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /locks
+COPY --from=wheel /opt/pip /opt/pip
 COPY docker/locks/tensorrt.txt ./
-RUN --mount=type=bind,from=wheel,source=/opt/pip,target=/opt/pip \
-    python3 -c 'import importlib.util as u; assert u.find_spec("tensorrt"), "no tensorrt"' \
+RUN python3 -c 'import importlib.util as u; assert u.find_spec("tensorrt"), "no tensorrt"' \
     && python3 -m venv --without-pip --system-site-packages /opt/eomt-deploy \
     && PYTHONPATH=/opt/pip python3 -m pip --python /opt/eomt-deploy install --no-compile \
         --ignore-installed --require-hashes -r tensorrt.txt \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/eomt-deploy
+
+# Our package, in an environment at the same place. It becomes a layer of its own: a change of our
+# code does not change the layer of the packages.
+FROM ${TENSORRT_IMAGE} AS application
+COPY --from=wheel /opt/pip /opt/pip
+COPY --from=wheel /dist /dist
+RUN python3 -m venv --without-pip --system-site-packages /opt/eomt-deploy \
+    && PYTHONPATH=/opt/pip python3 -m pip --python /opt/eomt-deploy --no-cache-dir install \
+        --no-compile --no-deps --no-index /dist/*.whl \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/eomt-deploy
 
 FROM ${TENSORRT_IMAGE} AS serve
 ENV PATH=/opt/eomt-deploy/bin:$PATH \
@@ -63,13 +73,8 @@ ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "-c", "import http.client; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/v2/health/ready'); raise SystemExit(c.getresponse().status != 200)"]
 COPY --from=packages /opt/eomt-deploy /opt/eomt-deploy
-# The wheel has its own layer: a change of our code does not change the layer of the packages.
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    --mount=type=bind,from=wheel,source=/opt/pip,target=/opt/pip \
-    PYTHONPATH=/opt/pip python3 -m pip --python /opt/eomt-deploy --no-cache-dir install --no-compile --no-deps \
-        --no-index /dist/*.whl \
-    && python3 -m compileall -q --invalidation-mode unchecked-hash \
-        /opt/eomt-deploy/lib/python3*/site-packages/eomt_deploy
+COPY --from=application /opt/eomt-deploy/lib /opt/eomt-deploy/lib
+COPY --from=application /opt/eomt-deploy/bin/eomt-deploy /opt/eomt-deploy/bin/
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="eomt-deploy TensorRT" \
