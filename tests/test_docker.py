@@ -64,9 +64,7 @@ def values(name, keyword):
 
 
 def environment(name):
-    return dict(
-        word.split("=", 1) for value in values(name, "ENV") for word in shlex.split(value)
-    )
+    return dict(word.split("=", 1) for value in values(name, "ENV") for word in shlex.split(value))
 
 
 def lock_module():
