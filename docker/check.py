@@ -258,7 +258,7 @@ def server(image: Image, models: Path) -> None:
         seen = image.call("exec", container, "python3", "-c", METRICS).stdout.split()
         if seen != ["401", "200"]:
             raise FailedError(f"metrics without and with the token: {seen}")
-        image.call("stop", "--time", 40, container)
+        image.call("stop", "-t", 40, container)
         code = image.call("wait", container).stdout.strip()
         if code != "0":
             raise FailedError(f"exit code {code} after SIGTERM: {image.logs(container)}")
