@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def read(name):
     return (DOCKER / name).read_text(encoding="utf-8")
 
 
+@cache
 def instructions(name):
     """The instructions of a Dockerfile as pairs (keyword, value), without comments."""
     lines = [line for line in read(f"{name}.Dockerfile").splitlines() if line[:1] != "#"]
@@ -78,6 +80,7 @@ def lock_module():
 LOCKS = lock_module().ALL
 
 
+@cache
 def locked(name):
     """Requirements of a lock, and the lines of each; comments are removed."""
     text = re.sub(r"^#.*\n", "", read(f"locks/{name}.txt"), flags=re.MULTILINE)
