@@ -1,0 +1,110 @@
+# eomt-deploy on a CPU, with ONNX Runtime and OpenVINO:
+#
+#     docker build -f docker/cpu.Dockerfile -t eomt-deploy:cpu .
+#     docker build -f docker/cpu.Dockerfile --target tools -t eomt-deploy:tools \
+#         --build-arg TORCH_INDEX=ADDRESS .
+#
+# The second image can also export checkpoints, process videos and run batch jobs. See
+# docs/containers.md.
+
+# The tests run with this version of Python. docs/containers.md shows how to pin the digest.
+ARG PYTHON_IMAGE=docker.io/library/python:3.11.15-slim-bookworm
+
+# The wheel: hatch and the Zig compiler, which do not get into the image.
+FROM ${PYTHON_IMAGE} AS wheel
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /source
+COPY docker/locks/build.txt docker/locks/
+RUN python3 -m venv /build \
+    && /build/bin/pip install --require-hashes -r docker/locks/build.txt
+COPY . .
+RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
+
+# The packages. Python files are compiled here, since the image may run read-only. They are
+# recognised by their hash, since a copy may change their times.
+FROM ${PYTHON_IMAGE} AS packages
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /locks
+COPY docker/locks/cpu.txt ./
+RUN python3 -m venv --without-pip /opt/eomt-deploy \
+    && pip --python /opt/eomt-deploy install --no-compile --require-hashes -r cpu.txt \
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/eomt-deploy
+
+# The packages of the image `tools`. PyPI's PyTorch brings gigabytes of CUDA packages on x86-64, so
+# it comes from TORCH_INDEX, PyTorch's own package index for CPUs (see docs/install.md). Its folder
+# testing has a file for Python 3.12, which cannot be compiled here.
+FROM ${PYTHON_IMAGE} AS tool-packages
+ARG TORCH_VERSION=2.13.0
+ARG TORCH_INDEX
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /locks
+COPY docker/locks/tools.txt ./
+# hadolint ignore=DL3013
+RUN python3 -m venv --without-pip /opt/eomt-deploy \
+    && pip --python /opt/eomt-deploy install --no-compile --require-hashes -r tools.txt \
+    && pip --python /opt/eomt-deploy install --no-compile --no-deps \
+        ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch==$TORCH_VERSION" \
+    && pip --python /opt/eomt-deploy check \
+    && python3 -m compileall -q -j 0 -x torch/testing/ --invalidation-mode unchecked-hash \
+        /opt/eomt-deploy
+
+# Our package, in an environment at the same place. It becomes a layer of its own: a change of our
+# code does not change the layer of the packages.
+FROM ${PYTHON_IMAGE} AS application
+COPY --from=wheel /dist /dist
+RUN python3 -m venv --without-pip /opt/eomt-deploy \
+    && pip --python /opt/eomt-deploy --no-cache-dir install --no-compile --no-deps --no-index \
+        /dist/*.whl \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/eomt-deploy
+
+# What both images have in common.
+FROM ${PYTHON_IMAGE} AS base
+ENV PATH=/opt/eomt-deploy/bin:$PATH \
+    HOME=/cache \
+    XDG_CACHE_HOME=/cache \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    DO_NOT_TRACK=1
+# /cache can be written by any user, for `docker run --user` and OpenShift choose another one.
+RUN groupadd --gid 10001 eomt \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /cache \
+        --shell /usr/sbin/nologin eomt \
+    && install -d -m 1777 /cache \
+    && install -d -m 755 /models
+COPY docker/entrypoint.sh /usr/local/bin/
+EXPOSE 8000 8001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python3", "-c", "import http.client; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/v2/health/ready'); raise SystemExit(c.getresponse().status != 200)"]
+
+FROM base AS tools
+COPY --from=tool-packages /opt/eomt-deploy /opt/eomt-deploy
+COPY --from=application /opt/eomt-deploy/lib /opt/eomt-deploy/lib
+COPY --from=application /opt/eomt-deploy/bin/eomt-deploy /opt/eomt-deploy/bin/
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="eomt-deploy tools" \
+    org.opencontainers.image.description="Export and run EoMT on a CPU" \
+    org.opencontainers.image.licenses="MIT AND Bitstream-Vera" \
+    org.opencontainers.image.version="$VERSION" \
+    org.opencontainers.image.revision="$REVISION"
+USER 10001:10001
+WORKDIR /cache
+
+# The last stage is the default.
+FROM base AS serve
+COPY --from=packages /opt/eomt-deploy /opt/eomt-deploy
+COPY --from=application /opt/eomt-deploy/lib /opt/eomt-deploy/lib
+COPY --from=application /opt/eomt-deploy/bin/eomt-deploy /opt/eomt-deploy/bin/
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="eomt-deploy" \
+    org.opencontainers.image.description="Run EoMT on a CPU: ONNX Runtime and OpenVINO" \
+    org.opencontainers.image.licenses="MIT AND Bitstream-Vera" \
+    org.opencontainers.image.version="$VERSION" \
+    org.opencontainers.image.revision="$REVISION"
+USER 10001:10001
+WORKDIR /cache
