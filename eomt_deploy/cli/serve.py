@@ -79,7 +79,7 @@ def serve(
 
     Clients of the Open Inference Protocol such as tritonclient work unchanged; POST /segment takes
     an image, and http://127.0.0.1:8000/ is a page to try the model. Only this machine can use the
-    server, unless --host says otherwise; then requests need a token. SIGTERM and Ctrl-C finish the
+    server, unless you change --host; then requests need a token. SIGTERM and Ctrl-C finish the
     requests in the queue.
     """
     try:

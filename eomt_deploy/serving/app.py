@@ -74,6 +74,11 @@ def _add_error_handlers(app: FastAPI) -> None:
         fix = "See /docs for the addresses of this server."
         return error_response(RequestError(error.status_code, f"{error.detail}.", fix=fix))
 
+    @app.exception_handler(Exception)
+    async def _failed(request: Request, error: Exception) -> Response:
+        what = "The server failed at this request; its log has the details."
+        return error_response(RequestError(500, what, fix="Report this with the log."))
+
     @app.exception_handler(ClientDisconnect)
     @app.exception_handler(DisconnectedError)
     async def _gone(request: Request, error: Exception) -> Response:
@@ -84,11 +89,13 @@ def _add_protocol(app: FastAPI, server: ModelServer) -> None:
     """The Open Inference Protocol, version 2, and its model repository extension."""
     tags: Any = {"tags": ["Open Inference Protocol"]}
 
+    @app.head("/v2/health/live", include_in_schema=False)
     @app.get("/v2/health/live", **tags)
     async def live() -> dict[str, bool]:
         """Whether the server runs."""
         return {"live": True}
 
+    @app.head("/v2/health/ready", include_in_schema=False)
     @app.get("/v2/health/ready", **tags)
     async def ready() -> Response:
         """Whether all models can answer requests (200) or not (503)."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from eomt_deploy.serving.config import Limits
 from eomt_deploy.serving.work import RequestError
 
 MULTIPART = "multipart/form-data"
 FIELD = "image"
-DRAIN_BYTES = 64 << 20
-DRAIN_SECONDS = 5.0
 
 
 async def read_body(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
@@ -39,15 +36,6 @@ async def read_body(request: Request, limits: Limits, take: Callable[[int], None
             why="Image files are compressed already.",
             fix="Send it without Content-Encoding.",
         )
-    try:
-        return await _read(request, limits, take)
-    except RequestError as error:
-        if error.status == 413:
-            await _drain(request)
-        raise
-
-
-async def _read(request: Request, limits: Limits, take: Callable[[int], None]) -> bytes:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limits.body_bytes:
         raise _too_large(limits)
@@ -78,22 +66,6 @@ def _too_large(limits: Limits) -> RequestError:
         f"The body has more than {limits.body_bytes >> 20} MiB.",
         fix="Send a smaller image, or start the server with a larger --max-mib.",
     )
-
-
-async def _drain(request: Request) -> None:
-    """Read on for a moment: many clients look at the answer only after they have sent all."""
-    left = DRAIN_BYTES
-    with suppress(asyncio.TimeoutError, ClientDisconnect):
-
-        async def read() -> None:
-            nonlocal left
-            while left > 0:
-                message = await request.receive()
-                left -= len(message.get("body", b""))
-                if not message.get("more_body") or message["type"] == "http.disconnect":
-                    return
-
-        await asyncio.wait_for(read(), DRAIN_SECONDS)
 
 
 class _InMemory(MultiPartParser):

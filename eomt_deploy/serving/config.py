@@ -84,7 +84,7 @@ def named_models(arguments: Sequence[str]) -> dict[str, Path]:
             name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(argument).stem).strip("-.")[:100]
         if not NAME.fullmatch(name):
             raise UsageError(
-                f"{argument} gives no usable name for a model.",
+                f"The file name of {argument} cannot be used as the name of a model.",
                 fix=f"Write NAME={argument}, with letters, digits, '_', '.' and '-' in NAME.",
             )
         if name in found:

@@ -11,11 +11,14 @@ from PIL import Image
 
 from eomt_deploy.classes import find_classes
 from eomt_deploy.errors import UsageError
+from eomt_deploy.files import JPEG_MAX_SIDE
 from eomt_deploy.result import Segmentation
 from eomt_deploy.serving.work import FORMATS, Options
 
 OVERLAY_QUALITY = 90
 """JPEG quality of overlays."""
+MAX_DIGITS = 9
+"""Maximum number of digits of a class id."""
 
 
 def encode(result: Segmentation, options: Options) -> tuple[bytes, str]:
@@ -33,7 +36,10 @@ def encode(result: Segmentation, options: Options) -> tuple[bytes, str]:
         )
     if options.classes:
         names = {info.name for info in result.classes}
-        wanted = [int(c) if c.isdecimal() and c not in names else c for c in options.classes]
+        wanted = [
+            int(c) if c.isdecimal() and len(c) <= MAX_DIGITS and c not in names else c
+            for c in options.classes
+        ]
         result = result.filter(classes=sorted(find_classes(result.classes, wanted)))
     return _content(result, options), FORMATS[options.format]
 
@@ -56,6 +62,11 @@ def _content(result: Segmentation, options: Options) -> bytes:
                 )
             return _picture(result.label_image(), "PNG")
         case _:
+            if max(result.size) > JPEG_MAX_SIDE:
+                raise UsageError(
+                    f"A JPEG can have {JPEG_MAX_SIDE} pixels per side, this image has more.",
+                    fix="Use format rle, polygons, coco or png.",
+                )
             return _picture(result.overlay(), "JPEG", quality=OVERLAY_QUALITY)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -47,8 +49,8 @@ Call = Callable[[Any], Awaitable[Mapping[str, Any]]]
 class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Refuse calls without the token before their message is received."""
 
-    def __init__(self, token: str | None) -> None:
-        self._token = token
+    def __init__(self, token: str | None, refused: Callable[[str], None]) -> None:
+        self._token, self._refused = token, refused
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         name = handler_call_details.method.rpartition("/")[2]
@@ -56,6 +58,8 @@ class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         header = str(sent.get("authorization", ""))
         if name in OPEN_CALLS or is_authorised(self._token, header):
             return await continuation(handler_call_details)
+
+        self._refused(name)
 
         async def refuse(messages: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             await context.abort(
@@ -85,7 +89,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_connection_idle_ms", 600_000),
             ],
-            interceptors=[_TokenCheck(server.config.token)],
+            interceptors=[_TokenCheck(server.config.token, self._count_refused)],
             maximum_concurrent_rpcs=server.config.limits.calls,
         )
         calls: dict[str, Call] = {
@@ -149,9 +153,15 @@ class GrpcServer:
                 status = code.name
                 trailers = ((RETRY, str(round(error.retry_after))),) if error.retry_after else ()
                 await context.abort(code, str(error), trailers)
-            except DisconnectedError:
+            except (DisconnectedError, asyncio.CancelledError):
                 status = "CANCELLED"
                 raise
+            except Exception as error:
+                if isinstance(error, grpc.aio.AbortError):
+                    raise
+                traceback.print_exc()
+                what = "The server failed at this request; its log has the details."
+                await context.abort(grpc.StatusCode.INTERNAL, what)
             finally:
                 seconds = time.perf_counter() - began
                 self._server.metrics.request("grpc", name, status, seconds)
@@ -160,6 +170,11 @@ class GrpcServer:
                 )
 
         return handle
+
+    def _count_refused(self, name: str) -> None:
+        route = name if name in CALLS else "other"
+        self._server.metrics.request("grpc", route, "UNAUTHENTICATED", 0.0)
+        self._log.write(protocol="grpc", route=route, status="UNAUTHENTICATED")
 
     async def _live(self, request: Any) -> Mapping[str, Any]:
         return {"live": True}

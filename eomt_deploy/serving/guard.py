@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 import time
@@ -126,11 +127,11 @@ class Guard:
         try:
             refusal = self._refusal(scope)
             if refusal is not None:
-                await error_response(refusal, {"connection": "close"})(
-                    scope, receive, send_checked
-                )  # fmt: skip
+                await error_response(refusal)(scope, receive, send_checked)
             else:
                 await self._app(scope, receive, send_checked)
+        except asyncio.CancelledError:
+            status = 503  # the time for draining is over
         finally:
             seconds = time.perf_counter() - began
             # The pattern, not the address: clients must not create new labels.

@@ -21,6 +21,8 @@ INPUT, OUTPUT = "image", "result"
 MAX_IMAGES = 64
 """Maximum number of images in one request."""
 MAX_TENSORS = 16
+MAX_NUMBER = 1000
+"""Maximum value of a parameter, e.g. the tolerance in pixels."""
 PLATFORM = "eomt-deploy"
 THRESHOLDS = {f"{name}_threshold": name for name in ("score", "mask", "overlap")}
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -134,7 +136,7 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
         RequestError: a value is not valid.
     """
     form = parameters.get("format", "rle")
-    if form not in FORMATS:
+    if not isinstance(form, str) or form not in FORMATS:
         raise bad(f"There is no format {form!r}.", f"Use one of {', '.join(FORMATS)}.")
     thresholds = {
         short: _number(name, parameters[name])
@@ -144,6 +146,8 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
     classes = parameters.get("classes", ())
     if isinstance(classes, str):
         classes = [part.strip() for part in classes.split(",") if part.strip()]
+    if not isinstance(classes, list | tuple) or not all(isinstance(c, str | int) for c in classes):
+        raise bad(f"classes must be a list of names or ids, got {classes!r}.", "Pass e.g. 'car'.")
     return Options(
         format=form,
         thresholds=thresholds,
@@ -155,10 +159,12 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
 def _number(name: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+        if isinstance(value, bool):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise bad(f"{name} must be a number, got {value!r}.", f"Pass e.g. {name}=0.5.") from None
-    if not math.isfinite(number) or number < 0:
-        raise bad(f"{name} must be 0 or more, got {value!r}.", f"Pass e.g. {name}=0.5.")
+    if not 0 <= number <= MAX_NUMBER:
+        raise bad(f"{name} must be from 0 to {MAX_NUMBER}, got {value!r}.", f"Pass {name}=0.5.")
     return number
 
 

@@ -10,6 +10,11 @@ from typing import Any, TextIO
 LOGS = ("text", "json", "off")
 
 
+def say(text: str) -> None:
+    """Write a line about the server."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class RequestLog:
     """Writes the log.
 
@@ -31,5 +36,11 @@ class RequestLog:
         if self._kind == "json":
             line = json.dumps({"time": now, **known})
         else:
-            line = f"{now} " + " ".join(f"{name}={value}" for name, value in known.items())
+            line = f"{now} " + " ".join(f"{name}={_word(value)}" for name, value in known.items())
         print(line, file=self._file or sys.stderr, flush=True)
+
+
+def _word(value: Any) -> str:
+    """A value without spaces and line breaks, which would look like other fields."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else json.dumps(text)

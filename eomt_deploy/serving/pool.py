@@ -20,10 +20,11 @@ from typing import Any
 from weakref import WeakSet
 
 from eomt_deploy.errors import EomtDeployError, ModelFileError
+from eomt_deploy.serving.log import say
 from eomt_deploy.serving.metrics import Metrics
 from eomt_deploy.serving.queue import MAX_ATTEMPTS, Pending, RequestQueue
 from eomt_deploy.serving.work import Answer, RequestError, ServedModel, Work
-from eomt_deploy.serving.worker import WorkerOptions, run_worker
+from eomt_deploy.serving.worker import GONE, WorkerOptions, run_worker
 
 SLOTS = 2
 """Batches that a worker processes at the same time: the images of one are decoded while the network
@@ -118,12 +119,11 @@ class ModelPool:
         """The process ids of the workers."""
         return [worker.process_id for worker in self._workers]
 
-    def submit(self, work: Work, timeout: float | None = None) -> Future[Answer]:
+    def submit(self, work: Work) -> Future[Answer]:
         """Add a request to the queue.
 
         Args:
             work: the image.
-            timeout: seconds until the answer is useless; None takes that of the options.
 
         Returns:
             a future of the answer; it raises :class:`RequestError`. Cancelling it takes the
@@ -136,13 +136,12 @@ class ModelPool:
         if work.image is None:
             with self._lock:
                 worker = self._kept_by.get(work.key or "")
-            if worker is None or worker not in [w.number for w in self._workers]:
-                raise RequestError(
-                    404, "The outputs of this image are not kept.", fix="Send the image again."
-                )
-        seconds = self.options.timeout if timeout is None else timeout
-        item = Pending(work, time.monotonic() + seconds, worker)
+            if worker is None:
+                raise _not_kept()
+        item = Pending(work, time.monotonic() + self.options.timeout, worker)
         self._queue.put(item)
+        if worker is not None and worker not in [w.number for w in self._workers]:
+            self._queue.fail_bound([worker], _not_kept())  # the model was reloaded
         return item.future
 
     @staticmethod
@@ -179,6 +178,7 @@ class ModelPool:
             self.model = workers[0].model
             for worker in old:
                 worker.retire()
+            self._queue.fail_bound([worker.number for worker in old], _not_kept())
             return workers[0].model
         finally:
             self._reloading.release()
@@ -267,12 +267,19 @@ class ModelPool:
         self._metrics.restarted(self.name)
 
 
+def _not_kept() -> RequestError:
+    return RequestError(404, GONE, fix="Send the image again.")
+
+
 _PROCESSES: WeakSet[Any] = WeakSet()
 
 
 @atexit.register
-def _kill_processes() -> None:
-    """Python waits for its processes when it ends, and these do not receive SIGTERM."""
+def kill_processes() -> None:
+    """Kill all workers, also those that are starting.
+
+    Python waits for its processes when it ends, and these do not receive SIGTERM.
+    """
     for process in list(_PROCESSES):
         with suppress(ValueError):  # a closed process
             process.kill()
@@ -285,14 +292,21 @@ class Turns:
         self._changed = Condition()
         self._running = 0
         self._alone = False
+        self._waiting = 0  # batches that want to run alone
 
     @contextmanager
     def turn(self, *, alone: bool) -> Iterator[None]:
         """Wait for the turn of a batch."""
         with self._changed:
+            self._waiting += alone
             self._changed.wait_for(
-                lambda: not self._alone and not (alone and self._running),
+                lambda: (
+                    not self._alone
+                    and not (alone and self._running)
+                    and not (self._waiting and not alone)
+                )
             )
+            self._waiting -= alone
             self._running += 1
             self._alone = alone
         try:
@@ -407,6 +421,7 @@ class Worker:
                 current = self._current
                 error = self._process_batch(current, current.connections[slot], batch)
             if error:
+                say(f"a worker of {self._pool.name} ended ({error}); it is started again")
                 self._pool.lost(batch, error)
                 self._restart(current)
 
@@ -449,7 +464,9 @@ class Worker:
                 try:
                     self._current = self._start()
                     self._pool.restarted()
-                except (EomtDeployError, OSError):
+                except Exception as error:  # e.g. the model file was removed
+                    what = error.what if isinstance(error, EomtDeployError) else repr(error)
+                    say(f"a worker of {self._pool.name} cannot start: {what}")
                     time.sleep(pause)
                     pause = min(2 * pause, MAX_PAUSE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -63,6 +63,7 @@ class RequestQueue:
         self._items: deque[Pending] = deque()
         self._changed = Condition()
         self._closed = False
+        self._failed: RequestError | None = None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -88,9 +89,21 @@ class RequestQueue:
             self._items.append(item)
             self._changed.notify_all()
 
+    def fail_bound(self, workers: Collection[int], error: RequestError) -> None:
+        """Answer waiting requests that only one of these workers could process."""
+        with self._changed:
+            for item in self._items:
+                if item.worker is not None and item.worker in workers:
+                    item.finish(error)
+            self._drop_finished()
+
     def put_back(self, items: list[Pending]) -> None:
         """Put requests back to the front, e.g. after their worker has died."""
         with self._changed:
+            if self._failed is not None:
+                for item in items:
+                    item.finish(self._failed)
+                return
             self._items.extendleft(reversed(items))
             self._changed.notify_all()
 
@@ -146,7 +159,7 @@ class RequestQueue:
         now = time.monotonic()
         kept: deque[Pending] = deque()
         for item in self._items:
-            if item.future.cancelled():
+            if item.future.done():
                 continue
             if item.deadline < now:
                 item.finish(
@@ -173,8 +186,9 @@ class RequestQueue:
             self._changed.notify_all()
 
     def fail_all(self, error: RequestError) -> None:
-        """Answer all waiting requests with an error."""
+        """Answer all waiting requests with an error, and those that are put back later."""
         with self._changed:
+            self._failed = error
             for item in self._items:
                 item.finish(error)
             self._items.clear()

@@ -19,9 +19,13 @@ from eomt_deploy.serving.inference import (
     split_bytes,
     uint8_of,
 )
+from eomt_deploy.serving.work import RequestError
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
 """Length of the JSON part of a body with binary data behind it."""
+MAX_DIGITS = 12
+MAX_JSON = 8 << 20
+"""Maximum size of the JSON part in bytes: the server does nothing else while it is parsed."""
 
 
 def parse_infer(body: bytes, json_length: str | None) -> tuple[InferRequest, bool]:
@@ -39,9 +43,16 @@ def parse_infer(body: bytes, json_length: str | None) -> tuple[InferRequest, boo
     """
     length = len(body)
     if json_length is not None:
-        if not json_length.isdecimal() or int(json_length) > len(body):
-            raise bad(f"{JSON_LENGTH_HEADER} is {json_length!r}, the body has {len(body)} bytes.")
+        short = json_length.isdecimal() and len(json_length) <= MAX_DIGITS
+        if not short or int(json_length) > len(body):
+            raise bad(f"{JSON_LENGTH_HEADER} does not fit a body of {len(body)} bytes.")
         length = int(json_length)
+    if length > MAX_JSON:
+        raise RequestError(
+            413,
+            f"The JSON part of the request has more than {MAX_JSON >> 20} MiB.",
+            fix="Send the images as binary data, as tritonclient does by default.",
+        )
     try:
         content = json.loads(body[:length])
     except (ValueError, RecursionError) as error:
@@ -65,9 +76,19 @@ def parse_infer(body: bytes, json_length: str | None) -> tuple[InferRequest, boo
         inputs,
         parameters,
         [str(entry.get("name")) for entry in outputs],
-        str(content.get("id", "")),
+        _text(content.get("id", "")),
     )
     return request, binary
+
+
+def _text(value: Any) -> str:
+    """An id, which is sent back."""
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise bad("The id is not valid Unicode.") from None
+    return text
 
 
 def _objects(content: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -113,7 +134,7 @@ def _tensor(entry: Mapping[str, Any], rest: memoryview) -> tuple[Tensor, int]:
 
 def _flat(values: list[Any]) -> list[Any]:
     """JSON tensors may be nested or flat."""
-    return [v for row in values for v in row] if values and isinstance(values[0], list) else values
+    return [v for row in values for v in (row if isinstance(row, list) else [row])]
 
 
 def _from_base64(value: Any) -> bytes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,15 @@ from eomt_deploy.errors import UsageError
 from eomt_deploy.serving.app import make_app
 from eomt_deploy.serving.config import Limits, ServeConfig
 from eomt_deploy.serving.log import RequestLog
+from eomt_deploy.serving.pool import kill_processes
 from eomt_deploy.serving.server import ModelServer
 from eomt_deploy.serving.work import ServedModel
 
 MAX_HEADER = 16 << 10
 """Maximum size of the header of a request in bytes."""
+LINGER_SECONDS = 5.0
+"""Time for the rest of a body after the answer."""
+BACKLOG = 2048
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -57,6 +62,12 @@ def serve(config: ServeConfig, started: Callable[[Running], None]) -> None:
         EomtDeployError: a model cannot be opened.
         UsageError: a port cannot be used.
     """
+    config = replace(config, host=config.host.strip("[]"))
+    if config.grpc_port and config.grpc_port == config.port:
+        raise UsageError(
+            f"HTTP and gRPC cannot both use port {config.port}.",
+            fix="Choose another one with --grpc-port, or leave gRPC out with --no-grpc.",
+        )
     _allow_connections(config.limits.connections)
     listener = _listen(config.host, config.port)
     with listener:
@@ -85,6 +96,7 @@ async def _serve(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=int(config.limits.idle_seconds),
             timeout_graceful_shutdown=int(config.drain_seconds) + 1,
             limit_concurrency=config.limits.connections,
@@ -96,31 +108,41 @@ async def _serve(
         from eomt_deploy.serving.grpc_server import GrpcServer
 
         grpc_server = GrpcServer(server, log)
-        port = await grpc_server.start(config.host, config.grpc_port)
+        try:
+            port = await grpc_server.start(config.host, config.grpc_port)
+        except UsageError:
+            await grpc_server.stop(0)
+            raise
         grpc_address = _address(config.host, port)
 
-    def stop() -> None:
-        web.force_exit = web.should_exit
-        server.stopping = web.should_exit = True
+    stopped: list[asyncio.Task[None]] = []
 
-    with _signals(stop):
-        address = f"http://{_address(config.host, listener.getsockname()[1])}"
-        loop = asyncio.get_running_loop()
-        started(
-            Running(
-                address,
-                grpc_address,
-                models,
-                server.workers,
-                partial(_call_soon, loop, stop),
-            )
-        )
-        await web.serve([listener])
-        server.stopping = True
+    def stop() -> None:
+        if server.stopping:  # the second signal
+            web.force_exit = True
+            kill_processes()
+            return
+        server.stopping = web.should_exit = True
+        server.deadline = time.monotonic() + config.drain_seconds
         if grpc_server is not None:
-            await grpc_server.stop(0 if web.force_exit else config.drain_seconds)
-        if not web.force_exit:
-            await server.close()
+            stopped.append(asyncio.ensure_future(grpc_server.stop(config.drain_seconds)))
+
+    loop = asyncio.get_running_loop()
+    address = f"http://{_address(config.host, listener.getsockname()[1])}"
+    try:
+        with _signals(stop):
+            started(
+                Running(
+                    address, grpc_address, models, server.workers, partial(_call_soon, loop, stop)
+                )
+            )
+            await web.serve([listener])
+            await asyncio.gather(*stopped)
+            if not web.force_exit:
+                await server.close()
+    finally:
+        if grpc_server is not None:
+            await grpc_server.stop(0)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
@@ -174,7 +196,10 @@ def patient_protocol(limits: Limits) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._wait_for_header()
+            if self.conn.their_state is h11.SEND_BODY:
+                # Many clients look at a refusal only after they have sent the complete body.
+                self._stop_waiting()
+                self._timer = self.loop.call_later(LINGER_SECONDS, self._close)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
@@ -182,6 +207,8 @@ def patient_protocol(limits: Limits) -> type[H11Protocol]:
 
         def _wait_for_header(self) -> None:
             """Start the timer if a header is expected; a partial header does not extend it."""
+            if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+                return  # the rest of a body that nobody needs
             if self.conn.their_state is not h11.IDLE:
                 self._stop_waiting()
             elif self._timer is None:
@@ -195,7 +222,7 @@ def patient_protocol(limits: Limits) -> type[H11Protocol]:
 
         def _close(self) -> None:
             self._timer = None
-            if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            if not self.transport.is_closing():
                 self.transport.close()
 
     return PatientProtocol
@@ -205,8 +232,12 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host.strip("[]"), port))
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)  # now, so that a used port is found before the models are opened
     except (OSError, OverflowError) as error:
         listener.close()
         raise UsageError(
@@ -218,7 +249,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _allow_connections(count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -36,6 +37,7 @@ class ModelServer:
         self.metrics = Metrics()
         self.budget = MemoryBudget(config.limits.memory_bytes)
         self.stopping = False
+        self.deadline = float("inf")  # of the requests in the queues, after a signal
         self._pools = {
             name: ModelPool(name, path, config.pool, config.worker, self.metrics)
             for name, path in config.models.items()
@@ -128,6 +130,13 @@ class ModelServer:
             RequestError: the queue is full, or an image cannot be segmented.
             DisconnectedError: the client has left.
         """
+        if len(works) > pool.options.max_queue:
+            raise RequestError(
+                400,
+                f"The request has {len(works)} images, more than the queue can hold "
+                f"({pool.options.max_queue}).",
+                fix="Split the request.",
+            )
         futures: list[Future[Answer]] = []
         with span("segment", {"model": pool.name, "images": len(works)}) as attributes:
             try:
@@ -173,7 +182,7 @@ class ModelServer:
         """Finish the requests in the queues, and stop the workers."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(len(self._pools)) as threads:
-            seconds = self.config.drain_seconds
+            seconds = max(0.0, self.deadline - time.monotonic())
             closing = [
                 loop.run_in_executor(threads, pool.close, seconds) for pool in self._pools.values()
             ]

@@ -6,7 +6,9 @@ error inside a backend can end a worker, but never the server.
 
 from __future__ import annotations
 
+import signal
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +29,7 @@ from eomt_deploy.serving.work import Answer, Options, Pixels, RequestError, Serv
 Reply = Answer | RequestError
 KEPT_BYTES = 512 << 20
 """Maximum memory of the outputs that are kept for repeated post-processing."""
-GONE = "The outputs of this image are no longer kept."
+GONE = "The outputs of this image are not kept."
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def run_worker(path: str, options: WorkerOptions, connections: Sequence[Connecti
     network runs for one, the images of another are decoded and its results are encoded. It ends
     when the server closes a connection, and also when the server is killed.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     first = connections[0]
     try:
         segmenter = Segmenter(path, **asdict(options)).warmup()
@@ -69,9 +72,14 @@ def run_worker(path: str, options: WorkerOptions, connections: Sequence[Connecti
 
 
 def _answer_all(segmenter: Segmenter, kept: KeptOutputs, connection: Connection) -> None:
-    with suppress(EOFError, OSError):  # the server closed the connection
-        while True:
-            connection.send(answer_batch(segmenter, kept, connection.recv()))
+    while True:
+        try:
+            batch = connection.recv()
+        except (EOFError, OSError):  # the server closed the connection
+            return
+        replies = answer_batch(segmenter, kept, batch)
+        with suppress(OSError):
+            connection.send(replies)
 
 
 def described(segmenter: Segmenter) -> ServedModel:
@@ -103,6 +111,8 @@ class KeptOutputs:
 
     def put(self, key: str, classes: Any, masks: Any, geometry: Geometry, pixels: Any) -> None:
         """Keep outputs; nothing happens if they are larger than the limit."""
+        # Parts of a batch are views: they would keep the outputs of the complete batch.
+        classes, masks = np.array(classes), np.array(masks)
         size = _bytes_of(classes, masks, pixels)
         if size > self._limit:
             return
@@ -166,11 +176,9 @@ def _run_network(segmenter: Segmenter, items: Sequence[_Item]) -> None:
         for item, output in zip(items, outputs, strict=True):
             item.output = output
 
-    try:
-        run_together()
-    except EomtDeployError as error:
+    if not items[0].attempt(run_together):
         for item in items:
-            item.error = RequestError.from_error(error)
+            item.error = items[0].error
 
 
 class _Item:
@@ -199,6 +207,13 @@ class _Item:
             except MemoryError:
                 self.error = RequestError(
                     507, "There is not enough memory for this image.", fix="Send a smaller image."
+                )
+            except Exception:  # a fault in our code or in a library must not stop the worker
+                traceback.print_exc()
+                self.error = RequestError(
+                    500,
+                    "The server failed at this image; its log has the details.",
+                    fix="Report this with the image and the log.",
                 )
         return self.error is None
 

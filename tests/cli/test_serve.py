@@ -43,6 +43,12 @@ def test_a_missing_and_a_damaged_model(cli, tmp_path):
     assert "E205" in err
 
 
+def test_one_port_for_both(cli, exported):
+    code, _, err = cli("serve", exported("semantic"), "--port", 18555, "--grpc-port", 18555)
+    assert code == 2
+    assert "cannot both use port 18555" in err
+
+
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
 def test_a_used_port(cli, exported, option):
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -51,6 +57,7 @@ def test_a_used_port(cli, exported, option):
         arguments = [part for pair in ports.items() for part in pair]
         code, _, err = cli("serve", exported("semantic"), "--backend", "onnxruntime", *arguments)
     assert code == 2
+    assert "Traceback" not in err
     assert f"127.0.0.1:{port}" in err
     assert f"another one with {option}" in err or f"another port with {option}" in err
 

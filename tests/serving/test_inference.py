@@ -104,7 +104,15 @@ IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
         ({"inputs": [IMAGE], "parameters": {"format": "png"}}, "is not text"),
         ({"inputs": [IMAGE], "parameters": {"format": "gif"}}, "no format"),
         ({"inputs": [IMAGE], "parameters": {"score_threshold": "high"}}, "must be a number"),
-        ({"inputs": [IMAGE], "parameters": {"score_threshold": -1}}, "0 or more"),
+        ({"inputs": [IMAGE], "parameters": {"score_threshold": -1}}, "from 0 to"),
+        ({"inputs": [IMAGE], "parameters": {"score_threshold": True}}, "must be a number"),
+        ({"inputs": [IMAGE], "parameters": {"score_threshold": 10**400}}, "must be a number"),
+        ({"inputs": [IMAGE], "parameters": {"tolerance": 1e300}}, "from 0 to"),
+        ({"inputs": [IMAGE], "parameters": {"format": ["rle"]}}, "no format"),
+        ({"inputs": [IMAGE], "parameters": {"classes": 5}}, "list of names"),
+        ({"inputs": [IMAGE], "parameters": {"classes": [None]}}, "list of names"),
+        ({"inputs": [IMAGE | {"data": [["AAAA"], 5]}]}, "base64"),
+        ({"inputs": [IMAGE], "id": "\ud800"}, "not valid Unicode"),
         ([IMAGE], "must be a JSON object"),
     ],
 )
@@ -124,8 +132,12 @@ def test_binary_data_must_fit():
         parse_infer(body, length)
     with pytest.raises(RequestError, match="longer than its data"):
         split_bytes(b"\xff\0\0\0a")
-    with pytest.raises(RequestError, match="has 2 bytes"):
-        parse_infer(b"{}", "3")
+    for length in ("3", "-1", "x", "9" * 5000):
+        with pytest.raises(RequestError, match="a body of 2 bytes"):
+            parse_infer(b"{}", length)
+    with pytest.raises(RequestError, match="more than 8 MiB") as found:
+        parse_infer(bytes(9 << 20), None)
+    assert found.value.status == 413
 
 
 def test_deeply_nested_json():

@@ -161,6 +161,30 @@ def test_the_camera(page):
     page.get_by_role("button", name="Choose a file").wait_for()
 
 
+def test_a_late_answer_does_not_mix_images(page):
+    """The answer for the first image arrives after the second was chosen."""
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.select_option("#model", "semantic")
+    page.route("**/segment?*", hold)
+    choose(page, encoded(1, (60, 100)))
+    page.wait_for_timeout(200)
+    choose(page, encoded(2, (200, 300)))
+    page.get_by_text("300 × 200 pixels").wait_for()
+    with page.expect_response(lambda r: "/segment" in r.url):
+        held[0].continue_()
+    with page.expect_download() as found:
+        page.get_by_role("button", name="Download COCO JSON").click()
+    content = json.loads(Path(found.value.path()).read_text())
+    assert content["images"][0]["height"] == 200
+
+
 def test_a_wrong_file(page):
     choose(page, b"no image")
     page.get_by_text("not an image that the browser can show").wait_for()

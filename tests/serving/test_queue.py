@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from eomt_deploy.serving.pool import Turns
 from eomt_deploy.serving.queue import Pending, RequestQueue
 from eomt_deploy.serving.work import Answer, RequestError, Work
 
@@ -88,6 +89,14 @@ def test_a_request_whose_worker_died_runs_alone():
     assert take(queue) == others
 
 
+def test_requests_for_a_worker_that_is_gone():
+    bound, free = pending(worker=7), pending()
+    queue = queue_of(bound, free)
+    queue.fail_bound([7], RequestError(404, "gone"))
+    assert bound.future.exception(0).status == 404  # type: ignore[union-attr]
+    assert take(queue) == [free]
+
+
 def test_closing():
     item = pending()
     queue = queue_of(item)
@@ -105,6 +114,9 @@ def test_fail_all():
     queue = queue_of(item)
     queue.fail_all(busy())
     assert item.future.exception(0).status == 503  # type: ignore[union-attr]
+    late = pending()
+    queue.put_back([late])
+    assert late.future.exception(0).status == 503  # type: ignore[union-attr]
     item.finish(Answer(b"", "", {}))  # a late answer changes nothing
     assert item.future.exception(0) is not None
 
@@ -132,3 +144,29 @@ def test_nothing_is_lost_between_many_threads():
     for thread in workers:
         thread.join(20)
     assert sorted(map(id, found)) == sorted(map(id, items))
+
+
+def test_a_batch_that_runs_alone_is_not_starved():
+    turns = Turns()
+    order: list[str] = []
+
+    def alone() -> None:
+        with turns.turn(alone=True):
+            order.append("alone")
+
+    with turns.turn(alone=False):
+        first = threading.Thread(target=alone)
+        first.start()
+        time.sleep(0.05)
+        second = threading.Thread(target=lambda: shared(turns, order))
+        second.start()
+        time.sleep(0.05)
+        assert order == []
+    first.join(5)
+    second.join(5)
+    assert order == ["alone", "shared"]
+
+
+def shared(turns: Turns, order: list[str]) -> None:
+    with turns.turn(alone=False):
+        order.append("shared")

@@ -194,6 +194,31 @@ def _is_closed(client: socket.socket) -> bool:
     return False
 
 
+@pytest.mark.parametrize("path", ["/v2/health/live", "/unknown"])
+def test_a_body_that_nobody_needs(server, path):
+    """A slow body after the answer does not keep a connection open."""
+    with connect(server) as client:
+        client.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n".encode()
+        )
+        assert client.recv(4096).startswith(b"HTTP/1.1 ")
+        assert any(_is_closed(client) for _ in range(60))
+
+
+def test_the_answer_to_a_large_body_without_permission(private):
+    """The client receives the refusal although it is still sending."""
+    answer = httpx.post(f"{private.address}/segment", content=bytes(20 << 20), timeout=30)
+    assert answer.status_code == 401
+
+
+def test_a_forged_client_address(model, capfd):
+    with running({"m": model}, log="text") as server:
+        httpx.get(f"{server.address}/models", headers={"x-forwarded-for": "9.9.9.9 status=999"})
+    line = capfd.readouterr().err
+    assert "client=127.0.0.1" in line
+    assert "9.9.9.9" not in line
+
+
 def test_a_long_header(server):
     with connect(server) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 50_000)
@@ -295,5 +320,5 @@ def test_names_of_models(tmp_path):
     assert found["city"] == Path("y/street.onnx")
     with pytest.raises(UsageError, match="Two models have the name m"):
         named_models(["m.onnx", "other/m.xml"])
-    with pytest.raises(UsageError, match="no usable name"):
+    with pytest.raises(UsageError, match="cannot be used as the name"):
         named_models(["§.onnx"])

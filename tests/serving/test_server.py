@@ -12,13 +12,18 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import tiny
 import tritonclient.grpc
 import tritonclient.http
 from PIL import Image
 from served import encoded, running
 
-from eomt_deploy import Segmenter
+from eomt_deploy import Segmentation, Segmenter
+from eomt_deploy.errors import UsageError
+from eomt_deploy.files import JPEG_MAX_SIDE
+from eomt_deploy.serving.formats import encode
 from eomt_deploy.serving.run import Running
+from eomt_deploy.serving.work import Options
 
 TASKS = ("panoptic", "instance", "semantic")
 LOW = {"panoptic": {"score_threshold": 0.1, "overlap_threshold": 0.1}, "instance": {}}
@@ -209,6 +214,8 @@ def test_formats(web, paths):
         ({"model": "instance", "format": "png"}, IMAGES[0], 400, "overlap"),
         ({"model": "semantic", "format": "panoptic"}, IMAGES[0], 400, "panoptic"),
         ({"classes": "unicorn"}, IMAGES[0], 400, "unicorn"),
+        ({"classes": "1" * 5000}, IMAGES[0], 400, "1111"),
+        ({"tolerance": 1e300, "format": "polygons"}, IMAGES[0], 400, "tolerance"),
         ({"image": "0" * 32}, b"", 404, "not kept"),
     ],
 )
@@ -218,6 +225,13 @@ def test_errors_over_http(web, params, content, status, text):
     found = answer.json()
     assert text in found["error"]
     assert found["fix"]
+
+
+def test_an_overlay_that_is_too_wide():
+    size = (1, JPEG_MAX_SIDE + 1)
+    result = Segmentation("semantic", size, tiny.spec().classes, labels=np.zeros(size, np.uint8))
+    with pytest.raises(UsageError, match="pixels per side"):
+        encode(result, Options("overlay"))
 
 
 def test_one_bad_image_does_not_affect_others(web, expected):
@@ -269,6 +283,7 @@ def test_descriptions(web):
         assert web.get(path).status_code == 200
     assert web.get("/unknown").json()["error"] == "Not Found."
     assert web.get("/segment").status_code == 405
+    assert web.head("/v2/health/ready").status_code == 200
 
 
 def test_metrics(web):
@@ -299,6 +314,10 @@ def test_reload(exported, tmp_path):
         client.load_model("m")
         assert web.get("/models").json()[0]["task"] == "panoptic"
         assert web.post("/segment", content=IMAGES[0]).json()["task"] == "panoptic"
+        kept = web.post("/segment", params={"keep": True}, content=IMAGES[0]).headers["x-image"]
+        assert web.post("/segment", params={"image": kept}).status_code == 200
+        client.load_model("m")
+        assert web.post("/segment", params={"image": kept}).status_code == 404
         path.write_bytes(b"damaged")
         assert web.post("/v2/repository/models/m/load").status_code == 400
         assert web.post("/segment", content=IMAGES[0]).json()["task"] == "panoptic"

@@ -78,8 +78,10 @@ async function send(extra, again) {
       if (error.status !== 404) throw error;
     }
   }
-  const response = await call(query({ ...extra, keep: true }), { method: "POST", body: state.blob });
-  state.key = response.headers.get("x-image");
+  const { blob } = state, name = model().name;
+  const response = await call(query({ ...extra, keep: true }), { method: "POST", body: blob });
+  // Another image or model may have been chosen meanwhile.
+  if (state.blob === blob && model().name === name) state.key = response.headers.get("x-image");
   return response;
 }
 
@@ -224,7 +226,7 @@ async function takePicture() {
 }
 
 function another() {
-  Object.assign(state, { blob: null, view: null, key: null });
+  Object.assign(state, { blob: null, view: null, key: null, sending: state.sending + 1 });
   $("picture").hidden = $("actions").hidden = $("times").hidden = true;
   $("drop").hidden = false;
   $("legend").replaceChildren();
