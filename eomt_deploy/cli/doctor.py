@@ -68,6 +68,7 @@ PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("export checkpoints", ("torch", "onnxscript", "safetensors"), "export"),
     ("download from the Hugging Face hub", ("huggingface-hub",), "export"),
     ("read and write videos", ("av",), "video"),
+    ("segment very many images (batch)", ("ray", "pyarrow", "pandas"), "batch"),
 )
 
 
