@@ -125,5 +125,5 @@ def _absolute(value: Any, source: str) -> str:
             f"The column {COLUMN!r} of {source} contains {value!r}, which is not a path.",
             fix="Remove this row, or write a path.",
         )
-    value = as_local(value)
-    return value if "://" in value else os.path.abspath(value)
+    path = as_local(value)
+    return path if "://" in path else os.path.abspath(path)

@@ -7,12 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy.typing as npt
 
 from eomt_deploy.backends import open_engine
+from eomt_deploy.backends.engine import DeviceEngine
 from eomt_deploy.batch import plan
 from eomt_deploy.batch.rows import Done, shown
 from eomt_deploy.batch.settings import model_sha256
@@ -34,7 +35,8 @@ AT_ONCE = 2
 """Shards that a model works on: while the last results of one are written, the next one begins."""
 
 
-class Prepared(NamedTuple):
+@dataclass(frozen=True)
+class Prepared:
     """One prepared image."""
 
     index: int
@@ -75,7 +77,7 @@ class ShardModel:
         engine = open_engine(job.model, **job.opening)
         self.progress.opened.remote(engine.where, list(engine.remarks))
         if hasattr(engine, "run_device"):
-            return DevicePipeline(OnDevice(engine), job.request)
+            return DevicePipeline(OnDevice(cast("DeviceEngine", engine)), job.request)
         processor = Processor(job.spec, threads=job.opening["threads"], backend=engine.backend)
         return HostPipeline(engine, processor, job.request)
 
@@ -142,7 +144,7 @@ class ShardRun:
             while starts and len(waiting) < window:
                 start = starts.popleft()
                 part = paths[start : start + IMAGES_PER_CALL]
-                call = self._model.decoders.start("prepare", part, returns=2)
+                call = self._model.decoders.start("prepare", part, attempts=1)
                 waiting.append((start, part, call))
             start, part, call = waiting.popleft()
             items, self._images[start] = self._decoded(part, call)
@@ -154,16 +156,16 @@ class ShardRun:
     def _decoded(self, part: list[str], call: Call) -> tuple[list[Ready | ImageError], list[Any]]:
         """The prepared images of a call, and Ray objects with lists of their pixels."""
         try:
-            return call.get(0, attempts=1, seconds=DECODE_SECONDS), [call.refs[1]]
+            return call.get(seconds=DECODE_SECONDS), [call.refs[1]]
         except HelperDiedError:
             pass
         # One by one: an image that kills or hangs its process must not take others with it.
         found: list[Ready | ImageError] = []
         pixels: list[Any] = []
         for path in part:
-            single = self._model.decoders.start("prepare", [path], returns=2)
+            single = self._model.decoders.start("prepare", [path])
             try:
-                found += single.get(0, seconds=DECODE_SECONDS)
+                found += single.get(seconds=DECODE_SECONDS)
                 pixels.append(single.refs[1])
             except HelperDiedError as error:
                 pixels.append([None])

@@ -47,7 +47,7 @@ def _file_system(root: str) -> tuple[Any, str]:
         with suppress(ArrowInvalid):  # a scheme that pyarrow does not know
             system, base = fs.FileSystem.from_uri(root)
             return system, base.rstrip("/")
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
 
         system, base = fsspec.core.url_to_fs(root)
         return fs.PyFileSystem(fs.FSSpecHandler(system)), base.rstrip("/")

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eomt_deploy.backends.registry import BACKENDS, choose_backend, load
@@ -155,10 +155,8 @@ class _Work:
         sizes = _sizes(config, usable_cores(), gpus)
         slots = sizes.models + 1  # the decoders and writers need none
         with running_ray(config.address, slots=slots, gpus=gpus) as ray:
-            if config.address is not None or not ray.nodes():
-                sizes = _cluster_sizes(config, ray)
-            else:
-                sizes = _with_cpus(sizes, 1)
+            local = config.address is None
+            sizes = replace(sizes, cpus=1) if local else _cluster_sizes(config, ray)
             progress = ray.remote(num_cpus=0, max_restarts=-1)(Progress).remote()
             began: float | None = None
             self._check_errors(0)
@@ -179,14 +177,19 @@ class _Work:
             wave = left[start : start + WAVE]
             arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
             data = self._dataset(ray, wave, sizes, progress)
+            stopped = threading.Event()
             # In a thread, so that a signal reaches the main thread at once.
-            threading.Thread(target=_consume, args=(data, arrived), daemon=True).start()
-            expected = set(wave)
-            ended = False
-            while expected and not ended:
-                found, ended = _take(arrived)
-                expected.difference_update(facts.shard for facts in found)
-                yield found
+            consumer = threading.Thread(target=_consume, args=(data, arrived, stopped), daemon=True)
+            consumer.start()
+            try:
+                expected = set(wave)
+                ended = False
+                while expected and not ended:
+                    found, ended = _take(arrived)
+                    expected.difference_update(facts.shard for facts in found)
+                    yield found
+            finally:
+                stopped.set()
 
     def _dataset(self, ray: Any, wave: Sequence[int], sizes: Sizes, progress: Any) -> Any:
         context = ray.data.DataContext.get_current()
@@ -256,10 +259,12 @@ class _Work:
             )
 
 
-def _consume(data: Any, arrived: queue.SimpleQueue[Any]) -> None:
+def _consume(data: Any, arrived: queue.SimpleQueue[Any], stopped: threading.Event) -> None:
     try:
         for row in data.iter_rows():
             arrived.put(pickle.loads(row["facts"]))
+            if stopped.is_set():
+                return
         arrived.put(None)
     except BaseException as error:
         arrived.put(error)
@@ -315,12 +320,6 @@ def _sizes(config: BatchConfig, cores: int, gpus: int, nodes: int = 1) -> Sizes:
     return choose_sizes(
         cores, gpus, threads=config.threads, concurrency=config.concurrency, nodes=nodes
     )
-
-
-def _with_cpus(sizes: Sizes, cpus: int) -> Sizes:
-    from dataclasses import replace
-
-    return replace(sizes, cpus=cpus)
 
 
 def _cluster_sizes(config: BatchConfig, ray: Any) -> Sizes:

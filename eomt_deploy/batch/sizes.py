@@ -37,8 +37,8 @@ def choose_sizes(
 ) -> Sizes:
     """Sizes for machines with these resources.
 
-    A model on a GPU leaves its cores to the decoders and writers. A model on the CPU needs the cores
-    itself: a decoder and a writer run beside it, and the system shares the time.
+    A model on a GPU leaves its cores to the decoders and writers. A model on the CPU needs the
+    cores itself: a decoder and a writer run beside it, and the system shares the time.
 
     Args:
         cores: usable logical cores of all machines together.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -164,7 +164,7 @@ class Writer:
 
 
 ATTEMPTS = 3
-"""Number of calls after which a process that dies in each of them is at fault itself."""
+"""Number of times that a call is tried if its process dies or hangs."""
 
 
 class Helpers:
@@ -182,58 +182,66 @@ class Helpers:
 
         here = ray.get_runtime_context().get_node_id()
         # They reserve no cores, so they can always start: the model actor reserves them.
-        actor = ray.remote(
-            num_cpus=0, max_restarts=-1, max_task_retries=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-        )(kind)  # fmt: skip
+        options: dict[str, Any] = {
+            "num_cpus": 0, "max_restarts": -1, "max_task_retries": ATTEMPTS - 1,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+        }  # fmt: skip
+        actor: Any = ray.remote(**options)(kind)
         self._actors = [actor.remote(*arguments) for _ in range(count)]
         self._next = 0
 
     def __len__(self) -> int:
         return len(self._actors)
 
-    def start(self, method: str, *arguments: Any, returns: int = 1) -> Call:
-        """Start a call on the next actor."""
-        actor = self._actors[self._next % len(self._actors)]
-        self._next += 1
-
-        def begin() -> Any:
-            return getattr(actor, method).options(num_returns=returns).remote(*arguments)
-
-        return Call(actor, begin)
-
-
-class Call:
-    """A call of a helper that is running or has ended."""
-
-    def __init__(self, actor: Any, begin: Callable[[], Any]) -> None:
-        self._actor, self._begin = actor, begin
-        self.refs = begin()
-
-    def get(self, index: int | None = None, *, attempts: int = ATTEMPTS, seconds: float) -> Any:
-        """Its result, or one of several; a call whose process died is repeated.
+    def start(self, method: str, *arguments: Any, attempts: int = ATTEMPTS) -> Call:
+        """Start a call on the next actor.
 
         Args:
-            index: which of several results.
-            attempts: maximum number of calls.
-            seconds: time after which a call counts as hanging, and its process is replaced.
+            attempts: number of times that Ray tries it if the process dies.
+        """
+        actor = self._actors[self._next % len(self._actors)]
+        self._next += 1
+        returns = 2 if method == "prepare" else 1
+        call = getattr(actor, method).options(num_returns=returns, max_task_retries=attempts - 1)
+        refs = call.remote(*arguments)
+        return Call(actor, refs if returns > 1 else [refs], attempts)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a helper that is running or has ended.
+
+    Attributes:
+        actor: the helper.
+        refs: the Ray objects that it returns.
+        attempts: number of times that it is tried.
+    """
+
+    actor: Any
+    refs: list[Any]
+    attempts: int
+
+    def get(self, *, seconds: float) -> Any:
+        """Its first result.
+
+        Args:
+            seconds: time after which the call counts as hanging, and its process is replaced.
 
         Raises:
-            HelperDiedError: the process died in each attempt.
+            HelperDiedError: the process died or hung in each attempt.
         """
         import ray
 
-        for attempt in range(attempts):
+        for _ in range(self.attempts):
             try:
-                return ray.get(self.refs if index is None else self.refs[index], timeout=seconds)
+                return ray.get(self.refs[0], timeout=seconds)
             except ray.exceptions.GetTimeoutError:
-                ray.kill(self._actor, no_restart=False)
-                reason = f"it took more than {seconds:g} s"
-            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
-                reason = "its process ended, e.g. because there was not enough memory"
-            if attempt + 1 < attempts:
-                self.refs = self._begin()
-        raise HelperDiedError(reason)
+                ray.kill(self.actor, no_restart=False)
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+                raise HelperDiedError(
+                    "its process ended, e.g. because there was not enough memory"
+                ) from error
+        raise HelperDiedError(f"it took more than {seconds:g} s")
 
 
 class HelperDiedError(Exception):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eomt_deploy.batch.config import SHARD_SIZE, BatchConfig
-from eomt_deploy.cli.console import say, scored_bar, stderr, warn, write_json
+from eomt_deploy.cli.console import say, scored_bar, stderr, stdout, warn, write_json
 from eomt_deploy.cli.options import (
     Arithmetic,
     Backend,
@@ -83,9 +83,7 @@ def batch(
     ] = None,
     max_errors: Annotated[
         int | None,
-        typer.Option(
-            help="Stop if more than this number of images has no result (default: never)."
-        ),
+        typer.Option(help="Stop if more images than this have no result (default: never)."),
     ] = None,
     overwrite: Overwrite = False,
     json: Annotated[
@@ -129,9 +127,8 @@ def batch(
         write_json(json, report.to_dict())
     rate = f", {report.images_per_second:.3g} images/s" if report.images > report.kept else ""
     kept = f", {report.kept} of them earlier" if report.kept else ""
-    to = stderr if str(json) == "-" else None
     text = f"wrote {counted(report.images, 'image')}{kept} in {counted(report.shards, 'shard')} to "
-    say(f"{text}{output}{rate}", *([to] if to else []))
+    say(f"{text}{output}{rate}", stderr if str(json) == "-" else stdout)
     if report.failed:
         warn(
             f"{counted(report.failed, 'image')} without a result: see the column `error` of "
