@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from eomt_deploy.batch.shards import ShardFacts
+from eomt_deploy.batch.shards import Totals
 from eomt_deploy.files import GENERATOR
 from eomt_deploy.spec import ModelSpec
 
@@ -64,31 +63,15 @@ class BatchReport:
 
 
 def make_report(
-    facts: Iterable[ShardFacts],
-    spec: ModelSpec,
-    *,
-    kept: int,
-    seconds: float,
-    notes: Iterable[str] = (),
+    totals: Totals, spec: ModelSpec, *, kept: int, seconds: float, notes: Iterable[str] = ()
 ) -> BatchReport:
-    """Add up the facts of all shards."""
-    images = shards = 0
-    errors: Counter[str] = Counter()
-    segments: Counter[int] = Counter()
-    pixels: Counter[int] = Counter()
-    for one in facts:
-        shards += 1
-        images += one.images
-        errors.update(one.errors)
-        for class_id, (count, area) in one.classes.items():
-            segments[class_id] += count
-            pixels[class_id] += area
+    """The report of all shards, with the names of the classes."""
     names = {info.id: info.name for info in spec.classes}
     return BatchReport(
-        images, kept, dict(errors),
-        {names[i]: segments[i] for i in sorted(segments)},
-        {names[i]: pixels[i] for i in sorted(segments)},
-        shards, seconds, tuple(notes),
+        totals.images, kept, dict(totals.errors),
+        {names[i]: totals.segments[i] for i in sorted(totals.segments)},
+        {names[i]: totals.pixels[i] for i in sorted(totals.pixels)},
+        len(totals.shards), seconds, tuple(notes),
     )  # fmt: skip
 
 

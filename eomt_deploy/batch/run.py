@@ -30,7 +30,7 @@ from eomt_deploy.batch.settings import (
     read_spec,
     settings_of,
 )
-from eomt_deploy.batch.shards import ShardFacts
+from eomt_deploy.batch.shards import ShardFacts, Totals
 from eomt_deploy.batch.sizes import Sizes, choose_sizes
 from eomt_deploy.batch.workers import Job
 from eomt_deploy.devices import cuda_device_count, usable_cores
@@ -111,11 +111,10 @@ def run(config: BatchConfig, show: Show = lambda state: None) -> BatchReport:
         started = time.perf_counter()
         if work.left:
             started = work.process(show)
-        names = {f"{shards.FOLDER}/{name}" for name in place.names(shards.FOLDER)}
-        present = {s: facts for s, facts in work.facts.items() if shards.name_of(s) in names}
-        shards.check_complete(present, output.plan.shards, output.plan.images)
+        names = (f"{shards.FOLDER}/{name}" for name in place.names(shards.FOLDER))
+        shards.check_complete(work.totals, names, output.plan.shards, output.plan.images)
         report = make_report(
-            work.facts.values(), spec, kept=work.kept,
+            work.totals, spec, kept=work.kept,
             seconds=time.perf_counter() - started, notes=images.notes,
         )  # fmt: skip
         place.write(SUMMARY, summary(report, output.settings))
@@ -127,7 +126,8 @@ class _Work:
     """The shards that are not finished.
 
     Attributes:
-        facts: facts of all finished shards.
+        totals: sum of all finished shards.
+        kept: number of images that earlier runs finished.
     """
 
     config: BatchConfig
@@ -135,18 +135,20 @@ class _Work:
     spec: ModelSpec
     thresholds: Thresholds
     model: str
-    facts: dict[int, ShardFacts] = field(init=False)
+    totals: Totals = field(init=False)
     kept: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.facts = dict(self.output.finished)
-        self.kept = sum(facts.images for facts in self.facts.values())
+        self.totals = self.output.finished
+        self.kept = self.totals.images
         self._times: deque[tuple[float, int]] = deque()
 
     @property
     def left(self) -> list[int]:
         """Numbers of the unfinished shards."""
-        return [shard for shard in range(self.output.plan.shards) if shard not in self.facts]
+        return [
+            shard for shard in range(self.output.plan.shards) if shard not in self.totals.shards
+        ]
 
     def process(self, show: Show) -> float:
         """Process all unfinished shards; returns the time at which the first model began."""
@@ -162,7 +164,8 @@ class _Work:
             self._check_errors(0)
             for found in self._results(ray, sizes, progress):
                 fresh = [facts.shard for facts in found]
-                self.facts.update({facts.shard: facts for facts in found})
+                for facts in found:
+                    self.totals.add(facts)
                 state = self._state(ray, progress, fresh)
                 if began is None and state.where:
                     began = time.perf_counter()
@@ -225,8 +228,7 @@ class _Work:
         )  # fmt: skip
 
     def _state(self, ray: Any, progress: Any, fresh: list[int]) -> State:
-        done = sum(facts.images for facts in self.facts.values()) - self.kept
-        failed = sum(facts.failed for facts in self.facts.values())
+        done, failed = self.totals.images - self.kept, self.totals.failed
         where: list[str] = []
         remarks: list[str] = []
         try:
@@ -249,7 +251,7 @@ class _Work:
 
     def _check_errors(self, failed: int) -> None:
         limit = self.config.max_errors
-        failed = max(failed, sum(facts.failed for facts in self.facts.values()))
+        failed = max(failed, self.totals.failed)
         if limit is not None and failed > limit:
             raise ImageError(
                 f"{failed} images have no result, and --max-errors allows {limit}.",

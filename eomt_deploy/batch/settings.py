@@ -91,13 +91,13 @@ class Output:
         place: the folder.
         settings: all settings, with the list of images.
         plan: numbers and hash of the images.
-        finished: facts of the shards that earlier runs finished.
+        finished: sum of the shards that earlier runs finished.
     """
 
     place: Place
     settings: Mapping[str, Any]
     plan: Plan
-    finished: Mapping[int, shards.ShardFacts]
+    finished: shards.Totals
 
     @property
     def run(self) -> str:
@@ -138,7 +138,7 @@ def prepare_output(
     names = [f"{shards.FOLDER}/{name}" for name in place.names(shards.FOLDER)]
     names = [name for name in names if STAGING_PREFIX not in name]  # of a killed process
     finished = shards.finished(place, identity(found), names)
-    foreign = sorted(set(names) - {shards.name_of(shard) for shard in finished})
+    foreign = sorted(set(names) - {shards.name_of(shard) for shard in finished.shards})
     if foreign and not overwrite:
         raise _foreign(place, foreign)
     for name in foreign:  # readers take every file in this folder

@@ -68,6 +68,41 @@ class ShardFacts:
             raise ValueError(f"not the facts of a shard: {error}") from error
 
 
+@dataclass
+class Totals:
+    """The sum of the facts of many shards; the facts themselves would need too much memory.
+
+    Attributes:
+        shards: numbers of the shards.
+        images: number of their images.
+        errors: id of the error -> number of images without a result.
+        segments: class id -> number of segments.
+        pixels: class id -> number of their pixels.
+    """
+
+    shards: set[int] = field(default_factory=set)
+    images: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    segments: Counter[int] = field(default_factory=Counter)
+    pixels: Counter[int] = field(default_factory=Counter)
+
+    def add(self, facts: ShardFacts) -> None:
+        """Add a shard, unless it is included already: Ray can report one twice."""
+        if facts.shard in self.shards:
+            return
+        self.shards.add(facts.shard)
+        self.images += facts.images
+        self.errors.update(facts.errors)
+        for class_id, (count, area) in facts.classes.items():
+            self.segments[class_id] += count
+            self.pixels[class_id] += area
+
+    @property
+    def failed(self) -> int:
+        """Number of images without a result."""
+        return sum(self.errors.values())
+
+
 def facts_of(shard: int, run: str, rows: Iterable[Mapping[str, Any]], seconds: float) -> ShardFacts:
     """The facts of a shard with these rows."""
     images = 0
@@ -139,16 +174,19 @@ def write(place: Place, facts: ShardFacts, rows: list[dict[str, Any]]) -> None:
     place.write(name_of(facts.shard), sink.getvalue().to_pybytes())
 
 
-def finished(place: Place, run: str, names: Iterable[str]) -> dict[int, ShardFacts]:
-    """The finished shards among the files of the folder ``shards``; others are left out.
+def finished(place: Place, run: str, names: Iterable[str]) -> Totals:
+    """The sum of the finished shards among the files of the folder ``shards``.
 
     Args:
-        run: identity of the settings that they must have.
+        run: identity of the settings that they must have; others are left out.
         names: names of the files inside the output folder.
     """
+    totals = Totals()
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda name: _read(place, name), names)
-        return {facts.shard: facts for facts in found if facts is not None and facts.run == run}
+        for facts in pool.map(lambda name: _read(place, name), names):
+            if facts is not None and facts.run == run:
+                totals.add(facts)
+    return totals
 
 
 def _read(place: Place, name: str) -> ShardFacts | None:
@@ -164,16 +202,23 @@ def _read(place: Place, name: str) -> ShardFacts | None:
     return facts if name == name_of(facts.shard) and metadata.num_rows == facts.images else None
 
 
-def check_complete(facts: Mapping[int, ShardFacts], shards: int, images: int) -> None:
+def check_complete(totals: Totals, present: Iterable[str], shards: int, images: int) -> None:
     """Check at the end that every image is in exactly one shard.
+
+    Args:
+        totals: all shards that were finished.
+        present: names of the files that exist now.
+        shards: number of shards in the plan.
+        images: number of images in the plan.
 
     Raises:
         OutputError: files are missing, e.g. because somebody removed them during the run.
     """
-    rows = sum(one.images for one in facts.values())
-    if facts.keys() != set(range(shards)) or rows != images:
+    missing = set(map(name_of, range(shards))) - set(present)
+    if missing or totals.shards != set(range(shards)) or totals.images != images:
         raise OutputError(
-            f"The output has {len(facts)} of {shards} shards with {rows} of {images} images.",
+            f"The output has {shards - len(missing)} of {shards} shards, and {totals.images} of "
+            f"{images} images were processed.",
             why="Files were removed or replaced while the run was going on.",
             fix="Run the same command again: it processes the missing shards.",
         )

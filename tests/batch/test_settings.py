@@ -42,10 +42,11 @@ def finish(place, output, shard, images=2):
 
 def test_the_same_command_continues(place):
     output = prepare(place)
-    assert (output.plan.images, output.plan.shards, output.finished) == (5, 3, {})
-    facts = finish(place, output, 1)
+    assert (output.plan.images, output.plan.shards) == (5, 3)
+    assert output.finished.shards == set()
+    finish(place, output, 1)
     again = prepare(place)
-    assert again.finished == {1: facts}
+    assert (again.finished.shards, again.finished.images) == ({1}, 2)
     assert again.run == output.run
 
 
@@ -90,7 +91,7 @@ def test_foreign_files_are_refused(place, name):
     prepare(place, overwrite=True)
     # A reader of shards/ takes every file there; other foreign files stay.
     assert place.read(name) == (None if name.startswith("shards/") else b"precious")
-    assert prepare(place, overwrite=True).finished == {}
+    assert prepare(place, overwrite=True).finished.shards == set()
 
 
 def test_a_foreign_file_among_finished_shards_is_refused(place):
@@ -99,7 +100,7 @@ def test_a_foreign_file_among_finished_shards_is_refused(place):
     place.write("shards/000000001.parquet", b"not ours")
     with pytest.raises(OutputError, match=r"000000001\.parquet"):
         prepare(place)
-    assert set(prepare(place, overwrite=True).finished) == {0}
+    assert prepare(place, overwrite=True).finished.shards == {0}
 
 
 @pytest.mark.parametrize(
