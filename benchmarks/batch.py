@@ -120,7 +120,7 @@ def _workers(driver: int) -> dict[int, str]:
 def kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Kill a run again and again; it must end with each image exactly once."""
     paths = write_images(work / "in", options.images, (120, 160))
-    model, output = tiny_model(work), work / "out"
+    model, output = options.model or tiny_model(work), work / "out"
     line = command(model, work / "in", output, "--shard-size", options.shard_size)
     rng = random.Random(options.seed)
     events: list[dict[str, Any]] = []
@@ -159,7 +159,7 @@ def kills(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 def memory(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The memory of all processes of a run, and of the largest ones."""
     paths = write_images(work / "in", options.images, (48, 64))
-    model, output = tiny_model(work), work / "out"
+    model, output = options.model or tiny_model(work), work / "out"
     line = command(model, work / "in", output, "--shard-size", options.shard_size)
     start = time.monotonic()
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -323,6 +323,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--between", type=float, nargs=2, default=(1.0, 15.0), metavar="SECONDS")
     parser.add_argument("--shard-size", type=int, default=64)
+    parser.add_argument("--model", type=Path, help="model file (default: the embedded model)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

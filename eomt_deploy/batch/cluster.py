@@ -26,6 +26,9 @@ OBJECT_STORE = (256 << 20, 4 << 30)
 MEMORY_SHARE = 8
 """The object store gets this fraction of the memory."""
 
+STARTS = 3
+"""Attempts to start Ray: on a busy machine it needs more than the 30 s that it waits for itself."""
+
 
 def import_ray(address: str | None = None) -> Any:
     """Import Ray with a quiet log, without telemetry, and with a random token for a local Ray.
@@ -40,6 +43,7 @@ def import_ray(address: str | None = None) -> Any:
         MissingDependencyError: the extra is not installed.
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "120")  # seconds until GCS must answer
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
@@ -96,7 +100,14 @@ def running_ray(address: str | None, *, slots: int, gpus: int) -> Iterator[Any]:
         "object_store_memory": memory, "_temp_dir": str(folder),
     }  # fmt: skip
     try:
-        _connect(ray, {**local, **options}, "Ray")
+        for attempt in range(STARTS):
+            try:
+                _connect(ray, {**local, **options}, "Ray")
+                break
+            except DeviceError:
+                ray.shutdown()
+                if attempt + 1 == STARTS:
+                    raise
         yield ray
     finally:
         ray.shutdown()
