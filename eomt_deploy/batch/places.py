@@ -15,6 +15,8 @@ from eomt_deploy.errors import ImageError, MissingDependencyError, OutputError, 
 from eomt_deploy.files import write_atomically
 
 FILE_PREFIX = "file://"
+WITHOUT_FOLDERS = ("s3", "gcs", "abfs")
+"""Object stores of pyarrow: creating a folder there writes an empty object."""
 
 
 def is_remote(text: str) -> bool:
@@ -134,7 +136,8 @@ class Place:
             return
         system, path = file_system(self.path(name))
         try:
-            system.create_dir(path.rpartition("/")[0], recursive=True)
+            if system.type_name not in WITHOUT_FOLDERS:
+                system.create_dir(path.rpartition("/")[0], recursive=True)
             with system.open_output_stream(path) as stream:
                 stream.write(content)
         except Exception as error:  # each storage has its own exceptions

@@ -215,8 +215,10 @@ class _Work:
 
     def _job(self, sizes: Sizes) -> Job:
         config = self.config
+        # Not None, so that each machine of a cluster uses the same backend.
+        backend = choose_backend(config.model, config.backend, config.device)
         opening: dict[str, Any] = {
-            "backend": config.backend, "device": config.device or ("cuda" if sizes.gpus else None),
+            "backend": backend, "device": config.device or ("cuda" if sizes.gpus else None),
             "threads": sizes.threads, "arithmetic": config.arithmetic,
         }  # fmt: skip
         return Job(
@@ -328,5 +330,7 @@ def _cluster_sizes(config: BatchConfig, ray: Any) -> Sizes:
     """Sizes for the machines of a cluster."""
     resources: Mapping[str, float] = ray.cluster_resources()
     nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    gpus = 0 if config.device == "cpu" else int(resources.get("GPU", 0))
+    backend = BACKENDS[choose_backend(config.model, config.backend, config.device)]
+    on_gpu = config.device != "cpu" and "cuda" in backend.devices
+    gpus = int(resources.get("GPU", 0)) if on_gpu else 0
     return _sizes(config, int(resources.get("CPU", 1)), gpus, max(1, nodes))

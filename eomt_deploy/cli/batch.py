@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,7 +111,8 @@ def batch(
     last: list[State] = []
     with ExitStack() as stack:
         try:
-            report = run(config, _shown_by(stack, last))
+            with redirect_stdout(sys.stderr):  # Ray prints there that a worker died
+                report = run(config, _shown_by(stack, last))
         except BaseException:  # also Ctrl-C
             stack.close()
             if last:

@@ -58,7 +58,7 @@ def test_every_mask_is_that_of_the_segmenter(output, exported, images):
                 )
                 assert Image.open(folder / row["overlay"]).size == result.size[::-1]
                 assert row["prepare_ms"] > 0
-    assert segments > 30
+    assert segments > 3
     assert sum(report.segments.values()) == segments
     assert (report.images, report.shards, report.kept) == (30, 4, 0)
     assert states[-1].done == 30
