@@ -5,7 +5,7 @@
     python benchmarks/batch.py memory --images 100000
 
 `speed` compares the batch job with a plain `stream` loop, and with a DataLoader loop over
-transformers, on the same network with random weights (EoMT-S, 640x640) and the same images, in
+transformers, on the same network with random weights (EoMT-S) and the same images, in
 random order. It also measures decoding and the network alone. `kills` ends the driver or a worker
 with signal 9 at random times, repeats the command until it is done, and compares the union of the
 shards with the list of images. `memory` adds up the memory of all processes of a run on small
@@ -36,7 +36,6 @@ from eomt_deploy.benchmarking.measure.statistics import percentile, speedup
 from eomt_deploy.cli.console import write_json
 from eomt_deploy.data_files import folder as data_folder
 
-SIZE = 640
 SHOWN_SECONDS = 1.0
 
 
@@ -182,7 +181,7 @@ def memory(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {"kind": "batch-memory", "exact": exact, "curve": curve, "peak_by_process": peak}
 
 
-def random_network(folder: Path) -> Path:
+def random_network(folder: Path, size: int) -> Path:
     """A folder of transformers with an EoMT-S with random weights, as after training."""
     import torch
     from transformers import EomtConfig, EomtForUniversalSegmentation
@@ -190,7 +189,7 @@ def random_network(folder: Path) -> Path:
     torch.manual_seed(0)
     config = EomtConfig(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, num_blocks=3,
-        num_queries=200, image_size=SIZE, num_register_tokens=4,
+        num_queries=200, image_size=size, num_register_tokens=4,
         id2label={i: f"class {i}" for i in range(133)},
     )  # fmt: skip
     network = EomtForUniversalSegmentation(config).eval()
@@ -211,7 +210,9 @@ def export_network(network: Path, path: Path) -> Path:
     return path
 
 
-def transformers_loop(network: Path, paths: list[Path], threads: int) -> Callable[[], None]:
+def transformers_loop(
+    network: Path, size: int, paths: list[Path], threads: int
+) -> Callable[[], None]:
     """A DataLoader that reads and prepares images, and the model of transformers."""
     import torch
     from torch.utils.data import DataLoader, Dataset
@@ -219,8 +220,8 @@ def transformers_loop(network: Path, paths: list[Path], threads: int) -> Callabl
     from transformers.models.eomt.image_processing_pil_eomt import EomtImageProcessorPil
 
     torch.set_num_threads(threads)
-    size = {"shortest_edge": SIZE, "longest_edge": SIZE}
-    processor = EomtImageProcessorPil(do_split_image=False, do_pad=True, size=size)
+    edges = {"shortest_edge": size, "longest_edge": size}
+    processor = EomtImageProcessorPil(do_split_image=False, do_pad=True, size=edges)
     model = EomtForUniversalSegmentation.from_pretrained(network).eval()
 
     class Images(Dataset):  # type: ignore[type-arg]
@@ -250,7 +251,7 @@ def speed(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     from eomt_deploy.batch import run as run_batch
 
     paths = write_images(work / "in", options.images, (480, 640))
-    network = random_network(work / "network")
+    network = random_network(work / "network", options.size)
     model = export_network(network, work / "model.onnx")
     threads = len(os.sched_getaffinity(0))
     segmenter = Segmenter(model).warmup()
@@ -270,7 +271,9 @@ def speed(options: argparse.Namespace, work: Path) -> dict[str, Any]:
 
     loops: dict[str, Callable[[], None]] = {
         "decoding alone": decoding, "network alone": network_only, "stream": stream,
-        "DataLoader + transformers": transformers_loop(network, paths, threads),
+        "DataLoader + transformers": transformers_loop(
+            network, options.size, paths, threads
+        ),
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in ("batch", *loops)}
     for name, took in _rounds(loops, options, run_batch, BatchConfig, model, work):
@@ -320,6 +323,7 @@ def main() -> None:
     parser.add_argument("what", choices=("speed", "kills", "memory"))
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=640, help="height and width of the network")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--between", type=float, nargs=2, default=(1.0, 15.0), metavar="SECONDS")
     parser.add_argument("--shard-size", type=int, default=64)
@@ -327,6 +331,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    # Ray gives its workers a low priority; on a busy machine the comparison would be unfair.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory() as name:
         found = {"speed": speed, "kills": kills, "memory": memory}[options.what](
             options, Path(name)

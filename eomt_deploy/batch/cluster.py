@@ -46,9 +46,13 @@ def import_ray(address: str | None = None) -> Any:
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "120")  # seconds until GCS must answer
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if address is None and "ray" not in sys.modules:
+        # Without this, Ray looks for its address with a socket to a server in the internet, and
+        # uses it. The name is from other systems, where Ray uses the loopback interface.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        if "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         import pyarrow  # noqa: F401
         import ray
@@ -67,7 +71,7 @@ def import_ray(address: str | None = None) -> Any:
 def running_ray(address: str | None, *, slots: int, gpus: int) -> Iterator[Any]:
     """The module ``ray``, connected; at the end all processes that were started here are gone.
 
-    A Ray on this machine listens only on the loopback interface, has no dashboard, sends no
+    A Ray on this machine connects only through the loopback interface, has no dashboard, sends no
     telemetry, requires a random token, and keeps its files in a temporary folder that is removed.
 
     Args:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # else other tests on the machine come first
 
 pytest.importorskip("ray", reason="batch jobs need the extra batch")
 

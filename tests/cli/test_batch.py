@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,9 +29,11 @@ def command(exported, images, output, *more):
 
 
 def start(line):
+    # Without RAY_worker_niceness, other tests on the machine come first.
     return subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"RAY_worker_niceness": "0"},
+    )  # fmt: skip
 
 
 def until(condition):
@@ -57,10 +60,11 @@ def test_kill_9_and_again_gives_each_image_once(exported, tmp_path):
     assert 0 < len(finished) < 50
 
     shim = compile_shim(tmp_path)
-    watched = Watched(tmp_path / "watched", shim)
+    watched = Watched(tmp_path / "watched", shim, {"RAY_worker_niceness": "0"})
     said = watched.run(*line[1:])
     assert "wrote 400 images, " in said
-    assert watched.contacts == []
+    # Ray looks up the name of this machine.
+    assert set(watched.contacts) <= {f"getaddrinfo {socket.gethostname()}"}
     assert watched.files() == []
     watched.proxy.close()
     rows = check_complete(output, paths)
