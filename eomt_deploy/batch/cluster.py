@@ -121,7 +121,7 @@ def running_ray(address: str | None, *, slots: int, gpus: int) -> Iterator[Any]:
 def _connect(ray: Any, options: dict[str, Any], name: str) -> None:
     handlers = _handlers()
     try:
-        with _quiet():
+        with _quiet(), _without_dashboard():
             ray.init(**options)
     except Exception as error:  # Ray has many
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -133,6 +133,27 @@ def _connect(ray: Any, options: dict[str, Any], name: str) -> None:
         ) from error
     finally:
         _restore(handlers)  # Ray replaced that of SIGTERM, which keeps finished shards
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Do not start the process of the dashboard.
+
+    Without the dashboard itself, this process only collects usage statistics. Even if they are off,
+    it asks the metadata services of three clouds where it runs.
+    """
+    try:
+        from ray._private.node import Node
+
+        before = Node.start_api_server
+    except (ImportError, AttributeError):  # another version of Ray
+        yield
+        return
+    Node.start_api_server = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        Node.start_api_server = before
 
 
 @contextmanager
