@@ -143,17 +143,18 @@ def _without_dashboard() -> Iterator[None]:
     it asks the metadata services of three clouds where it runs.
     """
     try:
-        from ray._private.node import Node
+        from ray._private import node
 
-        before = Node.start_api_server
+        kind: Any = node.Node
+        before = kind.start_api_server
     except (ImportError, AttributeError):  # another version of Ray
         yield
         return
-    Node.start_api_server = lambda *_, **__: None
+    kind.start_api_server = lambda *_, **__: None
     try:
         yield
     finally:
-        Node.start_api_server = before
+        kind.start_api_server = before
 
 
 @contextmanager
