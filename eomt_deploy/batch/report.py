@@ -25,7 +25,7 @@ class BatchReport:
         segments: class name -> number of segments.
         pixels: class name -> number of their pixels.
         shards: number of shards.
-        seconds: duration of this run, without the start of Ray.
+        seconds: duration of this run, without the start and the end of Ray.
         notes: lines for the user, e.g. about files that were left out.
     """
 

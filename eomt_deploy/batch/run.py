@@ -108,15 +108,10 @@ def run(config: BatchConfig, show: Show = lambda state: None) -> BatchReport:
             place, images, settings_of(config, thresholds, model), overwrite=config.overwrite
         )
         work = _Work(config, output, spec, thresholds, model)
-        started = time.perf_counter()
-        if work.left:
-            started = work.process(show)
+        seconds = work.process(show) if work.left else 0.0
         names = (f"{shards.FOLDER}/{name}" for name in place.names(shards.FOLDER))
         shards.check_complete(work.totals, names, output.plan.shards, output.plan.images)
-        report = make_report(
-            work.totals, spec, kept=work.kept,
-            seconds=time.perf_counter() - started, notes=images.notes,
-        )  # fmt: skip
+        report = make_report(work.totals, spec, kept=work.kept, seconds=seconds, notes=images.notes)
         place.write(SUMMARY, summary(report, output.settings))
         return report
 
@@ -151,7 +146,11 @@ class _Work:
         ]
 
     def process(self, show: Show) -> float:
-        """Process all unfinished shards; returns the time at which the first model began."""
+        """Process all unfinished shards.
+
+        Returns:
+            seconds from the first open model to the last shard.
+        """
         config = self.config
         gpus = _local_gpus(config)
         sizes = _sizes(config, usable_cores(), gpus)
@@ -171,7 +170,7 @@ class _Work:
                     began = time.perf_counter()
                 show(state)
                 self._check_errors(state.failed)
-            return began or time.perf_counter()
+            return 0.0 if began is None else time.perf_counter() - began
 
     def _results(self, ray: Any, sizes: Sizes, progress: Any) -> Iterator[list[ShardFacts]]:
         """Facts of newly finished shards, possibly none, twice a second."""
