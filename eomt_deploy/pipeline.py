@@ -77,7 +77,7 @@ class Pipeline(Protocol):
         """Compute the results from the outputs of the network."""
 
 
-class _Input(NamedTuple):
+class NetworkInput(NamedTuple):
     """One image, its network inputs uint8 [N, H, W, 3], and their position in the image."""
 
     image: LoadedImage
@@ -102,12 +102,12 @@ class HostPipeline:
     processor: Processor
     request: Request
 
-    def prepare(self, group: Sequence[ImageSource]) -> list[_Input]:
+    def prepare(self, group: Sequence[ImageSource]) -> list[NetworkInput]:
         """Read and resize."""
         images = map(self.request.load, group)
-        return [_Input(image, *self.processor.preprocess(image.pixels)) for image in images]
+        return [NetworkInput(image, *self.processor.preprocess(image.pixels)) for image in images]
 
-    def run(self, ready: list[_Input]) -> list[_Output]:
+    def run(self, ready: list[NetworkInput]) -> list[_Output]:
         """Run the network on all images of the group together."""
         classes, masks = run_in_parts(self.engine, np.concatenate([item.images for item in ready]))
         ends = np.cumsum([len(item.images) for item in ready])[:-1]

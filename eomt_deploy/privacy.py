@@ -2,7 +2,8 @@
 
 ONNX Runtime sends events to Microsoft and keeps a device id in the user's cache. OpenVINO sends
 events to Google Analytics and keeps a client id in the home folder. huggingface_hub adds facts
-about the machine to its requests. PyTorch, onnx, TensorRT, OpenCV and matplotlib send nothing.
+about the machine to its requests. Ray sends usage statistics of each cluster. PyTorch, onnx,
+TensorRT, OpenCV and matplotlib send nothing.
 
 A choice that the user already made is not changed.
 """
@@ -22,6 +23,8 @@ ONNXRUNTIME_SWITCH = "ORT_DISABLE_TELEMETRY"
 HUB_SWITCH = "HF_HUB_DISABLE_TELEMETRY"
 HUB_SWITCHES = (HUB_SWITCH, "DISABLE_TELEMETRY", "DO_NOT_TRACK")
 """Each of these variables alone switches the telemetry off."""
+RAY_SWITCH = "RAY_USAGE_STATS_ENABLED"
+"""Ray counts only 0 as off."""
 YES = ("1", "true", "yes", "on")
 """Values that both libraries accept as yes; upper and lower case are equal."""
 OPENVINO_REPORTER = "openvino_telemetry"
@@ -50,6 +53,7 @@ def switch_off() -> None:
     """
     for name in (ONNXRUNTIME_SWITCH, HUB_SWITCH):
         os.environ.setdefault(name, "1")
+    os.environ.setdefault(RAY_SWITCH, "0")
 
 
 def quiet_onnxruntime(module: Any) -> None:
@@ -92,6 +96,9 @@ def reports() -> list[Report]:
             found.append(Report("openvino", False, "its telemetry package is not loaded"))
     if find_spec("huggingface_hub"):
         found.append(_by_variable("huggingface_hub", HUB_SWITCHES))
+    if find_spec("ray"):
+        value = os.environ.get(RAY_SWITCH)
+        found.append(Report("ray", value != "0", f"{RAY_SWITCH}={value}"))
     return found
 
 

@@ -33,6 +33,7 @@ static int is_here(const char *call, const struct sockaddr *address) {
     } else if (address->sa_family == AF_INET6) {
         const struct in6_addr *ip = &((const struct sockaddr_in6 *)address)->sin6_addr;
         if (IN6_IS_ADDR_LOOPBACK(ip)) return 1;
+        if (IN6_IS_ADDR_V4MAPPED(ip) && ip->s6_addr[12] == 127) return 1;
         inet_ntop(AF_INET6, ip, text, sizeof text);
     } else {
         return 1;

@@ -107,9 +107,10 @@ def test_no_command_writes_outside_the_cache_folder(watched):
 
 def test_doctor_says_what_is_switched_off(tmp_path):
     out = Watched(tmp_path / "default", None).run(*CLI, "doctor", "--json")
-    assert {r["library"]: r["sends"] for r in json.loads(out)["privacy"]} == {
-        "onnxruntime": False, "openvino": False, "huggingface_hub": False
-    }  # fmt: skip
+    found = {r["library"]: r["sends"] for r in json.loads(out)["privacy"]}
+    found.pop("ray", None)  # its extra is optional
+    assert found == {"onnxruntime": False, "openvino": False, "huggingface_hub": False}
+    assert "true" not in json.dumps(json.loads(out)["privacy"])
     chosen = Watched(tmp_path / "chosen", None, {"ORT_DISABLE_TELEMETRY": "0"})
     opt_in_to_openvino(chosen)
     out = chosen.run(*CLI, "doctor")
@@ -189,3 +190,15 @@ def test_variables_are_read_as_the_library_reads_them(monkeypatch, value):
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", value)
     found = {report.library: report.sends for report in privacy.reports()}
     assert found["onnxruntime"] == (value not in ("1", "true", "YES"))
+
+
+@pytest.mark.parametrize(("value", "sends"), [("0", False), ("1", True), (None, True)])
+def test_only_0_switches_the_statistics_of_ray_off(monkeypatch, value, sends):
+    pytest.importorskip("ray")
+    monkeypatch.delenv(privacy.RAY_SWITCH, raising=False)
+    if value is not None:
+        monkeypatch.setenv(privacy.RAY_SWITCH, value)
+    found = {report.library: report.sends for report in privacy.reports()}
+    assert found["ray"] == sends
+    privacy.switch_off()
+    assert os.environ[privacy.RAY_SWITCH] == (value or "0")

@@ -13,6 +13,7 @@ import typer
 
 from eomt_deploy import __version__
 from eomt_deploy.cli import (
+    batch,
     bench,
     build,
     compare,
@@ -79,6 +80,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect.inspect,
     "verify": verify.verify,
     "predict": predict.command,
+    "batch": batch.batch,
     "eval": eval.evaluate,
     "compare": compare.compare,
     "bench": bench.command,

@@ -69,6 +69,7 @@ PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("download from the Hugging Face hub", ("huggingface-hub",), "export"),
     ("read and write videos", ("av",), "video"),
     ("serve models (serve)", ("fastapi", "uvicorn", "grpcio", "prometheus-client"), "serve"),
+    ("segment very many images (batch)", ("ray", "pyarrow", "pandas"), "batch"),
 )
 
 

@@ -23,6 +23,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "eomt-deploy predict tiny.onnx image.png -o overlay.png --conf 0.5",
         "eomt-deploy predict tiny.onnx clip.mp4 -o seen.mp4 --every 5",
     ),
+    "batch": (
+        "eomt-deploy batch tiny.onnx images/ -o results/",
+        "eomt-deploy batch coco.onnx paths.parquet -o s3://bucket/results --address auto",
+    ),
     "eval": (
         "eomt-deploy eval coco.onnx --data coco/ --split val2017",
         "eomt-deploy eval coco.onnx --data coco/ --limit 500 --worst worst/ --json scores.json",

@@ -1,0 +1,175 @@
+"""Complete runs in this process, with one Ray for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from batch_helpers import check_complete, check_equal, rows, workers, write_images
+from PIL import Image
+
+from eomt_deploy import Segmenter
+from eomt_deploy.batch import BatchConfig, run
+from eomt_deploy.batch.run import State
+from eomt_deploy.errors import ImageError, UsageError, VerificationError
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+OPTIONS = {"backend": "onnxruntime", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """30 images; two of them are damaged, and one has another name than its content."""
+    paths = write_images(tmp_path_factory.mktemp("images"), 30)
+    paths[3].write_bytes(paths[3].read_bytes()[:60])
+    paths[11].write_text("text")
+    paths[12].write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory, exported, images):
+    """The results of a complete run, with pictures, and its report."""
+    folder = tmp_path_factory.mktemp("out") / "results"
+    config = BatchConfig(
+        exported("panoptic"), (str(images[0].parent),), str(folder), shard_size=8, labels=True,
+        overlays=True, score_threshold=0.3, **OPTIONS,
+    )  # fmt: skip
+    states: list[State] = []
+    return folder, run(config, states.append), states, config
+
+
+def test_every_mask_is_that_of_the_segmenter(output, exported, images):
+    folder, report, states, _ = output
+    found = check_complete(folder, images)
+    segments = 0
+    with Segmenter(exported("panoptic"), **OPTIONS) as segmenter:
+        for row, path in zip(found, images, strict=True):
+            if row["error"] is None:
+                result = segmenter.predict(path, score_threshold=0.3)
+                check_equal(row, result)
+                segments += len(result)
+                assert np.array_equal(
+                    np.asarray(Image.open(folder / row["labels"])), np.asarray(result.label_image())
+                )
+                assert Image.open(folder / row["overlay"]).size == result.size[::-1]
+                assert row["prepare_ms"] > 0
+    assert segments > 3
+    assert sum(report.segments.values()) == segments
+    assert (report.images, report.shards, report.kept) == (30, 4, 0)
+    assert states[-1].done == 30
+    assert states[-1].where
+
+
+def test_damaged_images_are_rows_with_an_error(output, images):
+    folder, report, _, _ = output
+    wrong = {i: row for i, row in enumerate(rows(folder)) if row["error"] is not None}
+    assert set(wrong) == {3, 11, 12}
+    for i, row in wrong.items():
+        assert str(images[i]) in row["error"]
+        assert "Fix: " in row["error"]
+        assert (row["error_id"], row["segments"], row["labels"]) == ("E203", [], None)
+    assert report.errors == {"E203": 3}
+
+
+def test_the_summary(output):
+    folder, report, _, _ = output
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["images"] == 30
+    assert summary["without_result"] == report.failed == 3
+    assert summary["settings"]["thresholds"]["score"] == 0.3
+    assert sum(c["segments"] for c in summary["classes"].values()) == sum(report.segments.values())
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"batch.json", "summary.json", "plan", "shards", "labels", "overlays"}
+
+
+def test_a_finished_run_is_not_repeated(output):
+    folder, report, _, config = output
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.p*")}
+    again = run(config)
+    assert (again.images, again.kept, again.segments) == (30, 30, report.segments)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.p*")} == before
+
+
+def test_only_missing_shards_are_processed(output, images, tmp_path):
+    folder, report, _, config = output
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    expected = rows(copy)
+    missing = copy / "shards" / "000000002.parquet"
+    missing.unlink()
+    again = run(BatchConfig(**{**vars(config), "output": str(copy)}))
+    assert (again.images, again.kept, again.segments) == (30, 22, report.segments)
+    times = ("prepare_ms", "network_ms", "finish_ms")
+    for new, old in zip(check_complete(copy, images), expected, strict=True):
+        assert {k: v for k, v in new.items() if k not in times} == {
+            k: v for k, v in old.items() if k not in times
+        }
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_the_other_tasks(exported, tmp_path, task):
+    paths = write_images(tmp_path / "in", 5)
+    config = BatchConfig(
+        exported(task), (str(tmp_path / "in"),), str(tmp_path / "out"), concurrency=1, **OPTIONS
+    )
+    run(config)
+    with Segmenter(exported(task), **OPTIONS) as segmenter:
+        for row, path in zip(check_complete(tmp_path / "out", paths), paths, strict=True):
+            check_equal(row, segmenter.predict(path))
+
+
+def test_killed_workers_cost_no_image(exported, tmp_path):
+    paths = write_images(tmp_path / "in", 200)
+    config = BatchConfig(
+        exported("panoptic"), (str(tmp_path / "in"),), str(tmp_path / "out"), shard_size=20,
+        concurrency=1, **OPTIONS,
+    )  # fmt: skip
+    names = ["MapWorker", "Decoder", "Writer"]
+    killed: list[int] = []
+
+    def kill(state: State) -> None:
+        if state.where and names and (found := workers(names[-1])):
+            names.pop()
+            killed.extend(found)
+            for process in found:
+                os.kill(process, signal.SIGKILL)
+
+    report = run(config, kill)
+    assert names == []
+    assert len(killed) >= 3
+    assert (report.images, report.failed) == (200, 0)
+    check_complete(tmp_path / "out", paths)
+
+
+def test_too_many_errors_stop_the_run_and_it_continues_later(exported, images, tmp_path):
+    config = BatchConfig(
+        exported("panoptic"), (str(images[0].parent),), str(tmp_path / "out"), shard_size=10,
+        max_errors=2, **OPTIONS,
+    )  # fmt: skip
+    with pytest.raises(ImageError, match="3 images have no result, and --max-errors allows 2"):
+        run(config)
+    report = run(BatchConfig(**{**vars(config), "max_errors": 3}))
+    assert (report.images, report.failed) == (30, 3)
+    check_complete(tmp_path / "out", images)
+
+
+@pytest.mark.shared_data
+def test_a_model_that_computes_nan_ends_the_run(tmp_path, shared):
+    write_images(tmp_path / "in", 3)
+    model = shared / "cases" / "nan" / "panoptic_nan.onnx"
+    config = BatchConfig(model, (str(tmp_path / "in"),), str(tmp_path / "out"), **OPTIONS)
+    with pytest.raises(VerificationError, match="NaN"):
+        run(config)
+    assert not list((tmp_path / "out").glob("shards/*"))
+
+
+def test_labels_of_instances_are_refused(exported, tmp_path):
+    config = BatchConfig(exported("instance"), ("x",), str(tmp_path / "out"), labels=True)
+    with pytest.raises(UsageError, match="masks overlap"):
+        run(config)
+    assert not (tmp_path / "out").exists()
