@@ -26,6 +26,8 @@ from eomt_deploy import Segmenter
 from eomt_deploy.triton.options import TritonConfig
 from eomt_deploy.triton.repository import write_repository
 
+# It downloads the server, 144 MB: a test run must not depend on that.
+pytestmark = pytest.mark.slow
 TASKS = ("semantic", "instance", "panoptic")
 
 
