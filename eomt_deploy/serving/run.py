@@ -20,8 +20,8 @@ from eomt_deploy.errors import UsageError
 from eomt_deploy.serving.app import make_app
 from eomt_deploy.serving.config import Limits, ServeConfig
 from eomt_deploy.serving.log import RequestLog
-from eomt_deploy.serving.pool import kill_processes
 from eomt_deploy.serving.server import ModelServer
+from eomt_deploy.serving.supervision import kill_processes
 from eomt_deploy.serving.work import ServedModel
 
 MAX_HEADER = 16 << 10

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from eomt_deploy.serving.pool import Turns
 from eomt_deploy.serving.queue import Pending, RequestQueue
+from eomt_deploy.serving.supervision import Turns
 from eomt_deploy.serving.work import Answer, RequestError, Work
 
 NEVER = 1e12
