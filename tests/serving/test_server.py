@@ -28,7 +28,9 @@ from eomt_deploy.serving.work import Options
 TASKS = ("panoptic", "instance", "semantic")
 LOW = {"panoptic": {"score_threshold": 0.1, "overlap_threshold": 0.1}, "instance": {}}
 """Thresholds at which a network with random weights finds segments."""
-IMAGES = [encoded(1), encoded(2, (90, 40)), encoded(3, (64, 64), "JPEG"), encoded(4, (33, 71))]
+SIZES = [(48, 64), (90, 40), (64, 64), (33, 71), (120, 100)]
+IMAGES = [encoded(i, SIZES[i % 5], "JPEG" if i % 3 == 2 else "PNG") for i in range(17)]
+"""With three tasks, 51 results are compared in each test."""
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +196,7 @@ def test_formats(web, paths):
         np.asarray(Image.open(io.BytesIO(png.content))), np.asarray(result.label_image())
     )
     overlay = get("overlay")
-    assert Image.open(io.BytesIO(overlay.content)).size == (64, 48)
+    assert Image.open(io.BytesIO(overlay.content)).size == SIZES[0][::-1]
     name = result.regions()[0].class_name
     kept = get("rle", classes=name).json()
     assert kept == result.filter(classes=name).to_dict(masks="rle")
@@ -263,7 +265,7 @@ def test_post_processing_again(web, paths):
         result = segmenter.predict(IMAGES[0], **LOW["panoptic"])
     assert again.json() == result.to_dict(masks="rle")
     overlay = web.post("/segment", params={"image": key, "format": "overlay"})
-    assert Image.open(io.BytesIO(overlay.content)).size == (64, 48)
+    assert Image.open(io.BytesIO(overlay.content)).size == SIZES[0][::-1]
     other_model = web.post("/segment", params={"image": key, "model": "semantic"})
     assert other_model.status_code == 404
 
