@@ -56,14 +56,18 @@ class ShardModel:
         self.job, self.progress = job, progress
         self.network = threading.Lock()
         self._failure: EomtDeployError | None = None
+        # Their processes start while the model is opened.
+        self.decoders = Helpers(Decoder, job.decoders, job)
+        self.writers = Helpers(Writer, job.writers, job)
         try:
             self.pipeline = self._open()
         except EomtDeployError as error:  # returned by the first call, which keeps its text
             self._failure = error
-            return
-        on_device = isinstance(self.pipeline, DevicePipeline)
-        self.decoders = Helpers(Decoder, job.decoders, job, on_device)
-        self.writers = Helpers(Writer, job.writers, job)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the model resizes images on a GPU."""
+        return isinstance(self.pipeline, DevicePipeline)
 
     def _open(self) -> Pipeline:
         job = self.job
@@ -144,7 +148,9 @@ class ShardRun:
             while starts and len(waiting) < window:
                 start = starts.popleft()
                 part = paths[start : start + IMAGES_PER_CALL]
-                call = self._model.decoders.start("prepare", part, attempts=1)
+                call = self._model.decoders.start(
+                    "prepare", part, self._model.on_device, attempts=1
+                )
                 waiting.append((start, part, call))
             start, part, call = waiting.popleft()
             items, self._images[start] = self._decoded(part, call)
@@ -163,7 +169,7 @@ class ShardRun:
         found: list[Ready | ImageError] = []
         pixels: list[Any] = []
         for path in part:
-            single = self._model.decoders.start("prepare", [path])
+            single = self._model.decoders.start("prepare", [path], self._model.on_device)
             try:
                 found += single.get(seconds=DECODE_SECONDS)
                 pixels.append(single.refs[1])

@@ -84,20 +84,20 @@ def read_image(path: str, max_pixels: int | None) -> RgbImage:
 
 
 class Decoder:
-    """Reads, decodes and resizes images in its own process.
+    """Reads, decodes and resizes images in its own process."""
 
-    Args:
-        on_device: whether the model resizes images on a GPU.
-    """
-
-    def __init__(self, job: Job, on_device: bool) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._processor = None if on_device else Processor(job.spec, threads=1)
+        self._processor = Processor(job.spec, threads=1)
 
     def prepare(
-        self, paths: Sequence[str]
+        self, paths: Sequence[str], on_device: bool
     ) -> tuple[list[Ready | ImageError], list[RgbImage | None]]:
         """Prepare some images.
+
+        Args:
+            paths: their paths or addresses.
+            on_device: whether the model resizes them on a GPU.
 
         Returns:
             the inputs of the network, or errors; and the images, if overlays are drawn from them.
@@ -110,9 +110,9 @@ class Decoder:
             try:
                 start = time.perf_counter()
                 pixels = read_image(path, self._job.max_pixels)
-                item = self._input(path, pixels)
+                item = self._input(path, pixels, on_device)
                 took = (time.perf_counter() - start) * 1000
-                size = pixels.nbytes if keep or self._processor is None else 0
+                size = pixels.nbytes if keep or on_device else 0
                 size += item.images.nbytes if isinstance(item, NetworkInput) else 0
                 ready.append(Ready(item, took, size))
             except ImageError as error:
@@ -120,8 +120,8 @@ class Decoder:
             images.append(pixels if keep else None)
         return ready, images
 
-    def _input(self, path: str, pixels: RgbImage) -> NetworkInput | LoadedImage:
-        if self._processor is None:
+    def _input(self, path: str, pixels: RgbImage, on_device: bool) -> NetworkInput | LoadedImage:
+        if on_device:
             return LoadedImage(pixels, name_of(path))
         # The pixels stay here: the network needs only the resized image.
         nothing = LoadedImage(cast("Any", None), name_of(path))
