@@ -152,7 +152,7 @@ def measure(work: Path, images: list[bytes], rounds: int, installed: Path) -> It
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=0, help="also time so many rounds")
+    parser.add_argument("--rounds", type=int, default=0, help="number of rounds to time as well")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     arguments = parser.parse_args()
     if reason := triton_server.problem():
