@@ -109,6 +109,11 @@ def processes(ancestor: int) -> dict[int, tuple[str, float]]:
     return found
 
 
+def kind_of(name: str) -> str:
+    """The kind of a process of Ray, without paths and numbers of this machine."""
+    return name.split("(")[0].split(".")[0].strip() if name.startswith("ray::") else "Ray services"
+
+
 def _workers(driver: int) -> dict[int, str]:
     """Names of the Ray workers of a run that a kill can hit."""
     names = {pid: name.split("(")[0].strip() for pid, (name, _) in processes(driver).items()}
@@ -167,9 +172,9 @@ def memory(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     while process.poll() is None:
         found = processes(process.pid)
         curve.append((time.monotonic() - start, sum(size for _, size in found.values())))
-        for name, size in found.values():
-            short = name.split("(")[0].strip()[-40:]
-            peak[short] = max(peak.get(short, 0.0), size)
+        for number, (name, size) in found.items():
+            kind = "driver" if number == process.pid else kind_of(name)
+            peak[kind] = max(peak.get(kind, 0.0), size)
         time.sleep(SHOWN_SECONDS)
     text = process.communicate()[0].decode()
     assert process.returncode == 0, text

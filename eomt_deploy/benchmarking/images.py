@@ -64,7 +64,7 @@ class BenchSources:
     max_pixels: int | None = None
 
     def read(self, limit: int = MAX_IMAGES) -> Iterator[BenchImage]:
-        """Read at most so many images: of a longer list every n-th, of a video one per second.
+        """Read a limited number of images: every n-th of a long list, one per second of a video.
 
         Raises:
             ImageError: an image or the video cannot be read.
@@ -139,7 +139,7 @@ def input_files(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def spread(images: Sequence[Path | str], limit: int) -> list[Path | str]:
-    """At most so many of a list, evenly spread, from the first one on."""
+    """A limited number of items of a list, evenly spread, from the first one on."""
     count = min(limit, len(images))
     return [images[index * len(images) // count] for index in range(count)]
 

@@ -96,7 +96,9 @@ def serve(
         ) from error
     check_access(host, token, no_auth=no_auth)
     if log not in LOGS:
-        raise UsageError(f"There is no log {log!r}.", fix=f"Use one of {', '.join(LOGS)}.")
+        raise UsageError(
+            f"The log format {log!r} is unknown.", fix=f"Use one of {', '.join(LOGS)}."
+        )
     config = ServeConfig(
         named_models(models), host, port, None if no_grpc else grpc_port, token, drain_seconds, log,
         PoolOptions(workers, max_batch, max_delay_ms / 1000, max_queue, timeout),
@@ -110,7 +112,7 @@ def serve(
             for remark in model.remarks:
                 warn(f"{name}: {remark}")
         if no_auth:
-            warn("There is no token: everyone who reaches this address can use the server.")
+            warn("The server has no token: everyone who reaches this address can use it.")
         grpc = f", gRPC at {running.grpc_address}" if running.grpc_address else ""
         say(f"serving at {running.address}{grpc}; Ctrl-C stops", stderr)
 

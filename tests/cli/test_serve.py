@@ -20,7 +20,7 @@ import served
         (["--host", "0.0.0.0"], "there is no token", "EOMT_DEPLOY_TOKEN"),
         (["--token", "secret"], "at least 16", "openssl rand"),
         (["--token", "a" * 16, "--no-auth"], "conflict", "Leave one"),
-        (["--log", "xml"], "no log 'xml'", "text, json, off"),
+        (["--log", "xml"], "log format 'xml' is unknown", "text, json, off"),
         (["--backend", "no-such"], "no-such", "onnxruntime"),
     ],
 )
