@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from served import encoded, running
 
@@ -215,6 +217,64 @@ def test_a_signal_finishes_the_queue(model, expected, name):
         if _group(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_a_second_signal_does_not_wait(model):
+    """The first one waits for a worker that hangs, the second one kills it."""
+    command = [
+        sys.executable, "-m", "eomt_deploy", "serve", f"m={model}", "--port", "0", "--no-grpc",
+        "--backend", "onnxruntime", "--threads", "1", "--drain-seconds", "60", "--timeout", "60",
+        "--max-batch", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        address = next(x for x in process.stderr or () if x.startswith("serving at ")).split()[2]
+        with httpx.Client(base_url=address.rstrip(";"), timeout=60) as web:
+            for worker in _children(process.pid):
+                os.kill(worker, signal.SIGSTOP)
+            with ThreadPoolExecutor(4) as threads:
+                answers = [
+                    threads.submit(web.post, "/segment", content=IMAGES[0]) for _ in range(4)
+                ]
+                until(lambda: _waiting(web) > 0)  # the others are in the worker
+                process.send_signal(signal.SIGTERM)
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(3)
+                process.send_signal(signal.SIGTERM)
+                process.wait(30)
+                for answer in answers:
+                    with suppress(httpx.TransportError):  # the server was faster than its answer
+                        assert answer.result().status_code in (500, 503)
+        until(lambda: not _group(process.pid), 10)
+    finally:
+        if _group(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_the_drain_time_ends_a_call_over_grpc(model):
+    """A call whose worker hangs ends with an error, and the server stops (checked by running)."""
+    import tritonclient.grpc
+
+    with running({"m": model}, grpc_port=0, drain_seconds=1.0, max_batch=1) as server:
+        client = tritonclient.grpc.InferenceServerClient(server.grpc_address)
+        tensor = tritonclient.grpc.InferInput("image", [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([IMAGES[0]], object))
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        with ThreadPoolExecutor(4) as threads, httpx.Client(base_url=server.address) as web:
+            answers = [threads.submit(client.infer, "m", [tensor]) for _ in range(4)]
+            until(lambda: _waiting(web) > 0)  # the others are in the worker
+            server.stop()
+            for answer in answers:
+                with pytest.raises(tritonclient.grpc.InferenceServerException):
+                    answer.result(60)
+
+
+def _children(parent: int) -> list[int]:
+    """The processes that this one has started."""
+    text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
+    return [int(number) for number in text.split()]
 
 
 def _group(number: int) -> bool:

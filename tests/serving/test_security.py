@@ -238,6 +238,20 @@ def test_a_thousand_idle_connections(server, web):
             client.close()
 
 
+def test_a_connection_without_a_next_request(model):
+    """It is closed after the idle time, not only after the time for a header."""
+    with (
+        running({"m": model}, idle_seconds=1.0, header_seconds=300.0) as server,
+        connect(server) as client,
+    ):
+        client.settimeout(60)
+        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        found = b""
+        while part := client.recv(4096):
+            found += part
+        assert b" 200 " in found
+
+
 def bomb(side: int) -> bytes:
     """A PNG file of a few kB with side x side black pixels."""
 
