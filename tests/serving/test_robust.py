@@ -230,7 +230,7 @@ def test_a_second_signal_does_not_wait(model):
     try:
         address = next(x for x in process.stderr or () if x.startswith("serving at ")).split()[2]
         with httpx.Client(base_url=address.rstrip(";"), timeout=60) as web:
-            for worker in _children(process.pid):
+            for worker in _workers(process.pid):
                 os.kill(worker, signal.SIGSTOP)
             with ThreadPoolExecutor(4) as threads:
                 answers = [
@@ -271,10 +271,11 @@ def test_the_drain_time_ends_a_call_over_grpc(model):
                     answer.result(60)
 
 
-def _children(parent: int) -> list[int]:
-    """The processes that this one has started."""
-    text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
-    return [int(number) for number in text.split()]
+def _workers(server: int) -> list[int]:
+    """The worker processes of a server, without the process that cleans up after Python."""
+    children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+    names = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+    return [child for child, name in names.items() if "resource_tracker" not in name]
 
 
 def _group(number: int) -> bool:
