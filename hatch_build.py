@@ -93,14 +93,16 @@ def machine_flags(triple: str, cpu: str | None) -> list[str]:
 def compile_library(root: Path, library: Path, triple: str, cpu: str | None, *more: str) -> None:
     """Compile a shared library to ``library``, a path from ``root``."""
     flags = [*machine_flags(triple, cpu), *more]
-    # Compile in a temporary folder, since Zig also writes a .lib beside a .dll. Then rename, since
-    # a process that has loaded the old library would crash if its bytes changed.
     target = root / library
+    # Compile in a temporary folder, then rename, since a process that has loaded the old library
+    # would crash if its bytes changed.
     with tempfile.TemporaryDirectory(prefix="pixels-", dir=target.parent) as folder:
         made = Path(folder) / library.name
+        if imports := LIBRARY in more and "windows" in triple:  # programs are linked to this file
+            flags.append(f"-Wl,--out-implib={made.with_suffix('.lib')}")
         zig("cc", "-shared", "-s", *flags, *sources(root), "-o", str(made))
-        if LIBRARY in more and (imports := made.with_suffix(".lib")).exists():
-            imports.replace(target.with_suffix(".lib"))
+        if imports:
+            made.with_suffix(".lib").replace(target.with_suffix(".lib"))
         made.replace(target)
 
 

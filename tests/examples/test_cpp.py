@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,11 @@ def test_errors_are_sentences(program, scenes_model, tmp_path):
     Image.new("RGB", (2000, 1)).save(bad)
     assert "aspect ratio" in run(program, scenes_model, bad, out, code=1)
     assert not out.exists()
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="binutils is not installed")
+def test_the_static_library_occupies_no_other_names(program, common):
+    listed = run("nm", "--defined-only", "--extern-only", common / "libeomt.a")
+    names = {line.split()[-1] for line in listed.splitlines() if len(line.split()) == 3}
+    assert "eomt_postprocess" in names
+    assert all(name.startswith("eomt_") for name in names)
