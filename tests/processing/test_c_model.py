@@ -10,7 +10,7 @@ from dataclasses import replace
 import c_library
 import pytest
 import tiny
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mutations import VALUES, changed, names_it, nested, paths, without
 
@@ -189,6 +189,10 @@ def number_texts():
 
 @settings(max_examples=500)
 @given(number_texts())
+@example("1." + "0" * 90 + "1")  # is rounded to 1
+@example("1.00000000000000011102230246251565404")  # 1 + 2^-53
+@example("1.00000000000000011102230246251565405")
+@example("1.0000000000000002")
 def test_thresholds_are_rounded_as_in_python(text):
     accepts_both(changed(DATA, ("thresholds", "score"), text))
 

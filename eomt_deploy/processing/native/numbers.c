@@ -87,7 +87,14 @@ int read_share(const char *value, double *number) {
     if (scale < -MAX_EXPONENT) return 1; /* below the smallest double */
     for (; scale < 0; scale++) multiply_add(&denominator, 10, 0);
     const int order = compare(&numerator, &denominator);
-    if (order > 0) return 0;
-    *number = order == 0 ? 1 : divide(numerator, &denominator);
+    if (order > 0) { /* at most 1 + 2^-53 is rounded to 1 */
+        subtract(&numerator, &denominator);
+        for (int bit = 0; bit < 53; bit++) {
+            if (compare(&numerator, &denominator) > 0) return 0;
+            multiply_add(&numerator, 2, 0);
+        }
+        if (compare(&numerator, &denominator) > 0) return 0;
+    }
+    *number = order >= 0 ? 1 : divide(numerator, &denominator);
     return 1;
 }
