@@ -5,8 +5,12 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
-#ifdef _WIN32
+#ifdef EOMT_LIBRARY /* The library for C exports the functions of eomt.h only. */
+#define API __attribute__((visibility("hidden")))
+#include "prefix.h"
+#elif defined(_WIN32)
 #define API __declspec(dllexport)
 #else
 #define API __attribute__((visibility("default")))
@@ -15,6 +19,10 @@
 #define INLINE static inline
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define FUSED(a, b, c) __builtin_fmaf(a, b, c)
+#elif defined(__wasm__)
+/* In double precision, the product is exact. Rounding the sum twice differs from rounding it once
+   for about one of 2^29 sums, and then by the last bit. */
+#define FUSED(a, b, c) ((float)((double)(a) * (b) + (c)))
 #else /* Without the instruction, a fused multiply-add would be a slow function. */
 #define FUSED(a, b, c) ((a) * (b) + (c))
 #endif
@@ -31,6 +39,12 @@ enum { DONE = 0, NO_MEMORY = -1, WRONG_ARGUMENTS = -2 };
 /* Maximum side of a mask or network input, and maximum number of queries or classes. Products of
    two sides, or of a side and a number, fit into 31 bits. */
 enum { MAX_SIDE = 1 << 15, MAX_NUMBER = (1 << 15) - 1 };
+
+/* Memory for some values; NULL if there is not enough, even where addresses have 32 bits. */
+static inline void *allocate(int64_t count, size_t size) {
+    if (count < 0 || (uint64_t)count > (uint64_t)PTRDIFF_MAX / size) return NULL;
+    return malloc((size_t)count * size + !count);
+}
 
 static inline int within(int64_t value, int64_t minimum, int64_t maximum) {
     return value >= minimum && value <= maximum;
