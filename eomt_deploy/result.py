@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageShow
+from PIL import Image
 
 from eomt_deploy import conversions
 from eomt_deploy.classes import find_classes
-from eomt_deploy.drawing import OverlayStyle, draw_overlay
-from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.drawing import OverlayStyle, draw_overlay, show_picture
+from eomt_deploy.errors import UsageError
 from eomt_deploy.pixel_labels import (
     LABEL_TYPES,
     Labels,
@@ -364,17 +364,13 @@ class Segmentation:
     plot = overlay  # its name in other libraries
 
     def show(self, image: ImageSource | None = None, style: OverlayStyle | None = None) -> None:
-        """Open :meth:`overlay` in the image viewer of the system.
+        """Show :meth:`overlay` in the image viewer of the system, or in the notebook.
 
         Raises:
             UsageError: see :meth:`overlay`.
-            MissingDependencyError: there is no image viewer.
+            MissingDependencyError: there is no image viewer, or no display.
         """
-        if not ImageShow.show(self.overlay(image, style)):
-            raise MissingDependencyError(
-                "No image viewer was found on this machine.",
-                fix='Write the overlay to a file: result.save("overlay.png").',
-            )
+        show_picture(self.overlay(image, style))
 
     def save(self, path: str | Path) -> None:
         """Write the result in the format of the suffix.

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 
+from eomt_deploy.addresses import is_address, without_secrets
 from eomt_deploy.backends import Engine, open_engine
 from eomt_deploy.backends.engine import MAX_INPUTS, DeviceEngine, run_in_parts
 from eomt_deploy.closing import Closing
@@ -37,6 +39,16 @@ if TYPE_CHECKING:
 
 AHEAD = 2
 """Default number of images that are read and prepared before the network needs them."""
+
+
+def _is_several(source: object) -> bool:
+    """Whether it is a camera, video, folder or glob, which only `Segmenter.stream` takes."""
+    if not isinstance(source, str | Path):
+        return is_video(source)
+    if "://" in str(source):
+        return not is_address(str(source)) and is_video(source)
+    exists = Path(source).exists()
+    return Path(source).is_dir() or (is_video(source) if exists else has_magic(str(source)))
 
 
 class Segmenter(Closing):
@@ -190,7 +202,16 @@ class Segmenter(Closing):
             )
         thresholds = self.processor.thresholds(score_threshold, mask_threshold, overlap_threshold)
         steps = self._pipeline(color_order, thresholds, confidence)
-        return steps.finish(steps.run(steps.prepare([image])))[0]
+        try:
+            return steps.finish(steps.run(steps.prepare([image])))[0]
+        except ImageError as error:
+            if not _is_several(image):
+                raise
+            name = repr(without_secrets(str(image)))
+            raise ImageError(
+                f"predict() takes one image, but {name} is a video, camera, folder or glob.",
+                fix=f"for result in segmenter.stream({name}): …",
+            ) from error
 
     __call__ = predict
 

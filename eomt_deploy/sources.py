@@ -121,7 +121,7 @@ def load_image(
     if hasattr(source, "read"):
         return _from_file(source, limit)
     raise ImageError(
-        f"A {type(source).__name__} is not an image source.",
+        f"An object of type {type(source).__name__} is not an image.",
         fix="Pass a path, bytes or an open file, a uint8 array [H, W, 3], a tensor or a PIL image.",
     )
 
@@ -148,6 +148,7 @@ def _from_bytes(data: bytes, origin: str, max_pixels: int) -> RgbImage:
 def _from_file(file: Readable, max_pixels: int) -> RgbImage:
     name = getattr(file, "name", None)
     origin = name if isinstance(name, str) else "The open file"
+    origin = "Standard input" if origin == "<stdin>" else origin
     try:
         data = file.read(max_pixels * ENCODED_BYTES_PER_PIXEL + (1 << 20))
     except (OSError, ValueError) as error:  # ValueError: closed, or opened for writing
@@ -303,7 +304,9 @@ def _from_array(array: npt.NDArray[Any], color_order: ColorOrder) -> RgbImage:
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
         raise ImageError(
             f"An array of shape {list(array.shape)} is not one image.",
-            fix="Pass [H, W, 3], [H, W], [H, W, 1] or [H, W, 4], with the channels last.",
+            fix="Pass several images as a list, e.g. list(array)."
+            if array.ndim == 4
+            else "Pass [H, W, 3], [H, W], [H, W, 1] or [H, W, 4], with the channels last.",
         )
     if channels == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)

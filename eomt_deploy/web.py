@@ -77,10 +77,17 @@ def download(address: str, limit: int) -> bytes:
             fix="Write special characters as %XX, e.g. / in a password as %2F.",
         ) from error
     except (URLError, HTTPException, OSError, ValueError) as error:
-        reason = scrubbed(str(getattr(error, "reason", error)) or type(error).__name__)
         raise ImageError(
-            f"{shown} cannot be downloaded: {reason}.", fix="Check the address and the network."
+            f"{shown} cannot be downloaded: {_reason(error)}.",
+            fix="Check the address and the network.",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The cause of an error in words: without its number, and without secrets."""
+    cause = getattr(error, "reason", error)
+    text = getattr(cause, "strerror", None) or str(cause) or type(error).__name__
+    return scrubbed(str(text))
 
 
 def _request(address: str) -> Request:

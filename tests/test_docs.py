@@ -104,7 +104,7 @@ def test_commands_and_options_exist():
         options = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
         for option in (word for word in words if re.match(r"--?[a-z]", word)):
             checked += 1
-            if option not in options | {"--help"}:
+            if option not in options | {"--help", "-h"}:
                 wrong.append(f"{page}: {line}: {words[0]} has no option {option}")
     assert not wrong, "\n".join(wrong)
     assert checked > 50

@@ -300,6 +300,22 @@ def test_logits_on_a_gpu_are_checked_there(exported, tmp_path, image_path, gradi
                 assert error.value.what == text + place
 
 
+def test_what_has_several_images_is_for_stream(exported, tmp_path, image_path):
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"")
+    missing = tmp_path / "missing.mp4"
+    with Segmenter(exported("panoptic")) as segmenter:
+        several = (clip, str(clip), tmp_path, str(tmp_path / "*.png"), 0, "rtsp://me:secret@cam/a")
+        for source in several:
+            with pytest.raises(ImageError, match="is a video, camera, folder or glob") as caught:
+                segmenter.predict(source)
+            assert "segmenter.stream(" in caught.value.fix
+            assert "secret" not in str(caught.value)
+        for source, words in ((missing, "There is no image at"), (None, "type NoneType is not")):
+            with pytest.raises(ImageError, match=words):
+                segmenter.predict(source)
+
+
 @pytest.mark.shared_data
 def test_the_model_that_gave_no_segments(shared, cli, tmp_path):
     model, image = (shared / "cases" / "nan" / name for name in ("panoptic_nan.onnx", "d.png"))

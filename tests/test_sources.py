@@ -51,7 +51,7 @@ def test_tensors(gradient):
     np.testing.assert_array_equal(load_image(tensor[..., 0])[..., 1], gradient[..., 0])
     for wrong, words in (
         (channels_first / 255, "must be uint8, got float32"),
-        (channels_first[None], r"shape \[1, 3, 37, 53\] is not one image"),
+        (channels_first[None], r"shape \[1, 3, 37, 53\] is not one image(.|\n)*as a list"),
         (tensor[:3, :, :], "may have its channels first or last"),
         (tensor.to(torch.bfloat16), "cannot be converted to a numpy array"),
     ):
@@ -141,7 +141,7 @@ def test_files_that_are_no_image(tmp_path, image_path):
             load_image(path)
     with pytest.raises(ImageError, match="address"):
         load_image("https://example.com/cat.jpg")
-    with pytest.raises(ImageError, match="A dict is not an image source"):
+    with pytest.raises(ImageError, match="An object of type dict is not an image"):
         load_image({})
 
 

@@ -19,6 +19,7 @@ from eomt_deploy.cli import predict as predicting
 from eomt_deploy.cli.console import say, warn
 from eomt_deploy.cli.options import Overwrite
 from eomt_deploy.data_files import folder as data_folder
+from eomt_deploy.drawing import has_display
 from eomt_deploy.units import time_text
 
 MODEL = "eomt-tiny-scenes"
@@ -65,7 +66,7 @@ def find_viewer(platform: str, environment: Mapping[str, str]) -> list[str] | No
         return ["cmd", "/c", "start", ""]
     if platform == "darwin":
         return ["open"]
-    if not (environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY")):
+    if not has_display(platform, environment):
         return None
     program = shutil.which("xdg-open", path=environment.get("PATH"))
     return [program] if program else None

@@ -194,8 +194,8 @@ def warnings(
     if trained not in (None, spec.task):
         name = source.entry.name if source.entry else _file_name(config.checkpoint)
         notes.append(
-            f"{name} was trained as a {trained} model, but is exported as a {spec.task} model, as "
-            "requested."
+            f"{name} was trained for {trained} segmentation, but is exported for {spec.task} "
+            "segmentation, as requested."
         )
     if note := _class_list(config, source, checkpoint, spec.task).note:
         notes.append(note)

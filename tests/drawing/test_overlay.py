@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import fields
 
+import nbformat
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nbclient import NotebookClient
 from PIL import Image, ImageShow
 
 from eomt_deploy.classes import make_classes
-from eomt_deploy.drawing import OverlayStyle, draw_overlay, side_by_side
+from eomt_deploy.drawing import OverlayStyle, draw_overlay, has_display, side_by_side
 from eomt_deploy.drawing.colors import choose_colors
 from eomt_deploy.drawing.overlay import text_size
 from eomt_deploy.drawing.regions import areas_of, find_regions
@@ -273,12 +276,41 @@ def test_wrong_options(wrong):
 def test_show(monkeypatch):
     seen = []
     result = panoptic(np.ones((20, 30), np.uint8), [1])
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(ImageShow, "show", lambda picture: seen.append(picture) or True)
     result.show(style=OverlayStyle(alpha=1))
     assert np.array_equal(np.asarray(seen[0]), np.asarray(result.overlay(alpha=1)))
     monkeypatch.setattr(ImageShow, "show", lambda picture: False)
     with pytest.raises(MissingDependencyError, match="No image viewer"):
         result.show()
+
+
+def test_show_without_a_display(monkeypatch):
+    """xdg-open fails there, but after Pillow has reported success."""
+    assert has_display("win32", {})
+    assert has_display("linux", {"WAYLAND_DISPLAY": "wayland-0"})
+    assert not has_display("linux", {"DISPLAY": ""})
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(MissingDependencyError, match="no display") as caught:
+        panoptic(np.ones((20, 30), np.uint8), [1]).show()
+    assert "result.save" in caught.value.fix
+
+
+def test_show_in_a_notebook(tmp_path):
+    code = """
+import numpy as np
+from eomt_deploy.result import Segmentation
+from eomt_deploy.spec import ClassInfo
+labels = np.zeros((20, 30), np.uint8)
+image = np.zeros((20, 30, 3), np.uint8)
+classes = (ClassInfo(0, "sky", False, (9, 9, 9)),)
+Segmentation("semantic", (20, 30), classes, labels, image=image).show()
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert [o.data["image/png"][:4] for o in notebook.cells[0].outputs] == ["iVBO"]
 
 
 def test_side_by_side():

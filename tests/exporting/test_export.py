@@ -285,7 +285,8 @@ def test_metadata_is_readable_by_plain_onnx(exported):
 
 def test_another_task_than_in_the_catalog_is_reported(tmp_path):
     report = export(ExportConfig("eomt-tiny-scenes", tmp_path / "m.onnx", task="semantic"))
-    assert any("trained as a panoptic model" in warning for warning in report.warnings)
+    wanted = "trained for panoptic segmentation, but is exported for semantic segmentation"
+    assert any(wanted in warning for warning in report.warnings)
     assert report.spec.name == "m"
 
 
