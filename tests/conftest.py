@@ -37,6 +37,45 @@ SHARED = Path(__file__).parents[2] / "shared"
 gc.set_threshold(100_000, 50, 50)
 
 
+# Modules with the longest tests, or with a fixture that takes long, the longest first.
+LONG = (
+    "batch/", "cli/test_batch.py", "test_wheel.py", "benchmarking/paper/test_suite.py",
+    "test_privacy.py", "serving/test_robust.py", "test_docs.py", "test_camvid.py",
+    "backends/aotinductor/", "examples/", "checkpoints/test_resuming.py",
+    "exporting/test_export.py", "hostile/test_processes.py", "cli/test_predict.py",
+    "benchmarking/test_gpu_paper.py", "cli/test_predict_video.py", "cli/test_cli.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the long modules, so that no worker is left alone with one of them.
+
+    Each worker starts with an equal part of the list: the long modules are distributed to the heads
+    of these parts.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    folder = f"{Path(__file__).parent.as_posix()}/"
+    groups: dict[str | None, list[pytest.Item]] = {name: [] for name in (*LONG, None)}
+    for item in items:
+        path = item.path.as_posix().removeprefix(folder)
+        groups[next((name for name in LONG if path.startswith(name)), None)].append(item)
+    others = groups.pop(None)
+    for number, group in enumerate(groups.values()):
+        # 0 1 2 2 1 0 0 1 2 …: the worker with the longest one gets the shortest of the next ones.
+        place = number % (2 * workers)
+        parts[min(place, 2 * workers - 1 - place)] += group
+    left = len(items)
+    for number, part in enumerate(parts):
+        share = left // (workers - number)  # as `--dist worksteal` divides the list
+        missing = max(0, share - len(part))
+        part += others[:missing]
+        del others[:missing]
+        left -= len(part)
+    items[:] = [item for part in parts for item in part]
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # modules are never garbage
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from eomt_deploy.benchmarking.machine import roofline
-from eomt_deploy.benchmarking.paper import counting
+from eomt_deploy.benchmarking.paper import counting, ladder
 from eomt_deploy.benchmarking.paper.baseline import adapter, mask_decoder, pixel_decoder
 
 
 @contextmanager
 def small_baseline() -> Iterator[None]:
-    """Fewer layers in step 0 of the ladder, one count of each network, peaks of small matrices."""
+    """Fewer layers, one count of each network, peaks of small matrices."""
+    # One block before the queries join and one after.
+    shallow = replace(ladder.BACKBONES["tiny"], depth=2, blocks=1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ladder.BACKBONES, "tiny", shallow)
         patch.setattr(adapter, "STAGES", 1)
         patch.setattr(adapter, "EXTRA_EXTRACTORS", 0)
         patch.setattr(pixel_decoder, "LAYERS", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -64,8 +65,10 @@ class Environment:
     def run(self, *command: object, code: int = 0) -> str:
         program, *arguments = map(str, command)
         done = subprocess.run(
-            [self.bin / program, *arguments], capture_output=True, text=True, cwd=self.bin
-        )
+            [self.bin / program, *arguments],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},  # for `traces`
+            capture_output=True, text=True, cwd=self.bin,
+        )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -116,11 +119,13 @@ def test_light_then_cpu_then_export(wheel, tmp_path, image_path, exported):
 
     environment.add("cpu", "export")
     assert "transformers" not in environment.names
-    lines = environment.run(*export).splitlines()
+    # The network is traced here, and not again for the demo.
+    traced = ("python", "-m", "traces", tmp_path)
+    lines = environment.run(*traced, *export[1:]).splitlines()
     said = ("reading", "building", "tracing", "writing", "comparing")
     printed = [line for line in lines if not line.startswith(said)]
     assert printed[0].startswith("wrote")  # no warnings of libraries
-    said = environment.run("eomt-deploy", "demo", "-o", tmp_path / "demo", "--no-open")
+    said = environment.run(*traced, "demo", "-o", tmp_path / "demo", "--no-open")
     assert "6 overlays in" in said  # its scenes are inside the wheel, as for `uvx` and `pipx run`
     environment.run("eomt-deploy", "predict", own, image_path, "-o", tmp_path / "out")
     assert (tmp_path / "out/overlay/coffee.jpg").is_file()

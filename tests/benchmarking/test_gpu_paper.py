@@ -18,6 +18,7 @@ ABSENT = (
 )  # fmt: skip
 BARE = """
 import importlib.machinery, runpy, sys
+from dataclasses import replace
 absent, finder = set(sys.argv.pop(1).split()), importlib.machinery.PathFinder
 real = finder.find_spec
 finder.find_spec = classmethod(
@@ -27,8 +28,10 @@ finder.find_spec = classmethod(
 sys.argv.pop(0)
 import gpu_paper
 from eomt_deploy.benchmarking.machine import roofline
+from eomt_deploy.benchmarking.paper import ladder
 from eomt_deploy.benchmarking.paper.baseline import adapter, mask_decoder, pixel_decoder
 adapter.STAGES, adapter.EXTRA_EXTRACTORS, pixel_decoder.LAYERS, mask_decoder.LAYERS = 1, 0, 1, 3
+ladder.BACKBONES["tiny"] = replace(ladder.BACKBONES["tiny"], depth=2, blocks=1)
 roofline.CPU_SIDES, roofline.SECONDS = (64,), 0.01
 gpu_paper.SECTIONS = (
     gpu_paper.Section("table1", ("torch-eager",), "fp16", 60, ("step 0", "step 4", "step 5")),

@@ -241,6 +241,13 @@ def test_a_failure_while_measuring_is_a_skipped_row(monkeypatch):
     }
 
 
+def quick_compilation():
+    """torch.compile with fewer kernels, because the compiler needs a second for each of them."""
+    from torch._inductor import config as inductor  # every worker would import it
+
+    return inductor.patch({"max_fusion_size": 1000, "cpp.vec_isa_ok": True})
+
+
 @pytest.fixture(scope="module")
 def run_case(tmp_path_factory) -> Callable[..., Outputs]:
     """Run a step of the ladder, with the networks of :func:`report`."""
@@ -257,9 +264,9 @@ def run_case(tmp_path_factory) -> Callable[..., Outputs]:
             )  # fmt: skip
 
         spec = describe(row, precision, 1)
-        running = find_runtime(runtime).open(
-            Case(row, build, images, "cpu", precision, spec, folder)
-        )
+        case = Case(row, build, images, "cpu", precision, spec, folder)
+        with quick_compilation():
+            running = find_runtime(runtime).open(case)
         running.network()
         running.copies()
         return running.run(images)

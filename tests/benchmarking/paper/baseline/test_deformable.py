@@ -8,12 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.mask2former.modeling_mask2former import (
-    Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention as Official,
-)
-from transformers.models.mask2former.modeling_mask2former import (
-    Mask2FormerSinePositionEmbedding as OfficialPosition,
-)
 
 from eomt_deploy.benchmarking.paper.baseline.deformable import (
     DeformableAttention,
@@ -27,25 +21,35 @@ GRIDS = [(2, 3), (4, 6), (8, 12)]
 CELLS = 6 + 24 + 96
 
 
-def test_attention_of_transformers():
+@pytest.fixture
+def official():
+    """The module of transformers; imported here, because every test worker imports this file."""
+    from transformers.models.mask2former import modeling_mask2former
+
+    return modeling_mask2former
+
+
+def test_attention_of_transformers(official):
     torch.manual_seed(0)
     ours = DeformableAttention(32, 4, GRIDS, GRIDS)
     for value in ours.parameters():
         torch.nn.init.normal_(value, std=0.3)
-    official = Official(32, 4, n_levels=3, n_points=4)
+    theirs = official.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(
+        32, 4, n_levels=3, n_points=4
+    )
     names = {
         "value": "value_proj",
         "offset": "sampling_offsets",
         "weight": "attention_weights",
         "out": "output_proj",
     }
-    official.load_state_dict(
+    theirs.load_state_dict(
         {f"{names[k.split('.')[0]]}.{k.split('.')[1]}": v for k, v in ours.state_dict().items()}
     )
     x, position = torch.randn(2, CELLS, 32), torch.randn(CELLS, 32)
     reference = cell_centres(GRIDS)[None, :, None].expand(2, -1, 3, -1)
     with torch.no_grad():
-        want, _ = official(
+        want, _ = theirs(
             x + position,
             encoder_hidden_states=x,
             reference_points=reference,
@@ -55,9 +59,9 @@ def test_attention_of_transformers():
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (5, 3), (7, 12)])
-def test_positions_of_transformers(grid):
-    official = OfficialPosition(16, normalize=True)
-    want = official((1, 3, *grid), torch.device("cpu"), torch.float32)
+def test_positions_of_transformers(official, grid):
+    theirs = official.Mask2FormerSinePositionEmbedding(16, normalize=True)
+    want = theirs((1, 3, *grid), torch.device("cpu"), torch.float32)
     want = want[0].flatten(1).T
     torch.testing.assert_close(sine_position(grid, 32), want, atol=1e-4, rtol=0)
 
