@@ -37,6 +37,8 @@ from eomt_deploy.cli.console import write_json
 from eomt_deploy.data_files import folder as data_folder
 
 SHOWN_SECONDS = 1.0
+MAX_POINTS = 200
+"""Approximate number of points of a stored memory curve."""
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
@@ -182,8 +184,12 @@ def memory(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     for seconds, size in tenths:
         print(f"{seconds:6.0f} s: {size:6.0f} MB")
     print(f"peak {max(size for _, size in curve):.0f} MB; {text.strip().splitlines()[-1]}")
-    exact = is_exact(output, paths)
-    return {"kind": "batch-memory", "exact": exact, "curve": curve, "peak_by_process": peak}
+    highest = max(size for _, size in curve)
+    shown = curve[:: max(1, len(curve) // MAX_POINTS)]
+    return {
+        "kind": "batch-memory", "exact": is_exact(output, paths), "peak": highest, "curve": shown,
+        "peak_by_process": peak,
+    }  # fmt: skip
 
 
 def random_network(folder: Path, size: int) -> Path:
