@@ -38,13 +38,19 @@ const controlled = (serviceWorker) => new Promise((resolve) => {
   setTimeout(resolve, 1000);
 });
 
-/** Whether the service worker has kept all files that this page needs. */
+/** Whether the service worker has kept all files that this page needs; it may need a moment. */
 export async function isOffline({ version, model, runtimes }) {
   if (!navigator.serviceWorker?.controller) return false;
   const cache = await caches.open(`eomt-deploy ${folder.href} ${version}`);
-  const has = async (path) => Boolean(await cache.match(new URL(path, folder)));
-  const all = async (paths) => (await Promise.all(paths.map(has))).every(Boolean);
-  if (!await all([model.model, ...model.sides])) return false;
-  const kept = await Promise.all(Object.values(runtimes).map(({ wasm, loader, library }) => all([wasm, loader, library])));
-  return kept.some(Boolean);
+  const kept = async (paths) => {
+    const found = await Promise.all(paths.map((path) => cache.match(new URL(path, folder))));
+    return found.every(Boolean);
+  };
+  const paths = [model.model, ...model.sides];
+  for (let attempt = 0; attempt < 20; attempt++) {
+    const used = await Promise.all(Object.values(runtimes).map((files) => kept([...Object.values(files), ...paths])));
+    if (used.some(Boolean)) return true;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return false;
 }
