@@ -16,7 +16,7 @@ from eomt_deploy.backends.building import BuildConfig, BuildReport, Option
 from eomt_deploy.backends.profiles import find_build_profile, make_config
 from eomt_deploy.backends.registry import BACKENDS, builders, load
 from eomt_deploy.cli.console import say, stderr, stdout, timed_steps, warn, write_json
-from eomt_deploy.cli.options import ModelOutput, Overwrite, with_options
+from eomt_deploy.cli.options import Overwrite, model_output, with_options
 from eomt_deploy.errors import UsageError
 from eomt_deploy.outputs import check_outputs
 
@@ -37,7 +37,8 @@ def build(
         typer.Option(
             "-o",
             "--output",
-            click_type=ModelOutput(),
+            parser=model_output,
+            metavar="PATH",
             help="File to write. The suffix selects the format: .engine (TensorRT) or .xml "
             "(OpenVINO). A folder (site/) selects a site for browsers.",
         ),

@@ -23,7 +23,7 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
-from eomt_deploy.cli.options import BaseWeights, Insecure, ModelOutput, Overwrite
+from eomt_deploy.cli.options import BaseWeights, Insecure, Overwrite, model_output
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.exporting.config import DEFAULT_SMOOTHING, SUFFIXES
 from eomt_deploy.outputs import check_outputs
@@ -62,7 +62,8 @@ def export(
         typer.Option(
             "-o",
             "--output",
-            click_type=ModelOutput(),
+            parser=model_output,
+            metavar="PATH",
             help="File to write: .onnx or .pt2; .engine or .xml also builds it, and a folder "
             "(site/) a site for browsers.",
         ),

@@ -10,23 +10,19 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-import click
 import typer
 
 from eomt_deploy.drawing import PALETTES
 from eomt_deploy.errors import UsageError
 
+SITE_INDEX = "index.html"
 
-class ModelOutput(click.Path):
+
+def model_output(text: str) -> Path:
     """Path of a model file to write. ``site/``, with a slash, is the site in this folder:
     ``site/index.html``. Without a slash, it can be a file whose suffix was forgotten."""
+    return Path(text) / SITE_INDEX if text.endswith(("/", os.sep)) else Path(text)
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        text = str(super().convert(value, param, ctx))
-        return Path(text) / SITE_INDEX if text.endswith(("/", os.sep)) else Path(text)
-
-
-SITE_INDEX = "index.html"
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml or .pt2.")
