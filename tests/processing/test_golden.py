@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import c_library
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from eomt_deploy.processing import Processor
 from eomt_deploy.processing.geometry import Geometry
 from eomt_deploy.processing.panoptic import segment_panoptic
 from eomt_deploy.processing.pixels import softmax
+from eomt_deploy.sources import load_image
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec, Thresholds
 
 pytestmark = pytest.mark.shared_data
@@ -114,6 +116,18 @@ def test_instances(shared, key):
         mask = np.unpackbits(packed[index])[: height * width].reshape(height, width)
         assert segment.class_id == golden.outputs[f"labels_{key}"][index]
         assert (segment.mask == mask).mean() >= 0.999
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_the_c_library_gives_the_same(golden, key):
+    image = load_image(golden.images[key])
+    inputs, _ = golden.processor.preprocess(image)
+    model = c_library.read_model(golden.processor.spec)
+    geometry = c_library.plan(model, *image.shape[:2])
+    np.testing.assert_array_equal(c_library.preprocess(model, geometry, image), inputs)
+    outputs = (golden.outputs[f"{name}_logits"][golden.slices[key]] for name in ("class", "mask"))
+    result = c_library.postprocess(model, geometry, *outputs)
+    c_library.assert_equal(result, golden.result(key))
 
 
 def test_panoptic_merging_of_made_up_cases(shared):

@@ -1,5 +1,5 @@
 /* Class probabilities. */
-#include "pixels.h"
+#include "kernels.h"
 
 /* Number of partial sums. The order of additions is the same on a GPU. */
 enum { SUMS = 32 };

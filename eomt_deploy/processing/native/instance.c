@@ -1,17 +1,7 @@
 /* Instance masks at image size, as runs of pixels, and the sum of the probabilities inside them. */
-#include <string.h>
-
-#include "pixels.h"
+#include "kernels.h"
 
 enum { TILE_ROWS = 32, TILE_COLUMNS = 64 };
-
-/* Measurements of one mask. */
-typedef struct {
-    int64_t area;   /* pixels inside the mask */
-    int64_t inside; /* sum of their probabilities, in units of 2^-24 */
-    int32_t box[4]; /* (x0, y0, x1, y1) in the image, x1 and y1 exclusive */
-    int64_t runs;   /* number of runs */
-} Measure;
 
 /* A growing list of runs: start and end (exclusive) of each, as indices into the flattened image. */
 typedef struct {
@@ -81,7 +71,9 @@ static int add_run(Runs *runs, Measure *measure, int64_t start, int64_t end) {
     }
     if (runs->count == runs->capacity) {
         const int64_t capacity = 2 * runs->capacity + 1024;
-        uint32_t *ends = realloc(runs->ends, sizeof(uint32_t) * 2 * capacity);
+        const size_t size = 2 * sizeof(uint32_t);
+        if (capacity > (int64_t)(PTRDIFF_MAX / size)) return 0;
+        uint32_t *ends = realloc(runs->ends, (size_t)capacity * size);
         if (!ends) return 0;
         runs->ends = ends, runs->capacity = capacity;
     }
@@ -159,8 +151,8 @@ API int measure_instances(const float *maps, const int32_t *queries, int count, 
     for (int i = 0; i < count; i++)
         if (queries[i] < 0) return WRONG_ARGUMENTS;
     Runs runs = {NULL, 0, 0};
-    float *stretched = malloc(sizeof(float) * TILE_COLUMNS * mask_height);
-    uint8_t *band = malloc((size_t)TILE_ROWS * (width + TILE_COLUMNS));
+    float *stretched = allocate((int64_t)TILE_COLUMNS * mask_height, sizeof(float));
+    uint8_t *band = allocate((int64_t)width + TILE_COLUMNS, TILE_ROWS);
     int ready = stretched && band;
     for (int i = 0; ready && i < count; i++) {
         const float *map = maps + (int64_t)queries[i] * mask_height * mask_width;

@@ -1,7 +1,7 @@
 /* Check that the outputs of a network are finite. */
 #include <float.h>
 
-#include "pixels.h"
+#include "kernels.h"
 
 enum { BLOCK = 1 << 14 };
 

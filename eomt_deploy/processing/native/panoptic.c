@@ -1,7 +1,5 @@
 /* The query that owns each pixel: the one with the highest class score x mask probability. */
-#include <string.h>
-
-#include "pixels.h"
+#include "kernels.h"
 
 enum { TILE_ROWS = 32, TILE_COLUMNS = 64, TILE_PIXELS = TILE_ROWS * TILE_COLUMNS };
 
@@ -112,10 +110,10 @@ API int paint_panoptic(const float *masks, int count, int mask_height, int mask_
         return WRONG_ARGUMENTS;
     const int64_t plane = (int64_t)mask_height * mask_width;
     int64_t *mask_areas = areas, *won = areas + count, *seen = areas + 2 * count;
-    Tile *tile = malloc(sizeof(Tile));
-    Entry *entries = malloc(sizeof(Entry) * count);
-    float *bounds = malloc(sizeof(float) * 2 * count);
-    float *stretched = malloc(sizeof(float) * TILE_COLUMNS * mask_height);
+    Tile *tile = allocate(1, sizeof(Tile));
+    Entry *entries = allocate(count, sizeof(Entry));
+    float *bounds = allocate(count, 2 * sizeof(float));
+    float *stretched = allocate((int64_t)TILE_COLUMNS * mask_height, sizeof(float));
     const int ready = tile && entries && bounds && stretched;
     for (int y0 = row_start; ready && y0 < row_end; y0 += TILE_ROWS)
         for (int x0 = 0; x0 < width; x0 += TILE_COLUMNS) {

@@ -5,8 +5,12 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
-#ifdef _WIN32
+#ifdef EOMT_LIBRARY /* The library for C exports the functions of eomt.h only. */
+#define API __attribute__((visibility("hidden")))
+#include "prefix.h"
+#elif defined(_WIN32)
 #define API __declspec(dllexport)
 #else
 #define API __attribute__((visibility("default")))
@@ -15,6 +19,21 @@
 #define INLINE static inline
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define FUSED(a, b, c) __builtin_fmaf(a, b, c)
+#elif defined(__wasm__)
+/* Exact, so that a browser shows what Python returns. The product is exact in double precision. The
+   sum is rounded to odd, so that rounding it to a float is the same as rounding the exact sum. */
+static inline float fused_exactly(float a, float b, float c) {
+    const double product = (double)a * b, sum = product + c, added = sum - product;
+    const double error = (product - (sum - added)) + (c - added);
+    union {
+        double value;
+        int64_t bits;
+    } odd = {sum};
+    const int64_t even = (odd.bits & 1) - 1, inexact = -(int64_t)(error != 0);
+    odd.bits += even & inexact & (((error > 0) == (sum > 0)) * 2 - 1);
+    return (float)odd.value;
+}
+#define FUSED(a, b, c) fused_exactly(a, b, c)
 #else /* Without the instruction, a fused multiply-add would be a slow function. */
 #define FUSED(a, b, c) ((a) * (b) + (c))
 #endif
@@ -31,6 +50,12 @@ enum { DONE = 0, NO_MEMORY = -1, WRONG_ARGUMENTS = -2 };
 /* Maximum side of a mask or network input, and maximum number of queries or classes. Products of
    two sides, or of a side and a number, fit into 31 bits. */
 enum { MAX_SIDE = 1 << 15, MAX_NUMBER = (1 << 15) - 1 };
+
+/* Memory for some values; NULL if there is not enough, even where addresses have 32 bits. */
+static inline void *allocate(int64_t count, size_t size) {
+    if (count < 0 || (uint64_t)count > (uint64_t)PTRDIFF_MAX / size) return NULL;
+    return malloc((size_t)count * size + !count);
+}
 
 static inline int within(int64_t value, int64_t minimum, int64_t maximum) {
     return value >= minimum && value <= maximum;

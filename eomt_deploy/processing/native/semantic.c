@@ -6,8 +6,6 @@
    over another, and a class that can never lead is dropped. If one class remains, the part is
    done. Otherwise it is cut into four parts. Small parts are computed pixel by pixel: first with
    the important queries only, then with all queries if the others could change the result. */
-#include <string.h>
-
 /* Class scores are sums of many products. Their rounding is that of the fastest instructions. */
 #pragma clang fp contract(fast)
 
@@ -361,20 +359,20 @@ API int classify_pixels(const Job *job, int row_start, int row_end) {
     const int64_t lean_positions = (SMALL_SIDE + 2) * (SMALL_SIDE + 2);
     Work work = {
         .job = job,
-        .strips = malloc(sizeof(Strip) * job->windows),
-        .views = malloc(sizeof(View) * views),
-        .seen = malloc(sizeof(View *) * views),
-        .logits = malloc(sizeof(float) * max_logits(job, row_start, row_end) + 1),
-        .bounds = malloc(sizeof(float) * 2 * views * lanes),
-        .scores = malloc(sizeof(float) * MANY_SIDE * MANY_SIDE * rounded_up(job->classes)),
-        .pixels = malloc(sizeof(float) * MANY_SIDE * MANY_SIDE * lanes),
-        .block = malloc(sizeof(float) * LANES * lanes),
-        .lean_logits = malloc(sizeof(float) * lean_positions * lanes),
-        .lean_probabilities = malloc(sizeof(float) * MANY_CLASSES * lanes),
-        .base = malloc(sizeof(float) * MANY_CLASSES),
-        .lean_queries = malloc(sizeof(int) * lanes),
+        .strips = allocate(job->windows, sizeof(Strip)),
+        .views = allocate(views, sizeof(View)),
+        .seen = allocate(views, sizeof(View *)),
+        .logits = allocate(max_logits(job, row_start, row_end), sizeof(float)),
+        .bounds = allocate(2 * views * lanes, sizeof(float)),
+        .scores = allocate(MANY_SIDE * MANY_SIDE * rounded_up(job->classes), sizeof(float)),
+        .pixels = allocate(MANY_SIDE * MANY_SIDE * lanes, sizeof(float)),
+        .block = allocate(LANES * lanes, sizeof(float)),
+        .lean_logits = allocate(lean_positions * lanes, sizeof(float)),
+        .lean_probabilities = allocate(MANY_CLASSES * lanes, sizeof(float)),
+        .base = allocate(MANY_CLASSES, sizeof(float)),
+        .lean_queries = allocate(lanes, sizeof(int)),
     };
-    int *all = malloc(sizeof(int) * max_lists(job) * job->classes);
+    int *all = allocate((int64_t)max_lists(job) * job->classes, sizeof(int));
     const int ready = work.strips && work.views && work.seen && work.logits && work.bounds &&
                       work.scores && work.pixels && work.block && work.lean_logits && work.lean_probabilities &&
                       work.base && work.lean_queries && all;

@@ -1,9 +1,9 @@
 /* Data of semantic.c: the job, the windows that overlap a tile, and probability bounds. */
 #pragma once
 
-#include "pixels.h"
+#include "kernels.h"
 
-enum { LANES = 16, MAX_WINDOWS = 1 << 12 };
+enum { MAX_WINDOWS = 1 << 12 };
 /* Maximum side, in pixels of the merged windows, of a part that is computed instead of being cut
    further: SMALL_SIDE, or MANY_SIDE for more than MANY_CLASSES classes. */
 enum { SMALL_SIDE = 6, MANY_CLASSES = 24, MANY_SIDE = 20 };
@@ -11,28 +11,6 @@ enum { SMALL_SIDE = 6, MANY_CLASSES = 24, MANY_SIDE = 20 };
 enum { MAX_STEP = INT32_MAX };
 /* A query is left out at first if it changes class scores by at most this fraction of the best. */
 static const float MINOR = 2e-5f;
-
-/* Part [start, end) of the axis that is covered by the windows [first, first + count). */
-typedef struct {
-    int32_t start, end, first, count;
-} Stretch;
-
-/* Arguments of classify_pixels, filled in by pixels.py. */
-typedef struct {
-    const float *masks;         /* [N, Q, mask_height, mask_width] */
-    const float *probabilities; /* [N, C, lanes]: queries are last, padded with 0 */
-    const int32_t *starts;      /* [N], start of each window along the axis */
-    const Stretch *stretches;
-    const Tap *input_down, *input_across; /* from a mask to a network input */
-    const Tap *image_down, *image_across; /* from the merged windows to the image */
-    void *labels; /* out: [height, width], two bytes per label if `wide`, else one */
-    int32_t windows, queries, lanes, classes, mask_height, mask_width;
-    int32_t input_height, input_width;   /* size of a network input, i.e. of a window */
-    int32_t merged_height, merged_width; /* size of all windows together */
-    int32_t axis, stretch_count;
-    int32_t height, width, tile_rows, tile_columns; /* size of the image and of a tile of it */
-    int32_t wide;
-} Job;
 
 /* Mask logits of one window for one row of tiles: [rows, mask_width, lanes]. */
 typedef struct {
@@ -82,10 +60,6 @@ typedef int32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
 
 /* Number of pixels whose scores a matrix product computes at once. */
 enum { GROUP = 4 };
-
-static inline int64_t rounded_up(int count) {
-    return ((int64_t)count + LANES - 1) / LANES * LANES;
-}
 
 static inline float add_up(Lanes sums) {
     for (int width = LANES / 2; width; width /= 2)
