@@ -36,7 +36,8 @@ export async function loadModels() {
   }
   $("model").replaceChildren(...state.models.map((entry) => new Option(entry.name, entry.name)));
   showModel();
-  say("Choose an image.");
+  if (state.blob) segment(false); // it was chosen meanwhile
+  else say("Choose an image.");
 }
 
 function showModel() {
@@ -75,6 +76,7 @@ function jobOf(again) {
 }
 
 async function segment(again) {
+  if (!model()) return;
   const number = ++state.sending, began = performance.now();
   say(again ? "Computing the segments again …" : "Segmenting …");
   try {
