@@ -9,7 +9,7 @@ DEMO := demo
 # One more than the cores of a small machine: some tests wait for other processes.
 WORKERS ?= 3
 
-.PHONY: demo test check setup wheels docs clean
+.PHONY: demo test check setup wheels native docs clean
 
 setup: $(READY)
 
@@ -48,6 +48,10 @@ wheels: $(READY)
 	for target in linux-x86_64 linux-aarch64 darwin-arm64 darwin-x86_64 windows-amd64; do \
 		EOMT_DEPLOY_TARGET=$$target $(BIN)/python -m build --wheel . || exit 1; done
 
+# The C library for all platforms and for browsers, in dist/native: see docs/cpp.md.
+native: $(READY)
+	$(BIN)/python hatch_build.py dist/native
+
 clean:
-	rm -f eomt_deploy/processing/native/pixels-*
+	rm -f eomt_deploy/processing/native/pixels-* eomt_deploy/processing/native/eomt.wasm
 	rm -rf $(VENV) $(DEMO) docs/_build dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 
 from eomt_deploy.processing import compiled
+from eomt_deploy.processing.tables import PILLOW
 from eomt_deploy.result import Segmentation
 from eomt_deploy.spec import ModelSpec
 
@@ -17,6 +18,8 @@ RGB, BGR, RGBA, BGRA = range(4)
 TASKS = ("semantic", "instance", "panoptic")
 RESIZES = ("letterbox", "windows")
 DEFAULT = -1.0
+RELEASE = 0 if PILLOW >= (13, 0) else 1 if PILLOW >= (12, 2) else 2
+"""The order of passes of the installed Pillow, see ``EOMT_PILLOW_13``."""
 
 RETURNS = {
     c_char_p: ("error_message", "model_name", "model_precision", "model_class_name"),
@@ -171,3 +174,12 @@ def assert_equal(found: Handle, wanted: Segmentation) -> None:
             np.testing.assert_array_equal(runs, segment.pixels.__self__.runs)
         else:
             assert count == 0
+
+
+def picture(height: int, width: int, seed: int = 0, channels: int = 3):
+    """Noise, and hard edges, which show differences of rounding."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, channels), np.uint8)
+    image[rng.random((height, width)) < 0.3] = 255
+    image[rng.random((height, width)) < 0.3] = 0
+    return image

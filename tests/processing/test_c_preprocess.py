@@ -6,6 +6,7 @@ import c_library
 import numpy as np
 import PIL
 import pytest
+from c_library import RELEASE, picture
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up_logits import make_spec
@@ -14,11 +15,9 @@ from PIL import Image
 from eomt_deploy.errors import ImageError
 from eomt_deploy.processing import Processor
 from eomt_deploy.processing.geometry import Geometry, plan
-from eomt_deploy.processing.tables import PILLOW, shrinks_down_first
+from eomt_deploy.processing.tables import shrinks_down_first
 from eomt_deploy.spec import TASKS
 
-RELEASE = 0 if PILLOW >= (13, 0) else 1 if PILLOW >= (12, 2) else 2
-"""The order of passes of the installed Pillow, see ``EOMT_PILLOW_13``."""
 sides = st.integers(1, 400)
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -35,15 +34,6 @@ def geometry_of(handle: c_library.Handle, model: c_library.Handle) -> Geometry:
         (handle.get("scaled_height"), handle.get("scaled_width")),
         size, windows, axis,
     )  # fmt: skip
-
-
-def picture(height: int, width: int, seed: int = 0, channels: int = 3):
-    """Noise, and hard edges, which show differences of rounding."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (height, width, channels), np.uint8)
-    image[rng.random((height, width)) < 0.3] = 255
-    image[rng.random((height, width)) < 0.3] = 0
-    return image
 
 
 @settings(max_examples=300)

@@ -38,7 +38,7 @@
 /* Increased when a declaration of this file changes in an incompatible manner. */
 #define EOMT_ABI_VERSION 1
 
-#if defined(EOMT_STATIC) || defined(__wasm__)
+#if defined(EOMT_STATIC)
 #define EOMT_API
 #elif defined(_WIN32) && defined(EOMT_BUILD)
 #define EOMT_API __declspec(dllexport)
