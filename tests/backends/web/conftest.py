@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -24,6 +26,8 @@ from eomt_deploy.backends.web.build import build_web
 from eomt_deploy.backends.web.config import WebConfig
 from eomt_deploy.backends.web.runtime import FILES, runtime_files
 from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.spec import METADATA_KEY, RESIZE_RULES, TASK_THRESHOLDS, ModelSpec, Task
 
 PROGRAM = Path(__file__).parent / "run_site.mjs"
 SCENES = Path(eomt_deploy.__file__).parents[1] / "examples" / "scenes"
@@ -48,16 +52,39 @@ def package(common: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scenes(common: Path) -> Callable[[Task], Path]:
+    """The embedded model for each task; its graph is the same for all of them."""
+    folder = common / "scenes"
+    folder.mkdir(exist_ok=True)
+
+    def get(task: Task) -> Path:
+        path = folder / f"{task}.onnx"
+        with FileLock(common / "scenes.lock"):
+            if not (folder / "panoptic.onnx").exists():
+                export(ExportConfig("eomt-tiny-scenes", folder / "panoptic.onnx"))
+            if not path.exists():
+                model = onnx.load(folder / "panoptic.onnx")
+                (entry,) = (e for e in model.metadata_props if e.key == METADATA_KEY)
+                entry.value = dataclasses.replace(
+                    ModelSpec.from_json(entry.value), task=task, resize=RESIZE_RULES[task],
+                    thresholds=TASK_THRESHOLDS[task],
+                ).to_json()  # fmt: skip
+                onnx.save(model, path)
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def make_site(
-    package: Path, exported: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
-    """Build a site, once per task, or from a model."""
+    package: Path, scenes: Callable[[Task], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Task], Path]:
+    """Build a site with the embedded model, once per task."""
 
     @functools.cache
-    def make(task: str, model: Path | None = None) -> Path:
+    def make(task: Task) -> Path:
         folder = tmp_path_factory.mktemp(f"site-{task}")
-        model = model or exported(task)
-        build_web(WebConfig(model, folder / "index.html", onnxruntime_web=package))
+        build_web(WebConfig(scenes(task), folder / "index.html", onnxruntime_web=package))
         return folder
 
     return make
@@ -83,11 +110,13 @@ class NodeResult:
     Attributes:
         data: task, size and segments.
         masks: bool [N, H, W].
+        logits: class logits and mask logits of the network, float32, flat.
         coco: the result in COCO's format.
     """
 
     data: dict[str, Any]
     masks: np.ndarray
+    logits: tuple[np.ndarray, np.ndarray]
     coco: dict[str, Any]
 
 
@@ -130,8 +159,15 @@ def in_node(tmp_path: Path) -> Callable[..., list[NodeResult]]:
 def _read(out: Path, image: np.ndarray) -> NodeResult:
     data = json.loads(out.with_suffix(".json").read_text())
     masks = np.frombuffer(out.with_suffix(".masks").read_bytes(), np.uint8)
+    classes, logits = (
+        np.frombuffer(out.with_suffix(suffix).read_bytes(), np.float32)
+        for suffix in (".classes", ".logits")
+    )
     return NodeResult(
-        data["result"], masks.reshape(-1, *image.shape[:2]).astype(bool), data["coco"]
+        data["result"],
+        masks.reshape(-1, *image.shape[:2]).astype(bool),
+        (classes, logits),
+        data["coco"],
     )
 
 

@@ -1,6 +1,7 @@
 // Runs a site in Node: node run_site.mjs SITE JOBS. JOBS is a JSON file: a list of
 // {pixels, height, width, thresholds, out}: a file of RGBA bytes, its size, and where the results go.
-// Writes OUT.json (result, COCO, times) and OUT.masks (the masks of all segments, one after another).
+// Writes OUT.json (result, COCO, times), OUT.masks (the masks of all segments, one after another), and
+// OUT.classes and OUT.logits (the outputs of the network).
 import { readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -23,9 +24,11 @@ for (const { pixels, height, width, thresholds, out } of JSON.parse(readFileSync
     Object.assign(found, segmenter.segment(values));
     found.times.postprocess = performance.now() - began;
   }
-  const { result, numbers, times } = found, coco = cocoOf(found, segmenter.processor.classes);
+  const { result, times } = found, coco = cocoOf(found, segmenter.processor.classes);
   writeFileSync(`${out}.json`, JSON.stringify({ backend, result, times, coco }));
   writeFileSync(`${out}.masks`, Buffer.concat(result.segments.map(({ id }) => maskOf(found, id))));
-  writeFileSync(`${out}.numbers`, new Uint8Array(numbers.buffer));
+  const { classes, masks } = segmenter.kept;
+  writeFileSync(`${out}.classes`, new Uint8Array(classes.buffer));
+  writeFileSync(`${out}.logits`, new Uint8Array(masks.buffer));
 }
 segmenter.forget();

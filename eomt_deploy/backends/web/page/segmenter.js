@@ -70,6 +70,15 @@ function place(tensor, all, first, used, count) {
 }
 
 function floats({ type, data }) {
-  if (type !== "float32") throw new Error(`The model has outputs of type ${type}, expected float32.`);
-  return data;
+  if (type === "float32") return data;
+  if (type !== "float16") throw new Error(`The model has outputs of type ${type}, expected float32 or float16.`);
+  // Browsers without Float16Array give the bits.
+  return data instanceof Uint16Array ? Float32Array.from(data, halfOf) : Float32Array.from(data);
+}
+
+/** The number with these 16 bits. */
+function halfOf(bits) {
+  const exponent = (bits >> 10) & 31, fraction = bits & 1023, sign = bits >> 15 ? -1 : 1;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
 }
