@@ -10,6 +10,7 @@ export async function prepare() {
   try {
     const registration = await serviceWorker.register(new URL("service-worker.js", folder));
     await activated(registration);
+    registration.update().catch(() => {}); // for the next visit; there may be no network
   } catch {
     return; // e.g. a private window; the page works without it
   }
