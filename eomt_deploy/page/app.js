@@ -196,8 +196,10 @@ async function openCamera() {
   }
   $("drop").hidden = true;
   $("live").hidden = false;
+  $("take").disabled = true; // until there is a picture
   $("video").srcObject = stream;
   await $("video").play();
+  $("take").disabled = false;
   $("take").focus();
 }
 
