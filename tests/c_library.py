@@ -32,7 +32,7 @@ RETURNS = {
 ARGUMENTS = {
     "alloc": [c_size_t],
     "free": [c_void_p],
-    "model_read": [c_char_p, c_size_t, POINTER(c_void_p)],
+    "model_read": [c_void_p, c_size_t, POINTER(c_void_p)],
     "geometry_plan": [c_void_p, c_int32, c_int32, POINTER(c_void_p)],
     "preprocess": [c_void_p, c_void_p, c_size_t, c_int32, c_int32, c_void_p, c_size_t],
     "postprocess": [c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t,
@@ -97,7 +97,8 @@ def read_model(json: bytes | str | ModelSpec) -> Handle:
     if isinstance(json, ModelSpec):
         json = json.to_json()
     content = json.encode() if isinstance(json, str) else json
-    return Handle.made_by("model_read", content, len(content))
+    exact = np.array(bytearray(content), np.uint8)  # without the 0 at the end of Python's bytes
+    return Handle.made_by("model_read", exact.ctypes.data, exact.size)
 
 
 def plan(model: Handle, height: int, width: int) -> Handle:

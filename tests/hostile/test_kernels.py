@@ -61,6 +61,15 @@ def test_no_kernel_leaves_its_arrays_or_the_language(sanitized, seed):
     assert done.stdout.endswith("all done\n")
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_c_library_does_not_either(sanitized, seed):
+    """Damaged descriptions, images of any size, and results of all tasks."""
+    done = run_driver(sanitized, HERE / "library_driver.py", sanitized[0], seed, COUNT)
+    last = "\n".join(done.stdout.splitlines()[-2:])
+    assert done.returncode == 0, f"{last}\n{done.stderr[:3000]}"
+    assert done.stdout.endswith("all done\n")
+
+
 def test_the_sanitizer_sees_a_fault(sanitized):
     """Check that the sanitizers detect an error at all."""
     overrun = (

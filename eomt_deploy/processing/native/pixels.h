@@ -20,9 +20,8 @@
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 #define FUSED(a, b, c) __builtin_fmaf(a, b, c)
 #elif defined(__wasm__)
-/* So that a browser shows what Python returns. The product is exact in double precision, and the sum
-   is rounded twice, which differs from one rounding in about one of 2^28 cases, by one unit in the
-   last place. Without this exception, post-processing takes 8 times as long. */
+/* In double precision, the product is exact. Rounding the sum twice differs from rounding it once
+   for about one of 2^29 sums, and then by the last bit. */
 #define FUSED(a, b, c) ((float)((double)(a) * (b) + (c)))
 #else /* Without the instruction, a fused multiply-add would be a slow function. */
 #define FUSED(a, b, c) ((a) * (b) + (c))
