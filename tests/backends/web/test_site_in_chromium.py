@@ -198,24 +198,31 @@ def test_without_a_network(chromium, make_site, scenes, ten_images, serve):
 
 
 def test_a_new_version_of_the_site(chromium, package, scenes, serve, tmp_path):
-    """The next visit after a new build shows the new model."""
+    """A new build appears when all pages of the site have been closed, and never in part."""
 
     def build(task: Any) -> None:
         build_web(WebConfig(scenes(task), tmp_path / "s" / "index.html", onnxruntime_web=package))
 
+    found = "async () => Boolean((await navigator.serviceWorker.getRegistration()).waiting)"
     build("panoptic")
     with serve(tmp_path / "s") as address, opened(chromium, address) as page:
         assert page.inner_text("#about").startswith("panoptic")
         build("semantic")
-        before = page.evaluate("async () => (await caches.keys())[0]")
-        page.reload()  # finds the new service worker
-        page.wait_for_function(
-            "async (before) => { const [key, ...rest] = await caches.keys();"
-            " return key && key !== before && !rest.length; }",
-            arg=before,
-        )
         page.reload()
-        page.get_by_text("semantic, ").wait_for()
+        page.get_by_text("Choose an image.").wait_for()
+        assert page.inner_text("#about").startswith("panoptic")
+        for _ in range(100):
+            if page.evaluate(found):
+                break
+            page.wait_for_timeout(200)
+        else:
+            pytest.fail("The new version was not found.")
+        other = page.context.new_page()
+        page.close()
+        other.wait_for_timeout(2000)
+        other.goto(address)
+        other.get_by_text("semantic, ").wait_for(timeout=TIMEOUT)
+        assert len(other.evaluate("() => caches.keys()")) == 1
 
 
 def test_a_narrow_screen(chromium, make_site, ten_images, serve):

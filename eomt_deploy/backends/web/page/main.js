@@ -2,23 +2,25 @@
 import { start } from "./common/app.js";
 import { isOffline, prepare } from "./offline.js";
 
-const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
 const waiting = new Map();
 const keys = new WeakMap();
-let count = 0, progress = () => {};
+let worker = null, count = 0, progress = () => {};
 
-worker.onmessage = ({ data: { id, value, error, loaded } }) => {
-  if (loaded !== undefined) return progress(loaded);
-  const { resolve, reject } = waiting.get(id);
-  waiting.delete(id);
-  if (error === undefined) resolve(value);
-  else reject(new Error(error));
-};
-worker.onerror = (event) => {
-  const error = new Error(`The segmentation stopped: ${event.message ?? "unknown error"}. Load this page again.`);
-  for (const { reject } of waiting.values()) reject(error);
-  waiting.clear();
-};
+function startWorker() {
+  worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  worker.onmessage = ({ data: { id, value, error, loaded } }) => {
+    if (loaded !== undefined) return progress(loaded);
+    const { resolve, reject } = waiting.get(id);
+    waiting.delete(id);
+    if (error === undefined) resolve(value);
+    else reject(new Error(error));
+  };
+  worker.onerror = (event) => {
+    const error = new Error(`The segmentation stopped: ${event.message ?? "unknown error"}. Load this page again.`);
+    for (const { reject } of waiting.values()) reject(error);
+    waiting.clear();
+  };
+}
 
 function ask(task, given) {
   const id = ++count;
@@ -29,7 +31,8 @@ function ask(task, given) {
 }
 
 async function models(say) {
-  await prepare();
+  await prepare(); // it may load the page again
+  startWorker();
   const response = await fetch(new URL("../site.json", import.meta.url));
   if (!response.ok) throw new Error(`site.json cannot be loaded: the server answers ${response.status}.`);
   const site = await response.json();

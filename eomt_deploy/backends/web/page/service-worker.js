@@ -36,7 +36,6 @@ async function install() {
     if (!response.ok) throw new Error(`${address} cannot be loaded: ${response.status}`);
     await cache.put(address, response);
   }));
-  await self.skipWaiting();
 }
 
 async function activate() {
@@ -59,6 +58,8 @@ async function answer(address, event) {
 }
 
 self.addEventListener("install", (event) => event.waitUntil(install()));
+// A new version is activated when no page of the site is open (there is no skipWaiting): a page must
+// not get files of two versions.
 self.addEventListener("activate", (event) => event.waitUntil(activate()));
 self.addEventListener("fetch", (event) => {
   const url = new URL(event.request.url);
