@@ -39,6 +39,8 @@ HEADER_BYTES = 128
 FILES = {
     ("openvino", ".blob"): "models compiled by OpenVINO",
     ("kernels", ".cubin"): "CUDA kernels",
+    ("onnxruntime-web", ".js"): "scripts of ONNX Runtime Web",
+    ("onnxruntime-web", ".wasm"): "ONNX Runtime Web",
     ("", ".jit"): "kernels of TensorRT-RTX",
     ("", ".timing"): "timings of TensorRT",
 }

@@ -103,6 +103,12 @@ def _markdown(path: Path) -> bool:
     return _starts(path, MARKDOWN_START)
 
 
+def _site(path: Path) -> bool:
+    """Whether a file is the page of our site; its first lines name the generator."""
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="' + MARKER in file.read(HEAD_BYTES)
+
+
 def _picture(path: Path) -> bool:
     from PIL import Image
 
@@ -168,6 +174,7 @@ def _engine(path: Path) -> bool:
 _CHECKS: Mapping[str, Callable[[Path], bool]] = {
     ".json": _json,
     ".md": _markdown,
+    ".html": _site,
     ".png": _picture,
     ".jpg": _picture,
     ".jpeg": _picture,

@@ -45,6 +45,7 @@ class Builder:
             with the version and the GPU; optional.
         file: class (path) that reads and writes the certificate of a file, see
             :class:`~eomt_deploy.backends.building.BuiltFile`; optional.
+        folder: the output is a folder, and the file with the suffix is the ``index`` in it.
     """
 
     suffix: str
@@ -53,6 +54,7 @@ class Builder:
     check: str = ""
     problem: str = ""
     file: str = ""
+    folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Backend:
         suffixes: suffixes of the files that it opens.
         devices: devices that it runs on.
         precisions: precisions of the models that it runs.
-        engine: its engine, see :class:`OpenEngine`.
+        engine: its engine, see :class:`OpenEngine`; empty if its files run only elsewhere.
         inspect: function (path) -> :class:`~eomt_deploy.backends.inspection.Inspection`; empty if
             another backend describes its files.
         build: how it builds its own files; None if it only opens files that `export` wrote.
@@ -110,6 +112,12 @@ class Backend:
         """Installed version, or an empty string."""
         found = (package_version(name) for name in self.distributions)
         return next((version for version in found if version), "")
+
+    @property
+    def formats(self) -> str:
+        """What it builds, for people."""
+        assert self.build is not None
+        return "sites" if self.build.folder else f"{self.build.suffix} files"
 
     def chosen_for(self, suffix: str) -> bool:
         """Whether it may be selected automatically for files with this suffix."""
@@ -223,7 +231,31 @@ BACKENDS: dict[str, Backend] = {
         engine=".emulation.engine:EmulatedEngine",
         automatic=(),
     ),
+    # Its files run in browsers, so it has no engine here.
+    "web": Backend(
+        title="ONNX Runtime Web",
+        package="eomt_deploy",
+        distributions=(),
+        extra="cpu",
+        suffixes=(),
+        devices=(),
+        precisions=("fp32", "fp16", "int8"),
+        engine="",
+        inspect=".web.inspect:inspect",
+        build=Builder(
+            ".html",
+            config=".web.config:WebConfig",
+            run=".web.build:build_web",
+            problem=".web.problem:problem",
+            folder=True,
+        ),
+    ),
 }
+
+
+def engines() -> list[str]:
+    """Names of the backends that run models on this machine, if they are installed."""
+    return [name for name, backend in BACKENDS.items() if backend.engine]
 
 
 def builders(suffix: str) -> list[str]:
@@ -263,9 +295,10 @@ def choose_backend(path: Path, backend: str | None, device: str | None = None) -
     suffix = path.suffix.lower()
     fitting = [name for name, entry in BACKENDS.items() if suffix in entry.suffixes]
     if backend is not None:
-        if backend not in BACKENDS:
+        if backend not in engines():
             raise UsageError(
-                f"There is no backend {backend!r}.", fix=f"Known: {', '.join(BACKENDS)}."
+                f"There is no backend {backend!r} that runs models on this machine.",
+                fix=f"Known: {', '.join(engines())}.",
             )
         if backend not in fitting:
             raise UsageError(

@@ -16,7 +16,7 @@ from eomt_deploy.backends.building import BuildConfig, BuildReport, Option
 from eomt_deploy.backends.profiles import find_build_profile, make_config
 from eomt_deploy.backends.registry import BACKENDS, builders, load
 from eomt_deploy.cli.console import say, stderr, stdout, timed_steps, warn, write_json
-from eomt_deploy.cli.options import Overwrite, with_options
+from eomt_deploy.cli.options import Overwrite, model_output, with_options
 from eomt_deploy.errors import UsageError
 from eomt_deploy.outputs import check_outputs
 
@@ -37,8 +37,10 @@ def build(
         typer.Option(
             "-o",
             "--output",
+            parser=model_output,
+            metavar="PATH",
             help="File to write. The suffix selects the format: .engine (TensorRT) or .xml "
-            "(OpenVINO).",
+            "(OpenVINO). A folder (site/) selects a site for browsers.",
         ),
     ],
     target: Annotated[
@@ -91,18 +93,26 @@ def choose_target(output: Path, target: str | None, default: str | None = None) 
         UsageError: no backend builds such files, or the requested one does not.
     """
     able = builders(output.suffix)
-    formats = {b.build.suffix: b.title for b in reversed(BACKENDS.values()) if b.build}
     if not able:
         raise UsageError(
             f"{output} has the suffix {output.suffix or '(none)'}, which no backend builds.",
-            fix=suffix_fix(output, formats),
+            fix=suffix_fix(output, build_formats()),
         )
     chosen = target or default or able[0]
     if chosen not in able:
         raise UsageError(
-            f"{chosen} does not build {output.suffix} files.", fix=f"Use {' or '.join(able)}."
+            f"{chosen} does not build {BACKENDS[able[0]].formats}.", fix=f"Use {' or '.join(able)}."
         )
     return chosen
+
+
+def build_formats() -> dict[str, str]:
+    """Names of the formats that backends build, by suffix; that of a site is ``/``."""
+    return {
+        "/" if b.build.folder else b.build.suffix: b.title
+        for b in reversed(BACKENDS.values())
+        if b.build
+    }
 
 
 def suffix_fix(output: Path, formats: Mapping[str, str]) -> str:
@@ -113,7 +123,12 @@ def suffix_fix(output: Path, formats: Mapping[str, str]) -> str:
     """
     if output.suffix.lower() in OTHER_ENGINE_SUFFIXES and ".engine" in formats:
         return f"TensorRT engines end with .engine here: use -o {output.with_suffix('.engine')}."
-    known = [f"{output.with_suffix(suffix)} ({title})" for suffix, title in formats.items()]
+    known = [
+        f"{output.with_suffix('')}/ ({title})"
+        if suffix == "/"
+        else f"{output.with_suffix(suffix)} ({title})"
+        for suffix, title in formats.items()
+    ]
     return f"Use -o {', '.join(known[:-1])} or {known[-1]}."
 
 
@@ -138,7 +153,7 @@ def _options() -> dict[str, Option]:
         if backend.build is not None:
             kind: type[BuildConfig] = load(backend.build.config)
             for name, option in kind.options().items():
-                text = "" if name in common else f" For {backend.build.suffix} files."
+                text = "" if name in common else f" For {backend.formats}."
                 found.setdefault(name, replace(option, help=option.help + text))
     return found
 

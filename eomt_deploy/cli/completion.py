@@ -9,7 +9,7 @@ from typing import get_args
 from typer.models import ParameterInfo
 
 from eomt_deploy import catalog
-from eomt_deploy.backends.registry import BACKENDS, builders
+from eomt_deploy.backends.registry import BACKENDS, builders, engines
 from eomt_deploy.benchmarking.paper.suite_file import suites
 from eomt_deploy.data_files import entries
 from eomt_deploy.drawing import PALETTES
@@ -63,7 +63,7 @@ COMPLETIONS: dict[str, Names] = {
     "arithmetic": lambda: UNQUANTIZED,
     "attention": lambda: get_args(Attention),
     "backbone": lambda: ("tiny", "small", "base", "large", "giant"),
-    "backend": lambda: BACKENDS,
+    "backend": engines,
     "checkpoint": catalog.checkpoints,
     "classes": catalog.class_lists,
     "dataset": _datasets,

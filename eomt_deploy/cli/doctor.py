@@ -138,7 +138,8 @@ def _build_abilities(here: Machine) -> list[Ability]:
     for backend in BACKENDS.values():
         if backend.build is None:
             continue
-        what = f"build {backend.build.suffix} with {backend.title}"
+        made = "sites" if backend.build.folder else backend.build.suffix
+        what = f"build {made} with {backend.title}"
         if here.system == "Darwin" and backend.extra in NVIDIA_EXTRAS:
             result.append(_ability(what, Problem("NVIDIA has no packages for macOS")))
         elif backend.build.problem:

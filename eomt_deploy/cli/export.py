@@ -13,7 +13,7 @@ from eomt_deploy import catalog
 from eomt_deploy.backends.building import BuildConfig
 from eomt_deploy.backends.profiles import find_build_profile, make_config
 from eomt_deploy.backends.registry import BACKENDS, builders, load
-from eomt_deploy.cli.build import choose_target, run_build, suffix_fix
+from eomt_deploy.cli.build import build_formats, choose_target, run_build, suffix_fix
 from eomt_deploy.cli.console import (
     parse_size,
     say,
@@ -23,7 +23,7 @@ from eomt_deploy.cli.console import (
     warn,
     write_json,
 )
-from eomt_deploy.cli.options import BaseWeights, Insecure, Overwrite
+from eomt_deploy.cli.options import BaseWeights, Insecure, Overwrite, model_output
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.exporting.config import DEFAULT_SMOOTHING, SUFFIXES
 from eomt_deploy.outputs import check_outputs
@@ -62,7 +62,10 @@ def export(
         typer.Option(
             "-o",
             "--output",
-            help="File to write: .onnx or .pt2; .engine or .xml also builds it.",
+            parser=model_output,
+            metavar="PATH",
+            help="File to write: .onnx or .pt2; .engine or .xml also builds it, and a folder "
+            "(site/) a site for browsers.",
         ),
     ],
     task: Annotated[
@@ -286,7 +289,7 @@ def _plan_build(output: Path, profile: str | None, common: dict[str, Any]) -> Bu
     if not builders(output.suffix):
         if output.suffix.lower() not in SUFFIXES:
             formats = {".onnx": "any backend", ".pt2": "AOTInductor"}
-            formats |= {b.build.suffix: b.title for b in reversed(BACKENDS.values()) if b.build}
+            formats |= build_formats()
             raise UsageError(
                 f"{output} has the suffix {output.suffix or '(none)'}, which is not a format of a "
                 "model file.",
@@ -300,7 +303,9 @@ def _plan_build(output: Path, profile: str | None, common: dict[str, Any]) -> Bu
         return None
     recipe = find_build_profile(profile) if profile else None
     target = choose_target(output, None, recipe.target if recipe else None)
-    model = output.with_suffix(".onnx")
+    builder = BACKENDS[target].build
+    in_folder = builder is not None and builder.folder
+    model = (output.parent if in_folder else output).with_suffix(".onnx")
     if model.exists():
         raise UsageError(
             f"{output} is built from {model}, which already exists and would be replaced.",

@@ -11,12 +11,13 @@ from rich.table import Table
 from eomt_deploy.backends.inspection import Inspection
 from eomt_deploy.backends.registry import BACKENDS, load
 from eomt_deploy.cli.console import print_json, stdout
+from eomt_deploy.cli.options import SITE_INDEX
 from eomt_deploy.errors import ModelFileError
 
 
 def inspect(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file that eomt-deploy wrote.")
+        Path, typer.Argument(metavar="MODEL", help="Model file or site that eomt-deploy wrote.")
     ],
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -39,9 +40,12 @@ def describe(path: Path) -> Inspection:
     Raises:
         ModelFileError: no backend knows the suffix, or the file is damaged.
     """
+    if path.is_dir():
+        path /= SITE_INDEX
     suffix = path.suffix.lower()
     for backend in BACKENDS.values():
-        if backend.inspect and suffix in backend.suffixes:
+        built = [backend.build.suffix] if backend.build else []
+        if backend.inspect and suffix in (*backend.suffixes, *built):
             found: Inspection = load(backend.inspect)(path)
             return found
     known = sorted({s for backend in BACKENDS.values() for s in backend.suffixes})

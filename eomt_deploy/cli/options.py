@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -13,6 +14,15 @@ import typer
 
 from eomt_deploy.drawing import PALETTES
 from eomt_deploy.errors import UsageError
+
+SITE_INDEX = "index.html"
+
+
+def model_output(text: str) -> Path:
+    """Path of a model file to write. ``site/``, with a slash, is the site in this folder:
+    ``site/index.html``. Without a slash, it can be a file whose suffix was forgotten."""
+    return Path(text) / SITE_INDEX if text.endswith(("/", os.sep)) else Path(text)
+
 
 Model = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml or .pt2.")

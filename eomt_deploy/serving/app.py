@@ -23,6 +23,8 @@ from eomt_deploy.serving.server import DisconnectedError, ModelServer
 from eomt_deploy.serving.work import Answer, RequestError, Work
 
 PAGE = Path(__file__).parent / "page"
+COMMON = Path(__file__).parents[1] / "page"
+"""Files of the page that do not depend on where the results come from."""
 KEY_HEADER = "x-image"
 """Names kept outputs, for requests that only repeat the post-processing."""
 IMAGE_BODY = {
@@ -226,12 +228,13 @@ def _class_list(server: ModelServer, model: str, given: Sequence[str]) -> list[s
 def _add_page(app: FastAPI, server: ModelServer) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
+        return FileResponse(COMMON / "index.html")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return FileResponse(PAGE / "docs.html")
 
+    app.mount("/page/common", StaticFiles(directory=COMMON), name="common")
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
 

@@ -157,7 +157,9 @@ def runtimes() -> dict[str, Runtime]:
             {"backend": name},
         )
         for name, backend in BACKENDS.items()
-        if backend.automatic != () and (backend.build or ".onnx" in backend.suffixes)
+        if backend.engine
+        and backend.automatic != ()
+        and (backend.build or ".onnx" in backend.suffixes)
     }
     return {**exported, **TORCH}
 

@@ -31,3 +31,19 @@ export function eachRun({ size: [height], counts }, paint) {
     position = end;
   });
 }
+
+/** The compressed string of run lengths. */
+export function stringOf(runs) {
+  let text = "";
+  runs.forEach((length, index) => {
+    let value = index > 2 ? length - runs[index - 2] : length, more = true;
+    while (more) {
+      let code = value & 31;
+      value >>= 5;
+      more = code & 16 ? value !== -1 : value !== 0;
+      if (more) code |= 32;
+      text += String.fromCharCode(code + 48);
+    }
+  });
+  return text;
+}
