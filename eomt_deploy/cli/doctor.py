@@ -15,6 +15,7 @@ from eomt_deploy import devices, privacy
 from eomt_deploy.backends.registry import BACKENDS, NO_GPU, Backend, Problem, choose_backend, load
 from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.cli.console import print_json, stdout
+from eomt_deploy.cli.support import show_matrix
 from eomt_deploy.errors import MissingDependencyError
 
 
@@ -75,8 +76,19 @@ PACKAGE_ABILITIES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    matrix: Annotated[
+        bool,
+        typer.Option(
+            "--matrix",
+            help="Build and run a small network of each family in each precision with each "
+            "backend; this takes several minutes.",
+        ),
+    ] = False,
 ) -> None:
     """Show what can run here, and how to install what is missing."""
+    if matrix:
+        show_matrix(json)
+        return
     machine = environment()
     abilities = find_abilities(Machine.this())
     if json:

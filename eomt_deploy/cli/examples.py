@@ -49,7 +49,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "eomt-deploy triton coco.engine ade.engine -o repo/ --form bls --instances 4",
         "eomt-deploy triton tiny.onnx -o repo/ --name scenes --version 2",
     ),
-    "doctor": ("eomt-deploy doctor",),
+    "doctor": ("eomt-deploy doctor", "eomt-deploy doctor --matrix"),
     "demo": ("eomt-deploy demo -o eomt-demo/",),
     "cache show": ("eomt-deploy cache show",),
     "cache clear": ("eomt-deploy cache clear --all",),

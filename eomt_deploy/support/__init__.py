@@ -1,0 +1,1 @@
+"""The support matrix: which families, tasks and precisions work with which backend, on trial."""
