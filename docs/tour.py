@@ -237,7 +237,7 @@ def main() -> int:
     if write:
         (ROOT / "docs" / "tour.md").write_text(page(tried), encoding="utf-8")
     else:
-        print(page(tried))
+        print(page(tried), end="")
     return int(any(found.mark == FAILED for found in tried.values()))
 
 
