@@ -155,7 +155,7 @@ def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("mlp", "precision"),
-    [("gelu", "fp32"), ("gelu", "bf16"), ("swiglu", "fp16")],
+    [("gelu", "fp32"), ("gelu", "fp16"), ("gelu", "bf16"), ("swiglu", "fp16")],
 )
 def test_models_larger_than_the_memory_give_the_same_file(tmp_path, monkeypatch, mlp, precision):
     files = tiny.write(tmp_path, tiny.network(replace(tiny.ARCH, mlp=mlp)))

@@ -241,13 +241,6 @@ def test_a_failure_while_measuring_is_a_skipped_row(monkeypatch):
     }
 
 
-def quick_compilation():
-    """torch.compile with fewer kernels, because the compiler needs a second for each of them."""
-    from torch._inductor import config as inductor  # every worker would import it
-
-    return inductor.patch({"max_fusion_size": 1000, "cpp.vec_isa_ok": True})
-
-
 @pytest.fixture(scope="module")
 def run_case(tmp_path_factory) -> Callable[..., Outputs]:
     """Run a step of the ladder, with the networks of :func:`report`."""
@@ -265,8 +258,7 @@ def run_case(tmp_path_factory) -> Callable[..., Outputs]:
 
         spec = describe(row, precision, 1)
         case = Case(row, build, images, "cpu", precision, spec, folder)
-        with quick_compilation():
-            running = find_runtime(runtime).open(case)
+        running = find_runtime(runtime).open(case)
         running.network()
         running.copies()
         return running.run(images)
