@@ -8,7 +8,8 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,6 +42,8 @@ from eomt_deploy.spec import ModelSpec, Thresholds
 WAVE = 50_000
 """Shards that Ray Data gets at once: it keeps a few kB for each until the end of its run."""
 POLL_SECONDS = 0.5
+END_SECONDS = 10.0
+"""Maximum time in which the threads of a stopped run must end."""
 RATE_SECONDS = 60.0
 """The shown throughput is that of the last minute."""
 
@@ -161,27 +164,31 @@ class _Work:
             progress = ray.remote(num_cpus=0, max_restarts=-1)(Progress).remote()
             began: float | None = None
             self._check_errors(0)
-            for found in self._results(ray, sizes, progress):
-                fresh = [facts.shard for facts in found]
-                for facts in found:
-                    self.totals.add(facts)
-                state = self._state(ray, progress, fresh)
-                if began is None and state.where:
-                    began = time.perf_counter()
-                show(state)
-                self._check_errors(state.failed)
+            # Closed before Ray, also if an error or a signal ends the run.
+            with closing(self._results(ray, sizes, progress)) as results:
+                for found in results:
+                    fresh = [facts.shard for facts in found]
+                    for facts in found:
+                        self.totals.add(facts)
+                    state = self._state(ray, progress, fresh)
+                    if began is None and state.where:
+                        began = time.perf_counter()
+                    show(state)
+                    self._check_errors(state.failed)
             return 0.0 if began is None else time.perf_counter() - began
 
-    def _results(self, ray: Any, sizes: Sizes, progress: Any) -> Iterator[list[ShardFacts]]:
+    def _results(self, ray: Any, sizes: Sizes, progress: Any) -> Generator[list[ShardFacts]]:
         """Facts of newly finished shards, possibly none, twice a second."""
         left = self.left
         for start in range(0, len(left), WAVE):
             wave = left[start : start + WAVE]
             arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
             data = self._dataset(ray, wave, sizes, progress)
-            stopped = threading.Event()
+            executors = _kept_executors(data)
             # In a thread, so that a signal reaches the main thread at once.
-            consumer = threading.Thread(target=_consume, args=(data, arrived, stopped), daemon=True)
+            consumer = threading.Thread(
+                target=_consume, args=(data, arrived), name="batch-results", daemon=True
+            )
             consumer.start()
             try:
                 expected = set(wave)
@@ -191,7 +198,7 @@ class _Work:
                     expected.difference_update(facts.shard for facts in found)
                     yield found
             finally:
-                stopped.set()
+                _end(executors, consumer)
 
     def _dataset(self, ray: Any, wave: Sequence[int], sizes: Sizes, progress: Any) -> Any:
         context = ray.data.DataContext.get_current()
@@ -262,15 +269,40 @@ class _Work:
             )
 
 
-def _consume(data: Any, arrived: queue.SimpleQueue[Any], stopped: threading.Event) -> None:
+def _consume(data: Any, arrived: queue.SimpleQueue[Any]) -> None:
     try:
         for row in data.iter_rows():
             arrived.put(pickle.loads(row["facts"]))
-            if stopped.is_set():
-                return
         arrived.put(None)
     except BaseException as error:
         arrived.put(error)
+
+
+def _kept_executors(data: Any) -> list[Any]:
+    """A list that receives each executor of this dataset as soon as it exists.
+
+    Ray Data itself keeps it only after the first result, and a run can be stopped earlier.
+    """
+    executors: list[Any] = []
+    create = data._create_executor
+
+    def keep() -> Any:
+        executors.append(create())
+        return executors[-1]
+
+    data._create_executor = keep
+    return executors
+
+
+def _end(executors: list[Any], consumer: threading.Thread) -> None:
+    """End the threads of Ray Data.
+
+    A thread that still uses Ray after its shutdown ends the process at once with exit code 1.
+    """
+    for executor in executors:
+        with suppress(Exception):  # Ray itself may have failed
+            executor.shutdown(force=True)
+    consumer.join(END_SECONDS)
 
 
 def _take(arrived: queue.SimpleQueue[Any]) -> tuple[list[ShardFacts], bool]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -156,6 +157,32 @@ def test_too_many_errors_stop_the_run_and_it_continues_later(exported, images, t
     report = run(BatchConfig(**{**vars(config), "max_errors": 3}))
     assert (report.images, report.failed) == (30, 3)
     check_complete(tmp_path / "out", images)
+
+
+@pytest.mark.parametrize("phase", ["models open", "images are done"])
+def test_a_stopped_run_leaves_no_thread(exported, tmp_path, phase):
+    """A thread that uses Ray after its shutdown would end this process with exit code 1."""
+    write_images(tmp_path / "in", 200)
+    config = BatchConfig(
+        exported("panoptic"), (str(tmp_path / "in"),), str(tmp_path / "out"), shard_size=8,
+        concurrency=1, **OPTIONS,
+    )  # fmt: skip
+    before = set(threading.enumerate())
+    during: set[str] = set()
+
+    def stop(state: State) -> None:
+        during.update(type(t).__name__ for t in set(threading.enumerate()) - before)
+        if phase == "models open" or state.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as found:  # its traceback keeps the frames of the run
+        run(config, stop)
+    assert "StreamingExecutor" in during
+    left = {type(t).__name__ for t in set(threading.enumerate()) - before if t.is_alive()}
+    assert left <= {"_DummyThread"}, left  # those of Ray's C++ code
+    assert found.traceback
+    report = run(config)
+    assert report.images == 200
 
 
 @pytest.mark.shared_data
