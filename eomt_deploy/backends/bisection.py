@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from eomt_deploy.backends.backend import load
 from eomt_deploy.backends.building import BuiltFile, no_progress
 from eomt_deploy.backends.certification import open_reference
 from eomt_deploy.backends.engine import Engine
-from eomt_deploy.backends.registry import BACKENDS, load, open_engine
+from eomt_deploy.backends.registry import BACKENDS, open_engine
 from eomt_deploy.errors import UsageError
 from eomt_deploy.external_data import side_files
 

@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from eomt_deploy.backends.backend import load
 from eomt_deploy.backends.building import BuildConfig, config_fields
-from eomt_deploy.backends.registry import BACKENDS, load
+from eomt_deploy.backends.registry import BACKENDS
 from eomt_deploy.data_files import entries, read_toml
 from eomt_deploy.errors import EomtDeployError, UsageError
 

@@ -13,7 +13,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eomt_deploy.backends.registry import BACKENDS, choose_backend, load
+from eomt_deploy.backends.backend import load
+from eomt_deploy.backends.registry import BACKENDS, choose_backend
 from eomt_deploy.batch import shards
 from eomt_deploy.batch.cluster import import_ray, running_ray
 from eomt_deploy.batch.config import BatchConfig

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eomt_deploy.backends.backend import load
 from eomt_deploy.backends.building import BuildConfig, BuildReport, Option
 from eomt_deploy.backends.profiles import find_build_profile, make_config
-from eomt_deploy.backends.registry import BACKENDS, builders, load
+from eomt_deploy.backends.registry import BACKENDS, builders
 from eomt_deploy.cli.console import say, stderr, stdout, timed_steps, warn, write_json
 from eomt_deploy.cli.options import Overwrite, model_output, with_options
 from eomt_deploy.errors import UsageError

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from eomt_deploy import devices, privacy
-from eomt_deploy.backends.registry import BACKENDS, NO_GPU, Backend, Problem, choose_backend, load
+from eomt_deploy.backends.backend import NO_GPU, Backend, Problem, load
+from eomt_deploy.backends.registry import BACKENDS, choose_backend
 from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.cli.console import print_json, stdout
 from eomt_deploy.cli.support import show_matrix

@@ -10,9 +10,10 @@ import typer
 from rich.table import Table
 
 from eomt_deploy import catalog
+from eomt_deploy.backends.backend import load
 from eomt_deploy.backends.building import BuildConfig
 from eomt_deploy.backends.profiles import find_build_profile, make_config
-from eomt_deploy.backends.registry import BACKENDS, builders, load
+from eomt_deploy.backends.registry import BACKENDS, builders
 from eomt_deploy.cli.build import build_formats, choose_target, run_build, suffix_fix
 from eomt_deploy.cli.console import (
     parse_size,

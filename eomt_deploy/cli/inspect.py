@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from eomt_deploy.backends.backend import load
 from eomt_deploy.backends.inspection import Inspection
-from eomt_deploy.backends.registry import BACKENDS, load
+from eomt_deploy.backends.registry import BACKENDS
 from eomt_deploy.cli.console import print_json, stdout
 from eomt_deploy.cli.options import SITE_INDEX
 from eomt_deploy.errors import ModelFileError

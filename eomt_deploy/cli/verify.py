@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from eomt_deploy.backends.backend import load
 from eomt_deploy.backends.building import BuiltFile
-from eomt_deploy.backends.registry import BACKENDS, load, open_engine
+from eomt_deploy.backends.registry import BACKENDS, open_engine
 from eomt_deploy.cli.console import say, say_remarks, stderr, stdout, steps, warn, write_json
 from eomt_deploy.cli.options import Arithmetic, Backend, Device, Model, Overwrite
 from eomt_deploy.errors import EomtDeployError, UsageError

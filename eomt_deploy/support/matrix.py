@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 from eomt_deploy.backends import open_engine
+from eomt_deploy.backends.backend import Backend, Builder, load
 from eomt_deploy.backends.building import config_fields
 from eomt_deploy.backends.certification import open_reference
-from eomt_deploy.backends.registry import BACKENDS, Backend, Builder, load
+from eomt_deploy.backends.registry import BACKENDS
 from eomt_deploy.backends.verification import compare
 from eomt_deploy.errors import EomtDeployError
 from eomt_deploy.precision import PRECISIONS, engine_limits

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from eomt_deploy.backends import registry
-from eomt_deploy.backends.registry import Backend, Builder
+from eomt_deploy.backends.backend import Backend, Builder
 from eomt_deploy.benchmarking.measure.clock import Rounds
 from eomt_deploy.benchmarking.paper.suite import run_suite
 from eomt_deploy.benchmarking.paper.suite_config import SuiteConfig

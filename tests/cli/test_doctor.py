@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from eomt_deploy import devices
-from eomt_deploy.backends.registry import BACKENDS, NO_GPU, Backend
+from eomt_deploy.backends.backend import NO_GPU, Backend
+from eomt_deploy.backends.registry import BACKENDS
 from eomt_deploy.cli.doctor import TORCH_FOR_CPU, Machine, find_abilities
 
 CPU, GPU, MAC = Machine("Linux"), Machine("Linux", ("NVIDIA L4",)), Machine("Darwin")

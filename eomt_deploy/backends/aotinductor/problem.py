@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eomt_deploy.backends.registry import Problem
+from eomt_deploy.backends.backend import Problem
 from eomt_deploy.devices import package_version
 
 

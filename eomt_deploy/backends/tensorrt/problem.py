@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eomt_deploy.backends.registry import NO_GPU, Problem
+from eomt_deploy.backends.backend import NO_GPU, Problem
 from eomt_deploy.backends.tensorrt import library
 from eomt_deploy.devices import current_gpu
 from eomt_deploy.errors import MissingDependencyError

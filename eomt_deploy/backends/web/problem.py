@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eomt_deploy.backends.registry import Problem
+from eomt_deploy.backends.backend import Problem
 from eomt_deploy.backends.web.files import wasm_library
 from eomt_deploy.backends.web.runtime import PACKAGE, VERSION, can_download
 from eomt_deploy.errors import MissingDependencyError

@@ -6,10 +6,11 @@ import logging
 import warnings
 from pathlib import Path
 
+from eomt_deploy.backends.backend import Builder, load
 from eomt_deploy.backends.building import no_progress
 from eomt_deploy.backends.engine import Outputs
 from eomt_deploy.backends.profiles import make_config
-from eomt_deploy.backends.registry import BACKENDS, Builder, load
+from eomt_deploy.backends.registry import BACKENDS
 from eomt_deploy.benchmarking.measure.gpu_clock import network_job
 from eomt_deploy.benchmarking.paper.runtimes import Case, Images, Running
 from eomt_deploy.contract import INPUT, OUTPUTS
