@@ -19,7 +19,7 @@ NATIVE := hatch_build.py $(wildcard eomt_deploy/processing/native/*.[ch])
 # Without isolation, Zig has the same path each time, and its cache is used: see hatch_build.py.
 $(RUN): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) hatchling ziglang
+	$(PIP) editables hatchling ziglang
 	$(PIP) --no-build-isolation -e '.[cpu,export]'
 	@touch $@
 
