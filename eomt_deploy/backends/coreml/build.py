@@ -24,7 +24,7 @@ from eomt_deploy.sidecar import onnx_sha256, sha256
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 from eomt_deploy.units import counted, percent
 
-UNITS = {"fp32": "CPU and GPU", "fp16": "CPU, GPU and Neural Engine"}
+UNITS = {"fp32": "CPU and GPU", "fp16": "CPU, GPU and, in its FP16 parts, Neural Engine"}
 """What can run a program, by its precision: the Neural Engine computes in FP16 only."""
 SMALL_WEIGHTS = ALL["int8"]
 """Limits for a package with smaller weights: those of an INT8 export."""
@@ -68,10 +68,8 @@ class CoreMlReport:
             f"  coremltools {self.version}, {self.precision} model, {weights_text(self.weights)}, "
             f"for iOS 18 or macOS 15"
         )
-        yield (
-            f"  its {counted(sum(self.operators.values()), 'operation')} can run on: "
-            + (UNITS[self.precision])
-        )
+        count = counted(sum(self.operators.values()), "operation")
+        yield f"  {count}, for {UNITS[self.precision]}"
         yield f"  {evaluation_text(self.evaluation)}"
         yield "  Core ML itself did not run: check the package with verify_on_mac.py on a Mac"
 
