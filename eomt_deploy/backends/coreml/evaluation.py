@@ -18,7 +18,7 @@ import onnx_ir as ir
 from coremltools.converters.mil.frontend.milproto.load import load
 from coremltools.converters.mil.mil import types
 
-from eomt_deploy.backends.coreml.package import MAIN
+from eomt_deploy.backends.coreml.package import MAIN, REPORT
 from eomt_deploy.backends.emulation.engine import EmulatedEngine
 from eomt_deploy.contract import INPUT, OUTPUTS
 from eomt_deploy.errors import BuildError
@@ -151,7 +151,7 @@ class _Evaluation:
     def conv(self, operation: Any, operator: str = "Conv") -> None:
         pads = _integers(operation.pad) if operation.pad_type.val == "custom" else [0, 0, 0, 0]
         if operation.pad_type.val not in ("custom", "valid"):
-            raise BuildError(f"The convolution {operation.name} has another padding.")
+            raise BuildError(f"The convolution {operation.name} has another padding.", fix=REPORT)
         names = ["x", "weight"] + (["bias"] if operation.bias is not None else [])
         self._simple(
             operator, operation, *names, strides=_integers(operation.strides),
@@ -188,7 +188,9 @@ class _Evaluation:
     def layer_norm(self, operation: Any) -> None:
         axes = sorted(axis % operation.x.rank for axis in _integers(operation.axes))
         if axes != [operation.x.rank - 1]:
-            raise BuildError(f"The normalisation {operation.name} is not over the last axis.")
+            raise BuildError(
+                f"The normalisation {operation.name} is not over the last axis.", fix=REPORT
+            )
         self._simple(
             "LayerNormalization", operation, "x", "gamma", "beta",
             axis=axes[0], epsilon=float(operation.epsilon.val),
@@ -233,7 +235,9 @@ class _Evaluation:
             for mask in (operation.begin_mask, operation.end_mask, operation.squeeze_mask)
         ]
         if any(masks[2]) or min(stride) < 1:
-            raise BuildError(f"The slice {operation.name} removes axes or goes backwards.")
+            raise BuildError(
+                f"The slice {operation.name} removes axes or goes backwards.", fix=REPORT
+            )
         begin = [0 if all_ else first for first, all_ in zip(begin, masks[0], strict=True)]
         end = [
             size if all_ else last for last, size, all_ in zip(end, x.shape, masks[1], strict=True)

@@ -19,6 +19,8 @@ from eomt_deploy.model_file import CORE_ML_MODEL, CORE_ML_WEIGHTS
 from eomt_deploy.outputs import is_ours, not_ours
 from eomt_deploy.spec import ModelSpec
 
+REPORT = "Use the version of coremltools in constraints.txt, or report this as a bug."
+"""The fix of errors that only another version of coremltools can cause."""
 MAIN = "main"
 FILES = frozenset(map(str, (CORE_ML_MODEL, CORE_ML_WEIGHTS, "Manifest.json")))
 """All files of a package that coremltools writes."""
@@ -66,7 +68,7 @@ def save_package(program: Any, spec: ModelSpec, package: Path) -> None:
         raise BuildError(
             "coremltools cannot convert this model.",
             why=(str(error).strip() or type(error).__name__).splitlines()[0],
-            fix="Use the version of coremltools in constraints.txt, or report this as a bug.",
+            fix=REPORT,
         ) from error
 
 
@@ -100,7 +102,7 @@ def check_structure(package: Path, spec: ModelSpec) -> Structure:
     if problems:
         raise BuildError(
             f"The Core ML package is wrong: {'; '.join(problems)}.",
-            fix="Use the version of coremltools in constraints.txt, or report this as a bug.",
+            fix=REPORT,
         )
     operations = _operations(proto)
     names = (op.type for op in operations if op.type not in NO_OPERATORS)

@@ -54,7 +54,7 @@ def package(common: Path) -> Path:
 @pytest.fixture(scope="session")
 def scenes(common: Path) -> Callable[[Task], Path]:
     """The embedded model for each task; its graph is the same for all of them."""
-    folder = common / "scenes"
+    folder = common / "scene_models"
     folder.mkdir(exist_ok=True)
 
     def get(task: Task) -> Path:
