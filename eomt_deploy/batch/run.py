@@ -285,20 +285,21 @@ def _kept_executors(data: Any) -> list[Any]:
     Ray Data itself keeps it only after the first result, and a run can be stopped earlier.
     """
     executors: list[Any] = []
-    create = data._create_executor
+    create: Any = getattr(data, "_create_executor", None)
 
-    def keep() -> Any:
-        executors.append(create())
+    def keep(*arguments: Any, **options: Any) -> Any:
+        executors.append(create(*arguments, **options))
         return executors[-1]
 
-    data._create_executor = keep
+    if create is not None:  # another version of Ray may not have it
+        data._create_executor = keep
     return executors
 
 
 def _end(executors: list[Any], consumer: threading.Thread) -> None:
     """End the threads of Ray Data.
 
-    A thread that still uses Ray after its shutdown ends the process at once with exit code 1.
+    If Ray is used after its shutdown, its C++ code ends the process at once with exit code 1.
     """
     for executor in executors:
         with suppress(Exception):  # Ray itself may have failed
