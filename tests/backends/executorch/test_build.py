@@ -1,4 +1,4 @@
-"""ExecuTorch programs: the build, the engine that runs them, and errors for files that do not fit."""
+"""ExecuTorch programs: build, engine, and errors for files that do not fit."""
 
 from __future__ import annotations
 
