@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles a module when it is first imported; most modules never are.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 RUN := $(VENV)/.run
 READY := $(VENV)/.ready
 DEMO := demo
@@ -15,13 +16,15 @@ setup: $(READY)
 
 NATIVE := hatch_build.py $(wildcard eomt_deploy/processing/native/*.[ch])
 
+# Without isolation, Zig has the same path each time, and its cache is used: see hatch_build.py.
 $(RUN): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[cpu,export]'
+	$(PIP) editables hatchling ziglang
+	$(PIP) --no-build-isolation -e '.[cpu,export]'
 	@touch $@
 
 $(READY): $(RUN)
-	$(PIP) -e '.[cpu,export,batch,serve,dev,docs]'
+	$(PIP) --no-build-isolation -e '.[cpu,export,batch,serve,dev,docs]'
 	@touch $@
 
 demo: $(RUN)

@@ -54,6 +54,26 @@ def test_build_and_inspect(build, cli, tmp_path):
     assert (code, "model.onnx is missing or damaged" in err) == (2, True)
 
 
+@pytest.mark.usefixtures("package")  # the files of ONNX Runtime Web are in the cache folder
+def test_export_writes_the_model_and_the_site(cli, files, tmp_path):
+    command = (
+        "export", files.checkpoint, "--task", "panoptic", "--size", "48x96",
+        "--classes", files.classes, "-o", f"{tmp_path}/site/",
+    )  # fmt: skip
+    code, out, err = cli(*command)
+    assert code == 0, err
+    assert "verified against PyTorch" in out
+    assert "a visitor downloads" in out
+    model = tmp_path / "site.onnx"
+    before = model.read_bytes()
+    assert (tmp_path / "site" / "model" / "model.onnx").read_bytes() == before
+    code, _, err = cli(*command)
+    assert code == 2
+    assert "already exists and would be replaced" in err
+    assert "eomt-deploy build" in err
+    assert model.read_bytes() == before
+
+
 def test_a_site_is_replaced_but_no_other_file(build, tmp_path):
     site = tmp_path / "site"
     assert build(f"{site}/")[0] == 0
