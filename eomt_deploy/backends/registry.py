@@ -110,6 +110,7 @@ BACKENDS: dict[str, Backend] = {
             ".pte",
             config=".executorch.config:ExecuTorchConfig",
             run=".executorch.build:build_executorch",
+            check=".executorch.build:check_ready",
             file=".executorch.built:ExecuTorchFile",
         ),
     ),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +12,10 @@ from typing import Any
 from eomt_deploy.backends.building import Progress, check_line, no_progress
 from eomt_deploy.backends.certification import Check
 from eomt_deploy.backends.executorch.config import PRECISIONS, TARGET, ExecuTorchConfig
-from eomt_deploy.backends.executorch.partitioners import DELEGATES, make_partitioner
+from eomt_deploy.backends.executorch.engine import ExecuTorchEngine, installed_version, quiet
+from eomt_deploy.backends.executorch.partitioners import DELEGATES, Delegate
 from eomt_deploy.certificate import UNCHECKED, Certificate
-from eomt_deploy.devices import package_version
-from eomt_deploy.errors import BuildError, MissingDependencyError, UsageError
+from eomt_deploy.errors import BuildError, EomtDeployError, UsageError
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.model_file import read_model_file
 from eomt_deploy.outputs import check_outputs
@@ -97,17 +94,13 @@ def build_executorch(
     check_outputs(config.outputs, inputs=config.inputs, overwrite=config.overwrite)
     spec = read_model_file(config.onnx).spec
     batch = check_model(spec, config)
-    version = package_version("executorch")
-    if version is None:
-        raise MissingDependencyError(
-            "executorch is not installed.", fix="pip install 'eomt-deploy[executorch]'"
-        )
+    version = installed_version()
     runs_here = config.partitioner == "xnnpack"
     check = Check(config, possible=runs_here)
+    delegate = DELEGATES[config.partitioner]
+    progress(f"converting for {delegate.title}", None)
     with quiet():
-        partitioner = make_partitioner(config.partitioner, config.soc)
-        progress(f"converting for {DELEGATES[config.partitioner].title}", None)
-        content, calls, outside = convert(config, partitioner, batch)
+        content, calls, outside = convert(config, delegate, batch)
     spec = replace(spec, batch=batch)
     with staging_folder(config.output) as folder:
         path = folder / config.output.name
@@ -116,7 +109,7 @@ def build_executorch(
             spec=spec,
             target=TARGET,
             library_version=version,
-            precision=spec.precision,
+            precision=delegate.precision,
             batch=(batch, batch, batch),
             compute_capabilities=(),
             gpu=None,
@@ -139,8 +132,6 @@ def build_executorch(
         write_sidecar(path, sidecar)
         certificate = None
         if runs_here:
-            from eomt_deploy.backends.executorch.engine import ExecuTorchEngine
-
             certificate = check.run(
                 partial(ExecuTorchEngine, path, device=None, threads=None), progress
             )
@@ -156,6 +147,15 @@ def build_executorch(
     return ExecuTorchReport(
         files, version, config.partitioner, batch, calls, outside, certificate, notes
     )
+
+
+def check_ready(_: ExecuTorchConfig) -> None:
+    """Check that a build can start.
+
+    Raises:
+        MissingDependencyError: ExecuTorch is not installed.
+    """
+    installed_version()
 
 
 def check_model(spec: ModelSpec, config: ExecuTorchConfig) -> int:
@@ -180,7 +180,7 @@ def check_model(spec: ModelSpec, config: ExecuTorchConfig) -> int:
 
 
 def convert(
-    config: ExecuTorchConfig, partitioner: Any, batch: int
+    config: ExecuTorchConfig, delegate: Delegate, batch: int
 ) -> tuple[bytes, int, dict[str, int]]:
     """Convert the network.
 
@@ -188,6 +188,8 @@ def convert(
         the program, the number of delegate calls, and the number of operators outside by name.
 
     Raises:
+        MissingDependencyError: the compiler of the delegate is not installed on this machine.
+        UsageError: the graph has an operator that is not supported, or the chip is unknown.
         BuildError: ExecuTorch cannot convert it.
     """
     import torch
@@ -195,17 +197,20 @@ def convert(
 
     from eomt_deploy.backends.executorch.network import OnnxNetwork
 
-    rewrite = config.rewrite and DELEGATES[config.partitioner].rewritten
+    rewrite = config.rewrite and delegate.rewritten
     network = OnnxNetwork(config.onnx, batch, rewrite=rewrite).eval()
     try:
+        partitioner = delegate.make(config.soc)
         with torch.no_grad():
             traced = torch.export.export(network, (network.example,), strict=False)
             edge = to_edge_transform_and_lower(traced, partitioner=[partitioner])
             calls, outside = count_operators(edge.exported_program().graph_module)
             content = bytes(edge.to_executorch().buffer)
+    except EomtDeployError:
+        raise
     except Exception as error:  # ExecuTorch's exceptions have no common base class
         raise BuildError(
-            f"ExecuTorch cannot convert {config.onnx}.",
+            f"ExecuTorch cannot convert {config.onnx} for {delegate.title}.",
             why=(str(error).strip() or type(error).__name__).splitlines()[0],
             fix="Use the version of executorch in constraints.txt, or report this as a bug.",
         ) from error
@@ -226,16 +231,3 @@ def count_operators(module: Any) -> tuple[int, dict[str, int]]:
 def listed(outside: dict[str, int]) -> str:
     """Operators outside the delegate as text: ``2 native_layer_norm, 1 to_dim_order_copy``."""
     return ", ".join(f"{count} {name}" for name, count in sorted(outside.items()))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the log of ExecuTorch and torchao: they report optional parts that are missing."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

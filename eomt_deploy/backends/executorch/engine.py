@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,20 @@ def read_description(path: Path) -> Sidecar:
             f"The description of {path} is not that of an ExecuTorch program.", fix=REBUILD
         )
     return facts
+
+
+def installed_version() -> str:
+    """Version of the installed ExecuTorch.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    version = package_version("executorch")
+    if version is None:
+        raise MissingDependencyError(
+            "ExecuTorch is not installed.", fix="pip install 'eomt-deploy[executorch]'"
+        )
+    return version
 
 
 def check_runtime(facts: Sidecar, installed: str, backends: Sequence[str], path: Path) -> None:
@@ -78,6 +95,19 @@ def _version(text: str) -> tuple[int, int]:
     return int(major), int("".join(c for c in minor if c.isdecimal()) or 0)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the log of ExecuTorch and torchao: they report optional parts that are missing."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 class ExecuTorchEngine(Engine):
     """Runs a ``.pte`` file; arguments as in :func:`eomt_deploy.backends.open_engine`.
 
@@ -96,10 +126,12 @@ class ExecuTorchEngine(Engine):
         self.spec = facts.spec
         if facts.certificate is None:
             self.remarks = (UNCHECKED,)
+        installed = installed_version()
         try:
-            import torch
-            from executorch.extension.pybindings import portable_lib
-            from executorch.runtime import Runtime
+            with quiet():
+                import torch
+                from executorch.extension.pybindings import portable_lib
+                from executorch.runtime import Runtime
         except ImportError as error:
             raise MissingDependencyError(
                 "ExecuTorch's runtime cannot be imported.",
@@ -108,7 +140,6 @@ class ExecuTorchEngine(Engine):
             ) from error
         self._torch: Any = torch
         runtime = Runtime.get()
-        installed = package_version("executorch") or ""
         check_runtime(facts, installed, runtime.backend_registry.registered_backend_names, path)
         if threads is not None:
             portable_lib._unsafe_reset_threadpool(threads)  # the only function for it

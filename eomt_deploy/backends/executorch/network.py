@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
@@ -236,7 +237,7 @@ def _reshape(values: Sequence[Tensor], _: Attributes) -> Tensor:
 
 
 def _expand(values: Sequence[Tensor], _: Attributes) -> Tensor:
-    shape = torch.broadcast_shapes(values[0].shape, _sizes(values[1]))
+    shape = np.broadcast_shapes(tuple(values[0].shape), tuple(_sizes(values[1])))
     return values[0].expand(shape).contiguous()
 
 

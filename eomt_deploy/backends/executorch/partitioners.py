@@ -1,82 +1,75 @@
 """The partitioners of ExecuTorch: what runs the network on the device.
 
-Only XNNPACK was run by us. CoreML and QNN need macOS or Qualcomm's SDK to build and the device to
-run; without them, there is one error that names what is missing.
+A partitioner is a row in :data:`DELEGATES`. XNNPACK is the only one whose programs run here: the
+Python package of ExecuTorch has CoreML's runtime on macOS only, and QNN needs a Qualcomm chip.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from eomt_deploy.errors import MissingDependencyError, UsageError
 
+CASTS = ["dim_order_ops._to_dim_order_copy.default", "aten._to_copy.default"]
+"""Conversions of types. CoreML has no uint8 inputs, so the cast of the images stays outside."""
+
 
 @dataclass(frozen=True)
 class Delegate:
-    """What a partitioner's programs need.
+    """A partitioner and what its programs need.
 
     Attributes:
         title: display name.
         backend: name of the backend that the runtime must have.
+        make: function (chip or None) -> the partitioner.
+        precision: what the delegate computes in.
         rewritten: whether the network is written in the operators that XNNPACK has.
     """
 
     title: str
     backend: str
+    make: Callable[[str | None], Any]
+    precision: str = "fp32"
     rewritten: bool = False
 
 
-DELEGATES = {
-    "xnnpack": Delegate("XNNPACK", "XnnpackBackend", rewritten=True),
-    "coreml": Delegate("CoreML", "CoreMLBackend"),
-    "qnn": Delegate("QNN", "QnnBackend"),
-}
-
-
-def make_partitioner(name: str, soc: str | None) -> Any:
-    """The partitioner of ``name``.
-
-    Args:
-        name: key of :data:`DELEGATES`.
-        soc: Qualcomm chip, for ``qnn``.
-
-    Raises:
-        MissingDependencyError: its compiler is not installed on this machine.
-        UsageError: the chip is unknown.
-    """
-    make = {"xnnpack": _xnnpack, "coreml": _coreml}.get(name)
-    return make() if make else _qnn(soc or "")
-
-
-def _xnnpack() -> Any:
+def _xnnpack(_: str | None) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
     return XnnpackPartitioner()
 
 
-def _coreml() -> Any:
+def _coreml(_: str | None) -> Any:
     try:
-        # The partitioner itself is importable everywhere; this is the library that compiles.
-        import coremltools.libmodelpackage  # noqa: F401
-        from executorch.backends.apple.coreml import executorchcoreml  # noqa: F401
+        import coremltools
+        from executorch.backends.apple.coreml.compiler import CoreMLBackend
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner
     except ImportError as error:
         raise MissingDependencyError(
-            "The CoreML partitioner is not available on this machine.",
-            why=f"ExecuTorch compiles for CoreML with coremltools' libraries and executorchcoreml, "
-            f"which its package has on macOS only ({error}).",
-            fix="Build on a Mac: pip install 'eomt-deploy[executorch]'; or use --partitioner "
-            "xnnpack.",
+            "CoreML's compiler is not available on this machine.",
+            why=f"ExecuTorch has it for macOS and for Linux on x86-64 ({error}).",
+            fix="Build on one of them: pip install 'eomt-deploy[executorch]'; or use "
+            "--partitioner xnnpack.",
         ) from error
-    return CoreMLPartitioner()
+    specs = CoreMLBackend.generate_compile_specs(compute_precision=coremltools.precision.FLOAT32)
+    return CoreMLPartitioner(compile_specs=specs, skip_ops_for_coreml_delegation=CASTS)
 
 
-def _qnn(soc: str) -> Any:
+def _qnn(soc: str | None) -> Any:
+    # Without this variable, ExecuTorch would download the SDK.
+    if not Path(os.environ.get("QNN_SDK_ROOT") or "missing", "lib").is_dir():
+        raise MissingDependencyError(
+            "Qualcomm's AI Engine Direct SDK (QNN) was not found.",
+            why="The environment variable QNN_SDK_ROOT must be the folder of the SDK.",
+            fix="Install the SDK and set QNN_SDK_ROOT as ExecuTorch's Qualcomm page describes; or "
+            "use --partitioner xnnpack.",
+        )
     try:
-        # The binding to Qualcomm's compiler; the partitioner's module does not need it.
         from executorch.backends.qualcomm.partition.qnn_partitioner import QnnPartitioner
-        from executorch.backends.qualcomm.python import PyQnnManagerAdaptor  # noqa: F401
         from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
         from executorch.backends.qualcomm.utils.utils import (
             generate_htp_compiler_spec,
@@ -84,16 +77,20 @@ def _qnn(soc: str) -> Any:
         )
     except ImportError as error:
         raise MissingDependencyError(
-            "The QNN partitioner is not available on this machine.",
-            why="It needs Qualcomm's AI Engine Direct SDK (QNN) and ExecuTorch's binding to it, "
-            f"PyQnnManagerAdaptor ({error}).",
-            fix="Install the SDK and set QNN_SDK_ROOT as ExecuTorch's Qualcomm page describes; or "
-            "use --partitioner xnnpack.",
+            "ExecuTorch's binding to QNN is not available on this machine.",
+            why=f"ExecuTorch's package has it for Linux on x86-64 ({error}).",
+            fix="Build there, or use --partitioner xnnpack.",
         ) from error
     if soc not in QcomChipset.__members__:
         raise UsageError(
             f"--soc {soc!r} is unknown.", fix=f"Known: {', '.join(QcomChipset.__members__)}."
         )
-    options = generate_htp_compiler_spec(use_fp16=True)
-    specs = generate_qnn_executorch_compiler_spec(QcomChipset[soc], options)
-    return QnnPartitioner(specs)
+    options = generate_htp_compiler_spec(use_fp16=True)  # the chip has no FP32
+    return QnnPartitioner(generate_qnn_executorch_compiler_spec(QcomChipset[soc], options))
+
+
+DELEGATES = {
+    "xnnpack": Delegate("XNNPACK", "XnnpackBackend", _xnnpack, rewritten=True),
+    "coreml": Delegate("CoreML", "CoreMLBackend", _coreml),
+    "qnn": Delegate("QNN", "QnnBackend", _qnn, precision="fp16"),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,14 @@ import tiny
 
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
+from eomt_deploy.backends.backend import load
 from eomt_deploy.backends.executorch import engine as running
 from eomt_deploy.backends.executorch.build import build_executorch
 from eomt_deploy.backends.executorch.built import ExecuTorchFile
 from eomt_deploy.backends.executorch.config import ExecuTorchConfig
 from eomt_deploy.backends.inspection import Inspection
-from eomt_deploy.backends.registry import BACKENDS, load
+from eomt_deploy.backends.registry import BACKENDS
+from eomt_deploy.certificate import UNCHECKED
 from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
 from eomt_deploy.outputs import is_ours
 from eomt_deploy.sidecar import read_sidecar, sha256, sidecar_path, write_sidecar
@@ -58,42 +61,56 @@ def test_it_computes_what_the_graph_says(exported, program):
             assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
-def test_label_maps_are_those_of_onnxruntime(exported, tmp_path, task):
-    output = tmp_path / "m.pte"
-    build_executorch(ExecuTorchConfig(exported(task), output, check=False))
-    with Segmenter(exported(task), backend="onnxruntime") as one, Segmenter(output) as two:
+def test_label_maps_are_those_of_onnxruntime(exported, program):
+    with (
+        Segmenter(exported("panoptic"), backend="onnxruntime") as one,
+        Segmenter(program.files[0]) as two,
+    ):
         for scene in SCENES:
             want, have = one.predict(scene), two.predict(scene)
             np.testing.assert_array_equal(have.labels, want.labels)
             assert len(have) == len(want)
 
 
-def test_the_delegate_runs_all_but_the_cast(exported, tmp_path, program):
+def test_the_delegate_runs_all_but_the_cast(program):
     assert program.delegate_calls == 1
     assert program.outside == {"to_dim_order_copy": 1}  # uint8 to float32
-    written_out = build_executorch(
-        ExecuTorchConfig(exported("panoptic"), tmp_path / "p.pte", check=False, rewrite=False)
-    )
-    assert written_out.delegate_calls > 10
-    assert written_out.outside["native_layer_norm"] == 9
 
 
-def test_a_batch_in_one_call(exported, tmp_path):
+def test_a_batch_in_one_call_from_the_command_line(exported, tmp_path, cli):
     output = tmp_path / "m.pte"
-    report = build_executorch(
-        ExecuTorchConfig(exported("semantic"), output, check=False, fixed_batch=2)
-    )
-    assert report.batch == 2
+    onnx = exported("semantic")
+    code, out, err = cli("build", onnx, "-o", output, "--fixed-batch", 2, "--no-check")
+    assert code == 0, err
+    assert "1 call of XNNPACK, 1 operator outside (1 to_dim_order_copy)" in out
     images = tiny.images(3)
-    with (
-        open_engine(exported("semantic"), backend="onnxruntime") as one,
-        open_engine(output) as two,
-    ):
+    with open_engine(onnx, backend="onnxruntime") as one, open_engine(output) as two:
         assert two.spec.batch == 2
         assert two.remarks  # without a certificate
         for have, want in zip(two.run(images), one.run(images), strict=True):
             assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.slow
+def test_the_graph_as_it_was_exported(exported, tmp_path):
+    """What `benchmarks/executorch_delegate.py` compares with."""
+    config = ExecuTorchConfig(exported("panoptic"), tmp_path / "m.pte", check=False, rewrite=False)
+    report = build_executorch(config)
+    assert report.delegate_calls > 10
+    assert report.outside["native_layer_norm"] == 9
+
+
+@pytest.mark.slow
+def test_coreml_programs_are_built_but_not_run(exported, tmp_path):
+    pytest.importorskip("coremltools.libmodelpackage", reason="CoreML's compiler is missing.")
+    output = tmp_path / "m.pte"
+    report = build_executorch(ExecuTorchConfig(exported("panoptic"), output, partitioner="coreml"))
+    assert (report.delegate_calls, report.outside) == (1, {"to_dim_order_copy": 1})
+    assert report.certificate is None
+    assert UNCHECKED in report.warnings
+    if sys.platform != "darwin":
+        with pytest.raises(DeviceError, match="built for CoreML"):
+            open_engine(output)
 
 
 def test_results_stay_after_the_next_call_and_threads_share_an_engine(program):
@@ -211,23 +228,19 @@ def test_bad_requests(exported, tmp_path):
         ExecuTorchConfig(onnx, output, soc="SM8650")
 
 
-@pytest.mark.parametrize(
-    ("partitioner", "soc", "package"),
-    [("coreml", None, "executorchcoreml"), ("qnn", "SM8650", "PyQnnManagerAdaptor")],
-)
-def test_delegates_that_cannot_be_built_here(exported, tmp_path, partitioner, soc, package):
-    config = ExecuTorchConfig(
-        exported("semantic"), tmp_path / "m.pte", partitioner=partitioner, soc=soc
-    )
-    try:
-        load(f"executorch.backends.qualcomm.python:{package}")
-    except (ImportError, AttributeError):
-        with pytest.raises(MissingDependencyError) as raised:
-            build_executorch(config)
-        assert package in raised.value.why
-        assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("folder", [None, "", "empty"])
+def test_qnn_without_its_sdk_downloads_nothing(exported, tmp_path, monkeypatch, folder):
+    if folder is None:
+        monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
     else:
-        pytest.skip(f"{package} is installed")
+        monkeypatch.setenv("QNN_SDK_ROOT", folder and str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("a download"))
+    output = tmp_path / "m.pte"
+    config = ExecuTorchConfig(exported("semantic"), output, partitioner="qnn", soc="SM8650")
+    with pytest.raises(MissingDependencyError, match="SDK") as raised:
+        build_executorch(config)
+    assert "QNN_SDK_ROOT" in raised.value.why
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_precisions_are_refused(lowered, tmp_path):
