@@ -245,9 +245,10 @@ def open_engine(
 ) -> Engine:
     """Open a model file with a suitable backend.
 
-    ``.engine``, ``.pt2`` and ``.pte`` files contain code: only open files that you built or that
-    come from someone you trust. An engine that also contains code for the CPU (``build
-    --version-compatible``) opens only with ``EOMT_DEPLOY_TRUST_ENGINES=1`` in the environment.
+    ``.engine`` and ``.pt2`` files contain machine code, and ExecuTorch does not check a ``.pte``
+    file completely: only open files that you built or that come from someone you trust. An engine
+    that also contains code for the CPU (``build --version-compatible``) opens only with
+    ``EOMT_DEPLOY_TRUST_ENGINES=1`` in the environment.
 
     Args:
         path: model file that eomt-deploy wrote.

@@ -40,8 +40,8 @@ def build(
             "--output",
             parser=model_output,
             metavar="PATH",
-            help="File to write. The suffix selects the format: .engine (TensorRT) or .xml "
-            "(OpenVINO). A folder (site/) selects a site for browsers.",
+            help="File to write. The suffix selects the format: .engine (TensorRT), .xml "
+            "(OpenVINO) or .pte (ExecuTorch). A folder (site/) selects a site for browsers.",
         ),
     ],
     target: Annotated[

@@ -35,7 +35,7 @@ class ExecuTorchConfig(BuildConfig):
 
     partitioner: str = option(
         "xnnpack",
-        "What runs the network on the device: xnnpack (CPU), coreml (Apple) or qnn (Qualcomm) "
+        "Delegate that runs the network: xnnpack (CPU), coreml (Apple) or qnn (Qualcomm) "
         "(default: xnnpack).",
     )
     fixed_batch: int | None = option(

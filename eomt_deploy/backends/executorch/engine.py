@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -108,6 +110,20 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Without what native code prints: the thread pool reports files that only ARM systems have."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 class ExecuTorchEngine(Engine):
     """Runs a ``.pte`` file; arguments as in :func:`eomt_deploy.backends.open_engine`.
 
@@ -141,6 +157,8 @@ class ExecuTorchEngine(Engine):
         self._torch: Any = torch
         runtime = Runtime.get()
         check_runtime(facts, installed, runtime.backend_registry.registered_backend_names, path)
+        with without_stderr():
+            portable_lib._threadpool_get_thread_count()  # creates the thread pool
         if threads is not None:
             portable_lib._unsafe_reset_threadpool(threads)  # the only function for it
         try:

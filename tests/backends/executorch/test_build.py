@@ -21,6 +21,7 @@ from eomt_deploy.backends.executorch.built import ExecuTorchFile
 from eomt_deploy.backends.executorch.config import ExecuTorchConfig
 from eomt_deploy.backends.inspection import Inspection
 from eomt_deploy.backends.registry import BACKENDS
+from eomt_deploy.batch.settings import read_spec
 from eomt_deploy.certificate import UNCHECKED
 from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
 from eomt_deploy.outputs import is_ours
@@ -147,6 +148,7 @@ def test_inspect_and_certificate(program, copy):
     assert "XNNPACK, calls per inference: 1, operators outside: 1" in found.rows["delegate"]
     assert json.loads(json.dumps(found.data))["settings"]["delegate_calls"] == "1"
     assert is_ours(copy)
+    assert read_spec(copy).batch == 1
     file = ExecuTorchFile(copy)
     assert file.certificate == program.certificate
     assert file.files == (copy, sidecar_path(copy))
