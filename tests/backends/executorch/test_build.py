@@ -78,6 +78,7 @@ def test_the_delegate_runs_all_but_the_cast(program):
     assert program.outside == {"to_dim_order_copy": 1}  # uint8 to float32
 
 
+@pytest.mark.slow  # a build takes 10 s
 def test_a_batch_in_one_call_from_the_command_line(exported, tmp_path, cli):
     output = tmp_path / "m.pte"
     onnx = exported("semantic")
