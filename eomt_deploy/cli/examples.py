@@ -12,7 +12,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "build": (
         "eomt-deploy build tiny.onnx -o tiny.xml",
         "eomt-deploy build tiny.onnx -o tiny.engine --workspace 4GiB",
-        "eomt-deploy build tiny.onnx -o tiny.pte",
     ),
     "inspect": ("eomt-deploy inspect tiny.onnx",),
     "verify": (
