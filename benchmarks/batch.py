@@ -1,6 +1,6 @@
 """Speed, memory and resume of `eomt-deploy batch`.
 
-    python benchmarks/batch.py speed --images 40 --rounds 3
+    python benchmarks/batch.py speed --images 40 --rounds 3 [--parts-only]
     python benchmarks/batch.py kills --images 2000 --kills 10
     python benchmarks/batch.py memory --images 100000
 
@@ -281,11 +281,13 @@ def speed(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             result.to_dict(masks="rle")
 
     loops: dict[str, Callable[[], None]] = {
-        "decoding alone": decoding, "network alone": network_only, "stream": stream,
-        "DataLoader + transformers": transformers_loop(
-            network, options.size, paths, threads
-        ),
+        "decoding alone": decoding, "network alone": network_only,
     }  # fmt: skip
+    if not options.parts_only:
+        loops["stream"] = stream
+        loops["DataLoader + transformers"] = transformers_loop(
+            network, options.size, paths, threads
+        )
     seconds: dict[str, list[float]] = {name: [] for name in ("batch", *loops)}
     for name, took in _rounds(loops, options, run_batch, BatchConfig, model, work):
         seconds[name].append(took)
@@ -335,6 +337,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=640, help="height and width of the network")
+    parser.add_argument(
+        "--parts-only", action="store_true", help="do not time the other complete loops"
+    )
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--between", type=float, nargs=2, default=(1.0, 15.0), metavar="SECONDS")
     parser.add_argument("--shard-size", type=int, default=64)

@@ -39,7 +39,8 @@ gc.set_threshold(100_000, 50, 50)
 
 # Modules with the longest tests, or with a fixture that takes long, the longest first.
 LONG = (
-    "batch/", "cli/test_batch.py", "test_wheel.py", "benchmarking/paper/test_suite.py",
+    "batch/", "backends/web/", "cli/test_batch.py", "test_wheel.py",
+    "benchmarking/paper/test_suite.py",
     "test_privacy.py", "serving/test_robust.py", "test_docs.py", "test_camvid.py",
     "backends/aotinductor/", "examples/", "checkpoints/test_resuming.py",
     "exporting/test_export.py", "hostile/test_processes.py", "cli/test_predict.py",

@@ -17,6 +17,7 @@ from eomt_deploy.drawing import PALETTES
 from eomt_deploy.exporting.config import METHODS, Attention
 from eomt_deploy.precision import AUTOCAST, PRECISIONS, UNQUANTIZED
 from eomt_deploy.spec import Task
+from eomt_deploy.support.families import FAMILIES
 
 Names = Callable[[], Iterable[str]]
 
@@ -70,6 +71,7 @@ COMPLETIONS: dict[str, Names] = {
     "dataset": _datasets,
     "device": lambda: ("cpu", "cuda"),
     "expect_precision": lambda: PRECISIONS,
+    "family": lambda: FAMILIES,
     "form": _forms,
     "format": _formats,
     "hardware_compatibility": lambda: ("none", "ampere-plus", "same-compute-capability"),
@@ -91,6 +93,7 @@ COMPLETIONS: dict[str, Names] = {
 COMPLETIONS |= {
     "bench precision": lambda: (*UNQUANTIZED, *AUTOCAST),
     "build arithmetic": lambda: ("auto", *UNQUANTIZED),
+    "doctor backend": lambda: BACKENDS,
     "serve log": lambda: ("text", "json", "off"),
 }
 

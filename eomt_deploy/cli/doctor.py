@@ -16,8 +16,9 @@ from eomt_deploy.backends.backend import NO_GPU, Backend, Problem, load
 from eomt_deploy.backends.registry import BACKENDS, choose_backend
 from eomt_deploy.benchmarking.machine.environment import environment
 from eomt_deploy.cli.console import print_json, stdout
-from eomt_deploy.cli.support import show_matrix
-from eomt_deploy.errors import MissingDependencyError
+from eomt_deploy.cli.support import show_matrix, try_matrix
+from eomt_deploy.errors import MissingDependencyError, UsageError
+from eomt_deploy.support.matrix import cells
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,36 @@ def doctor(
         bool,
         typer.Option(
             "--matrix",
-            help="Build and run a small network of each family in each precision with each "
-            "backend; this takes several minutes.",
+            help="Show which backends and precisions this machine can verify or only build.",
         ),
     ] = False,
+    run: Annotated[
+        bool,
+        typer.Option(
+            "--run",
+            help="With --matrix: export, build and run a small network of each family in each "
+            "precision with each backend; this takes several minutes.",
+        ),
+    ] = False,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(help="With --matrix: only this backend, e.g. openvino. Can be repeated."),
+    ] = None,
+    family: Annotated[
+        list[str] | None,
+        typer.Option(help="With --matrix: only this family, e.g. DINOv3. Can be repeated."),
+    ] = None,
 ) -> None:
     """Show what can run here, and how to install what is missing."""
     if matrix:
-        show_matrix(json)
+        wanted = cells(backend or (), family or ())
+        (try_matrix if run else show_matrix)(wanted, json)
         return
+    if run or backend or family:
+        raise UsageError(
+            "--run, --backend and --family need --matrix.",
+            fix="Use e.g. eomt-deploy doctor --matrix --run --backend openvino",
+        )
     machine = environment()
     abilities = find_abilities(Machine.this())
     if json:

@@ -49,7 +49,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "eomt-deploy triton coco.engine ade.engine -o repo/ --form bls --instances 4",
         "eomt-deploy triton tiny.onnx -o repo/ --name scenes --version 2",
     ),
-    "doctor": ("eomt-deploy doctor", "eomt-deploy doctor --matrix"),
+    "doctor": (
+        "eomt-deploy doctor",
+        "eomt-deploy doctor --matrix",
+        "eomt-deploy doctor --matrix --run --backend onnxruntime --backend openvino",
+    ),
     "demo": ("eomt-deploy demo -o eomt-demo/",),
     "cache show": ("eomt-deploy cache show",),
     "cache clear": ("eomt-deploy cache clear --all",),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,20 +23,10 @@ from eomt_deploy.precision import QUANTIZED
 from eomt_deploy.processing import Processor
 from eomt_deploy.sources import built_in_images
 from eomt_deploy.spec import RESIZE_RULES, TASK_THRESHOLDS, Backbone, ModelSpec, Task
+from eomt_deploy.support.families import CLASSES, FAMILIES
 
 SIZE = (64, 64)
-NAMES = [{"name": f"class {number}", "thing": number < 3} for number in range(5)]
-_SMALL = Architecture(
-    width=64, depth=3, heads=1, mlp="gelu", mlp_hidden=96, registers=2, patch_size=16,
-    num_queries=60, num_blocks=2, num_classes=len(NAMES), num_upscale=2,
-)  # fmt: skip
-FAMILIES: Mapping[str, Architecture] = {
-    "DINOv2": _SMALL,
-    "DINOv2 giant": replace(_SMALL, mlp="swiglu"),
-    "DINOv3": replace(_SMALL, rope_theta=100.0, norm_eps=1e-5, registers=4),
-    "DINOv3 huge": replace(_SMALL, rope_theta=100.0, norm_eps=1e-5, registers=4, mlp="swiglu"),
-}
-"""Families differ in the position embedding and in the MLP; the sizes of a family do not."""
+NAMES = [{"name": f"class {number}", "thing": number < 3} for number in range(CLASSES)]
 
 
 def make_network(arch: Architecture) -> EoMT:
@@ -77,7 +65,7 @@ def write_model(family: str, task: Task, precision: str, path: Path) -> None:
     """Write the network of a family, with the steps of an export.
 
     Args:
-        family: one of :data:`FAMILIES`.
+        family: one of :data:`~eomt_deploy.support.families.FAMILIES`.
         task: task of the model.
         precision: precision of the model.
         path: ``.onnx`` or ``.pt2`` file.

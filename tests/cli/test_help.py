@@ -23,7 +23,7 @@ ROOT = typer.main.get_command(app)
 LINES = [(name, line) for name, lines in EXAMPLES.items() for line in lines]
 QUICK = ("list", "export", "build", "inspect", "verify", "predict", "compare", "doctor", "cache show", "cache clear")  # noqa: E501  # fmt: skip
 """Commands whose examples are run, in this order, if they need no GPU and no other files."""
-SKIPPED = ("--matrix", "last.ckpt", ".engine", "coco.onnx", "int8")
+SKIPPED = ("--run", "last.ckpt", ".engine", "coco.onnx", "int8")
 
 
 def leaves():

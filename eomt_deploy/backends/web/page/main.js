@@ -40,7 +40,8 @@ async function models(say) {
   progress = (bytes) => say(`Loading the model: ${(bytes / 1e6).toFixed(0)} MB …`);
   say("Loading the model …");
   const wanted = new URLSearchParams(location.search).get("backend") ?? "";
-  const { backend } = await ask("load", { site, wanted });
+  // After an error, other files may still arrive.
+  const { backend } = await ask("load", { site, wanted }).finally(() => { progress = () => {}; });
   const offline = await isOffline(site) ? "works offline" : "needs the network";
   const { name, task, classes, precision, thresholds } = site.spec;
   return [{

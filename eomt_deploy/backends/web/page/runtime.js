@@ -39,15 +39,15 @@ const cpu = (threads) => `WebAssembly, ${threads} CPU ${threads === 1 ? "thread"
 
 async function open(site, provider, { threads, read, link }) {
   const files = site.runtimes[provider];
-  const ort = await import(link(files.library));
-  Object.assign(ort.env.wasm, {
-    numThreads: threads, wasmPaths: { mjs: link(files.loader) }, wasmBinary: await read(files.wasm),
-  });
-  ort.env.logLevel = "error";
   const { model, sides } = site.model;
-  const externalData = [];
-  for (const path of sides) externalData.push({ path: path.slice(path.lastIndexOf("/") + 1), data: await read(path) });
-  const session = await ort.InferenceSession.create(await read(model), { executionProviders: [provider], externalData });
+  // All at once: a server answers some files while others still arrive.
+  const [ort, wasmBinary, graph, ...data] = await Promise.all([
+    import(link(files.library)), ...[files.wasm, model, ...sides].map(read),
+  ]);
+  Object.assign(ort.env.wasm, { numThreads: threads, wasmPaths: { mjs: link(files.loader) }, wasmBinary });
+  ort.env.logLevel = "error";
+  const externalData = sides.map((path, i) => ({ path: path.slice(path.lastIndexOf("/") + 1), data: data[i] }));
+  const session = await ort.InferenceSession.create(graph, { executionProviders: [provider], externalData });
   try {
     await warmUp(ort, session, site.spec);
   } catch (error) {
