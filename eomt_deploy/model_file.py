@@ -15,7 +15,7 @@ from eomt_deploy.certificate import Certificate
 from eomt_deploy.contract import check_contract
 from eomt_deploy.errors import ModelFileError
 from eomt_deploy.external_data import side_files
-from eomt_deploy.fields import FILE_NAME, SHA256, Rule, check_fields, shown
+from eomt_deploy.fields import FILE_NAME, SHA256, Rule, Words, check_fields, shown
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
 
 if TYPE_CHECKING:
@@ -37,6 +37,16 @@ MAX_XML_BYTES = 64 << 20
 ARITHMETIC = ("fp32", "bf16", "fp16")
 """Values that `build` writes into an .xml: the arithmetic of the unquantised part."""
 CERTIFICATE_KEY = "certificate"
+CORE_ML_SUFFIX = ".mlpackage"
+CORE_ML_MODEL = Path("Data/com.apple.CoreML/model.mlmodel")
+CORE_ML_WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
+"""Files of Core ML packages, which are folders: the program with the description, and its
+weights."""
+FACT_PREFIX = "eomt_deploy."
+FACTS = Words(100, 10_000)
+"""What else `build` stores in a Core ML package, with this prefix."""
+CORE_ML_METADATA = (2, 100, 100)
+"""Field numbers of Core ML's Model.proto: Model.description, its metadata, and userDefined."""
 EXTERNAL_SUFFIX = ".data"
 """Models too large for one protobuf keep their weights in ``<model>.onnx.data``."""
 
@@ -252,6 +262,65 @@ def check_arithmetic(value: str | None, path: Path) -> str | None:
             fix="Rebuild it: eomt-deploy build",
         )
     return value
+
+
+class CoreMlFacts(NamedTuple):
+    """What `build` stored in a Core ML package.
+
+    Attributes:
+        spec: the model's description.
+        facts: other values by name, all printable: ``onnx``, ``onnx_sha256``, ``weights``, ...
+    """
+
+    spec: ModelSpec
+    facts: Mapping[str, str]
+
+
+def read_core_ml(package: Path) -> CoreMlFacts:
+    """Read what `build` stored in a Core ML package. Neither program nor weights are read.
+
+    Args:
+        package: the ``.mlpackage`` folder.
+
+    Raises:
+        ModelFileError: it is missing, damaged, or was not written by eomt-deploy.
+    """
+    try:
+        with (package / CORE_ML_MODEL).open("rb") as file:
+            content = file.read(MAX_METADATA_BYTES)
+    except OSError as error:
+        raise ModelFileError(
+            f"{package} is not a Core ML package: {CORE_ML_MODEL} cannot be read "
+            f"({error.strerror}).",
+            fix="Check the path, or build it again: eomt-deploy build",
+        ) from error
+    *outer, last = CORE_ML_METADATA
+    for wanted in outer:
+        content = next(_contents(content, wanted), b"")
+    found = {}
+    for entry in _contents(content, last):
+        key, value = (_text(next(_contents(entry, number), b"")) for number in (1, 2))
+        found[key] = value
+    spec = parse_spec(found, package)
+    found = {
+        key.removeprefix(FACT_PREFIX): value
+        for key, value in found.items()
+        if key.startswith(FACT_PREFIX) and key != METADATA_KEY
+    }
+    what = f"The description in {package}"
+    check_fields(FACTS, found, what, "Build it again: eomt-deploy build", name="facts")
+    return CoreMlFacts(spec, found)
+
+
+def _contents(message: bytes, wanted: int) -> Iterator[bytes]:
+    """The contents of all fields with one number, up to the first damaged one."""
+    file = BytesIO(message)
+    with suppress(IndexError):
+        for number, (field, length) in enumerate(_fields(file, len(message))):
+            if number >= MAX_FIELDS:
+                return
+            if field == wanted:
+                yield file.read(length)
 
 
 def read_model_file(path: str | Path) -> ModelFile:

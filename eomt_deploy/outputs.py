@@ -164,6 +164,14 @@ def _openvino_weights(path: Path) -> bool:
     return is_ours(path.with_suffix(".xml"))
 
 
+def _core_ml(path: Path) -> bool:
+    """Whether a file is the program in our Core ML package."""
+    from eomt_deploy.model_file import CORE_ML_MODEL, read_core_ml
+
+    read_core_ml(path.parents[len(CORE_ML_MODEL.parts) - 1])
+    return True
+
+
 def _engine(path: Path) -> bool:
     from eomt_deploy.sidecar import check_plan, read_sidecar
 
@@ -192,6 +200,7 @@ _CHECKS: Mapping[str, Callable[[Path], bool]] = {
     ".bin": _openvino_weights,
     ".engine": _engine,
     ".pte": _engine,
+    ".mlmodel": _core_ml,
 }
 
 

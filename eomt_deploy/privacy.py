@@ -3,7 +3,7 @@
 ONNX Runtime sends events to Microsoft and keeps a device id in the user's cache. OpenVINO sends
 events to Google Analytics and keeps a client id in the home folder. huggingface_hub adds facts
 about the machine to its requests. Ray sends usage statistics of each cluster. PyTorch, onnx,
-TensorRT, OpenCV and matplotlib send nothing.
+TensorRT, coremltools, OpenCV and matplotlib send nothing.
 
 A choice that the user already made is not changed.
 """

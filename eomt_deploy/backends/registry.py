@@ -126,6 +126,24 @@ BACKENDS: dict[str, Backend] = {
         engine=".emulation.engine:EmulatedEngine",
         automatic=(),
     ),
+    # Its packages run on macOS and iOS, so it has no engine here.
+    "coreml": Backend(
+        title="Core ML",
+        package="coremltools",
+        distributions=("coremltools",),
+        extra="coreml",
+        suffixes=(),
+        devices=(),
+        precisions=("fp32", "fp16"),
+        engine="",
+        inspect=".coreml.inspect:inspect",
+        build=Builder(
+            ".mlpackage",
+            config=".coreml.config:CoreMlConfig",
+            run=".coreml.build:build_core_ml",
+            problem=".coreml.library:problem",
+        ),
+    ),
     # Its files run in browsers, so it has no engine here.
     "web": Backend(
         title="ONNX Runtime Web",

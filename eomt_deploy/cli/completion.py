@@ -9,6 +9,7 @@ from typing import get_args
 from typer.models import ParameterInfo
 
 from eomt_deploy import catalog
+from eomt_deploy.backends.coreml.config import WEIGHTS
 from eomt_deploy.backends.executorch.config import PARTITIONERS
 from eomt_deploy.backends.registry import BACKENDS, builders, engines
 from eomt_deploy.benchmarking.paper.suite_file import suites
@@ -92,6 +93,7 @@ COMPLETIONS: dict[str, Names] = {
 """Values by parameter; a command can have its own, e.g. ``bench precision``."""
 COMPLETIONS |= {
     "bench precision": lambda: (*UNQUANTIZED, *AUTOCAST),
+    "build weights": lambda: WEIGHTS,
     "build arithmetic": lambda: ("auto", *UNQUANTIZED),
     "doctor backend": lambda: BACKENDS,
     "serve log": lambda: ("text", "json", "off"),

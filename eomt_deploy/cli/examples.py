@@ -12,6 +12,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "build": (
         "eomt-deploy build tiny.onnx -o tiny.xml",
         "eomt-deploy build tiny.onnx -o tiny.engine --workspace 4GiB",
+        "eomt-deploy build tiny.onnx -o tiny.mlpackage --weights int8",
     ),
     "inspect": ("eomt-deploy inspect tiny.onnx",),
     "verify": (

@@ -14,6 +14,7 @@ from eomt_deploy.backends.registry import BACKENDS
 from eomt_deploy.cli.console import print_json, stdout
 from eomt_deploy.cli.options import SITE_INDEX
 from eomt_deploy.errors import ModelFileError
+from eomt_deploy.model_file import CORE_ML_SUFFIX
 
 
 def inspect(
@@ -41,7 +42,7 @@ def describe(path: Path) -> Inspection:
     Raises:
         ModelFileError: no backend knows the suffix, or the file is damaged.
     """
-    if path.is_dir():
+    if path.is_dir() and path.suffix.lower() != CORE_ML_SUFFIX:
         path /= SITE_INDEX
     suffix = path.suffix.lower()
     for backend in BACKENDS.values():

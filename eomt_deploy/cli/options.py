@@ -14,14 +14,18 @@ import typer
 
 from eomt_deploy.drawing import PALETTES
 from eomt_deploy.errors import UsageError
+from eomt_deploy.model_file import CORE_ML_SUFFIX
 
 SITE_INDEX = "index.html"
 
 
 def model_output(text: str) -> Path:
     """Path of a model file to write. ``site/``, with a slash, is the site in this folder:
-    ``site/index.html``. Without a slash, it can be a file whose suffix was forgotten."""
-    return Path(text) / SITE_INDEX if text.endswith(("/", os.sep)) else Path(text)
+    ``site/index.html``. Without a slash, it can be a file whose suffix was forgotten. A shell adds
+    the slash to the name of a Core ML package, too."""
+    path = Path(text)
+    in_site = text.endswith(("/", os.sep)) and path.suffix.lower() != CORE_ML_SUFFIX
+    return path / SITE_INDEX if in_site else path
 
 
 Model = Annotated[

@@ -1,0 +1,1 @@
+"""Core ML: builds ``.mlpackage`` folders for macOS and iOS, and evaluates their programs here."""
