@@ -199,6 +199,7 @@ _CHECKS: Mapping[str, Callable[[Path], bool]] = {
     ".xml": _xml,
     ".bin": _openvino_weights,
     ".engine": _engine,
+    ".pte": _engine,
     ".mlmodel": _core_ml,
 }
 

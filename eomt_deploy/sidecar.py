@@ -1,7 +1,8 @@
 """``<engine>.json``: the description of a compiled engine, which cannot contain metadata itself.
 
-The engine file stays an unmodified plan of TensorRT, so that other tools can open it. Its
-description contains everything needed to detect a wrong machine *before* TensorRT is called.
+The engine file stays an unmodified plan of TensorRT or program of ExecuTorch, so that other tools
+can open it. Its description contains everything needed to detect a wrong machine *before* the
+library is called.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Sidecar:
 
     Attributes:
         spec: the model's description, as in the ONNX file.
-        target: library that runs it: ``tensorrt`` or ``tensorrt-rtx``.
+        target: library that runs it: ``tensorrt``, ``tensorrt-rtx`` or ``executorch``.
         library_version: version of the library that built it.
         precision: precision of its computation. For TensorRT it was checked with the engine
             inspector. TensorRT-RTX compiles its kernels when it loads an engine, so there the types
@@ -174,7 +175,7 @@ def read_sidecar(engine: Path) -> Sidecar:
             why="The engine file itself contains neither its classes nor the machine that it was "
             "built for.",
             fix="Copy the .json file together with the engine, or build the engine: "
-            "eomt-deploy build model.onnx -o model.engine",
+            f"eomt-deploy build model.onnx -o model{engine.suffix}",
         ) from error
     except OSError as error:
         raise ModelFileError(

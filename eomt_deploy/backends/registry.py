@@ -96,6 +96,24 @@ BACKENDS: dict[str, Backend] = {
         arithmetics=("fp32", "bf16", "fp16"),
         caches=True,
     ),
+    "executorch": Backend(
+        title="ExecuTorch",
+        package="executorch",
+        distributions=("executorch",),
+        extra="executorch",
+        suffixes=(".pte",),
+        devices=("cpu",),
+        precisions=("fp32",),
+        engine=".executorch.engine:ExecuTorchEngine",
+        inspect=".executorch.inspect:inspect",
+        build=Builder(
+            ".pte",
+            config=".executorch.config:ExecuTorchConfig",
+            run=".executorch.build:build_executorch",
+            check=".executorch.build:check_ready",
+            file=".executorch.built:ExecuTorchFile",
+        ),
+    ),
     # Selected by name only: it computes what a GPU would, but much more slowly.
     "emulation": Backend(
         title="Emulation",
@@ -245,9 +263,10 @@ def open_engine(
 ) -> Engine:
     """Open a model file with a suitable backend.
 
-    ``.engine`` and ``.pt2`` files contain machine code: only open files that you built or that
-    come from someone you trust. An engine that also contains code for the CPU (``build
-    --version-compatible``) opens only with ``EOMT_DEPLOY_TRUST_ENGINES=1`` in the environment.
+    ``.engine`` and ``.pt2`` files contain machine code, and ExecuTorch does not check a ``.pte``
+    file completely: only open files that you built or that come from someone you trust. An engine
+    that also contains code for the CPU (``build --version-compatible``) opens only with
+    ``EOMT_DEPLOY_TRUST_ENGINES=1`` in the environment.
 
     Args:
         path: model file that eomt-deploy wrote.

@@ -40,7 +40,7 @@ def read_spec(path: Path) -> ModelSpec:
         raise ModelFileError(f"There is no model at {path}.", fix="Check the path.")
     choose_backend(path, None)  # refuses an unknown suffix
     suffix = path.suffix.lower()
-    if suffix == ".engine":
+    if suffix in (".engine", ".pte"):
         return read_sidecar(path).spec
     if suffix == ".xml":
         return read_xml(path).spec

@@ -41,7 +41,8 @@ def build(
             parser=model_output,
             metavar="PATH",
             help="File to write. The suffix selects the format: .engine (TensorRT), .xml "
-            "(OpenVINO) or .mlpackage (Core ML). A folder (site/) selects a site for browsers.",
+            "(OpenVINO), .pte (ExecuTorch) or .mlpackage (Core ML). A folder (site/) selects a "
+            "site for browsers.",
         ),
     ],
     target: Annotated[

@@ -10,6 +10,7 @@ from typer.models import ParameterInfo
 
 from eomt_deploy import catalog
 from eomt_deploy.backends.coreml.config import WEIGHTS
+from eomt_deploy.backends.executorch.config import PARTITIONERS
 from eomt_deploy.backends.registry import BACKENDS, builders, engines
 from eomt_deploy.benchmarking.paper.suite_file import suites
 from eomt_deploy.data_files import entries
@@ -78,6 +79,7 @@ COMPLETIONS: dict[str, Names] = {
     "method": lambda: METHODS,
     "name": catalog.checkpoints,
     "palette": lambda: PALETTES,
+    "partitioner": lambda: PARTITIONERS,
     "precision": lambda: PRECISIONS,
     "profile": lambda: (path.stem for path in entries("engines")),
     "runtime": _runtimes,

@@ -65,8 +65,8 @@ def export(
             "--output",
             parser=model_output,
             metavar="PATH",
-            help="File to write: .onnx or .pt2; .engine, .xml or .mlpackage also builds it, and a "
-            "folder (site/) a site for browsers.",
+            help="File to write: .onnx or .pt2; .engine, .xml, .pte or .mlpackage also builds it, "
+            "and a folder (site/) a site for browsers.",
         ),
     ],
     task: Annotated[

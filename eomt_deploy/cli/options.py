@@ -29,7 +29,7 @@ def model_output(text: str) -> Path:
 
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml or .pt2.")
+    Path, typer.Argument(metavar="MODEL", help="Model file: .onnx, .engine, .xml, .pt2 or .pte.")
 ]
 
 Backend = Annotated[

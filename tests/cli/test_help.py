@@ -119,6 +119,7 @@ def test_the_tab_key(typed, offered):
         ("export", "profile", {"tensorrt-rtx"}),
         ("build", "target", {"tensorrt", "tensorrt-rtx", "openvino"}),
         ("build", "arithmetic", {"auto", "bf16"}),
+        ("build", "partitioner", {"xnnpack", "coreml", "qnn"}),
         ("eval", "format", {"coco-panoptic", "cityscapes"}),
         ("compare", "backend", {"onnxruntime", "emulation"}),
         ("bench", "scope", {"end-to-end"}),

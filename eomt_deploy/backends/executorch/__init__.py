@@ -1,0 +1,1 @@
+"""ExecuTorch, PyTorch for phones and other edge devices: `.pte` programs."""
