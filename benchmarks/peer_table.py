@@ -161,7 +161,9 @@ it can have the same weights. It is under the AGPL and runs in its own process.
 - **Geti**: its INT8 file comes from its own quantisation, calibrated with the same three images \
 as our INT8 file.
 - **Arithmetic**: OpenVINO computes Geti's FP32 and FP16 files in BF16 on processors with \
-instructions for it. LibreYOLO requests FP32. Ours computes in what the row names.
+instructions for it. LibreYOLO requests FP32. Ours computes in what the row names; our BF16 row \
+needs such a processor. INT8 is faster than FP32 on processors with instructions for it (VNNI or \
+AMX), and not on AVX2 alone: see [On the CPU, end to end](benchmarking.md#on-the-cpu-end-to-end).
 - **torchvision**: the package index has it only for PyTorch with CUDA, and its import fails \
 beside PyTorch for CPUs (`operator torchvision::nms does not exist`). `benchmarks/peers/worker.py` \
 declares the operators before the import; no row calls them.
