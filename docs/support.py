@@ -51,7 +51,7 @@ names what was used instead. |
 | ✗ inexact | The result differs from the graph for a known reason, e.g. one of the CPU. |
 | ✗ failed | The result differs from the graph, or the build failed. |
 | not tried | The backend was not installed. |
-| – | The combination is not possible. |
+| – | eomt-deploy does not have this combination. |
 
 The reasons are below each table.
 

@@ -212,6 +212,9 @@ def export(
         checkpoint, name = weights, checkpoint
     common = {"overwrite": overwrite, "check_images": verify_images}
     build = _plan_build(output, profile, common)
+    precision = precision or (build.precision if build else None) or "fp32"
+    if build:
+        _check_precision(build, precision)
     config = ExportConfig(
         checkpoint=checkpoint,
         output=build.config.onnx if build else output,
@@ -228,7 +231,7 @@ def export(
         allow_stuff=allow_stuff,
         batch=batch,
         device=device,
-        precision=precision or (build.precision if build else None) or "fp32",
+        precision=precision,
         calibrate=calibrate,
         budget=budget,
         data=tuple(data or ()),
@@ -317,6 +320,21 @@ def _plan_build(output: Path, profile: str | None, common: dict[str, Any]) -> Bu
         return Build(target, config, None, ())
     config = recipe.config(model, output, **common)
     return Build(target, config, recipe.precision, recipe.high)
+
+
+def _check_precision(build: Build, precision: str) -> None:
+    """Check that the backend runs the model, before an export that may take minutes.
+
+    Raises:
+        UsageError: it has no models in this precision.
+    """
+    backend = BACKENDS[build.target]
+    if precision not in backend.precisions:
+        raise UsageError(
+            f"{build.config.output} cannot be built: eomt-deploy has no {precision.upper()} for "
+            f"{backend.title}.",
+            fix=f"Use --precision {' or '.join(backend.precisions)}, or export to .onnx.",
+        )
 
 
 def _show(report: ExportReport, console: Console) -> None:

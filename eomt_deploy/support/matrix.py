@@ -136,7 +136,8 @@ def prospect(name: str, precision: str) -> Prospect:
     """
     backend = BACKENDS[name]
     if precision not in backend.precisions:
-        return Prospect("not possible", f"{backend.title} has no {precision}")
+        reason = f"eomt-deploy has no {precision.upper()} for {backend.title}"
+        return Prospect("not possible", reason)
     if reason := obstacle(backend):
         return Prospect("not here", reason)
     if reason := run_obstacle(backend):

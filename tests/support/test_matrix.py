@@ -45,7 +45,7 @@ def test_an_unknown_name(arguments):
 
 
 def test_what_this_machine_can_do(monkeypatch):
-    assert prospect("openvino", "fp8") == ("not possible", "OpenVINO has no fp8")
+    assert prospect("openvino", "fp8") == ("not possible", "eomt-deploy has no FP8 for OpenVINO")
     assert prospect("openvino", "fp32") == ("can verify", "")
     monkeypatch.setattr(matrix, "current_gpu", lambda: None)
     assert prospect("tensorrt-rtx", "fp8") == ("can build", "the NVIDIA driver reports no GPU")
@@ -106,7 +106,7 @@ def test_the_quick_command_tries_nothing(cli):
     found = {one["precision"]: one for one in json.loads(out)}
     assert list(found) == list(PRECISIONS)
     assert found["fp8"]["status"] == "not possible"
-    assert found["fp8"]["reason"] == "ONNX Runtime Web has no fp8"
+    assert found["fp8"]["reason"] == "eomt-deploy has no FP8 for ONNX Runtime Web"
     assert {(one["backend"], one["family"]) for one in found.values()} == {("web", "DINOv3")}
     program = (
         "import sys; from eomt_deploy.cli import main\n"

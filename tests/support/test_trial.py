@@ -51,7 +51,7 @@ def test_slow_backends_are_verified_again(family, precision):
 
 def test_what_is_not_possible_is_not_tried():
     (found,) = try_cells([Cell("DINOv2", "semantic", "fp8", "openvino")])
-    assert (found.status, found.reason) == ("not possible", "OpenVINO has no fp8")
+    assert (found.status, found.reason) == ("not possible", "eomt-deploy has no FP8 for OpenVINO")
 
 
 def test_what_is_not_installed_is_not_tried(monkeypatch):
@@ -101,4 +101,4 @@ def test_the_command(cli, monkeypatch):
     code, out, _ = cli("doctor", "--matrix", "--run")
     assert code == 4
     assert "too different" in out
-    assert "OpenVINO has no fp8" in out
+    assert "eomt-deploy has no FP8 for OpenVINO" in out

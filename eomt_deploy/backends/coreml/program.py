@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,18 +172,10 @@ def _concat(values: Sequence[Any], attributes: Attributes, name: str) -> Any:
     return mb.concat(values=listed, axis=attributes["axis"], name=name)
 
 
-def _conv(values: Sequence[Any], attributes: Attributes, name: str) -> Any:
+def _conv(operation: Any, values: Sequence[Any], attributes: Attributes, name: str) -> Any:
+    """``mb.conv`` or ``mb.conv_transpose``."""
     bias = {"bias": values[2]} if len(values) > 2 else {}
-    return mb.conv(
-        x=values[0], weight=values[1], **bias, strides=attributes["strides"], pad_type="custom",
-        pad=_pads(attributes), dilations=attributes["dilations"], groups=attributes["group"],
-        name=name,
-    )  # fmt: skip
-
-
-def _conv_transpose(values: Sequence[Any], attributes: Attributes, name: str) -> Any:
-    bias = {"bias": values[2]} if len(values) > 2 else {}
-    return mb.conv_transpose(
+    return operation(
         x=values[0], weight=values[1], **bias, strides=attributes["strides"], pad_type="custom",
         pad=_pads(attributes), dilations=attributes["dilations"], groups=attributes["group"],
         name=name,
@@ -245,8 +238,8 @@ OPERATORS: Mapping[str, Callable[[Sequence[Any], Attributes, str], Any]] = {
     "Add": _elementwise(mb.add),
     "Cast": lambda v, a, name: mb.cast(x=v[0], dtype=FLOATS[a["to"]], name=name),
     "Concat": _concat,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
+    "Conv": partial(_conv, mb.conv),
+    "ConvTranspose": partial(_conv, mb.conv_transpose),
     "Div": _elementwise(mb.real_div),
     "Gelu": _gelu,
     "LayerNormalization": _layer_norm,
