@@ -139,7 +139,7 @@ def test_evaluate(model, tmp_path):
 def test_supervision_annotate(model, tmp_path):
     done = run("supervision_annotate.py", model, SCENE, tmp_path / "seen.png")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("2 objects: crate 0.9")  # no stuff
+    assert done.stdout.startswith("2 objects: crate 1.0")  # no stuff
     changed = cv2.absdiff(cv2.imread(str(tmp_path / "seen.png")), cv2.imread(str(SCENE)))
     assert 0.05 < (changed.max(-1) > 0).mean() < 0.3  # the objects and their labels, nothing else
 
