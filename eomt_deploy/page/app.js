@@ -1,8 +1,9 @@
 // The page: choose an image, show its segments, repeat the post-processing with other thresholds.
 //
 // The source of the results is the server (serving/page/main.js) or this browser
-// (backends/web/site/main.js). It has
-//   models(say): the models; say(text) shows the progress;
+// (backends/web/page/main.js). It has
+//   models(say): the models; say(text) shows the progress; the `note` of a model (optional) is a
+//     promise of a text that is shown when it is known;
 //   segment(job): {result, numbers, times} of an image; times are [name, text] in milliseconds;
 //   coco(job): the result in COCO's format as a Blob;
 //   total: name of the row with the total time;
@@ -41,8 +42,10 @@ export async function loadModels() {
 }
 
 function showModel() {
-  const { task, classes, backend, precision, thresholds } = model();
-  $("about").textContent = `${task}, ${classes.length} classes, ${precision}, ${backend}`;
+  const shown = model(), { task, classes, backend, precision, thresholds } = shown;
+  const about = `${task}, ${classes.length} classes, ${precision}, ${backend}`;
+  $("about").textContent = about;
+  shown.note?.then((note) => { if (model() === shown) $("about").textContent = `${about}, ${note}`; });
   $("thresholds").replaceChildren(...Object.entries(thresholds)
     .filter(([name]) => task === "panoptic" || name === "score")
     .map(([name, value]) => sliderOf(name, value)));

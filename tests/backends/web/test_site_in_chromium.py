@@ -188,7 +188,7 @@ def test_without_a_network(chromium, make_site, scenes, ten_images, serve):
     stopped = serve(make_site("panoptic"))
     address = stopped.__enter__()
     with opened(chromium, address) as page:
-        assert "works offline, nothing is uploaded" in page.inner_text("#about")
+        page.get_by_text("nothing is uploaded, works offline").wait_for()
         stopped.__exit__(None, None, None)
         page.reload()
         page.get_by_text("Choose an image.").wait_for()

@@ -42,10 +42,10 @@ async function models(say) {
   const wanted = new URLSearchParams(location.search).get("backend") ?? "";
   // After an error, other files may still arrive.
   const { backend } = await ask("load", { site, wanted }).finally(() => { progress = () => {}; });
-  const offline = await isOffline(site) ? "works offline" : "needs the network";
   const { name, task, classes, precision, thresholds } = site.spec;
   return [{
-    name, task, classes, precision, backend: `${backend}; ${offline}, nothing is uploaded`,
+    name, task, classes, precision, backend: `${backend}; nothing is uploaded`,
+    note: isOffline(site).then((offline) => offline ? "works offline" : "needs the network"),
     thresholds: task === "semantic" ? {} : thresholds,
   }];
 }

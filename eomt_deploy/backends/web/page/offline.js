@@ -7,19 +7,27 @@ const folder = new URL("../", import.meta.url);
 export async function prepare() {
   const { serviceWorker } = navigator;
   if (!serviceWorker) return; // plain http on another machine, or switched off
-  try {
-    const registration = await serviceWorker.register(new URL("service-worker.js", folder));
-    await activated(registration);
-    registration.update().catch(() => {}); // for the next visit; there may be no network
-  } catch {
-    return; // e.g. a private window; the page works without it
-  }
+  const ready = install(serviceWorker);
+  // Right after the reload, Chromium needs a second for this; the page need not wait for it.
+  if (!serviceWorker.controller && !await ready) return;
   if (!serviceWorker.controller) await controlled(serviceWorker);
   if (crossOriginIsolated) return sessionStorage.removeItem(TRIED);
   if (sessionStorage.getItem(TRIED)) return;
   sessionStorage.setItem(TRIED, "yes");
   location.reload();
   await new Promise(() => {});
+}
+
+/** Whether the service worker is active; not in some private windows, where the page works without it. */
+async function install(serviceWorker) {
+  try {
+    const registration = await serviceWorker.register(new URL("service-worker.js", folder));
+    await activated(registration);
+    registration.update().catch(() => {}); // for the next visit; there may be no network
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function activated(registration) {
@@ -39,7 +47,7 @@ const controlled = (serviceWorker) => new Promise((resolve) => {
   setTimeout(resolve, 1000);
 });
 
-/** Whether the service worker has kept all files that this page needs; it may need a moment. */
+/** Whether the service worker has kept all files that this page needs; large ones take a while. */
 export async function isOffline({ version, model, runtimes }) {
   if (!navigator.serviceWorker?.controller) return false;
   const cache = await caches.open(`eomt-deploy ${folder.href} ${version}`);
@@ -48,7 +56,7 @@ export async function isOffline({ version, model, runtimes }) {
     return found.every(Boolean);
   };
   const paths = [model.model, ...model.sides];
-  for (let attempt = 0; attempt < 20; attempt++) {
+  for (let attempt = 0; attempt < 100; attempt++) {
     const used = await Promise.all(Object.values(runtimes).map((files) => kept([...Object.values(files), ...paths])));
     if (used.some(Boolean)) return true;
     await new Promise((resolve) => setTimeout(resolve, 100));
