@@ -214,7 +214,7 @@ def export(
     build = _plan_build(output, profile, common)
     precision = precision or (build.precision if build else None) or "fp32"
     if build:
-        _check_precision(build, precision)
+        _check_precision(build.target, precision, output)
     config = ExportConfig(
         checkpoint=checkpoint,
         output=build.config.onnx if build else output,
@@ -322,16 +322,16 @@ def _plan_build(output: Path, profile: str | None, common: dict[str, Any]) -> Bu
     return Build(target, config, recipe.precision, recipe.high)
 
 
-def _check_precision(build: Build, precision: str) -> None:
+def _check_precision(target: str, precision: str, output: Path) -> None:
     """Check that the backend runs the model, before an export that may take minutes.
 
     Raises:
         UsageError: it has no models in this precision.
     """
-    backend = BACKENDS[build.target]
-    if precision not in backend.precisions:
+    backend = BACKENDS[target]
+    if precision in PRECISIONS and precision not in backend.precisions:
         raise UsageError(
-            f"{build.config.output} cannot be built: eomt-deploy has no {precision.upper()} for "
+            f"{output} cannot be built: eomt-deploy has no {precision.upper()} for "
             f"{backend.title}.",
             fix=f"Use --precision {' or '.join(backend.precisions)}, or export to .onnx.",
         )

@@ -23,6 +23,8 @@ TINY = "eomt-tiny-scenes"
         (("export", TINY, "-o", "m1.h5"), "m1.onnx (any backend), m1.pt2 (AOTInductor), m1/ (ONNX Runtime Web), m1.mlpackage (Core ML), m1.pte (ExecuTorch), m1.xml"),  # noqa: E501
         (("export", TINY, "-o", "m.pte", "--precision", "int8"), "eomt-deploy has no INT8 for ExecuTorch.\n  fix: Use --precision fp32, or export to .onnx."),  # noqa: E501
         (("export", TINY, "-o", "m.xml", "--precision", "fp8"), "no FP8 for OpenVINO.\n  fix: Use --precision fp32 or bf16"),  # noqa: E501
+        (("export", TINY, "-o", "s/", "--precision", "bf16"), "s/index.html cannot be built: eomt-deploy has no BF16"),  # noqa: E501
+        (("export", TINY, "-o", "m.engine", "--precision", "FP16"), "'FP16' is unknown"),
         (("export", TINY, "-o", "m.onnx", "--size", "250"), "fix: Use --size 240 or --size 256."),
         (("export", TINY, "-o", "m.onnx", "--size", "250x320"), "--size 240x320 or --size 256x320."),  # noqa: E501
         (("export", TINY, "-o", "m.onnx", "--size", "5"), "fix: Use --size 16.\n"),

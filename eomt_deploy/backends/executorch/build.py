@@ -198,9 +198,9 @@ def convert(
     from eomt_deploy.backends.executorch.network import OnnxNetwork
 
     rewrite = config.rewrite and delegate.rewritten
-    network = OnnxNetwork(config.onnx, batch, rewrite=rewrite).eval()
     try:
-        partitioner = delegate.make(config.soc)
+        partitioner = delegate.make(config.soc)  # first, since its compiler may be missing
+        network = OnnxNetwork(config.onnx, batch, rewrite=rewrite).eval()
         with torch.no_grad():
             traced = torch.export.export(network, (network.example,), strict=False)
             edge = to_edge_transform_and_lower(traced, partitioner=[partitioner])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,17 @@ from eomt_deploy.backends.executorch.partitioners import DELEGATES
 from eomt_deploy.certificate import UNCHECKED
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.devices import package_version
-from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
 from eomt_deploy.sidecar import Sidecar, check_plan, read_sidecar
 
 FORWARD = "forward"
 REBUILD = "Build it again on this machine: eomt-deploy build model.onnx -o model.pte"
 BYTE, FLOAT = 0, 6
 """ExecuTorch's numbers of the types uint8 and float32."""
+MAX_THREADS = 256
+_opening = threading.Lock()
+_open: weakref.WeakSet[ExecuTorchEngine] = weakref.WeakSet()
+"""The programs that are open in this process."""
 
 
 def read_description(path: Path) -> Sidecar:
@@ -118,17 +124,43 @@ def without_stderr() -> Iterator[None]:
     try:
         with Path(os.devnull).open("wb") as nothing:
             os.dup2(nothing.fileno(), 2)
-        yield
+        with redirect_stderr(io.StringIO()):  # another one than 2, e.g. in a notebook
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
 
 
+def set_threads(portable_lib: Any, threads: int) -> None:
+    """Set the size of the thread pool, unless it has this size.
+
+    Raises:
+        UsageError: the number is too large, or another program is open. A new pool replaces the old
+            one, to which open programs keep a pointer: they would crash.
+    """
+    if threads > MAX_THREADS:
+        raise UsageError(
+            f"ExecuTorch takes 1 to {MAX_THREADS} threads here, got {threads}.",
+            fix=f"Pass the number of cores, {os.cpu_count()}, or fewer.",
+        )
+    now = portable_lib._threadpool_get_thread_count()
+    if threads == now:
+        return
+    if _open:
+        raise UsageError(
+            f"ExecuTorch cannot use {threads} threads: a program with {now} threads is open.",
+            why="All ExecuTorch programs of a process share one pool of threads.",
+            fix="Close the other program first, or pass the same number for all of them.",
+        )
+    portable_lib._unsafe_reset_threadpool(threads)  # the only function for it
+
+
 class ExecuTorchEngine(Engine):
     """Runs a ``.pte`` file; arguments as in :func:`eomt_deploy.backends.open_engine`.
 
-    ``threads`` sets the size of ExecuTorch's thread pool, which all programs of a process share.
-    Threads may share an engine; their calls run one after the other.
+    ``threads`` sets the size of ExecuTorch's thread pool, which all programs of a process share; it
+    can only change while none is open. Threads may share an engine; their calls run one after the
+    other.
     """
 
     backend = "executorch"
@@ -157,15 +189,17 @@ class ExecuTorchEngine(Engine):
         self._torch: Any = torch
         runtime = Runtime.get()
         check_runtime(facts, installed, runtime.backend_registry.registered_backend_names, path)
-        with without_stderr():
-            portable_lib._threadpool_get_thread_count()  # creates the thread pool
-        if threads is not None:
-            portable_lib._unsafe_reset_threadpool(threads)  # the only function for it
         try:
-            self._program: Any = runtime.load_program(path)
-            tensors = _tensors(self._program.metadata(FORWARD))
-            check_contract(self.spec, tensors, path)
-            self._method: Any = self._program.load_method(FORWARD)
+            with _opening:
+                with without_stderr():
+                    portable_lib._threadpool_get_thread_count()  # creates the thread pool
+                    if threads is not None:
+                        set_threads(portable_lib, threads)
+                self._program: Any = runtime.load_program(path)
+                tensors = _tensors(self._program.metadata(FORWARD))
+                check_contract(self.spec, tensors, path)
+                self._method: Any = self._program.load_method(FORWARD)
+                _open.add(self)
         except (RuntimeError, ValueError, IndexError) as error:
             raise ModelFileError(
                 f"ExecuTorch {installed} cannot open {path}.",
@@ -191,6 +225,7 @@ class ExecuTorchEngine(Engine):
     def close(self) -> None:
         super().close()
         self._method = self._program = None
+        _open.discard(self)
 
 
 def _tensors(meta: Any) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -144,6 +144,23 @@ def test_number_of_threads(program):
             assert portable_lib._threadpool_get_thread_count() == threads
 
 
+def test_the_threads_do_not_change_below_an_open_program(program, capfd):
+    """ExecuTorch would crash: open programs keep a pointer to the pool of threads."""
+    path, images = program.files[0], tiny.images(1)
+    with open_engine(path, threads=2) as one:
+        wanted = one.run(images)
+        with pytest.raises(UsageError, match="cannot use 1 threads: a program with 2 threads"):
+            open_engine(path, threads=1)
+        with open_engine(path, threads=2) as two, open_engine(path) as three:
+            for engine in (one, two, three):
+                np.testing.assert_array_equal(engine.run(images)[1], wanted[1])
+    with open_engine(path, threads=1) as one:
+        one.run(images)
+    with pytest.raises(UsageError, match="1 to 256 threads"):
+        open_engine(path, threads=257)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_inspect_and_certificate(program, copy):
     found: Inspection = load(BACKENDS["executorch"].inspect)(copy)
     assert "XNNPACK, calls per inference: 1, operators outside: 1" in found.rows["delegate"]
