@@ -1,8 +1,12 @@
-"""The picture of docs/serving.md: the page of the server in Chromium.
+"""The pictures of docs/serving.md and docs/backends/web.md: the page in Chromium.
 
 eomt-deploy export eomt-tiny-scenes -o tiny.onnx
 eomt-deploy serve tiny.onnx
 python docs/pictures/page.py http://127.0.0.1:8000 -o docs/pictures/page.png
+
+eomt-deploy build tiny.onnx -o site/
+python -m http.server -d site 8001
+python docs/pictures/page.py http://127.0.0.1:8001 -o docs/pictures/site.png
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ def main() -> None:
         )
         page = browser.new_page(viewport=SIZE)
         page.goto(options.address)
+        page.get_by_text("Choose an image.").wait_for()  # a site is loaded twice
         page.set_input_files("#file", SCENE)
         page.locator("#legend li").first.wait_for()
         box = page.locator("#canvas").bounding_box()
