@@ -15,9 +15,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import gettempdir
+from typing import TYPE_CHECKING
 
 from eomt_deploy.errors import ModelFileError, OutputError
 from eomt_deploy.files import cache_folder, staging_folder
+
+if TYPE_CHECKING:
+    import onnx
 
 VARINT, FIXED64, LENGTH, GROUP, GROUP_END, FIXED32 = 0, 1, 2, 3, 4, 5
 """Protobuf wire types, see https://protobuf.dev/programming-guides/encoding."""
@@ -216,3 +220,20 @@ def _check_size(model: Path, path: Path, minimum: int) -> None:
             why=f"It contains weights of {model.name}.",
             fix="Copy both files again, or repeat the export.",
         )
+
+
+def load_with_weights(path: Path) -> onnx.ModelProto:
+    """Load an ``.onnx`` file with the weights in its side files.
+
+    Raises:
+        ModelFileError: it is damaged.
+    """
+    import onnx
+
+    try:
+        with without_links(path) as place:
+            return onnx.load(place)
+    except Exception as error:  # exceptions of protobuf and onnx have no common base class
+        raise ModelFileError(
+            f"{path} is not an ONNX model, or it is damaged.", fix="Export or copy it again."
+        ) from error

@@ -25,8 +25,8 @@ from onnx import numpy_helper
 from eomt_deploy.backends.coreml.config import PALETTE_BITS
 from eomt_deploy.backends.coreml.weights import palettized, quantized
 from eomt_deploy.contract import INPUT, OUTPUTS
-from eomt_deploy.errors import ModelFileError, UsageError
-from eomt_deploy.external_data import without_links
+from eomt_deploy.errors import UsageError
+from eomt_deploy.external_data import load_with_weights
 from eomt_deploy.spec import ModelSpec
 
 Array = npt.NDArray[Any]
@@ -55,7 +55,7 @@ def make_program(path: Path, spec: ModelSpec, weights: str) -> Any:
         ModelFileError: the file cannot be read.
         UsageError: the graph has an operator that has no translation here.
     """
-    graph = _load(path).graph
+    graph = load_with_weights(path).graph
     shape = (1, 3, *spec.image_size)
 
     @mb.program(  # type: ignore[untyped-decorator]
@@ -155,16 +155,6 @@ def _stored(weight: Array, weights: str, name: str) -> Any:
         kind = types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}"))
         return mb.constexpr_lut_to_dense(indices=indices.astype(kind), lut=palettes, name=name)
     return weight
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        with without_links(path) as place:
-            return onnx.load(place)
-    except Exception as error:  # exceptions of protobuf and onnx have no common base class
-        raise ModelFileError(
-            f"{path} is not an ONNX model, or it is damaged.", fix="Export or copy it again."
-        ) from error
 
 
 def _concat(values: Sequence[Any], attributes: Attributes, name: str) -> Any:

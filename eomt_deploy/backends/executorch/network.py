@@ -24,8 +24,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eomt_deploy.contract import INPUT, OUTPUTS
-from eomt_deploy.errors import ModelFileError, UsageError
-from eomt_deploy.external_data import without_links
+from eomt_deploy.errors import UsageError
+from eomt_deploy.external_data import load_with_weights
 
 Attributes = dict[str, Any]
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -48,7 +48,7 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: Path, batch: int, *, rewrite: bool) -> None:
         super().__init__()
         self.rewrite = rewrite
-        graph = _load(path).graph
+        graph = load_with_weights(path).graph
         self._constants: dict[str, Tensor] = {}
         for entry in graph.initializer:
             self._constants[entry.name] = torch.from_numpy(numpy_helper.to_array(entry).copy())
@@ -208,16 +208,6 @@ class OnnxNetwork(nn.Module):
         values = [known[name] for name in (node.input[0], *chain[1].input[1:])]
         found = self._norm(values, norm, F.conv2d)
         return {step.output[0]: found for step in chain}
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        with without_links(path) as place:
-            return onnx.load(place)
-    except Exception as error:  # exceptions of protobuf and onnx have no common base class
-        raise ModelFileError(
-            f"{path} is not an ONNX model, or it is damaged.", fix="Export or copy it again."
-        ) from error
 
 
 def _epsilon_name(attributes: Attributes) -> str:
