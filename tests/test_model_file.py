@@ -125,10 +125,10 @@ def test_more_metadata_than_any_file_of_ours(exported, tmp_path, monkeypatch):
 def test_more_fields_than_any_file_of_ours(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(b"\x72\x00" * 10_000_000)
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(ModelFileError, match="more than 10000 fields"):
         read_onnx_metadata(path)
-    assert time.process_time() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def openvino_xml(spec: str, arithmetic: str = "bf16", head: str = "", body: str = "") -> bytes:
@@ -171,10 +171,10 @@ def test_description_in_an_xml(tmp_path):
 def test_hostile_xml(tmp_path, content, words):
     path = tmp_path / "m.xml"
     path.write_bytes(content)
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(ModelFileError, match=words):
         read_xml(path)
-    assert time.process_time() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def test_an_xml_of_gigabytes_is_not_read(tmp_path):
@@ -189,7 +189,7 @@ def test_an_xml_of_gigabytes_is_not_read(tmp_path):
 def test_model_files_that_failed_before(shared):
     for path in sorted((shared / "cases" / "artifacts").iterdir()):
         for backend in ("onnxruntime", "openvino", "emulation", None):
-            began = time.process_time()
+            began = time.thread_time()
             with pytest.raises(ModelFileError, match=r"The model description|cannot be read"):
                 read_model_file(path) if backend is None else open_engine(path, backend=backend)
-            assert time.process_time() - began < 2  # imports included
+            assert time.thread_time() - began < 2  # imports included

@@ -134,7 +134,7 @@ DATA = json.loads(SIDECAR.to_json())
 def test_any_value_in_any_field_is_read_or_refused(path):
     """Within a second: one error that names the field, or a valid description."""
     for value in VALUES:
-        began = time.process_time()
+        began = time.thread_time()
         try:
             sidecar = Sidecar.from_json(changed(DATA, path, value))
         except ModelFileError as error:
@@ -145,7 +145,7 @@ def test_any_value_in_any_field_is_read_or_refused(path):
         else:
             assert Sidecar.from_json(sidecar.to_json()) == sidecar
             sidecar.runs_on((8, 9))
-        assert time.process_time() - began < 1
+        assert time.thread_time() - began < 1
 
 
 @pytest.mark.parametrize("field", [name for name in DATA if name != "certificate"])

@@ -103,7 +103,7 @@ def test_any_value_in_any_field_is_read_or_refused(path):
     accepted = 0
     for value in VALUES:
         text = changed(DATA, path, value)
-        began = time.process_time()
+        began = time.thread_time()
         try:
             spec = ModelSpec.from_json(text)
         except ModelFileError as error:
@@ -116,7 +116,7 @@ def test_any_value_in_any_field_is_read_or_refused(path):
             assert ModelSpec.from_json(spec.to_json()) == spec
             assert min(spec.mask_size) >= 0
             assert str(spec.classes).encode()
-        assert time.process_time() - began < 1
+        assert time.thread_time() - began < 1
     assert accepted < 20
 
 
