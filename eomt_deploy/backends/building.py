@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from eomt_deploy.certificate import Certificate
-from eomt_deploy.errors import UsageError
+from eomt_deploy.errors import ModelFileError, UsageError
 from eomt_deploy.model_file import EXTERNAL_SUFFIX
+from eomt_deploy.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
 from eomt_deploy.units import counted
 
 Progress = Callable[[str, float | None], None]
@@ -164,6 +165,42 @@ class BuiltFile(Protocol):
         Args:
             arithmetic: what the opened file computes in.
         """
+
+
+class FileWithSidecar:
+    """The part of :class:`BuiltFile` that all files with a description in a ``.json`` file share.
+
+    Args:
+        path: the built file.
+        read: reads its description.
+    """
+
+    def __init__(self, path: Path, read: Callable[[Path], Sidecar] = read_sidecar) -> None:
+        self._path, self._read = path, read
+        self.sidecar = read(path)
+        self.onnx, self.onnx_sha256 = self.sidecar.onnx, self.sidecar.onnx_sha256
+        self.certificate = self.sidecar.certificate
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the model."""
+        return self._path, sidecar_path(self._path)
+
+    def check_place(self, arithmetic: str | None) -> None:
+        """A description always has a place for a certificate."""
+
+    def save(self, certificate: Certificate) -> None:
+        """Write a certificate into the description.
+
+        Raises:
+            ModelFileError: the file was rebuilt meanwhile.
+        """
+        now = self._read(self._path)
+        if now.plan_sha256 != self.sidecar.plan_sha256:
+            raise ModelFileError(
+                f"{self._path} has changed during the comparison.", fix="Repeat it."
+            )
+        write_sidecar(self._path, replace(now, certificate=certificate))
 
 
 def check_line(certificate: Certificate | None) -> str:
