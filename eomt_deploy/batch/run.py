@@ -45,6 +45,8 @@ WAVE = 50_000
 POLL_SECONDS = 0.5
 END_SECONDS = 10.0
 """Maximum time in which the threads of a stopped run must end."""
+RAY_DATA_THREADS = ("iter_threaded", "ray-data-metadata-prefetch")
+"""Names of the threads in which Ray Data fetches results."""
 RATE_SECONDS = 60.0
 """The shown throughput is that of the last minute."""
 
@@ -304,7 +306,11 @@ def _end(executors: list[Any], consumer: threading.Thread) -> None:
     for executor in executors:
         with suppress(Exception):  # Ray itself may have failed
             executor.shutdown(force=True)
-    consumer.join(END_SECONDS)
+    ends = time.monotonic() + END_SECONDS
+    fetching = [thread for thread in threading.enumerate() if thread.name in RAY_DATA_THREADS]
+    for thread in [*executors, consumer, *fetching]:
+        with suppress(RuntimeError):  # an executor that never started
+            thread.join(max(0.0, ends - time.monotonic()))
 
 
 def _take(arrived: queue.SimpleQueue[Any]) -> tuple[list[ShardFacts], bool]:

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
+import traceback
 
 import numpy as np
 import pytest
@@ -159,6 +161,24 @@ def test_too_many_errors_stop_the_run_and_it_continues_later(exported, images, t
     check_complete(tmp_path / "out", images)
 
 
+def where(thread: threading.Thread) -> tuple[str, list[str]]:
+    """The name of a thread, and the functions in which it is."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return thread.name, [f.name for f in traceback.extract_stack(frame)] if frame else []
+
+
+def is_harmless(thread: threading.Thread) -> bool:
+    """Whether a thread does not use Ray any more.
+
+    Ray's prefetcher can miss the end of its work (`stop` between its check and its `wait`). It
+    then waits forever.
+    """
+    if type(thread).__name__ == "_DummyThread":  # of Ray's C++ code
+        return True
+    name, functions = where(thread)
+    return name == "Prefetcher" and functions[-1:] == ["wait"]
+
+
 @pytest.mark.parametrize("phase", ["models open", "images are done"])
 def test_a_stopped_run_leaves_no_thread(exported, tmp_path, phase):
     """A thread that uses Ray after its shutdown would end this process with exit code 1."""
@@ -178,8 +198,8 @@ def test_a_stopped_run_leaves_no_thread(exported, tmp_path, phase):
     with pytest.raises(KeyboardInterrupt) as found:  # its traceback keeps the frames of the run
         run(config, stop)
     assert "StreamingExecutor" in during
-    left = {type(t).__name__ for t in set(threading.enumerate()) - before if t.is_alive()}
-    assert left <= {"_DummyThread"}, left  # those of Ray's C++ code
+    left = [t for t in set(threading.enumerate()) - before if t.is_alive()]
+    assert not [where(t) for t in left if not is_harmless(t)]
     assert found.traceback
     report = run(config)
     assert report.images == 200
