@@ -65,6 +65,22 @@ def computes_in(precision: str, arithmetic: str) -> str:
     return f"int8 and {arithmetic}" if precision == "int8" != arithmetic else arithmetic
 
 
+def slower_than_fp16(precision: str, compute_capability: str | None) -> tuple[str, ...]:
+    """A remark if a precision is slower than FP16 on the GPU of this machine.
+
+    Args:
+        precision: precision of the model.
+        compute_capability: that of the GPU, e.g. ``9.0``; None without a GPU.
+    """
+    if precision != "int8" or compute_capability != "9.0":
+        return ()
+    return (
+        "INT8 is slower than FP16 on GPUs of compute capability 9.0 (Hopper): on an NVIDIA H200, "
+        "the four matrix products of a layer of EoMT-L took 83.4 µs in INT8, 69.5 µs in FP16 and "
+        "53.7 µs in FP8. Use --precision fp8 for this GPU.",
+    )
+
+
 def wider(precision: str) -> tuple[str, ...]:
     """The precisions that are wider than ``precision``."""
     names = tuple(PRECISIONS)

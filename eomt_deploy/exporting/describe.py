@@ -11,9 +11,11 @@ from eomt_deploy.addresses import is_address, without_secrets
 from eomt_deploy.checkpoints import Checkpoint
 from eomt_deploy.checkpoints.huggingface import HUB_PREFIX
 from eomt_deploy.classes import ClassList, make_classes, read_class_list, things_or_stuff
+from eomt_deploy.devices import current_gpu
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting.config import ExportConfig
 from eomt_deploy.fields import printable
+from eomt_deploy.precision import slower_than_fp16
 from eomt_deploy.spec import (
     RESIZE_RULES,
     TASK_THRESHOLDS,
@@ -210,6 +212,8 @@ def warnings(
         notes.append("The checkpoint does not store whether masked attention was annealed to 0.")
     elif any(checkpoint.attn_mask_probs):
         notes.append("Masked attention was NOT annealed to 0. Expect a much lower accuracy.")
+    gpu = current_gpu()
+    notes += slower_than_fp16(config.precision, gpu.compute_capability if gpu else None)
     native = config.native_size or native_size(checkpoint)
     if native:
         ratios = [max(a / b, b / a) for a, b in zip(spec.image_size, native, strict=True)]

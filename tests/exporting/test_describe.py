@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from eomt_deploy.checkpoints import read_checkpoint
+from eomt_deploy.devices import Gpu
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting import ExportConfig, describe
 from eomt_deploy.exporting.reference import TorchEngine
@@ -46,6 +47,18 @@ def test_panoptic_without_things_or_without_stuff(files, tmp_path):
     _, notes = described(files, classes=class_list(tmp_path, [True] * 5))
     assert "None of the 5 classes is stuff" in notes[0]
     assert "--task instance" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "count"),
+    [("int8", "9.0", 1), ("int8", "8.9", 0), ("int8", None, 0), ("fp8", "9.0", 0)],
+)
+def test_int8_for_a_gpu_where_it_is_slow(files, monkeypatch, precision, capability, count):
+    gpu = capability and Gpu("a GPU", capability, None)
+    monkeypatch.setattr(describe, "current_gpu", lambda: gpu)
+    _, notes = described(files, precision=precision, calibrate=Path())
+    assert len(notes) == count
+    assert all("INT8 is slower than FP16" in note and "--precision fp8" in note for note in notes)
 
 
 def test_semantic_takes_any_list(files, tmp_path):

@@ -30,7 +30,7 @@ from eomt_deploy.errors import BuildError, DeviceError, VerificationError
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.model_file import read_model_file
 from eomt_deploy.outputs import check_outputs
-from eomt_deploy.precision import QUANTIZED, wider
+from eomt_deploy.precision import QUANTIZED, slower_than_fp16, wider
 from eomt_deploy.sidecar import Sidecar, onnx_sha256, sidecar_path, write_sidecar
 from eomt_deploy.spec import ModelSpec
 
@@ -166,7 +166,8 @@ def build(config: TensorRtConfig, progress: Progress = no_progress) -> BuildRepo
         write_sidecar(staged, sidecar)
         sidecar, remark = _certified(check, staged, sidecar, config, progress)
         _publish(staged, write_sidecar(staged, sidecar), config.output)
-    warnings += [*faults, *remark, *check.notes]
+    slow = slower_than_fp16(wanted, gpu.compute_capability if gpu else None)
+    warnings += [*slow, *faults, *remark, *check.notes]
     return BuildReport(config.output, sidecar, layers, seconds, tuple(warnings))
 
 
