@@ -6,6 +6,7 @@ A section whose packages are not installed is skipped, and the JSON has the reas
 
 * processing: time of our pre- and post-processing on this GPU and on the CPU, and their agreement
 * onnxruntime: ONNX Runtime's CUDA provider: agreement with the CPU, latency of network and photo
+* aotinductor: `.pt2` packages: agreement with PyTorch, compile time, latency of network and photo
 * tests: `pytest -m gpu`: device layer, kernels, engines, CUDA graphs, threads, memory
 * half-precision: error of FP16 and BF16 on this GPU, compared with the error of our emulation
 * ladder: export, build and run every precision: error and label agreement with FP32 PyTorch
@@ -251,8 +252,8 @@ def speed(workspace: Workspace) -> dict[str, Any]:
 
 def onnxruntime(workspace: Workspace) -> dict[str, Any]:
     """ONNX Runtime's CUDA provider with everything on the GPU, and with copies."""
+    from gpu_engines import onnxruntime_gpu
     from onnxruntime import get_available_providers
-    from onnxruntime_gpu import onnxruntime_gpu
 
     from eomt_deploy.backends.onnxruntime.gpu import OnnxRuntimeGpuEngine
 
@@ -261,9 +262,22 @@ def onnxruntime(workspace: Workspace) -> dict[str, Any]:
     return onnxruntime_gpu(workspace.folder, OnnxRuntimeGpuEngine)
 
 
+def aotinductor(workspace: Workspace) -> dict[str, Any]:
+    """PyTorch's ``.pt2`` packages with everything on the GPU, and with copies."""
+    import torch
+    from gpu_engines import aotinductor_gpu
+
+    from eomt_deploy.backends.aotinductor.gpu import AotInductorGpuEngine
+
+    if not torch.cuda.is_available():
+        raise Skip("PyTorch does not find the GPU")
+    return aotinductor_gpu(workspace.folder, AotInductorGpuEngine)
+
+
 SECTIONS: dict[str, Callable[[Workspace], dict[str, Any]]] = {
     "processing": processing,
     "onnxruntime": onnxruntime,
+    "aotinductor": aotinductor,
     "tests": tests,
     "half-precision": half_precision,
     "ladder": ladder,

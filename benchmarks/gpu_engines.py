@@ -1,23 +1,34 @@
-"""ONNX Runtime on a GPU: agreement with the CPU, and the time of the network and of a photo."""
+"""ONNX Runtime and AOTInductor on a GPU: agreement with the reference, time of the network and of a
+photo."""
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from random_model import random_small, with_precision
 
 from eomt_deploy import Segmenter
+from eomt_deploy.backends import Engine
+from eomt_deploy.backends.aotinductor.engine import AotInductorEngine, save_package
 from eomt_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
 from eomt_deploy.benchmarking.measure.clock import interleave
 from eomt_deploy.exporting import graph
 from eomt_deploy.exporting.conversion import describe
 from eomt_deploy.exporting.lowering import Lowering, lower
+from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.network.folds import fold
+from eomt_deploy.network.masked import choose_attention
+from eomt_deploy.package_metadata import attention_kernels
+from eomt_deploy.precision import PRECISIONS
 
 CASES = (("S", "fp32"), ("S", "fp16"), ("L", "fp16"))
+PACKAGES = (("S", "fp16"), ("L", "fp16"))
 PHOTO = (1080, 1920)
 
 
@@ -49,20 +60,64 @@ def onnxruntime_gpu(
             lowered = lower(lowered, Lowering(precision))
         name = f"{shape}.{precision}.onnx"
         graph.save(lowered, with_precision(spec, precision), folder, name)
-        found[f"EoMT-{shape} {precision}"] = measured(folder / name, open_gpu, device, rounds)
+        path = folder / name
+        found[f"EoMT-{shape} {precision}"] = measured(
+            OnnxRuntimeEngine(path, device="cpu"),
+            OnnxRuntimeEngine(path, device=device),
+            open_gpu(path),
+            rounds,
+        )
     return found
 
 
-def measured(
-    path: Path, open_gpu: Callable[[Path], Any], device: str, rounds: int
+def aotinductor_gpu(
+    folder: Path,
+    open_gpu: Callable[[Path], Any],
+    *,
+    device: str = "cuda",
+    cases: Sequence[tuple[str, str]] = PACKAGES,
+    rounds: int = 50,
+    networks: Callable[[str], tuple[Any, Any]] = random_small,
 ) -> dict[str, Any]:
-    """Results for one model file. With random weights, labels mean nothing."""
+    """Measure :class:`AotInductorGpuEngine` as :func:`onnxruntime_gpu`, and the compile time."""
+    found = {}
+    for shape, precision in cases:
+        network, spec = networks(shape)
+        spec = with_precision(spec, precision)
+        compiled = fold(copy.deepcopy(network))
+        choose_attention(compiled.backbone, "sdpa")
+        path = folder / f"{shape}.{precision}.pt2"
+        began = time.monotonic()
+        save_package(compiled.to(device, getattr(torch, PRECISIONS[precision].dtype)), spec, path)
+        seconds = time.monotonic() - began
+        found[f"EoMT-{shape} {precision}"] = {
+            "compile_s": round(seconds, 1),
+            "attention": dict(attention_kernels(path)),
+            **measured(
+                NetworkEngine(network, spec),
+                AotInductorEngine(path, device=device, threads=None),
+                open_gpu(path),
+                rounds,
+            ),
+        }
+    return found
+
+
+def measured(exact: Engine, copies: Engine, engine_on_gpu: Any, rounds: int) -> dict[str, Any]:
+    """Results for one model file. With random weights, labels mean nothing.
+
+    Args:
+        exact: the engine that computes the wanted logits.
+        copies: an engine that copies everything between CPU and GPU.
+        engine_on_gpu: the engine to measure.
+        rounds: number of measured calls.
+    """
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (*PHOTO, 3), np.uint8)
     with (
-        Segmenter(OnnxRuntimeEngine(path, device="cpu")) as reference,
-        Segmenter(OnnxRuntimeEngine(path, device=device)) as copying,
-        Segmenter(open_gpu(path)) as segmenter,
+        Segmenter(exact) as reference,
+        Segmenter(copies) as copying,
+        Segmenter(engine_on_gpu) as segmenter,
     ):
         engine = segmenter.engine
         images = reference.processor.preprocess(photo)[0]

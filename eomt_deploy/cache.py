@@ -39,6 +39,7 @@ HEADER_BYTES = 128
 FILES = {
     ("openvino", ".blob"): "models compiled by OpenVINO",
     ("kernels", ".cubin"): "CUDA kernels",
+    ("aotinductor", ".way"): "packages that ran on a GPU",
     ("onnxruntime-web", ".js"): "scripts of ONNX Runtime Web",
     ("onnxruntime-web", ".wasm"): "ONNX Runtime Web",
     ("", ".jit"): "kernels of TensorRT-RTX",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import lzma
+import re
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 from eomt_deploy.errors import ModelFileError
 from eomt_deploy.fields import MAX_LENGTH, Words, check_fields, read_object
 
-METADATA_FILE = "wrapper_metadata.json"
+METADATA_FILE, SOURCE_FILE = "wrapper_metadata.json", "wrapper.cpp"
+ATTENTION = re.compile(rb"\baoti_torch_[a-z]+__scaled_dot_product_([a-z_]+)\(")
+"""A call of one of PyTorch's attention kernels in the C++ source of a package."""
 METADATA = Words(1000, MAX_LENGTH)
 FIX = "Export the checkpoint again: eomt-deploy export CHECKPOINT -o model.pt2"
 MAX_RATIO, ALWAYS_ALLOWED = 50, 64 << 20
@@ -32,22 +36,22 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ModelFileError: the file is not a package, or the declared sizes are implausible.
     """
-    try:
-        size = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            check_declared(sum(entry.file_size for entry in entries), size)
-            entry = next((e for e in entries if e.filename.endswith(METADATA_FILE)), None)
-            content = b"{}" if entry is None else _read_entry(archive, entry)
-        found = read_object(content, f"The metadata of {path}", FIX)
-    except FileNotFoundError as error:
-        raise ModelFileError(f"There is no model at {path}.", fix="Check the path.") from error
-    except DAMAGED as error:
-        raise ModelFileError(
-            f"{path} is not an AOTInductor package, or it is damaged ({error}).", fix=FIX
-        ) from error
+    content = _read_member(path, METADATA_FILE) or b"{}"
+    found = read_object(content, f"The metadata of {path}", FIX)
     check_fields(METADATA, found, f"The metadata of {path}", FIX, name="metadata")
     return found
+
+
+def attention_kernels(path: Path) -> Counter[str]:
+    """How often a package calls each of PyTorch's attention kernels, e.g. ``flash_attention``.
+
+    Empty if attention is written out, as matrix products and a softmax.
+
+    Raises:
+        ModelFileError: as :func:`read_metadata`.
+    """
+    calls = ATTENTION.findall(_read_member(path, SOURCE_FILE) or b"")
+    return Counter(name.decode() for name in calls)
 
 
 def check_declared(declared: int, size: int) -> None:
@@ -61,6 +65,27 @@ def check_declared(declared: int, size: int) -> None:
         raise ValueError(
             f"its {size:,} bytes declare {declared:,} unpacked bytes, the maximum is {limit:,}"
         )
+
+
+def _read_member(path: Path, suffix: str) -> bytes | None:
+    """The content of the first member with this suffix; None if there is none.
+
+    Raises:
+        ModelFileError: as :func:`read_metadata`.
+    """
+    try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            check_declared(sum(entry.file_size for entry in entries), size)
+            entry = next((e for e in entries if e.filename.endswith(suffix)), None)
+            return None if entry is None else _read_entry(archive, entry)
+    except FileNotFoundError as error:
+        raise ModelFileError(f"There is no model at {path}.", fix="Check the path.") from error
+    except DAMAGED as error:
+        raise ModelFileError(
+            f"{path} is not an AOTInductor package, or it is damaged ({error}).", fix=FIX
+        ) from error
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:

@@ -14,7 +14,35 @@ import numpy.typing as npt
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.cuda import Device, DeviceArray
 from eomt_deploy.cuda.executor import Tensor, ThreadExecutor
-from eomt_deploy.errors import UsageError
+from eomt_deploy.errors import MissingDependencyError, UsageError
+
+THREADS_DO_NOT_APPLY = "The number of threads does not apply to the network, which runs on the GPU."
+
+
+def copies_everything(error: MissingDependencyError) -> str:
+    """The remark of an engine that runs on the GPU, but not from and to its memory."""
+    slow = "Images and outputs are copied between CPU and GPU, which is slow."
+    return f"{slow} {error.what} {error.fix}"
+
+
+def numpy_bfloat16(what: str) -> np.dtype[Any]:
+    """The numpy dtype of bfloat16.
+
+    Args:
+        what: what returns it, for the message.
+
+    Raises:
+        MissingDependencyError: ``ml_dtypes`` is not installed.
+    """
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{what} returns bfloat16, which numpy supports only with ml_dtypes.",
+            fix="pip install ml_dtypes",
+        ) from error
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
 
 
 class GpuEngine(Engine):

@@ -72,7 +72,7 @@ BACKENDS: dict[str, Backend] = {
         suffixes=(".pt2",),
         devices=("cpu", "cuda"),
         precisions=UNQUANTIZED,
-        engine=".aotinductor.engine:AotInductorEngine",
+        engine=".aotinductor.open:open_aotinductor",
         problem=".aotinductor.problem:problem",
         inspect=".aotinductor.inspect:inspect",
     ),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from eomt_deploy.backends.aotinductor.engine import AotInductorEngine, check_compiler, save_package
+from eomt_deploy.backends.aotinductor.engine import check_compiler, save_package
+from eomt_deploy.backends.aotinductor.open import open_aotinductor
 from eomt_deploy.backends.verification import Verification, compare
 from eomt_deploy.errors import DeviceError
 from eomt_deploy.exporting import verify
@@ -61,8 +63,10 @@ def export_package(
     progress(f"compiling for {device}")
     with staging_folder(config.output) as folder:
         path = folder / config.output.name
+        began = time.monotonic()
         save_package(network, spec, path, batch=config.batch or 1)
-        with AotInductorEngine(path, device=None, threads=None) as engine:
+        progress(f"compiled in {time.monotonic() - began:.0f} s")
+        with open_aotinductor(path) as engine:
             result = compare(engine, NetworkEngine(reference, spec), images, progress)
         verify.check(result, config.precision)
         path.replace(config.output)

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import onnxruntime_gpu
+import gpu_engines
 import pytest
 import tiny
 from host_twin import HostDevice, twin
@@ -62,8 +62,8 @@ def test_onnxruntime_on_a_simulated_gpu(gpu_check, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "eomt_deploy.processing.cuda.processor.load_kernels", lambda gpu: Kernels(gpu, twin())
     )
-    monkeypatch.setattr(onnxruntime_gpu, "PHOTO", (60, 90))
-    found = onnxruntime_gpu.onnxruntime_gpu(
+    monkeypatch.setattr(gpu_engines, "PHOTO", (60, 90))
+    found = gpu_engines.onnxruntime_gpu(
         tmp_path,
         lambda path: SimulatedOnnxRuntime(path, HostDevice(tmp_path)),
         device="cpu",

@@ -156,34 +156,69 @@ def check_processor(
         )
 
 
-def load_package(path: Path, *, single_threaded: bool = False) -> Callable[..., Any]:
-    """Load the compiled function of a package: tensors on its device -> tensors."""
+def check_package(path: Path, device: str | None) -> tuple[ModelSpec, str]:
+    """The description of a package and the device that it was compiled for.
+
+    Args:
+        device: ``cpu`` or ``cuda``; None allows both.
+
+    Raises:
+        ModelFileError: the file is not a package of eomt-deploy.
+        DeviceError: this machine has no such device, or another one is wanted.
+    """
+    metadata = read_metadata(path)
+    spec = parse_spec(metadata, path)
+    gpu = devices.current_gpu()
+    found = check_device(metadata, gpu.compute_capability if gpu else None, path)
+    if found == "cpu":
+        check_processor(metadata, platform.machine(), devices.cpu_flags(), path)
+    if device is not None and device != found:
+        raise DeviceError(
+            f"{device} was requested, but {path} was compiled for {found}.",
+            fix=f"Compile it for {device}, or leave the device out.",
+        )
+    return spec, found
+
+
+def load_package(
+    path: Path, *, single_threaded: bool = False, index: int = -1
+) -> Callable[..., Any]:
+    """Load the compiled function of a package: tensors on its device -> tensors.
+
+    Args:
+        single_threaded: only one thread uses it; CUDA graphs need this.
+        index: number of the GPU; -1 is the current one of PyTorch.
+    """
     from torch._inductor import aoti_load_package
 
     keep_files_of_torch()
-    loaded: Callable[..., Any] = aoti_load_package(str(path), run_single_threaded=single_threaded)
+    loaded: Callable[..., Any] = aoti_load_package(
+        str(path), run_single_threaded=single_threaded, device_index=index
+    )
     return loaded
 
 
+def open_error(path: Path, error: Exception) -> ModelFileError:
+    """The error for a package that PyTorch refuses."""
+    import torch
+
+    return ModelFileError(
+        f"PyTorch {torch.__version__} cannot open {path}.",
+        why=str(error).strip().splitlines()[0],
+        fix="Compile it again with this version of PyTorch, on this kind of machine.",
+    )
+
+
 class AotInductorEngine(Engine):
-    """Runs a ``.pt2`` file; arguments as in :func:`eomt_deploy.backends.open_engine`."""
+    """Runs a ``.pt2`` file from and to host memory; arguments as in
+    :func:`eomt_deploy.backends.open_engine`."""
 
     backend = "aotinductor"
 
     def __init__(self, path: Path, *, device: str | None, threads: int | None) -> None:
         super().__init__()
         self.path = path
-        metadata = read_metadata(path)
-        self.spec = parse_spec(metadata, path)
-        gpu = devices.current_gpu()
-        self.device = check_device(metadata, gpu.compute_capability if gpu else None, path)
-        if self.device == "cpu":
-            check_processor(metadata, platform.machine(), devices.cpu_flags(), path)
-        if device is not None and device != self.device:
-            raise DeviceError(
-                f"{device} was requested, but {path} was compiled for {self.device}.",
-                fix=f"Compile it for {device}, or leave the device out.",
-            )
+        self.spec, self.device = check_package(path, device)
         import torch
 
         self._torch: Any = torch
@@ -192,11 +227,7 @@ class AotInductorEngine(Engine):
         try:
             self._call: Callable[..., Any] | None = load_package(path)
         except Exception as error:  # e.g. compiled with another version of PyTorch
-            raise ModelFileError(
-                f"PyTorch {torch.__version__} cannot open {path}.",
-                why=str(error).strip().splitlines()[0],
-                fix="Compile it again with this version of PyTorch, on this kind of machine.",
-            ) from error
+            raise open_error(path, error) from error
 
     def _run(self, images: npt.NDArray[np.uint8]) -> Outputs:
         assert self._call is not None  # Engine.run refuses closed engines

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from eomt_deploy.backends.engine import Engine
+from eomt_deploy.backends.gpu_engine import THREADS_DO_NOT_APPLY, copies_everything
 from eomt_deploy.backends.onnxruntime.engine import CUDA, OnnxRuntimeEngine
 from eomt_deploy.devices import cuda_device_count
 from eomt_deploy.errors import DeviceError, MissingDependencyError
@@ -33,18 +34,13 @@ def open_onnxruntime(
     try:
         gpu_engine = OnnxRuntimeGpuEngine(path)
         if threads is not None:
-            gpu_engine.remarks += (
-                "The number of threads does not apply to the network, which runs on the GPU.",
-            )
+            gpu_engine.remarks += (THREADS_DO_NOT_APPLY,)
         return gpu_engine
     except MoreOutputsError:
         return OnnxRuntimeEngine(path, device=device, threads=threads)
     except MissingDependencyError as error:
         engine = OnnxRuntimeEngine(path, device=device, threads=threads)
-        engine.remarks += (
-            f"Images and outputs are copied between CPU and GPU, which is slow. {error.what} "
-            f"{error.fix}",
-        )
+        engine.remarks += (copies_everything(error),)
         return engine
     except DeviceError as error:
         if device == "cuda":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eomt_deploy.backends.gpu_engine import GpuEngine
+from eomt_deploy.backends.gpu_engine import GpuEngine, numpy_bfloat16
 from eomt_deploy.backends.tensorrt import library
 from eomt_deploy.backends.tensorrt.compatibility import check_machine, check_trust, this_machine
 from eomt_deploy.backends.tensorrt.jit_cache import JitCache, cache_file
@@ -19,7 +19,7 @@ from eomt_deploy.certificate import UNCHECKED
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.cuda import Device, open_device
 from eomt_deploy.cuda.executor import Tensor, ThreadExecutor, split
-from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
+from eomt_deploy.errors import DeviceError, ModelFileError, UsageError
 from eomt_deploy.sidecar import Target, check_plan, known_target, onnx_sha256, read_sidecar
 
 
@@ -31,15 +31,7 @@ def numpy_type(name: str) -> np.dtype[Any]:
         MissingDependencyError: bfloat16 needs ``ml_dtypes``.
     """
     if name == "BF16":
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise MissingDependencyError(
-                "This engine returns bfloat16, which numpy supports only with ml_dtypes.",
-                fix="pip install ml_dtypes",
-            ) from error
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
+        return numpy_bfloat16("This engine")
     types: dict[str, npt.DTypeLike] = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}
     if name not in types:
         raise ModelFileError(

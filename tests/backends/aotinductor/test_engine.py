@@ -15,30 +15,13 @@ from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.aotinductor.engine import check_device, check_processor, save_package
 from eomt_deploy.errors import DeviceError, ModelFileError, UsageError
-from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.exporting import ExportConfig
 from eomt_deploy.network.folds import fold
 from eomt_deploy.network.masked import choose_attention
 from eomt_deploy.package_metadata import check_declared, read_metadata
 from eomt_deploy.spec import METADATA_KEY
 
 HERE = Path("m.pt2")
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory, files: tiny.Files) -> Path:
-    from torch._inductor import config as inductor  # every worker would import it
-
-    path = tmp_path_factory.mktemp("pt2") / "tiny.pt2"
-    config = ExportConfig(
-        str(files.checkpoint), path, task="panoptic", classes=files.classes, device="cpu"
-    )
-    # Without optimization, it compiles faster.
-    fast = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.debug_compile": True}
-    with inductor.patch(fast):
-        report = export(config)
-    assert report.verification.relative_max < 1e-3
-    assert report.files == (path,)
-    return path
 
 
 def test_package_equals_the_onnx_file(
@@ -78,6 +61,8 @@ def test_inspect_and_another_device(package: Path, cli):
     data = json.loads(out)
     assert data["spec"]["task"] == "panoptic"
     assert data["aoti_device_key"] == "cpu"
+    assert data["attention"] == {"flash_attention_for_cpu": tiny.ARCH.depth}
+    assert f"{tiny.ARCH.depth} calls of flash_attention_for_cpu" in cli("inspect", package)[1]
     assert METADATA_KEY in read_metadata(package)
     with pytest.raises(DeviceError, match=r"cuda was requested, but .* compiled for cpu"):
         open_engine(package, device="cuda")
