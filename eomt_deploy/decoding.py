@@ -26,6 +26,11 @@ from PIL import (
 
 from eomt_deploy.errors import EomtDeployError, ImageError, UsageError
 
+try:
+    import simplejpeg
+except ImportError:  # Pillow decodes the same pixels, in almost twice the time
+    simplejpeg = None
+
 # Pillow logs some errors before it raises them; without a handler Python prints these lines.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -251,16 +256,46 @@ def _bits_per_channel(image: Image.Image, data: bytes) -> int:
     return 8
 
 
-def to_rgb(image: Image.Image, *, turn: int = 1) -> npt.NDArray[np.uint8]:
-    """Decode to uint8 [H, W, 3], RGB, and turn EXIF orientation ``turn`` upright."""
-    image.load()
-    if image.mode != "RGB":
-        # Without the detour through RGBA, Pillow warns about a palette with transparency.
-        through_rgba = image.mode == "P" and "transparency" in image.info
-        image = (image.convert("RGBA") if through_rgba else image).convert("RGB")
-    if turn in TURNS:
-        image = image.transpose(TURNS[turn])
-    return np.asarray(image)
+def to_rgb(image: Image.Image, *, data: bytes = b"") -> npt.NDArray[np.uint8]:
+    """Decode to uint8 [H, W, 3], RGB, as stored.
+
+    Args:
+        image: the opened image.
+        data: content of the file that it was opened from, if it is not decoded yet.
+    """
+    pixels = _jpeg_pixels(image, data) if data else None
+    if pixels is None:
+        image.load()
+        if image.mode != "RGB":
+            # Without the detour through RGBA, Pillow warns about a palette with transparency.
+            through_rgba = image.mode == "P" and "transparency" in image.info
+            image = (image.convert("RGBA") if through_rgba else image).convert("RGB")
+        pixels = np.asarray(image)
+    return pixels
+
+
+def upright(pixels: npt.NDArray[np.uint8], turn: int) -> npt.NDArray[np.uint8]:
+    """Turn uint8 [H, W, 3] with this EXIF orientation upright."""
+    if turn not in TURNS:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).transpose(TURNS[turn]))
+
+
+def _jpeg_pixels(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8] | None:
+    """The pixels of a usual and undamaged JPEG from libjpeg-turbo, which Pillow uses, too, without
+    Pillow's copies. None for any other image: Pillow decides what can be shown of a damaged one.
+    """
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    try:  # any doubt is a ValueError, as strict=True is the default
+        height, width, colors, sampling = simplejpeg.decode_jpeg_header(data)
+        usual = colors in ("YCbCr", "Gray") and sampling in ("444", "422", "420", "Gray")
+        if not usual or (width, height) != image.size:
+            return None
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+        return pixels
+    except ValueError:
+        return None
 
 
 def orientation(image: Image.Image) -> int:

@@ -25,6 +25,7 @@ from eomt_deploy.decoding import (
     orientation,
     to_rgb,
     undecodable,
+    upright,
 )
 from eomt_deploy.errors import EomtDeployError, ImageError, UsageError
 from eomt_deploy.image_search import find_images
@@ -232,8 +233,8 @@ def decode_image(data: bytes, origin: str, *, max_pixels: int | None = None) -> 
     """Decode an encoded image as in :func:`load_image`; ``origin`` is its name in errors."""
     with opened(data, origin, check_max_pixels(max_pixels)) as image:
         check_depth(image, data, origin)
-        image.load()
-        return to_rgb(image, turn=orientation(image))
+        pixels = to_rgb(image, data=data)
+        return upright(pixels, orientation(image))  # of a PNG, known after decoding only
 
 
 def decode_labelled(
@@ -257,12 +258,12 @@ def decode_labelled(
     """
     with opened(data, origin, check_max_pixels(max_pixels)) as image:
         check_depth(image, data, origin)
-        image.load()
+        pixels = to_rgb(image, data=data)
         turn = orientation(image)
-        stored = (image.height, image.width)
+        stored = pixels.shape[:2]
         # Orientations 5 to 8 exchange height and width.
         applied = turn >= 5 and stored != size and stored[::-1] == size
-        return to_rgb(image, turn=turn if applied else 1), turn, applied
+        return upright(pixels, turn if applied else 1), turn, applied
 
 
 def _from_pil(image: Image.Image, origin: str, max_pixels: int) -> RgbImage:
@@ -279,8 +280,7 @@ def _from_pil(image: Image.Image, origin: str, max_pixels: int) -> RgbImage:
                 raise ImageError(
                     f"{origin} has more than 8 bits per channel ({image.mode}).", fix=DEEP_FIX
                 )
-            image.load()
-            return to_rgb(image, turn=orientation(image))
+            return upright(to_rgb(image), orientation(image))
     except EomtDeployError:
         raise
     except Exception as error:
