@@ -55,7 +55,7 @@ SECTIONS = (
     # The paper's tables without a compiler: seconds per row.
     Section("gpu_paper_graph", ("gpu_paper.py", "--groups", "graph"), 75),
     Section("gpu_paper_package", ("gpu_paper.py", "--groups", "package"), 75),
-    Section("gpu_check_aotinductor", ("gpu_check.py", "--sections", "aotinductor"), 180),
+    Section("gpu_check_aotinductor", ("gpu_check.py", "--sections", "aotinductor"), 240),
     Section("gpu_paper_compiled", ("gpu_paper.py", "--groups", "compiled"), 240),
     Section("gpu_graph", ("gpu_graph.py",), 150),
     Section("gpu_check_ladder", ("gpu_check.py", "--sections", "ladder"), 240),  # TensorRT

@@ -19,8 +19,11 @@ from eomt_deploy.backends.aotinductor.engine import AotInductorEngine, save_pack
 from eomt_deploy.backends.onnxruntime.engine import OnnxRuntimeEngine
 from eomt_deploy.benchmarking.measure.clock import interleave
 from eomt_deploy.exporting import graph
+from eomt_deploy.exporting.calibration import observe
 from eomt_deploy.exporting.conversion import describe
+from eomt_deploy.exporting.fp8 import use_fp8
 from eomt_deploy.exporting.lowering import Lowering, lower
+from eomt_deploy.exporting.quantization import quantize_layers
 from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.network.folds import fold
 from eomt_deploy.network.masked import choose_attention
@@ -28,7 +31,7 @@ from eomt_deploy.package_metadata import attention_kernels
 from eomt_deploy.precision import PRECISIONS
 
 CASES = (("S", "fp32"), ("S", "fp16"), ("L", "fp16"))
-PACKAGES = (("S", "fp16"), ("L", "fp16"))
+PACKAGES = (("L", "fp16"), ("L", "fp8"), ("S", "fp16"))
 PHOTO = (1080, 1920)
 
 
@@ -85,10 +88,15 @@ def aotinductor_gpu(
         network, spec = networks(shape)
         spec = with_precision(spec, precision)
         compiled = fold(copy.deepcopy(network))
+        layers = {}
+        if precision == "fp8":
+            layers = quantize_layers(compiled, observe(compiled, [noise(spec)]), "fp8", "minmax")
         choose_attention(compiled.backbone, "sdpa")
+        compiled = compiled.to(device, getattr(torch, PRECISIONS[precision].dtype))
+        use_fp8(compiled, layers)
         path = folder / f"{shape}.{precision}.pt2"
         began = time.monotonic()
-        save_package(compiled.to(device, getattr(torch, PRECISIONS[precision].dtype)), spec, path)
+        save_package(compiled, spec, path)
         seconds = time.monotonic() - began
         found[f"EoMT-{shape} {precision}"] = {
             "compile_s": round(seconds, 1),
@@ -101,6 +109,11 @@ def aotinductor_gpu(
             ),
         }
     return found
+
+
+def noise(spec: Any) -> Any:
+    """One network input for the calibration of random weights."""
+    return np.random.default_rng(0).integers(0, 256, (1, *spec.image_size, 3), np.uint8)
 
 
 def measured(exact: Engine, copies: Engine, engine_on_gpu: Any, rounds: int) -> dict[str, Any]:

@@ -71,7 +71,7 @@ BACKENDS: dict[str, Backend] = {
         extra="export",
         suffixes=(".pt2",),
         devices=("cpu", "cuda"),
-        precisions=UNQUANTIZED,
+        precisions=(*UNQUANTIZED, "fp8"),
         engine=".aotinductor.open:open_aotinductor",
         problem=".aotinductor.problem:problem",
         inspect=".aotinductor.inspect:inspect",
@@ -112,6 +112,7 @@ BACKENDS: dict[str, Backend] = {
             run=".executorch.build:build_executorch",
             check=".executorch.build:check_ready",
             file=".executorch.built:ExecuTorchFile",
+            fused_attention=False,
         ),
     ),
     # Selected by name only: it computes what a GPU would, but much more slowly.
@@ -142,6 +143,7 @@ BACKENDS: dict[str, Backend] = {
             config=".coreml.config:CoreMlConfig",
             run=".coreml.build:build_core_ml",
             problem=".coreml.library:problem",
+            fused_attention=False,
         ),
     ),
     # Its files run in browsers, so it has no engine here.

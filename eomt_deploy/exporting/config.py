@@ -201,14 +201,15 @@ class ExportConfig:
                     fix="Leave it out.",
                 )
             return
-        if self.precision in QUANTIZED:
+        if self.precision == "int8":
             raise UsageError(
-                f"A {PACKAGE} file cannot be {self.precision}.",
-                why="AOTInductor compiles the network in a single type.",
-                fix="Use --precision fp16 or bf16, or write an .onnx file.",
+                f"A {PACKAGE} file cannot be int8.",
+                why="PyTorch's INT8 products are slower than those in FP16.",
+                fix="Use --precision fp8 for a GPU, fp16 or bf16, or write an .onnx file.",
             )
         ranges = {
-            "--calibrate": self.calibrate is not None,
+            "--calibrate": self.calibrate is not None and self.precision != "fp8",
+            "--budget": self.budget is not None,
             "--high": bool(self.high),
             "--no-islands": not self.islands,
             "--attention": self.attention != "written",

@@ -84,7 +84,7 @@ def build_graph(
         )
     layers: dict[str, QuantizedLayer] = {}
     if config.precision in QUANTIZED:
-        layers = _calibrate(network, config, inputs, work)
+        layers = calibrate(network, config, inputs, work)
     work.say("tracing the graph")
     model = graph.trace(network, spec)
     describe(model, spec)
@@ -176,9 +176,10 @@ def describe(model: ir.Model, spec: ModelSpec) -> ir.Model:
     return model
 
 
-def _calibrate(
+def calibrate(
     network: EoMT, config: ExportConfig, inputs: Inputs, work: Work
 ) -> dict[str, QuantizedLayer]:
+    """Quantise the linear layers of a folded network; SmoothQuant changes the network in place."""
     activations = observe(network, inputs, work.phase("calibration"))
     if config.smooth:
         linears = linear_layers(network)
@@ -217,6 +218,12 @@ def _share(layers: dict[str, QuantizedLayer], kept: Sequence[int]) -> float:
     return chosen / total
 
 
+def calibration_story(config: ExportConfig, inputs: Inputs) -> dict[str, str]:
+    """Provenance of the scales, for the description in the file."""
+    facts = {"images": len(inputs), "method": config.range_method, "smooth": config.smooth}
+    return {"calibration": json.dumps(facts)}
+
+
 def _story(
     config: ExportConfig, inputs: Inputs, islands: Sequence[Island], verdict: Verdict | None
 ) -> dict[str, str]:
@@ -227,9 +234,7 @@ def _story(
     if islands:
         story["fp32_islands"] = "; ".join(str(island) for island in islands)
     if verdict:
-        story["calibration"] = json.dumps(
-            {"images": len(inputs), "method": config.range_method, "smooth": config.smooth}
-        )
+        story |= calibration_story(config, inputs)
         story["blocks_in_fp16"] = ", ".join(map(str, verdict.chosen.kept)) or "none"
         judged = verdict.chosen.judgement
         story["verdict"] = (

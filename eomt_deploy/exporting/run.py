@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from eomt_deploy.backends import BACKENDS, choose_backend, open_engine, verification
@@ -105,10 +106,6 @@ def export(config: ExportConfig, progress: Progress = no_progress) -> ExportRepo
     # Quantisation and compilation need the complete network in memory.
     stream = checkpoint.bytes > STREAMED_BYTES and not package and config.precision not in QUANTIZED
     reference = build_network(checkpoint, spec.image_size, stream=stream)
-    if package:
-        spec, result = export_package(config, reference, spec, verification_images, work.say)
-        return ExportReport((config.output,), spec, result, tuple(notes))
-
     if config.budget is not None:
         pareto.check_matplotlib()
     judge = dataset = None
@@ -122,13 +119,26 @@ def export(config: ExportConfig, progress: Progress = no_progress) -> ExportRepo
         )
     inputs = (
         [processor.preprocess(image)[0] for image in spread(calibration_images, CALIBRATION_IMAGES)]
-        if config.precision not in ("fp32", "bf16")
+        if judge or (config.precision == "fp16" and not package)
         else []
     )
     if judge:
         if config.quick:
             verification_images = verification_images[:QUICK_VERIFIED]
-        _plan_work(work, judge, len(inputs), len(verification_images), config)
+        if not package:  # compiling takes most of the time
+            _plan_work(work, judge, len(inputs), len(verification_images), config)
+    if package:
+        calibrate = partial(conversion.calibrate, config=config, inputs=inputs, work=work)
+        if judge:
+            story = conversion.calibration_story(config, inputs)
+            spec = replace(spec, provenance={**spec.provenance, **story})
+        compiled = export_package(
+            config, reference, spec, verification_images, work.say,
+            quantize=calibrate if judge else None, judge=judge,
+        )  # fmt: skip
+        notes += dataset.remarks() if dataset else []
+        spec, result = compiled.spec, compiled.verification
+        return ExportReport((config.output,), spec, result, tuple(notes), verdict=compiled.verdict)
     made = conversion.build_graph(fold(copy.deepcopy(reference)), spec, config, inputs, judge, work)
     if dataset:
         notes += dataset.remarks()

@@ -225,6 +225,12 @@ def sensitivity_images(budget: float | None) -> int:
     return 1 if budget is None else 4
 
 
+def whole(unit: str, judgement: Judgement) -> Verdict:
+    """The verdict on a network with all blocks quantised, without a search."""
+    trial = Trial((), 1.0, judgement)
+    return Verdict(unit, None, {}, (trial,), trial)
+
+
 def search_blocks(
     measure: Measure,
     blocks: Sequence[int],

@@ -16,7 +16,7 @@ from eomt_deploy.exporting.calibration import observe
 from eomt_deploy.exporting.config import ExportConfig
 from eomt_deploy.exporting.conversion import describe
 from eomt_deploy.exporting.lowering import Lowering, lower
-from eomt_deploy.exporting.quantization import insert_qdq, quantize_layers
+from eomt_deploy.exporting.quantization import QuantizedLayer, insert_qdq, quantize_layers
 from eomt_deploy.network.eomt import EoMT
 from eomt_deploy.network.folds import fold
 from eomt_deploy.precision import QUANTIZED
@@ -76,16 +76,26 @@ def write_model(family: str, task: Task, precision: str, path: Path) -> None:
     arch = FAMILIES[family]
     network, spec = make_network(arch), describe_network(arch, task, precision)
     images = [Path(image) for image in built_in_images()]
+
+    def quantize(folded: EoMT) -> dict[str, QuantizedLayer]:
+        read = Processor(spec).preprocess
+        activations = observe(folded, [np.concatenate([read(image)[0] for image in images])])
+        return quantize_layers(folded, activations, precision, "minmax")
+
     if path.suffix == ".pt2":
-        config = ExportConfig("support", path, task, precision=precision, device="cpu")
-        export_package(config, network, spec, images, lambda _: None)
+        quantized = precision in QUANTIZED
+        config = ExportConfig(
+            "support", path, task, precision=precision, device="cpu",
+            calibrate=images[0].parent if quantized else None,
+        )  # fmt: skip
+        export_package(
+            config, network, spec, images, lambda _: None, quantize=quantize if quantized else None
+        )
         return
     network = fold(network)
     model = describe(graph.trace(network, spec), spec)
     if precision in QUANTIZED:
-        read = Processor(spec).preprocess
-        activations = observe(network, [np.concatenate([read(image)[0] for image in images])])
-        layers = quantize_layers(network, activations, precision, "minmax")
+        layers = quantize(network)
         model = insert_qdq(model, layers, layers)
     if precision != "fp32":
         model = describe(lower(model, Lowering(precision)), spec)

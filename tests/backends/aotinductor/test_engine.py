@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.aotinductor.engine import check_device, check_processor, save_package
 from eomt_deploy.errors import DeviceError, ModelFileError, UsageError
-from eomt_deploy.exporting import ExportConfig
+from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.network.folds import fold
 from eomt_deploy.network.masked import choose_attention
 from eomt_deploy.package_metadata import check_declared, read_metadata
@@ -35,6 +36,27 @@ def test_package_equals_the_onnx_file(
         images = tiny.images()  # more images than the package's batch
         for have, want in zip(compiled.engine.run(images), plain.engine.run(images), strict=True):
             np.testing.assert_allclose(have, want, atol=1e-3, rtol=1e-3)
+
+
+def test_an_fp8_package(tmp_path: Path, files: tiny.Files, fast_compiler):
+    for number, image in enumerate(tiny.images(5)):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    path = tmp_path / "fp8.pt2"
+    config = ExportConfig(
+        str(files.checkpoint), path, task="panoptic", classes=files.classes, device="cpu",
+        precision="fp8", calibrate=tmp_path,
+    )  # fmt: skip
+    with fast_compiler:
+        report = export(config)
+    assert report.spec.precision == "fp8"
+    assert json.loads(report.spec.provenance["calibration"])["images"] == 4
+    assert report.verdict is not None
+    assert report.verdict.chosen.share == 1
+    assert report.verdict.chosen.judgement.images == 1  # every fourth
+    assert report.verdict.chosen.judgement.agreement > 0.9
+    with open_engine(path) as engine:
+        assert engine.spec == report.spec
+        assert np.isfinite(engine.run(tiny.images(2))[1]).all()
 
 
 def test_verify(package: Path, exported: Callable[..., Path], image_path: Path, cli):
@@ -194,6 +216,8 @@ def test_wrong_processor_is_refused():
         ({"precision": "fp16", "islands": False}, "--no-islands"),
         ({"precision": "fp16", "high": ("norm",)}, "--high"),
         ({"attention": "fused"}, "--attention"),
+        ({"precision": "fp8", "calibrate": Path(), "budget": 1.0}, "--budget has no effect"),
+        ({"precision": "fp8"}, "fp8 needs calibration images"),
         ({"device": "tpu"}, "'tpu' is unknown"),
     ],
 )

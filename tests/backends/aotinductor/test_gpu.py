@@ -26,6 +26,7 @@ from eomt_deploy.backends.aotinductor.engine import AotInductorEngine, check_pac
 from eomt_deploy.backends.aotinductor.gpu import TorchGpu, outputs_of
 from eomt_deploy.backends.aotinductor.open import open_aotinductor
 from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
+from eomt_deploy.exporting.fp8 import Fp8Linear
 from eomt_deploy.labels import label_map
 from eomt_deploy.processing.cuda.kernels import Kernels
 
@@ -217,19 +218,27 @@ def test_without_cuda_python_everything_is_copied(compiled, trials, monkeypatch)
 
 
 @pytest.mark.usefixtures("host_kernels")
-def test_the_benchmark_for_a_gpu(compiled, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_the_benchmark_for_a_gpu(compiled, tmp_path, monkeypatch, precision):
     """It runs on the CPU; the times of a simulated GPU mean nothing."""
     monkeypatch.setattr(gpu_engines, "PHOTO", (60, 90))
-    monkeypatch.setattr(gpu_engines, "save_package", lambda n, s, path: copyfile(compiled, path))
+    saved = []
+
+    def save_package(network, spec, path):
+        saved.append(sum(isinstance(module, Fp8Linear) for module in network.modules()))
+        copyfile(compiled, path)
+
+    monkeypatch.setattr(gpu_engines, "save_package", save_package)
     found = gpu_engines.aotinductor_gpu(
         tmp_path,
         lambda path: SimulatedPackage(path, HostDevice(tmp_path)),
         device="cpu",
-        cases=[("S", "fp32")],
+        cases=[("S", precision)],
         rounds=2,
         networks=lambda shape: (tiny.network(), tiny.spec()),
     )
-    row = found["EoMT-S fp32"]
+    row = found[f"EoMT-S {precision}"]
+    assert saved == [4 * tiny.ARCH.depth if precision == "fp8" else 0]
     assert row["cuda_graph"] == "on"
     assert row["error"] < 1e-4
     assert row["attention"] == {"flash_attention_for_cpu": tiny.ARCH.depth}
