@@ -44,6 +44,7 @@ class Builder:
         file: class (path) that reads and writes the certificate of a file, see
             :class:`~eomt_deploy.backends.building.BuiltFile`; optional.
         folder: the output is a folder, and the file with the suffix is the ``index`` in it.
+        fused_attention: whether it builds graphs with ONNX's operator ``Attention``.
     """
 
     suffix: str
@@ -53,6 +54,7 @@ class Builder:
     problem: str = ""
     file: str = ""
     folder: bool = False
+    fused_attention: bool = True
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def export(
     build = _plan_build(output, profile, common)
     precision = precision or (build.precision if build else None) or "fp32"
     if build:
-        _check_precision(build.target, precision, output)
+        _check_build(build.target, precision, attention, output)
     config = ExportConfig(
         checkpoint=checkpoint,
         output=build.config.onnx if build else output,
@@ -322,11 +322,11 @@ def _plan_build(output: Path, profile: str | None, common: dict[str, Any]) -> Bu
     return Build(target, config, recipe.precision, recipe.high)
 
 
-def _check_precision(target: str, precision: str, output: Path) -> None:
-    """Check that the backend runs the model, before an export that may take minutes.
+def _check_build(target: str, precision: str, attention: str, output: Path) -> None:
+    """Check that the backend can be built for, before an export that may take minutes.
 
     Raises:
-        UsageError: it has no models in this precision.
+        UsageError: it has no models in this precision, or no fused attention.
     """
     backend = BACKENDS[target]
     if precision in PRECISIONS and precision not in backend.precisions:
@@ -334,6 +334,11 @@ def _check_precision(target: str, precision: str, output: Path) -> None:
             f"{output} cannot be built: eomt-deploy has no {precision.upper()} for "
             f"{backend.title}.",
             fix=f"Use --precision {' or '.join(backend.precisions)}, or export to .onnx.",
+        )
+    if attention == "fused" and backend.build and not backend.build.fused_attention:
+        raise UsageError(
+            f"{output} cannot be built: {backend.title} has no operator for fused attention.",
+            fix="Leave out --attention fused.",
         )
 
 

@@ -24,6 +24,8 @@ TINY = "eomt-tiny-scenes"
         (("export", TINY, "-o", "m.pte", "--precision", "int8"), "eomt-deploy has no INT8 for ExecuTorch.\n  fix: Use --precision fp32, or export to .onnx."),  # noqa: E501
         (("export", TINY, "-o", "m.xml", "--precision", "fp8"), "no FP8 for OpenVINO.\n  fix: Use --precision fp32 or bf16"),  # noqa: E501
         (("export", TINY, "-o", "s/", "--precision", "bf16"), "s/index.html cannot be built: eomt-deploy has no BF16"),  # noqa: E501
+        (("export", TINY, "-o", "m.pte", "--attention", "fused"), "m.pte cannot be built: ExecuTorch has no operator for fused attention.\n  fix: Leave out --attention fused."),  # noqa: E501
+        (("export", TINY, "-o", "m.mlpackage", "--attention", "fused"), "m.mlpackage cannot be built: Core ML has no operator"),  # noqa: E501
         (("export", TINY, "-o", "m.engine", "--precision", "FP16"), "'FP16' is unknown"),
         (("export", TINY, "-o", "m.onnx", "--size", "250"), "fix: Use --size 240 or --size 256."),
         (("export", TINY, "-o", "m.onnx", "--size", "250x320"), "--size 240x320 or --size 256x320."),  # noqa: E501
