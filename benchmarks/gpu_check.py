@@ -29,6 +29,7 @@ import traceback
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,9 @@ def ladder(workspace: Workspace) -> dict[str, Any]:
                             "eomt-tiny-scenes", onnx, precision=precision, calibrate=calibrate
                         )
                     )
-                report = build(TensorRtConfig(onnx, engine, target=target, check=False))  # type: ignore[arg-type]
+                # The certificate needs onnx-ir, which a bare machine may lack.
+                check = find_spec("onnx_ir") is not None
+                report = build(TensorRtConfig(onnx, engine, target=target, check=check))  # type: ignore[arg-type]
                 with Segmenter(engine) as segmenter:
                     judged = judge(segmenter.engine)
                     same = [_same_pixels(segmenter, sample.image()) for sample in samples]
@@ -231,6 +234,7 @@ def ladder(workspace: Workspace) -> dict[str, Any]:
                     "heavy_layers": dict(report.layers.heavy),
                     "read_from": report.layers.source,
                     "build_seconds": round(report.seconds, 1),
+                    "certificate_error": report.certificate and report.certificate.relative_error,
                 }
             except Exception as error:
                 found[f"{target} {precision}"] = {"failed": str(error)[:800]}

@@ -27,6 +27,7 @@ def gpu_check():
 
 def test_what_is_well_is_no_problem(gpu_check):
     rung = {"label_agreement": 0.999, "kernels_equal_cpu": 1.0, "error": 0.1}
+    rung |= {"certificate_error": None}
     assert gpu_check.problems("ladder", {"tensorrt fp16": rung}) == []
     assert gpu_check.problems("tests", {"passed": 3, "failed": [], "skipped": {"why": 2}}) == []
     assert gpu_check.problems("speed", {"skipped": "no TensorRT"}) == []
