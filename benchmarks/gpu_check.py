@@ -271,11 +271,11 @@ def aotinductor(workspace: Workspace) -> dict[str, Any]:
     import torch
     from gpu_engines import aotinductor_gpu
 
-    from eomt_deploy.backends.aotinductor.gpu import AotInductorGpuEngine
+    from eomt_deploy.backends.aotinductor.open import open_aotinductor
 
     if not torch.cuda.is_available():
         raise Skip("PyTorch does not find the GPU")
-    return aotinductor_gpu(workspace.folder, AotInductorGpuEngine)
+    return aotinductor_gpu(workspace.folder, open_aotinductor)
 
 
 SECTIONS: dict[str, Callable[[Workspace], dict[str, Any]]] = {

@@ -287,14 +287,14 @@ def _jpeg_pixels(image: Image.Image, data: bytes) -> npt.NDArray[np.uint8] | Non
     """
     if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
-    try:  # any doubt is a ValueError, as strict=True is the default
+    try:
         height, width, colors, sampling = simplejpeg.decode_jpeg_header(data)
         usual = colors in ("YCbCr", "Gray") and sampling in ("444", "422", "420", "Gray")
         if not usual or (width, height) != image.size:
             return None
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
         return pixels
-    except ValueError:
+    except Exception:  # a ValueError for any doubt, a KeyError for unknown subsampling
         return None
 
 

@@ -16,11 +16,14 @@ class SimulatedTorchGpu(TorchGpu):
     def __init__(self, gpu: SimulatedGpu, *, graphs: bool) -> None:
         self.gpu, self.graphs = gpu, graphs
         self.launched: list[str] = []
-        self.opened = 0
+        self.opened = self.recordings = self.released = 0
 
-    def load(self, path, *, single_threaded):
+    def release(self):
+        self.released += 1
+
+    def load(self, path):
         self.opened += 1
-        return load_package(path, single_threaded=single_threaded)
+        return load_package(path, single_threaded=not self.no_graph)
 
     def tensor(self, pointer, shape, dtype):
         memory = self.gpu.view(pointer, math.prod(shape) * dtype.itemsize)
@@ -31,6 +34,7 @@ class SimulatedTorchGpu(TorchGpu):
         self.gpu.submit(stream, Work(run))
 
     def record(self, run, stream):
+        self.recordings += 1
         if not self.graphs:
             raise RuntimeError("CUDA error: operation not permitted\nDetails follow.")
 

@@ -96,6 +96,18 @@ def test_damaged_files_end_as_with_pillow(jpeg, data):
     assert outcome(bytes(content), Counted()) == outcome(bytes(content), None)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("sampling", [0x14, 0x41, 0x12, 0x44, 0x31])
+def test_unusual_subsampling(sampling, progressive):
+    """The byte of the first component in the header of the frame."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))
+    file = io.BytesIO()
+    image.save(file, "JPEG", subsampling=0, progressive=progressive)
+    data = bytearray(file.getvalue())
+    data[data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 11] = sampling
+    assert outcome(bytes(data), Counted()) == outcome(bytes(data), None)
+
+
 def test_photos():
     for path in built_in_images():
         library = Counted()

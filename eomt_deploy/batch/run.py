@@ -188,6 +188,7 @@ class _Work:
             arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
             data = self._dataset(ray, wave, sizes, progress)
             executors = _kept_executors(data)
+            others = set(threading.enumerate())
             # In a thread, so that a signal reaches the main thread at once.
             consumer = threading.Thread(
                 target=_consume, args=(data, arrived), name="batch-results", daemon=True
@@ -201,7 +202,7 @@ class _Work:
                     expected.difference_update(facts.shard for facts in found)
                     yield found
             finally:
-                _end(executors, consumer)
+                _end(executors, consumer, others)
 
     def _dataset(self, ray: Any, wave: Sequence[int], sizes: Sizes, progress: Any) -> Any:
         context = ray.data.DataContext.get_current()
@@ -298,18 +299,18 @@ def _kept_executors(data: Any) -> list[Any]:
     return executors
 
 
-def _end(executors: list[Any], consumer: threading.Thread) -> None:
-    """End the threads of Ray Data.
+def _end(executors: list[Any], consumer: threading.Thread, others: set[threading.Thread]) -> None:
+    """End the threads of Ray Data, except those that ran before.
 
     If Ray is used after its shutdown, its C++ code ends the process at once with exit code 1.
     """
     for executor in executors:
         with suppress(Exception):  # Ray itself may have failed
             executor.shutdown(force=True)
+    consumer.join(END_SECONDS)
     ends = time.monotonic() + END_SECONDS
-    fetching = [thread for thread in threading.enumerate() if thread.name in RAY_DATA_THREADS]
-    for thread in [*executors, consumer, *fetching]:
-        with suppress(RuntimeError):  # an executor that never started
+    for thread in set(threading.enumerate()) - others:
+        if thread in executors or thread.name in RAY_DATA_THREADS:
             thread.join(max(0.0, ends - time.monotonic()))
 
 

@@ -276,6 +276,7 @@ def export(
                 "islands": [asdict(island) for island in report.islands],
                 "verdict": report.verdict.to_dict() if report.verdict else None,
                 "warnings": list(report.warnings),
+                "compiled": report.compiled or None,
                 "build": built.to_dict() if built else None,
             },
         )
@@ -348,7 +349,8 @@ def _show(report: ExportReport, console: Console) -> None:
     lines = (
         f"wrote {' + '.join(str(f) for f in report.files)} ({megabytes:.1f} MB)",
         f"  {spec.task}, {len(spec.classes)} classes, {spec.image_size[0]}x{spec.image_size[1]}, "
-        f"{spec.precision}, {f'batch {spec.batch}' if spec.batch else 'dynamic batch'}",
+        f"{spec.precision}, {f'batch {spec.batch}' if spec.batch else 'dynamic batch'}"
+        f"{report.compiled and f', compiled {report.compiled}'}",
         f"  verified against PyTorch on {counted(result.images, 'image')} "
         f"({counted(result.inputs, 'input')}): equal classes {result.class_agreement:.2%}, "
         f"mask signs {result.mask_agreement:.2%}, labels {result.label_agreement:.2%}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from eomt_deploy.backends.aotinductor.engine import check_compiler, save_package
 from eomt_deploy.backends.aotinductor.open import open_aotinductor
 from eomt_deploy.backends.verification import Verification, compare
-from eomt_deploy.errors import DeviceError
+from eomt_deploy.errors import DeviceError, VerificationError
 from eomt_deploy.exporting import verify
 from eomt_deploy.exporting.config import ExportConfig
 from eomt_deploy.exporting.fp8 import check_fp8, use_fp8
@@ -25,6 +26,11 @@ from eomt_deploy.network.folds import fold
 from eomt_deploy.network.masked import choose_attention
 from eomt_deploy.precision import PRECISIONS
 from eomt_deploy.spec import ModelSpec
+
+OTHER_FORMATS = (
+    "Write an .onnx file, whose export finds the layers that need FP32; or use --precision bf16 or "
+    "fp32."
+)
 
 
 def choose_device(wanted: str | None) -> str:
@@ -44,10 +50,18 @@ def choose_device(wanted: str | None) -> str:
 
 @dataclass(frozen=True)
 class Package:
-    """An exported package; ``verdict`` is the accuracy loss of FP8."""
+    """An exported package.
+
+    Attributes:
+        spec: its description.
+        verification: its agreement with the checkpoint.
+        compiled: the device, and how long the compilation took.
+        verdict: the accuracy loss of FP8.
+    """
 
     spec: ModelSpec
     verification: Verification
+    compiled: str
     verdict: Verdict | None = None
 
 
@@ -90,10 +104,19 @@ def export_package(
     progress(f"compiling for {device}")
     with staging_folder(config.output) as folder:
         path = folder / config.output.name
+        began = time.monotonic()
         save_package(network, spec, path, batch=config.batch or 1, device=device)
+        seconds = time.monotonic() - began
+        del network  # the GPU may have no room for another one
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        progress("opening the package")
         with open_aotinductor(path) as engine:
-            verdict = whole(judge.unit, judge(engine)) if judge else None
-            result = compare(engine, NetworkEngine(reference, spec), images, progress)
-        verify.check(result, config.precision)
+            try:
+                verdict = whole(judge.unit, judge(engine)) if judge else None
+                result = compare(engine, NetworkEngine(reference, spec), images, progress)
+                verify.check(result, config.precision)
+            except VerificationError as error:
+                raise VerificationError(error.what, why=error.why, fix=OTHER_FORMATS) from error
         path.replace(config.output)
-    return Package(spec, result, verdict)
+    return Package(spec, result, f"for {device} in {seconds:.0f} s", verdict)

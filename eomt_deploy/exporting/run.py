@@ -48,7 +48,10 @@ HELD_OUT = 4
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The files of an export, and their agreement with the checkpoint."""
+    """The files of an export, and their agreement with the checkpoint.
+
+    ``compiled``: the device of a package, and how long the compilation took.
+    """
 
     files: tuple[Path, ...]
     spec: ModelSpec
@@ -56,6 +59,7 @@ class ExportReport:
     warnings: tuple[str, ...]
     islands: tuple[Island, ...] = ()
     verdict: Verdict | None = None
+    compiled: str = ""
 
 
 def export(config: ExportConfig, progress: Progress = no_progress) -> ExportReport:
@@ -138,7 +142,9 @@ def export(config: ExportConfig, progress: Progress = no_progress) -> ExportRepo
         )  # fmt: skip
         notes += dataset.remarks() if dataset else []
         spec, result = compiled.spec, compiled.verification
-        return ExportReport((config.output,), spec, result, tuple(notes), verdict=compiled.verdict)
+        return ExportReport(
+            (config.output,), spec, result, tuple(notes), (), compiled.verdict, compiled.compiled
+        )
     made = conversion.build_graph(fold(copy.deepcopy(reference)), spec, config, inputs, judge, work)
     if dataset:
         notes += dataset.remarks()

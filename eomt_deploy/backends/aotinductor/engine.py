@@ -198,15 +198,27 @@ def load_package(
     return loaded
 
 
-def open_error(path: Path, error: Exception) -> ModelFileError:
+def open_error(path: Path, error: Exception) -> ModelFileError | DeviceError:
     """The error for a package that PyTorch refuses."""
     import torch
 
+    reason = first_line(error)
+    if "out of memory" in reason.lower():
+        return DeviceError(
+            f"PyTorch cannot open {path}: the memory of the GPU is full.",
+            why=reason,
+            fix="Close other programs that use the GPU (see `nvidia-smi`).",
+        )
     return ModelFileError(
         f"PyTorch {torch.__version__} cannot open {path}.",
-        why=str(error).strip().splitlines()[0],
+        why=reason,
         fix="Compile it again with this version of PyTorch, on this kind of machine.",
     )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message; PyTorch's have many."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class AotInductorEngine(Engine):

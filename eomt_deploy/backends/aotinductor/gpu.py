@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor as TorchTensor
 
-from eomt_deploy.backends.aotinductor.engine import check_package, load_package, open_error
+from eomt_deploy.backends.aotinductor.engine import (
+    check_package,
+    first_line,
+    load_package,
+    open_error,
+)
 from eomt_deploy.backends.gpu_engine import THREADS_DO_NOT_APPLY, GpuEngine, numpy_bfloat16
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.cuda import Device, open_device
@@ -21,7 +26,6 @@ from eomt_deploy.errors import DeviceError
 from eomt_deploy.precision import PRECISIONS
 from eomt_deploy.spec import ModelSpec
 
-NOT_RECORDED = "off: PyTorch crashed when it recorded this package, in a process that tried it"
 Run = Callable[[], None]
 Package = Callable[[TorchTensor], tuple[TorchTensor, TorchTensor]]
 
@@ -35,8 +39,8 @@ class AotInductorGpuEngine(GpuEngine):
     Args:
         path: the package.
         threads: without an effect, which is a remark.
-        graphs: use a CUDA graph; :func:`eomt_deploy.backends.aotinductor.trial.can_record` tells
-            whether PyTorch can.
+        no_graph: reason for running without a CUDA graph, from
+            :func:`eomt_deploy.backends.aotinductor.trial.why_no_graph`.
 
     Raises:
         MissingDependencyError: cuda-python or NVRTC is not installed.
@@ -46,14 +50,14 @@ class AotInductorGpuEngine(GpuEngine):
 
     backend = "aotinductor"
 
-    def __init__(self, path: Path, *, threads: int | None = None, graphs: bool = True) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, no_graph: str = "") -> None:
         super().__init__()
-        self._graphs = graphs
         self.path: Path = path
         self.device = "cuda"
         self.spec, _ = check_package(path, "cuda")
         nvrtc_facts()  # needed by the kernels of the pre- and post-processing
         self.gpu, self._torch = self._open_gpu()
+        self._torch.no_graph = no_graph
         self._images = Tensor(INPUT, (*self.spec.image_size, 3), np.dtype(np.uint8))
         self._outputs = outputs_of(self.spec)
         if threads is not None:
@@ -67,12 +71,10 @@ class AotInductorGpuEngine(GpuEngine):
     def _make_executor(self) -> ThreadExecutor:
         with CAPTURING:  # PyTorch waits for the complete GPU when it opens a package
             try:
-                package = self._torch.load(self.path, single_threaded=self._graphs)
+                package = self._torch.load(self.path)
             except Exception as error:  # e.g. compiled with another version of PyTorch
                 raise open_error(self.path, error) from error
         network = PackageNetwork(package, self.spec, self._outputs, self._torch, self.path)
-        if not self._graphs:
-            network.cuda_graph = NOT_RECORDED
         self._thread.network = network
         batch = self.spec.batch or 1
         return ThreadExecutor(
@@ -86,15 +88,16 @@ class AotInductorGpuEngine(GpuEngine):
         text: str = self._thread.network.cuda_graph
         return text
 
+    def close(self) -> None:
+        super().close()
+        self._torch.release()
+
 
 class PackageNetwork:
     """Adapts a package to the protocol of :class:`ThreadExecutor`.
 
     PyTorch records the CUDA graph, because only its own recording tells its allocator to keep the
     memory between the layers for the graph.
-
-    Attributes:
-        cuda_graph: ``"on"``, ``"on from the second call"`` or ``"off: reason"``.
     """
 
     def __init__(
@@ -106,7 +109,14 @@ class PackageNetwork:
         self._bound: list[TorchTensor] = []
         self._replay: Run | None = None
         self._warm = self._checked = False
-        self.cuda_graph = "on from the second call"
+
+    @property
+    def cuda_graph(self) -> str:
+        """``"on"``, ``"on from the second call"`` or ``"off: reason"``."""
+        if self._replay is not None:
+            return "on"
+        reason = self._gpu.no_graph
+        return f"off: {reason}" if reason else "on from the second call"
 
     def bind(self, name: str, pointer: int) -> None:
         """As :meth:`Network.bind`; ``reshape`` follows before the next run."""
@@ -116,34 +126,41 @@ class PackageNetwork:
         """As :meth:`Network.reshape`."""
         self._replay, self._warm = None, False
         images = Tensor(INPUT, (*self._spec.image_size, 3), np.dtype(np.uint8))
-        self._bound = [
-            self._gpu.tensor(self._pointers[t.name], (batch, *t.shape), t.dtype)
-            for t in (images, *self._outputs)
-        ]
+        try:
+            self._bound = [
+                self._gpu.tensor(self._pointers[t.name], (batch, *t.shape), t.dtype)
+                for t in (images, *self._outputs)
+            ]
+        except RuntimeError as error:
+            raise self._failed(error) from error
 
     def enqueue(self, stream: int, *, recorded: bool) -> None:
         """As :meth:`Network.enqueue`. The second run is recorded, the later ones repeat it."""
         del recorded  # the executor itself records nothing
         try:
-            if self._warm and self._replay is None and not self.cuda_graph.startswith("off"):
+            if self._warm and self._replay is None and not self._gpu.no_graph:
                 self._record(stream)
             self._gpu.launch(self._replay or self._run, stream)
         except RuntimeError as error:
-            raise DeviceError(
-                f"PyTorch failed to run {self._path.name} on the GPU.",
-                why=str(error).strip().splitlines()[0],
-                fix="If the memory of the GPU is full (see `nvidia-smi`), compile the package for "
-                "smaller batches.",
-            ) from error
+            raise self._failed(error) from error
         self._warm = True
 
+    def _failed(self, error: RuntimeError) -> DeviceError:
+        return DeviceError(
+            f"PyTorch failed to run {self._path.name} on the GPU.",
+            why=first_line(error),
+            fix="If the memory of the GPU is full (see `nvidia-smi`), compile the package for "
+            "smaller batches.",
+        )
+
     def _record(self, stream: int) -> None:
-        try:
-            with CAPTURING:
+        with CAPTURING:
+            if self._gpu.no_graph:  # another thread has just failed
+                return
+            try:
                 self._replay = self._gpu.record(self._run, stream)
-            self.cuda_graph = "on"
-        except RuntimeError as error:
-            self.cuda_graph = f"off: {str(error).strip().splitlines()[0]}"
+            except RuntimeError as error:
+                self._gpu.no_graph = first_line(error)
 
     def _run(self) -> None:
         assert self._package is not None  # the executor refuses closed networks
@@ -172,17 +189,42 @@ class PackageNetwork:
         self._bound = []
 
 
+def check_gpu() -> None:
+    """Check that the GPU can be used, with everything that the engine needs besides PyTorch.
+
+    Raises:
+        MissingDependencyError: cuda-python or NVRTC is not installed.
+        DeviceError: the GPU cannot be used.
+    """
+    nvrtc_facts()
+    open_device()
+
+
 class TorchGpu:
-    """PyTorch on the memory and the streams of an executor."""
+    """PyTorch on the memory and the streams of an executor.
+
+    Attributes:
+        no_graph: reason for running without CUDA graphs; empty if they are used.
+    """
+
+    no_graph = ""
 
     def __init__(self, index: int) -> None:
         self._place = torch.device("cuda", index)
+        self._broken: list[Any] = []
 
-    def load(self, path: Path, *, single_threaded: bool) -> Package:
-        """Open a package, and wait until its weights are on the GPU."""
-        package = load_package(path, single_threaded=single_threaded, index=self._place.index)
+    def load(self, path: Path) -> Package:
+        """Open a package for one thread, and wait until its weights are on the GPU."""
+        # A package that several threads may use cannot be recorded.
+        alone = not self.no_graph
+        package = load_package(path, single_threaded=alone, index=self._place.index)
         torch.cuda.synchronize(self._place)
         return package
+
+    def release(self) -> None:
+        """Free the memory that PyTorch keeps for later."""
+        with CAPTURING:
+            torch.cuda.empty_cache()
 
     def tensor(self, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> TorchTensor:
         """A view of GPU memory, which must outlive it."""
@@ -210,8 +252,14 @@ class TorchGpu:
         """
         cuda: Any = torch.cuda  # its classes have no annotations
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph, stream=self._stream(stream), capture_error_mode="thread_local"):
-            run()
+        own = self._stream(stream)
+        try:
+            # The outer block: after an error, the inner one does not leave the stream.
+            with cuda.stream(own), cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
+                run()
+        except BaseException:
+            self._broken.append(graph)  # PyTorch's allocator may still refer to it
+            raise
         replay: Run = graph.replay
         return replay
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eomt_deploy.backends.aotinductor.engine import AotInductorEngine, check_package
-from eomt_deploy.backends.aotinductor.trial import can_record
+from eomt_deploy.backends.aotinductor.trial import why_no_graph
 from eomt_deploy.backends.engine import Engine
 from eomt_deploy.backends.gpu_engine import copies_everything
 from eomt_deploy.errors import MissingDependencyError
@@ -23,12 +23,14 @@ def open_aotinductor(
     _, place = check_package(path, device)
     if place == "cpu":
         return AotInductorEngine(path, device=device, threads=threads)
-    from eomt_deploy.backends.aotinductor.gpu import NOT_RECORDED, AotInductorGpuEngine
+    from eomt_deploy.backends.aotinductor.gpu import AotInductorGpuEngine, check_gpu
 
     try:
-        engine_on_gpu = AotInductorGpuEngine(path, threads=threads, graphs=can_record(path))
-        if engine_on_gpu.cuda_graph == NOT_RECORDED:
-            engine_on_gpu.remarks += (f"The CUDA graph is {NOT_RECORDED}.",)
+        check_gpu()
+        no_graph = why_no_graph(path)
+        engine_on_gpu = AotInductorGpuEngine(path, threads=threads, no_graph=no_graph)
+        if no_graph:
+            engine_on_gpu.remarks += (f"It runs without a CUDA graph: {no_graph}.",)
         return engine_on_gpu
     except MissingDependencyError as error:
         engine = AotInductorEngine(path, device=device, threads=threads)

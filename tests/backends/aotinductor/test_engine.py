@@ -15,8 +15,9 @@ from PIL import Image
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.aotinductor.engine import check_device, check_processor, save_package
-from eomt_deploy.errors import DeviceError, ModelFileError, UsageError
+from eomt_deploy.errors import DeviceError, ModelFileError, UsageError, VerificationError
 from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.exporting.reference import NetworkEngine
 from eomt_deploy.network.folds import fold
 from eomt_deploy.network.masked import choose_attention
 from eomt_deploy.package_metadata import check_declared, read_metadata
@@ -49,6 +50,7 @@ def test_an_fp8_package(tmp_path: Path, files: tiny.Files, fast_compiler):
     with fast_compiler:
         report = export(config)
     assert report.spec.precision == "fp8"
+    assert report.compiled.startswith("for cpu in ")
     assert json.loads(report.spec.provenance["calibration"])["images"] == 4
     assert report.verdict is not None
     assert report.verdict.chosen.share == 1
@@ -226,6 +228,20 @@ def test_knobs_that_do_not_apply(options, words):
         ExportConfig("c.bin", Path("m.pt2"), **options)
     with pytest.raises(UsageError, match="--device has no effect"):
         ExportConfig("c.bin", Path("m.onnx"), device="cpu")
+
+
+def test_wrong_packages_are_not_written(tmp_path: Path, files: tiny.Files, monkeypatch):
+    """The fix names what is possible for packages: they have no layers in FP32."""
+    wrong = NetworkEngine(tiny.network(seed=9), tiny.spec())
+    module = "eomt_deploy.exporting.aotinductor"
+    monkeypatch.setattr(f"{module}.save_package", lambda *a, **k: a[2].write_bytes(b""))
+    monkeypatch.setattr(f"{module}.open_aotinductor", lambda path: wrong)
+    path = tmp_path / "m.pt2"
+    config = ExportConfig(str(files.checkpoint), path, classes=files.classes, task="panoptic")
+    with pytest.raises(VerificationError) as error:
+        export(config)
+    assert error.value.fix.startswith("Write an .onnx file")
+    assert not path.exists()
 
 
 def test_failed_compilation_leaves_nothing(tmp_path: Path, monkeypatch):

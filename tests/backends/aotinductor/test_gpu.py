@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+import torch
 from host_twin import HostDevice, put, twin
 from simulated_gpu import SimulatedGpu
 from simulated_torch import SimulatedPackage
@@ -25,7 +26,13 @@ from eomt_deploy.backends.aotinductor import trial
 from eomt_deploy.backends.aotinductor.engine import AotInductorEngine, check_package
 from eomt_deploy.backends.aotinductor.gpu import TorchGpu, outputs_of
 from eomt_deploy.backends.aotinductor.open import open_aotinductor
-from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
+from eomt_deploy.errors import (
+    DeviceError,
+    MissingDependencyError,
+    ModelFileError,
+    OutputError,
+    UsageError,
+)  # fmt: skip
 from eomt_deploy.exporting.fp8 import Fp8Linear
 from eomt_deploy.labels import label_map
 from eomt_deploy.processing.cuda.kernels import Kernels
@@ -47,7 +54,7 @@ def wanted(package):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("options", [{}, {"works": False}, {"graphs": False}])
+@pytest.mark.parametrize("options", [{}, {"works": False}, {"no_graph": "it crashed"}])
 def test_results_are_those_of_the_cpu(compiled, wanted, seed, options):
     gpu = SimulatedGpu(seed)
     with SimulatedPackage(compiled, gpu, **options) as engine:
@@ -77,14 +84,21 @@ def test_a_run_that_cannot_be_recorded_is_repeated_without(compiled):
             engine.run(tiny.images(1))
         assert engine.cuda_graph == "off: CUDA error: operation not permitted"
         assert engine._torch.launched == ["_run"] * 3
+        in_thread(lambda: [engine.run(tiny.images(1)) for _ in range(3)])
+        assert engine._torch.recordings == 1  # other threads do not try again
+    assert engine._torch.released == 1
+
+
+def in_thread(work):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
 
 
 def test_each_thread_opens_the_package(compiled, wanted):
     results = []
     with SimulatedPackage(compiled, SimulatedGpu()) as engine:
-        thread = threading.Thread(target=lambda: results.append(engine.run(tiny.images(1))))
-        thread.start()
-        thread.join()
+        in_thread(lambda: results.append(engine.run(tiny.images(1))))
         assert engine._torch.opened == 2
         assert engine.cuda_graph == "on from the second call"  # of this thread
     np.testing.assert_allclose(results[0][1], wanted[1][:1], atol=1e-4)
@@ -145,31 +159,35 @@ def test_a_damaged_package(compiled, tmp_path):
         SimulatedPackage(path, SimulatedGpu())
 
 
+RUNS, CRASHES = f"print({trial.FINISHED!r})", "import os; os.abort()"
+KILLED, REFUSED = "import os; os.kill(os.getpid(), 9)", "raise SystemExit(3)"
+
+
 @pytest.fixture
 def trials(compiled, monkeypatch, tmp_path):
-    """The trials of a package, which crash in the given ways."""
+    """Sets what the trial processes of a package do; returns the ways that were tried."""
     monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(module, "check_gpu", lambda: None)
     monkeypatch.setattr(
         module,
         "AotInductorGpuEngine",
-        lambda path, **o: SimulatedPackage(path, SimulatedGpu(), **o),
+        lambda path, **options: SimulatedPackage(path, SimulatedGpu(), **options),
     )
     tried = []
 
-    def crash_in(*ways):
+    def ends(**ways):
         def command(path, way):
             tried.append(way)
-            lines = "import os; os.kill(os.getpid(), 11)" if way in ways else "pass"
-            return [sys.executable, "-c", lines]
+            return [sys.executable, "-c", ways[way]]
 
         monkeypatch.setattr(trial, "_command", command)
         return tried
 
-    return crash_in
+    return ends
 
 
 def test_the_first_opening_is_tried_in_another_process(compiled, trials):
-    tried = trials()
+    tried = trials(graph=RUNS)
     for _ in range(2):
         with open_aotinductor(compiled) as engine:
             assert engine.cuda_graph == "on from the second call"
@@ -178,36 +196,93 @@ def test_the_first_opening_is_tried_in_another_process(compiled, trials):
 
 
 def test_a_graph_that_crashes_is_not_used(compiled, trials):
-    tried = trials("graph")
+    tried = trials(graph=CRASHES, plain=RUNS)
     for _ in range(2):
         with open_aotinductor(compiled) as engine:
             engine.run(tiny.images(1))
             engine.run(tiny.images(1))
             assert engine._torch.launched == ["_run"] * 2
-            assert engine.remarks == (f"The CUDA graph is {module.NOT_RECORDED}.",)
+            assert engine.cuda_graph == f"off: {trial.CRASHED}"
+            assert engine.remarks == (f"It runs without a CUDA graph: {trial.CRASHED}.",)
     assert tried == ["graph", "plain"]
 
 
 def test_a_package_that_always_crashes_is_an_error(compiled, trials):
-    trials("graph", "plain")
+    trials(graph=CRASHES, plain=CRASHES)
     with pytest.raises(DeviceError, match=r"PyTorch crashed while it opened tiny\.pt2"):
         open_aotinductor(compiled)
 
 
-def test_the_real_trial(package):
-    """Without a GPU, it ends with our own error."""
-    done = subprocess.run(trial._command(package, "graph"), capture_output=True, text=True)
-    assert done.returncode == trial.REFUSED, done.stderr
-    assert trial._survives(package, "graph")
+@pytest.mark.parametrize("end", [KILLED, REFUSED, "print('something else')"])
+def test_a_trial_without_a_finding_is_repeated(compiled, trials, end):
+    """For example, the memory was full, or a package is missing."""
+    tried = trials(graph=end)
+    for _ in range(2):
+        with open_aotinductor(compiled) as engine:
+            assert engine.cuda_graph == f"off: {trial.NOT_TRIED}"
+    assert tried == ["graph", "graph"]
 
 
-def test_without_cuda_python_everything_is_copied(compiled, trials, monkeypatch):
-    trials()
+def test_crashes_on_windows(compiled, monkeypatch):
+    done = subprocess.CompletedProcess([], 0xC0000005, "", "")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
+    assert trial._try(compiled, trial.GRAPH) == "crashed"
 
-    def fail(path, **options):
+
+@pytest.mark.parametrize("executable", ["", None])
+def test_programs_that_are_no_python(compiled, trials, monkeypatch, executable):
+    tried = trials()
+    monkeypatch.setattr(sys, "executable", executable)
+    with open_aotinductor(compiled) as engine:
+        assert engine.cuda_graph == f"off: {trial.NO_PYTHON}"
+    assert tried == []
+
+
+def test_without_a_cache_folder(compiled, trials, monkeypatch):
+    def fail():
+        raise OutputError("There is no home folder.")
+
+    tried = trials(graph=RUNS)
+    monkeypatch.setattr(trial, "cache_folder", fail)
+    for _ in range(2):
+        with open_aotinductor(compiled) as engine:
+            assert engine.cuda_graph == "on from the second call"
+    assert tried == ["graph", "graph"]
+
+
+def test_the_real_trial_finds_no_gpu_here(package, tmp_path):
+    """And it imports nothing from the current folder."""
+    (tmp_path / "json.py").write_text("raise SystemExit('the wrong file')")
+    (tmp_path / "eomt_deploy.py").write_text("raise SystemExit('the wrong file')")
+    done = subprocess.run(
+        trial._command(package, "graph"), capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "DeviceError: cuda was requested, but" in done.stderr
+    assert trial._try(package, "graph") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (RuntimeError("CUDA error: out of memory"), DeviceError, "the memory of the GPU is full"),
+        (MemoryError(), ModelFileError, "cannot open"),
+    ],
+)
+def test_packages_that_cannot_be_opened(compiled, monkeypatch, error, kind, words):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("simulated_torch.load_package", fail)
+    with pytest.raises(kind, match=words):
+        SimulatedPackage(compiled, SimulatedGpu())
+
+
+def test_without_cuda_python_everything_is_copied(compiled, monkeypatch):
+    def fail():
         raise MissingDependencyError("cuda-python is missing.", fix="pip install it")
 
-    monkeypatch.setattr(module, "AotInductorGpuEngine", fail)
+    monkeypatch.setattr(module, "check_gpu", fail)
     monkeypatch.setattr(
         "eomt_deploy.backends.aotinductor.engine.check_package",
         lambda path, device: (check_package(path, None)[0], "cpu"),
@@ -260,6 +335,8 @@ def test_views_of_gpu_memory(dtype):
     from host_twin import gpu_device
 
     gpu = gpu_device()
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch is for the CPU only")
     values = np.arange(24).reshape(2, 12).astype(dtype)
     array = put(gpu, values)
     view = TorchGpu(gpu.index).tensor(array.pointer, array.shape, array.dtype)
