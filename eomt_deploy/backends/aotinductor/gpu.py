@@ -26,6 +26,9 @@ from eomt_deploy.errors import DeviceError
 from eomt_deploy.precision import PRECISIONS
 from eomt_deploy.spec import ModelSpec
 
+BROKEN_GRAPHS: list[Any] = []
+"""CUDA graphs whose recording failed: PyTorch's allocator may refer to them from then on."""
+
 Run = Callable[[], None]
 Package = Callable[[TorchTensor], tuple[TorchTensor, TorchTensor]]
 
@@ -211,7 +214,6 @@ class TorchGpu:
 
     def __init__(self, index: int) -> None:
         self._place = torch.device("cuda", index)
-        self._broken: list[Any] = []
 
     def load(self, path: Path) -> Package:
         """Open a package for one thread, and wait until its weights are on the GPU."""
@@ -258,7 +260,7 @@ class TorchGpu:
             with cuda.stream(own), cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
                 run()
         except BaseException:
-            self._broken.append(graph)  # PyTorch's allocator may still refer to it
+            BROKEN_GRAPHS.append(graph)
             raise
         replay: Run = graph.replay
         return replay
