@@ -21,7 +21,8 @@ LARGEST = NUMBERS["fp8"].largest
 class Fp8Linear(nn.Module):
     """A linear layer whose input and weight are rounded to FP8 (E4M3), each with one scale.
 
-    A GPU with FP8 tensor cores computes the product of the rounded values directly.
+    A GPU with FP8 tensor cores computes the product of the rounded values directly. It adds up with
+    fewer bits than FP32 has (fast accumulation), as is usual for inference.
 
     Args:
         layer: the quantised layer.
@@ -49,7 +50,7 @@ class Fp8Linear(nn.Module):
         product: Any = torch._scaled_mm  # without annotations
         y: Tensor = product(
             scaled.flatten(0, -2), self.weight.t(), self.input_scale, self.weight_scale,
-            bias=self.bias, out_dtype=x.dtype,
+            bias=self.bias, out_dtype=x.dtype, use_fast_accum=True,
         )  # fmt: skip
         return y.reshape(*x.shape[:-1], -1)
 
