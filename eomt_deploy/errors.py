@@ -45,6 +45,11 @@ class EomtDeployError(Exception):
         return "\n".join(lines)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; the name of its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _shortened(text: str) -> str:
     """Limit the length of a text: a hostile file can put megabytes into the names in a message."""
     if len(text) <= MAX_TEXT:

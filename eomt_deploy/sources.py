@@ -27,7 +27,7 @@ from eomt_deploy.decoding import (
     undecodable,
     upright,
 )
-from eomt_deploy.errors import EomtDeployError, ImageError, UsageError
+from eomt_deploy.errors import EomtDeployError, ImageError, UsageError, first_line
 from eomt_deploy.image_search import find_images
 from eomt_deploy.units import counted
 from eomt_deploy.web import download
@@ -178,7 +178,7 @@ def to_numpy(array: Any) -> npt.NDArray[Any]:
     except Exception as error:  # each library has its own exceptions
         raise ImageError(
             f"This {type(array).__name__} cannot be converted to a numpy array.",
-            why=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            why=first_line(error),
             fix="Convert it to a uint8 array [H, W, 3] in host memory.",
         ) from error
 

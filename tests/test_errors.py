@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from eomt_deploy import errors
-from eomt_deploy.errors import FILE_SYSTEM_ID, EomtDeployError
+from eomt_deploy.errors import FILE_SYSTEM_ID, EomtDeployError, first_line
 
 PAGE = Path(__file__).parents[1] / "docs" / "errors.md"
 CLASSES = [
@@ -59,3 +59,15 @@ def test_the_file_system_has_an_id(cli, monkeypatch):
 def test_a_docstring_says_what_happened(entry):
     assert entry.__doc__
     assert entry.__doc__.strip().endswith(".") or "Args:" in entry.__doc__
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("\n the reason\nand details"), "the reason"),
+        (MemoryError(), "MemoryError"),
+        (AssertionError("  \n"), "AssertionError"),
+    ],
+)
+def test_the_first_line_of_errors_of_libraries(error, line):
+    assert first_line(error) == line

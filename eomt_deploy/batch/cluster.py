@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eomt_deploy.devices import memory_bytes
-from eomt_deploy.errors import DeviceError, MissingDependencyError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, first_line
 
 PREFIX = "eomt-deploy-ray-"
 MAX_FOLDER = 40
@@ -124,7 +124,7 @@ def _connect(ray: Any, options: dict[str, Any], name: str) -> None:
         with _quiet(), _without_dashboard():
             ray.init(**options)
     except Exception as error:  # Ray has many
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DeviceError(
             f"{name} cannot be {'reached' if 'cluster' in name else 'started'}: {reason}.",
             fix="Check the address with `ray status`, and use the same versions of Ray and Python."

@@ -9,7 +9,7 @@ from typing import Any
 
 from eomt_deploy.batch.places import Place, as_local, file_system, is_remote
 from eomt_deploy.decoding import IMAGE_SUFFIXES
-from eomt_deploy.errors import ImageError
+from eomt_deploy.errors import ImageError, first_line
 from eomt_deploy.image_search import is_junk, search_images
 
 COLUMN = "path"
@@ -74,7 +74,7 @@ class Listing:
                 return
             entries = system.get_file_info(fs.FileSelector(path, recursive=True))
         except Exception as error:  # each storage has its own exceptions
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise ImageError(
                 f"{source} cannot be listed: {reason}.",
                 fix="Check the address, and the credentials in the environment.",

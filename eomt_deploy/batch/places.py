@@ -11,7 +11,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from eomt_deploy.addresses import is_address
-from eomt_deploy.errors import ImageError, MissingDependencyError, OutputError, UsageError
+from eomt_deploy.errors import (
+    ImageError,
+    MissingDependencyError,
+    OutputError,
+    UsageError,
+    first_line,
+)
 from eomt_deploy.files import write_atomically
 
 FILE_PREFIX = "file://"
@@ -91,7 +97,7 @@ def read_image_bytes(uri: str, limit: int) -> bytes:
     except FileNotFoundError as error:
         raise ImageError(f"There is no image at {uri}.", fix="Check the path.") from error
     except Exception as error:  # each storage has its own exceptions
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ImageError(
             f"{uri} cannot be read: {reason}.", fix="Check that the file can be opened."
         ) from error

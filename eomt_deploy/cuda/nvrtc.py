@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from eomt_deploy import cache
-from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError
+from eomt_deploy.errors import DeviceError, MissingDependencyError, OutputError, first_line
 from eomt_deploy.files import cache_folder
 
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -109,7 +109,7 @@ def _load_nvrtc() -> Any:
         nvrtc.nvrtcVersion()  # the first call loads the library
     except (ImportError, RuntimeError) as error:
         raise MissingDependencyError(
-            f"The CUDA kernels cannot be compiled: {str(error).splitlines()[0]}.",
+            f"The CUDA kernels cannot be compiled: {first_line(error)}.",
             why="NVRTC, CUDA's runtime compiler, or its Python binding is not installed.",
             fix=INSTALL,
         ) from error

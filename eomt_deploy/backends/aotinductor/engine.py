@@ -19,7 +19,13 @@ import numpy.typing as npt
 from eomt_deploy import devices
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.cache import keep_files_of_torch
-from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
+from eomt_deploy.errors import (
+    DeviceError,
+    MissingDependencyError,
+    ModelFileError,
+    UsageError,
+    first_line,
+)
 from eomt_deploy.model_file import parse_spec
 from eomt_deploy.package_metadata import read_metadata
 from eomt_deploy.spec import METADATA_KEY, ModelSpec
@@ -214,11 +220,6 @@ def open_error(path: Path, error: Exception) -> ModelFileError | DeviceError:
         why=reason,
         fix="Compile it again with this version of PyTorch, on this kind of machine.",
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message; PyTorch's have many."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class AotInductorEngine(Engine):

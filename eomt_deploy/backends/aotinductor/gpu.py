@@ -13,7 +13,6 @@ from torch import Tensor as TorchTensor
 
 from eomt_deploy.backends.aotinductor.engine import (
     check_package,
-    first_line,
     load_package,
     open_error,
 )
@@ -22,7 +21,7 @@ from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.cuda import Device, open_device
 from eomt_deploy.cuda.executor import CAPTURING, Tensor, ThreadExecutor
 from eomt_deploy.cuda.nvrtc import nvrtc_facts
-from eomt_deploy.errors import DeviceError
+from eomt_deploy.errors import DeviceError, first_line
 from eomt_deploy.precision import PRECISIONS
 from eomt_deploy.spec import ModelSpec
 

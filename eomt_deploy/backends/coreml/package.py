@@ -13,7 +13,7 @@ import coremltools as ct
 
 from eomt_deploy.backends.coreml.program import TARGET
 from eomt_deploy.contract import INPUT, OUTPUTS
-from eomt_deploy.errors import BuildError, OutputError, UsageError
+from eomt_deploy.errors import BuildError, OutputError, UsageError, first_line
 from eomt_deploy.files import unwritable
 from eomt_deploy.model_file import CORE_ML_MODEL, CORE_ML_WEIGHTS
 from eomt_deploy.outputs import is_ours, not_ours
@@ -67,7 +67,7 @@ def save_package(program: Any, spec: ModelSpec, package: Path) -> None:
     except Exception as error:  # coremltools' exceptions have no common base class
         raise BuildError(
             "coremltools cannot convert this model.",
-            why=(str(error).strip() or type(error).__name__).splitlines()[0],
+            why=first_line(error),
             fix=REPORT,
         ) from error
 

@@ -15,7 +15,7 @@ from eomt_deploy.backends.executorch.config import PRECISIONS, TARGET, ExecuTorc
 from eomt_deploy.backends.executorch.engine import ExecuTorchEngine, installed_version, quiet
 from eomt_deploy.backends.executorch.partitioners import DELEGATES, Delegate
 from eomt_deploy.certificate import UNCHECKED, Certificate
-from eomt_deploy.errors import BuildError, EomtDeployError, UsageError
+from eomt_deploy.errors import BuildError, EomtDeployError, UsageError, first_line
 from eomt_deploy.files import staging_folder, through_links
 from eomt_deploy.model_file import read_model_file
 from eomt_deploy.outputs import check_outputs
@@ -211,7 +211,7 @@ def convert(
     except Exception as error:  # ExecuTorch's exceptions have no common base class
         raise BuildError(
             f"ExecuTorch cannot convert {config.onnx} for {delegate.title}.",
-            why=(str(error).strip() or type(error).__name__).splitlines()[0],
+            why=first_line(error),
             fix="Use the version of executorch in constraints.txt, or report this as a bug.",
         ) from error
     return content, calls, outside

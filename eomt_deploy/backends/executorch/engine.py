@@ -23,7 +23,13 @@ from eomt_deploy.backends.executorch.partitioners import DELEGATES
 from eomt_deploy.certificate import UNCHECKED
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.devices import package_version
-from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileError, UsageError
+from eomt_deploy.errors import (
+    DeviceError,
+    MissingDependencyError,
+    ModelFileError,
+    UsageError,
+    first_line,
+)
 from eomt_deploy.sidecar import Sidecar, check_plan, read_sidecar
 
 FORWARD = "forward"
@@ -183,7 +189,7 @@ class ExecuTorchEngine(Engine):
         except ImportError as error:
             raise MissingDependencyError(
                 "ExecuTorch's runtime cannot be imported.",
-                why=str(error).splitlines()[0],
+                why=first_line(error),
                 fix="pip install 'eomt-deploy[executorch]'",
             ) from error
         self._torch: Any = torch
@@ -203,7 +209,7 @@ class ExecuTorchEngine(Engine):
         except (RuntimeError, ValueError, IndexError) as error:
             raise ModelFileError(
                 f"ExecuTorch {installed} cannot open {path}.",
-                why=str(error).strip().splitlines()[0],
+                why=first_line(error),
                 fix=REBUILD,
             ) from error
         self._lock = threading.Lock()  # a program has one set of buffers
@@ -215,7 +221,7 @@ class ExecuTorchEngine(Engine):
             except RuntimeError as error:
                 raise DeviceError(
                     f"ExecuTorch cannot run {self.path}.",
-                    why=str(error).strip().splitlines()[0],
+                    why=first_line(error),
                     fix="Check the free memory, or use --backend onnxruntime with the .onnx file.",
                 ) from error
             # ExecuTorch has copied them out of its buffers.

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from eomt_deploy.backends.engine import Engine, Outputs
 from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.devices import cuda_device_count, is_x86
-from eomt_deploy.errors import DeviceError, EomtDeployError, ModelFileError
+from eomt_deploy.errors import DeviceError, EomtDeployError, ModelFileError, first_line
 from eomt_deploy.model_file import parse_spec, read_model_file, read_onnx_metadata
 from eomt_deploy.privacy import quiet_onnxruntime
 from eomt_deploy.spec import METADATA_KEY
@@ -123,7 +123,7 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # as above; the usual reason is that the memory is full
             raise DeviceError(
                 f"ONNX Runtime failed on a batch of {len(images)}.",
-                why=str(error).strip().splitlines()[0],
+                why=first_line(error),
                 fix="Use smaller batches or images, or a machine with more memory.",
             ) from error
         return [array.astype(np.float32, copy=False) for array in found]
@@ -144,7 +144,7 @@ def gains_from_reshaping(path: Path) -> bool:
 
 def open_error(path: Path, error: Exception) -> EomtDeployError:
     """The error for a session that could not be created, with advice."""
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     if "bfloat16" in reason or "NOT_IMPLEMENTED" in reason:
         precision = read_model_file(path).spec.precision
         return DeviceError(

@@ -18,7 +18,7 @@ from eomt_deploy.contract import INPUT, OUTPUTS, check_contract
 from eomt_deploy.cuda import Device, open_device
 from eomt_deploy.cuda.executor import CAPTURING, Tensor, ThreadExecutor
 from eomt_deploy.cuda.nvrtc import nvrtc_facts
-from eomt_deploy.errors import DeviceError, ModelFileError
+from eomt_deploy.errors import DeviceError, ModelFileError, first_line
 from eomt_deploy.model_file import parse_spec, read_onnx_metadata
 
 SHAPE_OPERATORS = {
@@ -135,7 +135,7 @@ class OnnxRuntimeGpuEngine(GpuEngine):
             ports = (*session.get_inputs(), *session.get_outputs())
             tensors = {port.name: (port.type, port.shape) for port in ports}  # may not be UTF-8
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             if any(word in reason.lower() for word in GPU_WORDS):
                 raise DeviceError(
                     f"ONNX Runtime cannot open {self.path.name} on the GPU.",
@@ -239,7 +239,7 @@ class SessionNetwork:
         except Exception as error:  # as above
             raise DeviceError(
                 "ONNX Runtime failed to run the network on the GPU.",
-                why=str(error).strip().splitlines()[0],
+                why=first_line(error),
                 fix="If the memory of the GPU is full (see `nvidia-smi`), use smaller batches.",
             ) from error
 

@@ -129,7 +129,7 @@ class OpenVinoEngine(Engine):
         except RuntimeError as error:
             raise DeviceError(
                 f"OpenVINO {VERSION} cannot compile {self.path.name} for this CPU.",
-                why=_first_line(error),
+                why=_last_line(error),
                 fix="Use --backend onnxruntime, or export in another precision.",
             ) from error
 
@@ -204,7 +204,7 @@ def _explained(batch: int) -> Iterator[None]:
     except RuntimeError as error:
         raise DeviceError(
             f"OpenVINO failed on a batch of {batch}.",
-            why=_first_line(error),
+            why=_last_line(error),
             fix="Use smaller batches or images, or a machine with more memory.",
         ) from error
 
@@ -248,7 +248,7 @@ def read_model(core: Any, path: Path) -> Any:
         raise ModelFileError(
             f"OpenVINO {VERSION} cannot read {path}: it is damaged, or it is not an "
             f"{'ONNX file' if path.suffix.lower() == '.onnx' else 'OpenVINO model'}.",
-            why=_first_line(error),
+            why=_last_line(error),
             fix="Export or build it again, or copy it again together with its .onnx.data or .bin "
             "file.",
         ) from error
@@ -285,7 +285,7 @@ def read_metadata(model: Any, path: Path) -> dict[str, str]:
         return {METADATA_KEY: str(model.get_rt_info(place).astype(str))}
     except (UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: it is not a string
         raise ModelFileError(
-            f"{path}: {METADATA_KEY} cannot be read: {_first_line(error)}.",
+            f"{path}: {METADATA_KEY} cannot be read: {_last_line(error)}.",
             fix="Export or build it again.",
         ) from error
 
@@ -305,6 +305,6 @@ def _described(port: Any) -> tuple[str, list[int | None]]:
     return str(port.element_type), sizes
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)
