@@ -39,6 +39,12 @@ def test_run_time_side_never_imports_torch():
     assert run_python(code).strip() == "[]"
 
 
+def test_command_line_starts_fast():
+    unneeded = ("IPython", "matplotlib", "pandas", "pyarrow", "ray", "eomt_deploy.batch.driver")
+    code = f"import sys, eomt_deploy.cli.app; print([m for m in {unneeded} if m in sys.modules])"
+    assert run_python(code).strip() == "[]"
+
+
 def test_public_names_resolve():
     for name in eomt_deploy.__all__:
         assert getattr(eomt_deploy, name) is not None

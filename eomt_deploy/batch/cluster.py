@@ -26,6 +26,14 @@ OBJECT_STORE = (256 << 20, 4 << 30)
 MEMORY_SHARE = 8
 """The object store gets this fraction of the memory."""
 
+NOT_NEEDED = ("start_api_server", "start_log_monitor", "start_monitor")
+"""Functions of Ray that start processes.
+
+Without the dashboard, the API server only collects usage statistics. Even if they are off, it asks
+the metadata services of three clouds where it runs. The log monitor sends the output of workers to
+the driver, which does not show it. The monitor adds machines to a cluster.
+"""
+
 STARTS = 3
 """Attempts to start Ray: on a busy machine it needs more than the 30 s that it waits for itself."""
 
@@ -121,7 +129,7 @@ def running_ray(address: str | None, *, slots: int, gpus: int) -> Iterator[Any]:
 def _connect(ray: Any, options: dict[str, Any], name: str) -> None:
     handlers = _handlers()
     try:
-        with _quiet(), _without_dashboard():
+        with _quiet(), _only_needed_processes():
             ray.init(**options)
     except Exception as error:  # Ray has many
         reason = first_line(error)
@@ -136,25 +144,23 @@ def _connect(ray: Any, options: dict[str, Any], name: str) -> None:
 
 
 @contextmanager
-def _without_dashboard() -> Iterator[None]:
-    """Do not start the process of the dashboard.
-
-    Without the dashboard itself, this process only collects usage statistics. Even if they are off,
-    it asks the metadata services of three clouds where it runs.
-    """
+def _only_needed_processes() -> Iterator[None]:
+    """Do not start the processes of Ray that one machine does not need."""
     try:
         from ray._private import node
 
         kind: Any = node.Node
-        before = kind.start_api_server
+        before = {name: getattr(kind, name) for name in NOT_NEEDED}
     except (ImportError, AttributeError):  # another version of Ray
         yield
         return
-    kind.start_api_server = lambda *_, **__: None
+    for name in NOT_NEEDED:
+        setattr(kind, name, lambda *_, **__: None)
     try:
         yield
     finally:
-        kind.start_api_server = before
+        for name, function in before.items():
+            setattr(kind, name, function)
 
 
 @contextmanager

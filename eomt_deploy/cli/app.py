@@ -7,6 +7,7 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -128,15 +129,20 @@ def run(arguments: Sequence[str]) -> None:
         raise
 
 
+@cache
+def _parser() -> Any:
+    """The parser of all commands; programs and tests that run many of them build it once."""
+    return typer.main.get_command(app)
+
+
 def _parse_and_run(arguments: list[str]) -> int:
     """Run one command, and return its exit code.
 
     Raises:
         UsageError: the arguments cannot be parsed.
     """
-    command = typer.main.get_command(app)
     try:
-        return command.main(arguments, prog_name="eomt-deploy", standalone_mode=False) or 0
+        return _parser().main(arguments, prog_name="eomt-deploy", standalone_mode=False) or 0
     except typer.Abort:
         return 1
     except PARSE_ERROR as error:

@@ -26,7 +26,7 @@ from eomt_deploy.cli.options import (
 from eomt_deploy.units import counted
 
 if TYPE_CHECKING:
-    from eomt_deploy.batch.run import State
+    from eomt_deploy.batch.driver import State
 
 
 def batch(
@@ -98,7 +98,7 @@ def batch(
     COCO RLE masks, times, or an error), and summary.json. Repeat the command to continue a run that
     was stopped or killed: each image is in the result exactly once.
     """
-    from eomt_deploy.batch.run import run
+    from eomt_deploy.batch.driver import run
 
     config = BatchConfig(
         model=model, sources=tuple(sources), output=output, backend=backend, device=device,

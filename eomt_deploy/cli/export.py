@@ -27,6 +27,7 @@ from eomt_deploy.cli.console import (
 from eomt_deploy.cli.options import BaseWeights, Insecure, Overwrite, model_output
 from eomt_deploy.errors import MissingDependencyError, UsageError
 from eomt_deploy.exporting.config import DEFAULT_SMOOTHING, SUFFIXES
+from eomt_deploy.exporting.garbage import rare_collections
 from eomt_deploy.outputs import check_outputs
 from eomt_deploy.precision import PRECISIONS
 from eomt_deploy.units import counted, logit_error
@@ -252,16 +253,17 @@ def export(
         builder = BACKENDS[build.target].build
         if builder and builder.check:
             load(builder.check)(build.config)  # before the work
-    try:
-        from eomt_deploy.exporting.run import export as run_export
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"Exporting needs {error.name}, which is not installed.",
-            fix="pip install 'eomt-deploy[export,cpu]'",
-        ) from error
     console = stderr if str(json) == "-" else stdout
-    with timed_steps() as progress:
-        report = run_export(config, progress)
+    with rare_collections():
+        try:
+            from eomt_deploy.exporting.run import export as run_export
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"Exporting needs {error.name}, which is not installed.",
+                fix="pip install 'eomt-deploy[export,cpu]'",
+            ) from error
+        with timed_steps() as progress:
+            report = run_export(config, progress)
     for warning in report.warnings:
         warn(warning)
     _show(report, console)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from PIL import Image, ImageShow
+from PIL import Image
 
 from eomt_deploy.errors import MissingDependencyError
 
@@ -27,6 +27,8 @@ def show_picture(picture: Image.Image) -> None:
     # Without a display, xdg-open fails after Pillow has reported success.
     if not has_display(sys.platform, os.environ):
         raise MissingDependencyError("This machine has no display.", fix=SAVE)
+    from PIL import ImageShow  # imports IPython, if it is installed
+
     if not ImageShow.show(picture):
         raise MissingDependencyError("No image viewer was found on this machine.", fix=SAVE)
 

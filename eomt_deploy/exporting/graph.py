@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import os
 import warnings
@@ -19,6 +18,7 @@ from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eomt_deploy.contract import INPUT, OUTPUTS
+from eomt_deploy.exporting.garbage import rare_collections
 from eomt_deploy.exporting.roles import annotate
 from eomt_deploy.model_file import EXTERNAL_SUFFIX, MAX_PROTOBUF_BYTES
 from eomt_deploy.network.eomt import EoMT
@@ -35,6 +35,8 @@ MIN_EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the graph, where backends expect shapes."""
 ALIGNMENT = 4096
 """Alignment of tensors in the weights file, in bytes: a memory page, so that it can be mapped."""
+TRACED = 100_000
+"""New objects after which garbage is searched while a network is traced."""
 BLOCKS = "backbone.blocks."
 """Prefix of the weights that the graph loads lazily; the others are small."""
 
@@ -48,7 +50,7 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     """
     dynamic = None if spec.batch else ({0: torch.export.Dim("batch", min=1)},)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with warnings.catch_warnings(), _quiet("torch.onnx"), _rare_collections(), mode:
+    with warnings.catch_warnings(), _quiet("torch.onnx"), rare_collections(TRACED), mode:
         warnings.simplefilter("ignore")  # deprecations inside torch that users cannot fix
         program = torch.onnx.export(
             _without_values(model),
@@ -66,24 +68,13 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     streamed = [v for name, v in traced.graph.initializers.items() if name.startswith(BLOCKS)]
     for value in streamed:
         value.const_value = None  # otherwise the optimizer would read it
-    with _quiet("onnx_ir"), _rare_collections():
+    with _quiet("onnx_ir"), rare_collections(TRACED):
         optimizer.optimize_ir(traced)
     values = parameter_values(model)
     for value in streamed:
         _read_later(traced.graph, value, values)
     annotate(traced)
     return traced
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Search for garbage less often, because tracing creates millions of small objects."""
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _without_values(model: EoMT) -> EoMT:

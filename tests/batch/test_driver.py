@@ -12,12 +12,12 @@ import traceback
 
 import numpy as np
 import pytest
-from batch_helpers import check_complete, check_equal, rows, workers, write_images
+from batch_helpers import check_complete, check_equal, processes, rows, workers, write_images
 from PIL import Image
 
 from eomt_deploy import Segmenter
 from eomt_deploy.batch import BatchConfig, run
-from eomt_deploy.batch.run import State
+from eomt_deploy.batch.driver import State
 from eomt_deploy.errors import ImageError, UsageError, VerificationError
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -44,6 +44,14 @@ def output(tmp_path_factory, exported, images):
     )  # fmt: skip
     states: list[State] = []
     return folder, run(config, states.append), states, config
+
+
+def test_ray_starts_only_what_it_needs():
+    """Each process costs memory, and a second of a core at its start."""
+    found = processes(ancestor=os.getpid()).values()
+    assert [text for text in found if "/raylet" in text]
+    unwanted = ("/dashboard.py", "/log_monitor.py", "/monitor.py")
+    assert not [text for text in found if any(name in text for name in unwanted)]
 
 
 def test_every_mask_is_that_of_the_segmenter(output, exported, images):
