@@ -1,7 +1,9 @@
 /* Instance masks at image size, as runs of pixels, and the sum of the probabilities inside them. */
 #include "kernels.h"
 
-enum { TILE_ROWS = 32, TILE_COLUMNS = 64 };
+/* A row of a tile is a word of 64 bits. PART: number of its pixels that are skipped together. */
+enum { TILE_ROWS = 32, TILE_COLUMNS = 64, PART = 32 };
+#define ALL (~(uint64_t)0)
 
 /* A growing list of runs: start and end (exclusive) of each, as indices into the flattened image. */
 typedef struct {
@@ -39,27 +41,44 @@ static void reach(const Span *table, int length, int first, int last, int *start
     *end = low;
 }
 
-/* Write the mask of a row of a tile. Return the sum of the probabilities inside it. */
-static int64_t mask_row(const float *restrict logits, uint8_t *restrict mask) {
-    int32_t inside = 0; /* at most TILE_COLUMNS * UNIT = 2^30 */
-    for (int i = 0; i < TILE_COLUMNS; i++) {
-        const int32_t on = logits[i] > 0;
-        inside += -on & (int32_t)(sigmoid(logits[i]) * UNIT);
-        mask[i] = on;
-    }
-    return inside;
+/* Bit i of the result is byte i of eight bytes that are 0 or 1. */
+static uint64_t packed(const uint8_t *bytes) {
+    uint64_t eight;
+    memcpy(&eight, bytes, 8);
+    return (eight * 0x0102040810204080u) >> 56;
 }
 
-/* The first index in [start, end) whose value is not `value`; `end` if there is none. */
-static int run_end(const uint8_t *mask, int start, int end, uint8_t value) {
-    uint64_t eight, same;
-    memset(&same, value, 8);
-    for (; start + 8 <= end; start += 8) {
-        memcpy(&eight, mask + start, 8);
-        if (eight != same) break;
+/* The mask of a row of a tile, the first column in the lowest bit. Add the probabilities inside. */
+static uint64_t mask_row(const float *restrict logits, int64_t *inside) {
+    uint8_t mask[TILE_COLUMNS];
+    uint64_t bits = 0;
+    int32_t sum = 0; /* at most TILE_COLUMNS * UNIT = 2^30 */
+    for (int start = 0; start < TILE_COLUMNS; start += PART) {
+        int32_t any = 0;
+        for (int i = start; i < start + PART; i++) {
+            const int32_t on = logits[i] > 0;
+            any |= on;
+            mask[i] = (uint8_t)on;
+        }
+        if (!any) continue; /* the probabilities take most of the time */
+        for (int i = start; i < start + PART; i += 8) bits |= packed(mask + i) << i;
+        for (int i = start; i < start + PART; i++)
+            sum += -(int32_t)(logits[i] > 0) & (int32_t)(sigmoid(logits[i]) * UNIT);
     }
-    while (start < end && mask[start] == value) start++;
-    return start;
+    *inside += sum;
+    return bits;
+}
+
+/* The first column in [start, end) whose bit differs from those of `same`; `end` if there is none. */
+static int run_end(const uint64_t *row, int start, int end, uint64_t same) {
+    if (start >= end) return end;
+    int word = start / TILE_COLUMNS;
+    uint64_t other = (row[word] ^ same) & (ALL << start % TILE_COLUMNS);
+    while (!other) {
+        if (++word * TILE_COLUMNS >= end) return end;
+        other = row[word] ^ same;
+    }
+    return smaller(end, word * TILE_COLUMNS + __builtin_ctzll(other));
 }
 
 /* Append a run of the current mask, or extend its last run, which can end with the row before.
@@ -83,21 +102,20 @@ static int add_run(Runs *runs, Measure *measure, int64_t start, int64_t end) {
     return 1;
 }
 
-/* Compute the mask bytes [rows, stride] of image rows y0 to y0 + rows and columns left to right,
-   and add their probabilities to `measure`. The stride is a multiple of TILE_COLUMNS, so that loops
-   have a constant length. */
+/* Compute the mask of image rows y0 to y0 + rows and columns left to right as bits [rows, words],
+   one word for each tile, and add their probabilities to `measure`. Bits beyond `right` can be
+   set. */
 static void fill_band(const float *map, int mask_width, const Span *down, const Span *across,
-                      int y0, int rows, int left, int right, float *stretched, uint8_t *band,
-                      int64_t stride, Measure *measure) {
+                      int y0, int rows, int left, int right, float *stretched, uint64_t *band,
+                      int words, Measure *measure) {
     const int top = down[y0].first, bottom = down[y0 + rows - 1].first + 2;
-    for (int x0 = left; x0 < right; x0 += TILE_COLUMNS) {
+    for (int x0 = left; x0 < right; x0 += TILE_COLUMNS, band++) {
         const int columns = smaller(TILE_COLUMNS, right - x0);
-        uint8_t *out = band + (x0 - left);
         float low, high;
         find_range(map, mask_width, top, bottom, across[x0].first,
                    across[x0 + columns - 1].first + 2, &low, &high);
         if (high <= 0 || low >= CERTAIN) {
-            for (int row = 0; row < rows; row++) memset(out + row * stride, high > 0, TILE_COLUMNS);
+            for (int row = 0; row < rows; row++) band[row * words] = high > 0 ? ALL : 0;
             if (high > 0) measure->inside += (int64_t)UNIT * rows * columns;
             continue;
         }
@@ -109,21 +127,21 @@ static void fill_band(const float *map, int mask_width, const Span *down, const 
             float logits[TILE_COLUMNS];
             mix_rows(stretched + (span->first - top) * TILE_COLUMNS, TILE_COLUMNS, span->weights,
                      TILE_COLUMNS, logits);
-            measure->inside += mask_row(logits, out + row * stride);
+            band[row * words] = mask_row(logits, &measure->inside);
         }
     }
 }
 
 /* Append the runs of a band, and add its pixels to `measure`. Return 0 if the memory is full. */
-static int read_band(const uint8_t *band, int y0, int rows, int left, int right, int64_t stride,
+static int read_band(const uint64_t *band, int y0, int rows, int left, int right, int words,
                      int width, Runs *runs, Measure *measure) {
     const int count = right - left;
     int32_t *box = measure->box;
-    for (int y = y0; y < y0 + rows; y++, band += stride) {
+    for (int y = y0; y < y0 + rows; y++, band += words) {
         const int64_t origin = (int64_t)y * width + left;
         for (int start = run_end(band, 0, count, 0), end; start < count;
              start = run_end(band, end, count, 0)) {
-            end = run_end(band, start, count, 1);
+            end = run_end(band, start, count, ALL);
             if (!add_run(runs, measure, origin + start, origin + end)) return 0;
             measure->area += end - start;
             box[0] = smaller(box[0], left + start), box[1] = smaller(box[1], y);
@@ -152,7 +170,7 @@ API int measure_instances(const float *maps, const int32_t *queries, int count, 
         if (queries[i] < 0) return WRONG_ARGUMENTS;
     Runs runs = {NULL, 0, 0};
     float *stretched = allocate((int64_t)TILE_COLUMNS * mask_height, sizeof(float));
-    uint8_t *band = allocate((int64_t)width + TILE_COLUMNS, TILE_ROWS);
+    uint64_t *band = allocate((int64_t)width / TILE_COLUMNS + 1, TILE_ROWS * sizeof(uint64_t));
     int ready = stretched && band;
     for (int i = 0; ready && i < count; i++) {
         const float *map = maps + (int64_t)queries[i] * mask_height * mask_width;
@@ -163,12 +181,12 @@ API int measure_instances(const float *maps, const int32_t *queries, int count, 
         int top, bottom, left, right;
         reach(down, height, extent.top, extent.bottom, &top, &bottom);
         reach(across, width, extent.left, extent.right, &left, &right);
-        const int64_t stride = (int64_t)(right - left + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+        const int words = (int)(((int64_t)right - left + TILE_COLUMNS - 1) / TILE_COLUMNS);
         for (int y = top; ready && y < bottom; y += TILE_ROWS) {
             const int rows = smaller(TILE_ROWS, bottom - y);
             fill_band(map, mask_width, down, across, y, rows, left, right, stretched, band,
-                      stride, measure);
-            ready = read_band(band, y, rows, left, right, stride, width, &runs, measure);
+                      words, measure);
+            ready = read_band(band, y, rows, left, right, words, width, &runs, measure);
         }
     }
     free(stretched), free(band);

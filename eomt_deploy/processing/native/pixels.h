@@ -110,10 +110,12 @@ static inline void stretch_rows(const float *map, int width, int top, int bottom
     for (int row = top; row <= bottom; row++) {
         const float *source = map + (int64_t)row * width;
         float *target = out + (row - top) * stride;
-        for (int x = 0; x < count; x++) {
-            const Span *span = &across[left + x];
-            const float *at = source + span->first;
-            target[x] = weighted(span->weights, at[0], at[1], at[2]);
+        for (int x = 0; x < count;) {
+            /* If the image is larger than the map, many pixels are mixed from the same values. */
+            const int first = across[left + x].first;
+            const float a = source[first], b = source[first + 1], c = source[first + 2];
+            for (; x < count && across[left + x].first == first; x++)
+                target[x] = weighted(across[left + x].weights, a, b, c);
         }
     }
 }
