@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -76,12 +77,34 @@ def in_bands(
 
 
 def in_threads(work: Callable[[Any], Any], items: list[Any], threads: int | None) -> list[Any]:
-    """As ``map``, but in threads, which end with the call: the process can be forked afterwards."""
+    """As ``map``, but in this thread and others.
+
+    The others end with the call, so that the process can be forked afterwards.
+    """
     threads = min(threads or usable_cores(), MAX_THREADS, len(items))
     if threads <= 1:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, items))
+    waiting = deque(enumerate(items))
+    results: list[Any] = [None] * len(items)
+
+    def run() -> None:
+        while True:
+            try:
+                number, item = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                results[number] = work(item)
+            except BaseException:
+                waiting.clear()  # the other threads stop
+                raise
+
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(run) for _ in range(threads - 1)]
+        run()
+    for other in others:
+        other.result()
+    return results
 
 
 def readable(masks: Float) -> Float:
