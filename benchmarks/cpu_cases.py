@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import EomtImageProcessorPil
 
 from eomt_deploy.benchmarking.machine.watch import Watch
 from eomt_deploy.benchmarking.measure.clock import Job, Rounds, measure
@@ -72,7 +72,8 @@ class Theirs:
         side = spec.image_size[0]
         split = spec.task == "semantic"
         size = {"shortest_edge": side, "longest_edge": None if split else side}
-        self.processor = EomtImageProcessorPil(do_split_image=split, do_pad=not split, size=size)
+        kind = transformers.EomtImageProcessorPil
+        self.processor = kind(do_split_image=split, do_pad=not split, size=size)
 
     def postprocess(self, outputs: Any, size: tuple[int, int]) -> Any:
         if self.task == "semantic":

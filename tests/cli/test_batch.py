@@ -80,7 +80,7 @@ def test_kill_9_and_again_gives_each_image_once(exported, tmp_path):
 def test_a_stopped_run_leaves_no_process(exported, tmp_path, number):
     write_images(tmp_path / "in", 600)
     output = tmp_path / "out"
-    running = start(command(exported, tmp_path / "in", output))
+    running = start(command(exported, tmp_path / "in", output, "--concurrency", 1))
     until(lambda: list(output.glob("shards/*.parquet")) or running.poll() is not None)
     below = processes(ancestor=running.pid)
     assert len(below) > 5

@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,9 @@ from eomt_deploy.backends.coreml.config import CoreMlConfig
 from eomt_deploy.errors import UsageError
 from eomt_deploy.model_file import read_core_ml
 
-pytest.importorskip("coremltools", reason="coremltools is not installed")
+pytestmark = pytest.mark.skipif(
+    find_spec("coremltools") is None, reason="coremltools is not installed"
+)
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "examples" / "coreml" / "verify_on_mac.py"
 SCENE = ROOT / "examples" / "scenes" / "scene-1.png"

@@ -15,7 +15,6 @@ from eomt_deploy.exporting import ExportConfig, export
 from eomt_deploy.sources import load_image
 
 transformers = pytest.importorskip("transformers")
-from transformers.models.eomt.image_processing_pil_eomt import EomtImageProcessorPil  # noqa: E402
 
 SIZE = 64
 QUERIES = 20
@@ -56,12 +55,12 @@ def saved(request, tmp_path_factory):
     return folder, make_folder(folder, swiglu=request.param)
 
 
-def processor_for(task: str) -> EomtImageProcessorPil:
+def processor_for(task: str) -> transformers.EomtImageProcessorPil:
     if task == "semantic":
         size = {"shortest_edge": SIZE, "longest_edge": None}
-        return EomtImageProcessorPil(do_split_image=True, do_pad=False, size=size)
+        return transformers.EomtImageProcessorPil(do_split_image=True, do_pad=False, size=size)
     size = {"shortest_edge": SIZE, "longest_edge": SIZE}
-    return EomtImageProcessorPil(do_split_image=False, do_pad=True, size=size)
+    return transformers.EomtImageProcessorPil(do_split_image=False, do_pad=True, size=size)
 
 
 @pytest.mark.parametrize("task", TASKS)

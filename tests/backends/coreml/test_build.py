@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -18,9 +19,18 @@ from eomt_deploy.errors import BuildError, ModelFileError, UsageError, Verificat
 from eomt_deploy.model_file import CORE_ML_MODEL, CORE_ML_WEIGHTS, read_core_ml, read_model_file
 from eomt_deploy.support.networks import write_model
 
-ct = pytest.importorskip("coremltools", reason="coremltools is not installed")
+# Not imported here: that takes nine seconds, in each test worker.
+pytestmark = pytest.mark.skipif(
+    find_spec("coremltools") is None, reason="coremltools is not installed"
+)
 IOS_18 = 9
 """Version of the format, from coremltools' documentation of `specificationVersion`."""
+
+
+def load_spec(path):
+    import coremltools as ct
+
+    return ct.utils.load_spec(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +41,14 @@ def package(exported, tmp_path_factory):
 
 
 def operations(path):
-    function = ct.utils.load_spec(str(path)).mlProgram.functions["main"]
+    function = load_spec(path).mlProgram.functions["main"]
     return function.block_specializations[function.opset].operations
 
 
 def test_the_saved_file_has_a_fixed_image_input_and_our_outputs(package, exported):
     path, _ = package
     spec = read_model_file(exported("panoptic")).spec
-    proto = ct.utils.load_spec(str(path))
+    proto = load_spec(path)
     assert proto.specificationVersion == IOS_18
     (image,) = proto.description.input
     kind = image.type.imageType
@@ -117,7 +127,7 @@ def test_int8_in_the_file_is_the_rounded_matrix(exported, tmp_path):
 
     path = tmp_path / "m.mlpackage"
     build_core_ml(CoreMlConfig(exported("panoptic"), path, weights="int8"))
-    proto = ct.utils.load_spec(str(path))
+    proto = load_spec(path)
     program = load(
         proto,
         specification_version=proto.specificationVersion,
@@ -169,7 +179,7 @@ def test_the_structure_is_checked_in_the_files(package, exported, tmp_path):
     path = tmp_path / "m.mlpackage"
     shutil.copytree(package[0], path)
     spec = read_core_ml(path).spec
-    proto = ct.utils.load_spec(str(path))
+    proto = load_spec(path)
     proto.specificationVersion = 8
     proto.description.input[0].type.imageType.colorSpace = 30  # BGR
     proto.description.output[0].name = "logits"
