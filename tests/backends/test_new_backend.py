@@ -124,8 +124,10 @@ def new_cli(new_backend, cli):
     before = entry.callback
     entry.callback = with_options(build.build, build.command_options())
     assert isinstance(module.app, typer.Typer)
+    module._parser.cache_clear()
     yield cli
     entry.callback = before
+    module._parser.cache_clear()
 
 
 def test_five_places(new_cli, exported, tmp_path, picture):
