@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 """Windows has no SIGHUP."""
+AGAIN_SECONDS = 0.02
+"""Time after which a signal whose exception was lost is sent again."""
 
 
 class Stopped(SystemExit):
@@ -17,6 +22,7 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+        self.number = number
         self.signal_name = signal.Signals(number).name
 
 
@@ -55,6 +61,30 @@ def stop_in_order() -> None:
     """
     for number in _handled():
         signal.signal(number, _stop)
+        sys.unraisablehook = _keep_stopping
+
+
+def _keep_stopping(lost: sys.UnraisableHookArgs) -> None:
+    """Send a signal again whose exception was lost.
+
+    Python ignores exceptions in callbacks of weak references, in `__del__`, and in callbacks of
+    some C libraries: the command would go on.
+    """
+    if isinstance(lost.exc_value, Stopped):
+        # Not a class of `threading`: this code may run while one of its locks is held.
+        _thread.start_new_thread(_send_again, (lost.exc_value.number,))
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _send_again(number: int) -> None:
+    time.sleep(AGAIN_SECONDS)
+    if signal.getsignal(number) is not _stop:
+        return  # the command has ended meanwhile
+    if hasattr(signal, "pthread_kill"):  # it also interrupts a system call of the main thread
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
 
 
 def stop_at_once() -> None:
