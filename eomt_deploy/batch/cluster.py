@@ -150,11 +150,12 @@ def _only_needed_processes() -> Iterator[None]:
         from ray._private import node
 
         kind: Any = node.Node
-        before = {name: getattr(kind, name) for name in NOT_NEEDED}
     except (ImportError, AttributeError):  # another version of Ray
         yield
         return
-    for name in NOT_NEEDED:
+    # Each on its own: a version without one of them must not start the others.
+    before = {name: getattr(kind, name) for name in NOT_NEEDED if hasattr(kind, name)}
+    for name in before:
         setattr(kind, name, lambda *_, **__: None)
     try:
         yield

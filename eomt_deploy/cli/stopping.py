@@ -61,7 +61,7 @@ def stop_in_order() -> None:
     """
     for number in _handled():
         signal.signal(number, _stop)
-        sys.unraisablehook = _keep_stopping
+    sys.unraisablehook = _keep_stopping
 
 
 def _keep_stopping(lost: sys.UnraisableHookArgs) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from eomt_deploy import Segmenter
 from eomt_deploy.batch import BatchConfig, run
+from eomt_deploy.batch.cluster import _only_needed_processes
 from eomt_deploy.batch.driver import State
 from eomt_deploy.errors import ImageError, UsageError, VerificationError
 
@@ -52,6 +53,18 @@ def test_ray_starts_only_what_it_needs():
     assert [text for text in found if "/raylet" in text]
     unwanted = ("/dashboard.py", "/log_monitor.py", "/monitor.py")
     assert not [text for text in found if any(name in text for name in unwanted)]
+
+
+def test_a_ray_without_one_of_the_functions_still_starts_no_api_server(monkeypatch):
+    """It would ask the metadata services of three clouds where it runs."""
+    from ray._private import node
+
+    monkeypatch.delattr(node.Node, "start_monitor")
+    server = node.Node.start_api_server
+    with _only_needed_processes():
+        assert node.Node.start_api_server is not server
+        assert not hasattr(node.Node, "start_monitor")
+    assert node.Node.start_api_server is server
 
 
 def test_every_mask_is_that_of_the_segmenter(output, exported, images):

@@ -43,7 +43,7 @@ main()
 """
 CRASHED = "PyTorch crashed when it recorded this package, in a process that tried it"
 NOT_TRIED = "the process that tries a new package first did not finish"
-NO_PYTHON = "a new package is tried in another process first, and there is no Python to start"
+NO_PYTHON = "no Python interpreter was found that could try the new package in a process of its own"
 
 
 def why_no_graph(path: Path) -> str:
