@@ -25,15 +25,19 @@ class BlockwiseTensors(Mapping[str, Tensor]):
     Args:
         shapes: all tensors on the meta device.
         read: returns all tensors of a block; for None, all tensors outside the blocks.
+        outside: the tensors outside the blocks, which were already read.
     """
 
     def __init__(
-        self, shapes: Mapping[str, Tensor], read: Callable[[int | None], Mapping[str, Tensor]]
+        self,
+        shapes: Mapping[str, Tensor],
+        read: Callable[[int | None], Mapping[str, Tensor]],
+        outside: Mapping[str, Tensor],
     ) -> None:
         order = sorted(shapes, key=lambda name: -1 if (b := block_of(name)) is None else b)
         self.shapes = {name: shapes[name] for name in order}
         self._read = read
-        self._kept: tuple[int | None, Mapping[str, Tensor]] | None = None
+        self._kept: tuple[int | None, Mapping[str, Tensor]] | None = (None, outside)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.shapes:

@@ -93,7 +93,7 @@ def read_checkpoint(
     def read(block: int | None) -> dict[str, torch.Tensor]:
         return _completed(layout.convert(stored.read(groups[block])), block)
 
-    tensors = BlockwiseTensors(_completed(shapes, None), read)
+    tensors = BlockwiseTensors(_completed(shapes, None), read, _completed(rest, None))
     architecture = read_architecture(
         tensors.shapes,
         num_blocks=num_blocks if stored_blocks is None else stored_blocks,

@@ -14,7 +14,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
+from onnx_ir.passes import Sequential, common
+from onnxscript.optimizer import fold_constants_ir
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.rules import common as rules
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eomt_deploy.contract import INPUT, OUTPUTS
@@ -39,6 +42,13 @@ TRACED = 100_000
 """New objects after which garbage is searched while a network is traced."""
 BLOCKS = "backbone.blocks."
 """Prefix of the weights that the graph loads lazily; the others are small."""
+RULES = (
+    "collapse_slice_rule", "materialize_reshape_shape_rule", "transpose_transpose_rule",
+    "squeeze_reshape_1d_rule", "remove_optional_bias_from_conv_rule",
+    "remove_optional_bias_from_conv_transpose_rule",
+)  # fmt: skip
+"""The rules of ``onnxscript.optimizer.optimize_ir`` that our networks need, in its order. To try
+all 46 on each node takes most of its time, and that of one grows with the square of the depth."""
 
 
 def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
@@ -69,12 +79,27 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     for value in streamed:
         value.const_value = None  # otherwise the optimizer would read it
     with _quiet("onnx_ir"), rare_collections(TRACED):
-        optimizer.optimize_ir(traced)
+        simplify(traced)
     values = parameter_values(model)
     for value in streamed:
         _read_later(traced.graph, value, values)
     annotate(traced)
     return traced
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants and remove redundant nodes, as ``onnxscript.optimizer.optimize_ir`` does."""
+    known = [getattr(rules, name) for name in RULES if hasattr(rules, name)]  # not all are old
+    for _ in range(2):
+        fold_constants_ir(model, onnx_shape_inference=True)
+        rewrite(model, known)
+    Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.NameFixPass(),
+    )(model)
 
 
 def _without_values(model: EoMT) -> EoMT:

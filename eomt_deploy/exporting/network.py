@@ -40,7 +40,8 @@ def build_network(
     with torch.device("meta"):
         model = EoMT(arch, image_size)
     _check_keys(model, {**checkpoint.tensors.shapes, **position})
-    _check_finite(checkpoint)
+    tensors = checkpoint.tensors if stream else dict(checkpoint.tensors)
+    _check_finite(tensors)
 
     def read(block: int) -> dict[str, torch.Tensor]:
         prefix = f"backbone.blocks.{block}."
@@ -49,7 +50,7 @@ def build_network(
 
     if stream:
         stream_blocks(model, read)
-    state = {**(checkpoint.tensors.block(None) if stream else checkpoint.tensors), **position}
+    state = {**(checkpoint.tensors.block(None) if stream else tensors), **position}
     # Not strict, because streamed blocks stay without values.
     model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False, assign=True)
     model.backbone.place_rope(arch, new_grid)
@@ -74,9 +75,8 @@ def _position(checkpoint: Checkpoint, grid: tuple[int, int]) -> dict[str, torch.
     return {"backbone.pos_embed": resampled}
 
 
-def _check_finite(checkpoint: Checkpoint) -> None:
-    tensors = checkpoint.tensors.items()  # block by block
-    broken = [key for key, tensor in tensors if not bool(torch.isfinite(tensor).all())]
+def _check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    broken = [key for key, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise CheckpointError(
             f"{len(broken)} tensors of the checkpoint contain NaN or infinity: "

@@ -32,11 +32,15 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    fused = False
-    """Use PyTorch's fused kernel, see :func:`fused_attention`."""
+    """Self-attention.
+
+    Attributes:
+        fused: use PyTorch's fused kernel, see :func:`fused_attention`.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.fused = False
         self.heads = heads
         self.head_width = width // heads
         self.scale = self.head_width**-0.5
@@ -229,7 +233,9 @@ class EoMT(nn.Module):
         self.register_buffer("pixel_mean", torch.zeros(1, 3, 1, 1))
         self.register_buffer("pixel_std", torch.ones(1, 3, 1, 1))
         self.backbone = Backbone(arch, self.grid)
-        self.q = nn.Embedding(arch.num_queries, width)
+        # Without the weight, it would import all of torch._dynamo on the meta device: two seconds.
+        queries = torch.randn(arch.num_queries, width)
+        self.q = nn.Embedding(arch.num_queries, width, _weight=queries)
         self.class_head = nn.Linear(width, arch.num_classes + 1)
         self.mask_head = nn.Sequential(
             nn.Linear(width, width), nn.GELU(),

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from eomt_deploy.checkpoints import read_checkpoint
+from eomt_deploy.checkpoints import read_checkpoint, tensor_files
 from eomt_deploy.errors import CheckpointError, UsageError
 from eomt_deploy.exporting.network import build_network
 from eomt_deploy.network.eomt import fused_attention
@@ -56,6 +56,15 @@ def test_no_registers_and_swiglu_load(tmp_path):
     checkpoint = read_checkpoint(files.checkpoint)
     assert checkpoint.architecture == arch
     assert build_network(checkpoint, (64, 64)).arch == arch
+
+
+def test_a_checkpoint_is_opened_once_for_each_block(files, monkeypatch):
+    """Also once to list the tensors, and once for those outside the blocks."""
+    opened = []
+    real = tensor_files._load_torch
+    monkeypatch.setattr(tensor_files, "_load_torch", lambda path: opened.append(path) or real(path))
+    build_network(read_checkpoint(files.checkpoint), tiny.SIZE)
+    assert len(opened) == 2 + tiny.ARCH.depth
 
 
 def test_bad_keys_are_all_listed_at_once(tmp_path):
