@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,6 +41,9 @@ ALIGNMENT = 4096
 """Alignment of tensors in the weights file, in bytes: a memory page, so that it can be mapped."""
 TRACED = 100_000
 """New objects after which garbage is searched while a network is traced."""
+BATCH = 1_000_003
+"""Batch size while a network for any batch size is traced: a prime that is no other size. Nothing
+is computed, and PyTorch needs twice the time for a symbol."""
 BLOCKS = "backbone.blocks."
 """Prefix of the weights that the graph loads lazily; the others are small."""
 RULES = (
@@ -58,23 +62,9 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
     (:mod:`eomt_deploy.exporting.roles`). The graph loads the weights of the blocks lazily, so that
     network and graph can be larger than the memory.
     """
-    dynamic = None if spec.batch else ({0: torch.export.Dim("batch", min=1)},)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with warnings.catch_warnings(), _quiet("torch.onnx"), rare_collections(TRACED), mode:
-        warnings.simplefilter("ignore")  # deprecations inside torch that users cannot fix
-        program = torch.onnx.export(
-            _without_values(model),
-            (torch.zeros((spec.batch or 2, *spec.image_size, 3), dtype=torch.uint8),),
-            dynamo=True,
-            optimize=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            dynamic_shapes=dynamic,
-            verbose=False,
-        )
-    assert program is not None  # dynamo=True always returns it
-    traced: ir.Model = program.model
+    traced = _traced(model, spec, spec.batch or BATCH)
+    if not spec.batch and not free_batch(traced.graph):
+        traced = _traced(model, spec, 2, dynamic=True)
     streamed = [v for name, v in traced.graph.initializers.items() if name.startswith(BLOCKS)]
     for value in streamed:
         value.const_value = None  # otherwise the optimizer would read it
@@ -85,6 +75,51 @@ def trace(model: EoMT, spec: ModelSpec) -> ir.Model:
         _read_later(traced.graph, value, values)
     annotate(traced)
     return traced
+
+
+def _traced(model: EoMT, spec: ModelSpec, batch: int, *, dynamic: bool = False) -> ir.Model:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with warnings.catch_warnings(), _quiet("torch.onnx"), rare_collections(TRACED), mode:
+        warnings.simplefilter("ignore")  # deprecations inside torch that users cannot fix
+        program = torch.onnx.export(
+            _without_values(model),
+            (torch.zeros((batch, *spec.image_size, 3), dtype=torch.uint8),),
+            dynamo=True,
+            optimize=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if dynamic else None,
+            verbose=False,
+        )
+    assert program is not None  # dynamo=True always returns it
+    traced: ir.Model = program.model
+    return traced
+
+
+def free_batch(graph: ir.Graph) -> bool:
+    """Replace the batch size :data:`BATCH` by that of the images.
+
+    Returns:
+        whether each was found: not if PyTorch multiplied it, or put it into a larger constant.
+    """
+    size = ir.node("Shape", [graph.inputs[0]], {"end": 1, "start": 0})
+    graph.insert_before(graph[0], size)
+    numbers: list[Any] = []
+    for node in graph:
+        for attribute in node.attributes.values():
+            if node.op_type == "Constant" and attribute.value == (BATCH,):
+                node.outputs[0].replace_all_uses_with(size.outputs[0])
+                graph.remove(node)
+            elif attribute.type in (ir.AttributeType.INTS, ir.AttributeType.INT):
+                numbers.append(attribute.value)
+            elif attribute.type == ir.AttributeType.TENSOR:
+                numbers.append(attribute.value.numpy())
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape(["batch" if d == BATCH else d for d in value.shape])
+            numbers.append([d for d in value.shape if isinstance(d, int)])
+    return not any(n and n % BATCH == 0 for array in numbers for n in np.ravel(array).tolist())
 
 
 def simplify(model: ir.Model) -> None:

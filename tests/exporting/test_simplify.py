@@ -40,4 +40,4 @@ def test_the_rules_that_are_left_out_change_nothing(monkeypatch, arch, batch):
     monkeypatch.setattr(graph, "simplify", compare)
     graph.trace(fold(tiny.network(replace(tiny.ARCH, **arch))), tiny.spec(batch=batch))
     ((traced, left),) = compared
-    assert left < traced / 2
+    assert left < 0.6 * traced
