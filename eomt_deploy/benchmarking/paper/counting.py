@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Shape = tuple[int, ...]
@@ -53,7 +54,7 @@ def count(module: nn.Module, example: Tensor) -> Counts:
         example: images uint8 [B, H, W, 3] on the same device.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    with torch.no_grad(), _ShapeOfSamples(), counter:  # type: ignore[no-untyped-call]
+    with torch.no_grad(), _Shapes(), counter:
         module(example)
     # The division is exact, because every formula returns an even number.
     flops = counter.get_flop_counts().get("Global", {})  # no entry if nothing was counted
@@ -88,14 +89,43 @@ def count_step(
     return count(model, torch.zeros((1, *size, 3), dtype=torch.uint8, device="meta"))
 
 
-class _ShapeOfSamples(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Replaces bilinear sampling on the meta device, which PyTorch splits into 60 operators."""
+class _Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers what operators return on the meta device.
+
+    There, PyTorch computes shapes in Python, which is slow, and a network repeats its blocks.
+    Bilinear sampling is replaced, because PyTorch splits it into 60 operators.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _aten.grid_sampler_2d.default and args[0].is_meta:
             images, grid = args[:2]
             return images.new_empty((*images.shape[:2], *grid.shape[1:3]))
-        return func(*args, **(kwargs or {}))
+        key = func, _described(args), _described(kwargs)
+        known = self._known.get(key)
+        if known is not None:
+            return tree_map_only(Tensor, Tensor.detach, known)
+        made = func(*args, **(kwargs or {}))
+        outputs = tree_leaves(made)
+        if not func._schema.is_mutable and all(
+            isinstance(x, Tensor) and x.is_meta for x in outputs
+        ):
+            self._known[key] = made
+        return made
+
+
+def _described(value: Any) -> Any:
+    """What the output of an operator depends on, as a key."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.device, value.shape, value.stride()
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_described, value))
+    if isinstance(value, dict):
+        return tuple((name, _described(item)) for name, item in value.items())
+    return type(value), value  # 1, 1.0 and True are equal, but give other types
 
 
 def _by_input(weight: int) -> Formula:

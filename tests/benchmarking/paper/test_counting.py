@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eomt_deploy.benchmarking.paper import counting
 from eomt_deploy.benchmarking.paper.counting import Counts, count, count_step
 from eomt_deploy.benchmarking.paper.ladder import build_step
 from eomt_deploy.benchmarking.paper.suite_file import SuiteRow, suites
@@ -76,6 +77,14 @@ def test_neither_device_nor_attention_changes_the_count(step):
         assert (found.params, found.macs) == (wanted.params, wanted.macs)
         assert sum(found.operators.values()) == found.macs
         assert count(model, images.expand(2, -1, -1, -1)).macs == 2 * found.macs
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_remembered_shapes_do_not_change_the_count(step, monkeypatch):
+    options = {"size": (64, 96), "queries": 6, "classes": 5}
+    found = count_step(step, "tiny", **options)
+    monkeypatch.setattr(counting, "_described", lambda value: object())  # nothing is known
+    assert count_step(step, "tiny", **options) == found
 
 
 class Sampling(nn.Module):
