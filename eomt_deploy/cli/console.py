@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,6 +56,14 @@ def say(text: str, console: Console = stdout, style: str | None = None) -> None:
     console.print(text, style=style, soft_wrap=True)
 
 
+def say_last(text: str) -> None:
+    """Print a line on stderr that may follow a signal.
+
+    Not with rich: if the exception of a signal ends one of its prints, it keeps all later text.
+    """
+    print(text, file=sys.stderr)
+
+
 def warn(text: str) -> None:
     """Print a warning on stderr."""
     say(f"warning: {text}", stderr, "yellow")
@@ -91,7 +100,7 @@ def ending_with(note: str) -> Iterator[None]:
         yield
     finally:
         if note:
-            say(note, stderr)
+            say_last(note)
 
 
 def times(elapsed: float, remaining: float | None) -> str:

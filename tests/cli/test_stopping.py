@@ -51,3 +51,21 @@ def test_other_lost_exceptions_are_shown():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert "ValueError: reason" in done.stderr
+
+
+def test_the_last_lines_are_printed_if_the_signal_came_in_a_print():
+    """rich has begun to collect text then, and does not end it."""
+    code = (
+        "import signal\n"
+        "from rich.console import Console\n"
+        "from eomt_deploy.cli import main, stopping\n"
+        "def interrupted(self):\n"
+        "    self._buffer_index += 1\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "Console.__enter__ = interrupted\n"
+        "stopping.stop_in_order()\n"
+        "main(['list'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == "stopped by SIGTERM\n"
