@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 DEMO := demo
 # One more than the cores of a small machine: some tests wait for other processes.
 WORKERS ?= 3
+# Tests start many programs: Python must keep the compiled code of our modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check setup wheels native docs clean
 

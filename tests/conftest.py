@@ -104,6 +104,7 @@ def traces(common: Path, pytestconfig: pytest.Config) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.onnx.export", Traces(folder, torch.onnx.export))
         patch.setenv(VARIABLE, str(folder))
+        patch.setenv("EOMT_DEPLOY_TEST_COMMON", str(common))
         yield
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from simulated_gpu import SimulatedGpu, Work
 
 from eomt_deploy.cuda import DeviceArray, open_device
@@ -23,6 +24,7 @@ from eomt_deploy.processing.cuda.kernels import source
 GUARD = 64
 """Bytes before and after every allocation that no kernel may touch. They keep the alignment."""
 POISON = 0xCD
+POISONED = bytes([POISON]) * (2 * GUARD)
 
 
 @cache
@@ -36,12 +38,14 @@ def twin() -> bytes:
     if platform.machine() == "x86_64":
         flags.append("-march=native")  # with the FMA instruction; its function is slow
     twin_source = str(Path(__file__).with_name("host_twin.cpp"))
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "kernels.cu").write_text(source())
-        library = Path(folder) / "kernels.so"
-        command = [compiler, *flags, f"-I{folder}", twin_source, "-o", str(library)]
-        subprocess.run(command, check=True)
-        return library.read_bytes()
+    folder = Path(os.environ["EOMT_DEPLOY_TEST_COMMON"])  # all workers share it
+    library = folder / "twin.so"
+    with FileLock(folder / "twin.lock"):
+        if not library.exists():
+            (folder / "kernels.cu").write_text(source())
+            command = [compiler, *flags, f"-I{folder}", twin_source, "-o", str(library)]
+            subprocess.run(command, check=True)
+    return library.read_bytes()
 
 
 def gpu_device() -> Device:
@@ -73,7 +77,7 @@ class HostDevice(SimulatedGpu):
         super().__init__(seed)
         self._lazy = lazy
         self._folder = folder
-        self._guarded: dict[int, Array] = {}
+        self._guarded: dict[int, tuple[memoryview, memoryview]] = {}
         self._kernels: list[tuple[ctypes.CDLL, str]] = []
         self._libraries: list[ctypes.CDLL] = []
         self.bytes_to_host = 0
@@ -96,21 +100,21 @@ class HostDevice(SimulatedGpu):
     def alloc(self, size: int) -> int:
         memory = np.full(size + 3 * GUARD, POISON, np.uint8)
         pointer = -(-(memory.ctypes.data + GUARD) // GUARD) * GUARD
+        start = pointer - memory.ctypes.data
         self.allocations += 1
-        self._guarded[pointer] = memory
+        self._guarded[pointer] = memory.data[:start], memory.data[start + size :]
         self._memory[pointer] = (ctypes.c_ubyte * size).from_address(pointer)
         return pointer
 
     def free(self, pointer: int) -> None:
+        super().free(pointer)  # runs all work first
         self.check_guards()
-        super().free(pointer)
+        self._freed += self._guarded.pop(pointer)  # the memory itself lives as long as the device
 
     def check_guards(self) -> None:
-        for pointer, memory in self._guarded.items():
-            start = pointer - memory.ctypes.data
-            end = start + len(memory) - 3 * GUARD
-            assert (memory[:start] == POISON).all(), "a kernel wrote before its buffer"
-            assert (memory[end:] == POISON).all(), "a kernel wrote beyond its buffer"
+        for before, after in list(self._guarded.values()):
+            assert before == POISONED[: len(before)], "a kernel wrote before its buffer"
+            assert after == POISONED[: len(after)], "a kernel wrote beyond its buffer"
 
     def to_host(self, target: Array, pointer: int, stream: int) -> None:
         self.bytes_to_host += target.nbytes

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import forked
 import numpy as np
 from PIL import Image
 
+from eomt_deploy.serving import supervision
 from eomt_deploy.serving.config import Limits, ServeConfig
 from eomt_deploy.serving.pool import PoolOptions
 from eomt_deploy.serving.run import Running, serve
 from eomt_deploy.serving.worker import WorkerOptions
 
 TOKEN = "0123456789abcdef-of-a-test"
+IMPORTS = (*forked.IMAGES, "eomt_deploy.serving.run")
+"""What `serve` imports."""
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Fork workers from a process that has imported what they need.
+
+    Servers of the command line start them in new interpreters.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["eomt_deploy.serving.worker", "onnxruntime"])
+    forking = SimpleNamespace(get_context=lambda _: context)
+    with patch.object(supervision, "multiprocessing", forking):
+        yield
 
 
 @contextmanager
@@ -57,15 +81,16 @@ def running(models: dict[str, Path], **settings: Any) -> Iterator[Running]:
             ready.set()
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(60), "the server did not start"
-    assert isinstance(found[0], Running), found
-    try:
-        yield found[0]
-    finally:
-        found[0].stop()
-        thread.join(30)
-        assert not thread.is_alive(), "the server did not stop"
+    with forked_workers():
+        thread.start()
+        assert ready.wait(60), "the server did not start"
+        assert isinstance(found[0], Running), found
+        try:
+            yield found[0]
+        finally:
+            found[0].stop()
+            thread.join(30)
+            assert not thread.is_alive(), "the server did not stop"
 
 
 def encoded(seed: int, size: tuple[int, int] = (48, 64), kind: str = "PNG") -> bytes:

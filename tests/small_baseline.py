@@ -13,10 +13,12 @@ from eomt_deploy.benchmarking.machine import roofline
 from eomt_deploy.benchmarking.paper import counting, ladder
 from eomt_deploy.benchmarking.paper.baseline import adapter, mask_decoder, pixel_decoder
 
+_count = cache(counting.count_step)
+
 
 @contextmanager
 def small_baseline() -> Iterator[None]:
-    """Fewer layers, one count of each network, peaks of small matrices."""
+    """Fewer and narrower layers, one count of each network, peaks of small matrices."""
     # One block before the queries join and one after.
     shallow = replace(ladder.BACKBONES["tiny"], depth=2, blocks=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -25,7 +27,9 @@ def small_baseline() -> Iterator[None]:
         patch.setattr(adapter, "EXTRA_EXTRACTORS", 0)
         patch.setattr(pixel_decoder, "LAYERS", 1)
         patch.setattr(mask_decoder, "LAYERS", 3)  # one for each scale
+        patch.setattr(pixel_decoder, "HIDDEN", 256)
+        patch.setattr(mask_decoder, "HIDDEN", 256)
         patch.setattr(roofline, "CPU_SIDES", (64, 128))
         patch.setattr(roofline, "SECONDS", 0.01)
-        patch.setattr(counting, "count_step", cache(counting.count_step))
+        patch.setattr(counting, "count_step", _count)
         yield

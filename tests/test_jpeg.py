@@ -67,7 +67,7 @@ def jpegs(draw):
     return file.getvalue(), mode != "CMYK" and not options.get("keep_rgb")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(jpegs())
 def test_the_pixels_are_those_of_pillow(jpeg):
     data, direct = jpeg
@@ -78,7 +78,7 @@ def test_the_pixels_are_those_of_pillow(jpeg):
     assert library.decoded == direct
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(jpegs(), st.data())
 def test_damaged_files_end_as_with_pillow(jpeg, data):
     content = bytearray(jpeg[0])

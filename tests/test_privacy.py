@@ -157,9 +157,10 @@ def test_openvino_is_only_imported_without_its_reports():
     guilty = []
     for folder in ("eomt_deploy", "benchmarks", "examples", "tests"):
         for file in (REPOSITORY / folder).rglob("*.py"):
-            if file == Path(privacy.__file__):
+            text = file.read_text("utf-8")
+            if file == Path(privacy.__file__) or "openvino" not in text:
                 continue
-            for node in imports_at_run_time(ast.parse(file.read_text("utf-8"))):
+            for node in imports_at_run_time(ast.parse(text)):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 if not getattr(node, "level", 0) and "openvino" in {n.split(".")[0] for n in names}:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,14 @@ ARCH = Architecture(
     num_classes=5,
     num_upscale=2,
 )
+_SHALLOW = replace(ARCH, depth=2, num_blocks=1)
+SHALLOW = {
+    "dinov2 giant": replace(_SHALLOW, heads=4, mlp="swiglu"),
+    "dinov3": replace(_SHALLOW, heads=4, rope_theta=100.0, norm_eps=1e-5),
+    "dinov3 gated, patch 32": replace(_SHALLOW, rope_theta=100.0, mlp="swiglu", patch_size=32),
+}
+"""Other families, with one block before the queries join and one after. Several tests use them,
+since each new structure takes seconds to trace."""
 SIZE = (64, 64)
 CLASSES = [
     {"name": "sky", "thing": False},

@@ -49,7 +49,6 @@ def faulty_openvino(monkeypatch):
     ("weights", "part"),
     [
         ("backbone.blocks.0.attn.qkv.weight", "block 0"),
-        ("backbone.blocks.1.mlp.fc2.weight", "block 1"),
         ("backbone.blocks.2.mlp.fc1.weight", "block 2"),
         ("mask_head.2.weight", "mask_head.2"),
         ("class_head.weight", "class_head"),
@@ -87,7 +86,7 @@ def test_a_built_file_is_built_again_for_each_part(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [1, 2])
 def test_a_fixed_batch(saved, faulty_openvino, image_path, cli, batch):
     faulty_openvino("backbone.blocks.1.mlp.fc2.weight")
     model = saved("fp32", batch)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from small_baseline import small_baseline
 
 from eomt_deploy.backends import registry
 from eomt_deploy.backends.backend import Backend, Builder
@@ -165,5 +166,6 @@ def test_suite(new_backend):
         suite=suite, size=(64, 64), backbone="tiny", runtimes=("new",), precision="fp32",
         rounds=Rounds(2, warmup=0), probe=False,
     )  # fmt: skip
-    report = run_suite(config)  # 5: bench --suite
+    with small_baseline():
+        report = run_suite(config)  # 5: bench --suite
     assert {m.runtime for m in report.measurements} == {"new"}

@@ -1,4 +1,4 @@
-"""One Ray for all tests of batch jobs in this process: its start takes several seconds."""
+"""One Ray for all tests of this folder: its start takes several seconds, and it is never idle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("ray", reason="batch jobs need the extra batch")
 from eomt_deploy.batch.cluster import running_ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_here() -> Iterator[Any]:
     with running_ray(None, slots=4, gpus=0) as ray:
         yield ray

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,67 +119,28 @@ def test_a_finished_run_is_not_repeated(output):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.p*")} == before
 
 
-def test_only_missing_shards_are_processed(output, images, tmp_path):
+def test_too_many_errors_stop_the_run_and_only_missing_shards_are_processed_later(
+    output, images, tmp_path
+):
     folder, report, _, config = output
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    expected = rows(copy)
-    missing = copy / "shards" / "000000002.parquet"
-    missing.unlink()
-    again = run(BatchConfig(**{**vars(config), "output": str(copy)}))
-    assert (again.images, again.kept, again.segments) == (30, 22, report.segments)
+    again = tmp_path / "again"
+    settings = vars(config) | {"output": str(again)}
+    with pytest.raises(ImageError, match="3 images have no result, and --max-errors allows 2"):
+        run(BatchConfig(**settings | {"max_errors": 2}))
+    missing = again / "shards" / "000000002.parquet"
+    missing.unlink(missing_ok=True)
+    kept = {path: path.stat().st_mtime_ns for path in again.glob("shards/*.parquet")}
+    later = run(BatchConfig(**settings | {"max_errors": 3}))
+    assert (
+        kept.items() <= {path: path.stat().st_mtime_ns for path in again.glob("shards/*")}.items()
+    )
+    assert later.kept == sum(6 if path.stem.endswith("3") else 8 for path in kept)
+    assert (later.images, later.failed, later.segments) == (30, 3, report.segments)
     times = ("prepare_ms", "network_ms", "finish_ms")
-    for new, old in zip(check_complete(copy, images), expected, strict=True):
+    for new, old in zip(check_complete(again, images), rows(folder), strict=True):
         assert {k: v for k, v in new.items() if k not in times} == {
             k: v for k, v in old.items() if k not in times
         }
-
-
-@pytest.mark.parametrize("task", ["semantic", "instance"])
-def test_the_other_tasks(exported, tmp_path, task):
-    paths = write_images(tmp_path / "in", 5)
-    config = BatchConfig(
-        exported(task), (str(tmp_path / "in"),), str(tmp_path / "out"), concurrency=1, **OPTIONS
-    )
-    run(config)
-    with Segmenter(exported(task), **OPTIONS) as segmenter:
-        for row, path in zip(check_complete(tmp_path / "out", paths), paths, strict=True):
-            check_equal(row, segmenter.predict(path))
-
-
-def test_killed_workers_cost_no_image(exported, tmp_path):
-    paths = write_images(tmp_path / "in", 200)
-    config = BatchConfig(
-        exported("panoptic"), (str(tmp_path / "in"),), str(tmp_path / "out"), shard_size=20,
-        concurrency=1, **OPTIONS,
-    )  # fmt: skip
-    names = ["MapWorker", "Decoder", "Writer"]
-    killed: list[int] = []
-
-    def kill(state: State) -> None:
-        if state.where and names and (found := workers(names[-1])):
-            names.pop()
-            killed.extend(found)
-            for process in found:
-                os.kill(process, signal.SIGKILL)
-
-    report = run(config, kill)
-    assert names == []
-    assert len(killed) >= 3
-    assert (report.images, report.failed) == (200, 0)
-    check_complete(tmp_path / "out", paths)
-
-
-def test_too_many_errors_stop_the_run_and_it_continues_later(exported, images, tmp_path):
-    config = BatchConfig(
-        exported("panoptic"), (str(images[0].parent),), str(tmp_path / "out"), shard_size=10,
-        max_errors=2, **OPTIONS,
-    )  # fmt: skip
-    with pytest.raises(ImageError, match="3 images have no result, and --max-errors allows 2"):
-        run(config)
-    report = run(BatchConfig(**{**vars(config), "max_errors": 3}))
-    assert (report.images, report.failed) == (30, 3)
-    check_complete(tmp_path / "out", images)
 
 
 def where(thread: threading.Thread) -> tuple[str, list[str]]:
@@ -200,14 +161,19 @@ def is_harmless(thread: threading.Thread) -> bool:
     return name == "Prefetcher" and functions[-1:] == ["wait"]
 
 
-@pytest.mark.parametrize("phase", ["models open", "images are done"])
-def test_a_stopped_run_leaves_no_thread(exported, tmp_path, phase):
-    """A thread that uses Ray after its shutdown would end this process with exit code 1."""
-    write_images(tmp_path / "in", 200)
-    config = BatchConfig(
-        exported("panoptic"), (str(tmp_path / "in"),), str(tmp_path / "out"), shard_size=8,
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, exported):
+    """A job that the next tests stop and continue: each start of its processes takes seconds."""
+    folder = tmp_path_factory.mktemp("large")
+    return write_images(folder / "in", 200), BatchConfig(
+        exported("instance"), (str(folder / "in"),), str(folder / "out"), shard_size=8,
         concurrency=1, **OPTIONS,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["models open", "images are done"])
+def test_a_stopped_run_leaves_no_thread(large, phase):
+    """A thread that uses Ray after its shutdown would end this process with exit code 1."""
     before = set(threading.enumerate())
     during: set[str] = set()
 
@@ -217,13 +183,34 @@ def test_a_stopped_run_leaves_no_thread(exported, tmp_path, phase):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as found:  # its traceback keeps the frames of the run
-        run(config, stop)
+        run(large[1], stop)
     assert "StreamingExecutor" in during
     left = [t for t in set(threading.enumerate()) - before if t.is_alive()]
     assert not [where(t) for t in left if not is_harmless(t)]
     assert found.traceback
-    report = run(config)
-    assert report.images == 200
+
+
+def test_killed_workers_cost_no_image(large):
+    """Here of instances, whose masks overlap."""
+    paths, config = large
+    names = ["MapWorker", "Decoder", "Writer"]
+    killed: list[int] = []
+
+    def kill(state: State) -> None:
+        if state.where and names and (found := workers(names[-1])):
+            names.pop()
+            killed.extend(found)
+            for process in found:
+                os.kill(process, signal.SIGKILL)
+
+    report = run(config, kill)
+    assert names == []
+    assert len(killed) >= 3
+    assert (report.images, report.failed) == (200, 0)
+    found = check_complete(Path(config.output), paths)
+    with Segmenter(config.model, **OPTIONS) as segmenter:
+        for row, path in list(zip(found, paths, strict=True))[::20]:
+            check_equal(row, segmenter.predict(path))
 
 
 @pytest.mark.shared_data

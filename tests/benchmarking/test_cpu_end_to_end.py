@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("task", "size"), [("panoptic", (180, 320)), ("instance", (240, 320)), ("semantic", (512, 700))]
+    ("task", "size"), [("panoptic", (180, 320)), ("instance", (240, 320)), ("semantic", (256, 350))]
 )
 def test_both_give_the_same_result(task, size):
     jobs = post_jobs(task, size)

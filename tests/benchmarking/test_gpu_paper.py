@@ -28,10 +28,13 @@ finder.find_spec = classmethod(
 sys.argv.pop(0)
 import gpu_paper
 from eomt_deploy.benchmarking.machine import roofline
-from eomt_deploy.benchmarking.paper import ladder
+from eomt_deploy.benchmarking.measure.clock import Rounds
+from eomt_deploy.benchmarking.paper import ladder, suite_config
 from eomt_deploy.benchmarking.paper.baseline import adapter, mask_decoder, pixel_decoder
 adapter.STAGES, adapter.EXTRA_EXTRACTORS, pixel_decoder.LAYERS, mask_decoder.LAYERS = 1, 0, 1, 3
+pixel_decoder.HIDDEN = mask_decoder.HIDDEN = 256
 ladder.BACKBONES["tiny"] = replace(ladder.BACKBONES["tiny"], depth=2, blocks=1)
+suite_config.CPU_ROUNDS = Rounds(4, 1)
 roofline.CPU_SIDES, roofline.SECONDS = (64,), 0.01
 gpu_paper.SECTIONS = (
     gpu_paper.Section("table1", ("torch-eager",), "fp16", 60, ("step 0", "step 4", "step 5")),

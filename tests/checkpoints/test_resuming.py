@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,6 +12,9 @@ import pytest
 from filelock import FileLock
 from web_server import CONTENT, DIGEST, HALF, fetch, kept
 
+from eomt_deploy.checkpoints import transfer
+from eomt_deploy.checkpoints.download import download
+from eomt_deploy.cli import main, stopping
 from eomt_deploy.errors import CheckpointError
 
 
@@ -98,27 +101,71 @@ def test_a_body_in_another_encoding(server):
     assert server.headers[-1]["Accept-Encoding"] == "identity"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_leaves_what_can_be_resumed(server, tmp_path, number):
+@pytest.fixture
+def stalled(server, tmp_path):
+    """A server that sends half of the file, the command that loads it, and a wait for the half."""
     server.stall_at = HALF
     command = [
-        sys.executable, "-m", "eomt_deploy", "export", f"{server.address}/w.pt", "--insecure",
-        "--task", "semantic", "-o", str(tmp_path / "m.onnx"),
+        "eomt-deploy", "export", f"{server.address}/w.pt", "--insecure", "--task", "semantic",
+        "-o", str(tmp_path / "m.onnx"),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not any(p.stat().st_size == HALF for p in (tmp_path / "cache").rglob("*.partial")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert ("the next run resumes from there" in err) == (number != signal.SIGKILL)
-    assert "Traceback" not in err
+
+    def until_half(running=lambda: True):
+        deadline = time.monotonic() + 120
+        while not any(p.stat().st_size == HALF for p in (tmp_path / "cache").rglob("*.partial")):
+            assert time.monotonic() < deadline
+            assert running()
+            time.sleep(0.05)
+
+    yield command, until_half
     server.stall_at = None
     assert fetch(server).read_bytes() == CONTENT
     assert server.headers[-1]["Range"] == f"bytes={HALF}-"
+
+
+@pytest.fixture
+def handlers(monkeypatch):
+    """Restore what a command that owns the process changes."""
+    before = {name: signal.getsignal(getattr(signal, name)) for name in stopping.NAMES}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(stopping, "_received", [])
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_what_can_be_resumed(stalled, capsys, monkeypatch, number):
+    command, until_half = stalled
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(transfer, "TIMEOUT", 60)  # the signal comes first
+
+    def interrupt():
+        until_half()
+        signal.pthread_kill(threading.main_thread().ident, number)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 128 + number
+    err = capsys.readouterr().err
+    assert "the next run resumes from there" in err
+    assert "Traceback" not in err
+
+
+def test_a_killed_process_leaves_what_can_be_resumed(stalled, capfd):
+    command, until_half = stalled
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    process = context.Process(target=download, args=(command[2],), kwargs={"insecure": True})
+    process.start()
+    until_half(process.is_alive)
+    process.kill()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    err = capfd.readouterr().err
+    assert "the next run resumes from there" not in err
+    assert "Traceback" not in err
 
 
 def test_two_processes_do_not_write_one_file(server, capfd, tmp_path):

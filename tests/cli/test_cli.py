@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
+import forked
 import numpy as np
 import onnx
 import pytest
 import torch
 from PIL import Image
-from traces import command_line
 
 import eomt_deploy
 from eomt_deploy import catalog
@@ -326,20 +327,16 @@ def test_export_without_torch_says_what_to_install(files, tmp_path):
 
 
 def test_terminated_export_leaves_nothing(files, picture, tmp_path):
-    import signal
-    import time
-
     images, target = tmp_path / "photos", tmp_path / "target"
     images.mkdir()
     target.mkdir()
     for index in range(500):  # enough not to be done before the signal comes
         (images / f"{index}.png").write_bytes(picture.read_bytes())
-    command = command_line([
+    command = [
         "export", files.checkpoint, "--task", "semantic", "--classes", files.classes,
         "--verify-images", images, "-o", target / "m.onnx",
-    ])  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    ]  # fmt: skip
+    process = forked.start(command, code=forked.EXPORT, imports=forked.EXPORTS)
     for line in process.stderr:
         if line.startswith("comparing"):
             break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -24,6 +23,16 @@ LINES = [(name, line) for name, lines in EXAMPLES.items() for line in lines]
 QUICK = ("list", "export", "build", "inspect", "verify", "predict", "compare", "doctor", "cache show", "cache clear")  # noqa: E501  # fmt: skip
 """Commands whose examples are run, in this order, if they need no GPU and no other files."""
 SKIPPED = ("--run", "last.ckpt", ".engine", "coco.onnx", "int8")
+
+
+TABS = [
+    (("export", "m", "--precision", "f"), ["fp16", "fp32", "fp8"]),
+    (("export", "eomt-t"), ["eomt-tiny-scenes"]),
+    (("predict", "m.onnx", "i", "--device", ""), ["cpu", "cuda"]),
+    (("bench", "--suite", "table1"), ["table1"]),
+    (("bench", "--precision", "amp"), ["amp-bf16", "amp-fp16"]),
+]
+"""Words before the TAB key, and what is offered for the last one."""
 
 
 def leaves():
@@ -81,33 +90,27 @@ def test_no_description_is_cut(cli):
         assert "..." not in cli(*command, "-h")[1].replace("[ARGS]...", "")
 
 
-def completed(*typed):
-    """What bash would offer for the last word."""
+@pytest.fixture(params=TABS, ids=[" ".join(typed) for typed, _ in TABS])
+def tab(request, monkeypatch):
+    """The environment in which bash asks what it should offer for the last word; and the answer."""
+    typed, offered = request.param
     line = shlex.join(["eomt-deploy", *typed])
-    environment = os.environ | {
-        "_EOMT_DEPLOY_COMPLETE": "complete_bash",
-        "COMP_WORDS": line if typed[-1] else line.removesuffix("''"),
-        "COMP_CWORD": str(len(typed)),
-    }
+    monkeypatch.setenv("_EOMT_DEPLOY_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line if typed[-1] else line.removesuffix("''"))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed)))
+    return offered
+
+
+def test_the_tab_key(cli, tab):
+    _, out, _ = cli()
+    assert out.split() == tab
+
+
+@pytest.mark.parametrize("tab", TABS[:1], indirect=True)
+def test_the_tab_key_in_its_own_process(tab):
     program = "import sys; sys.argv[0] = 'eomt-deploy'; from eomt_deploy.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
-    )
-    return done.stdout.split()
-
-
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        (("export", "m", "--precision", "f"), ["fp16", "fp32", "fp8"]),
-        (("export", "eomt-t"), ["eomt-tiny-scenes"]),
-        (("predict", "m.onnx", "i", "--device", ""), ["cpu", "cuda"]),
-        (("bench", "--suite", "table1"), ["table1"]),
-        (("bench", "--precision", "amp"), ["amp-bf16", "amp-fp16"]),
-    ],
-)
-def test_the_tab_key(typed, offered):
-    assert completed(*typed) == offered
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == tab
 
 
 @pytest.mark.parametrize(

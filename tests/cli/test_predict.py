@@ -11,6 +11,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -239,13 +240,6 @@ def test_a_name_that_the_system_refuses_costs_only_its_own_result(
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())["images"]) == 1
 
 
-def start(model, folder, out, *options, program=("-m", "eomt_deploy")):
-    command = [sys.executable, *program, "predict", model, folder, "-o", out, *options]
-    return subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def wait_for_results(process, out, count):
     deadline = time.monotonic() + 120
     while len(list((out / "labels").glob("*.png"))) < count:
@@ -275,7 +269,7 @@ itself starts, is shown by Python."""
 def test_a_stopped_run_keeps_its_results_and_goes_on(exported, gradient, tmp_path, name):
     folder, out = tmp_path / "in", tmp_path / "out"
     write_images(folder, gradient, *(f"{i:04}.png" for i in range(60)))
-    process = start(exported("panoptic"), folder, out)
+    process = forked.start(["predict", exported("panoptic"), folder, "-o", out])
     wait_for_results(process, out, 5)
     number = getattr(signal, name)
     process.send_signal(number)
@@ -291,7 +285,7 @@ def test_a_stopped_run_keeps_its_results_and_goes_on(exported, gradient, tmp_pat
         summary = json.loads((out / "predictions.json").read_text())
         assert 5 <= len(summary["images"]) < 60
         assert len(summary["images"]) == len(list((out / "labels").glob("*.png")))
-    process = start(exported("panoptic"), folder, out, "--resume")
+    process = forked.start(["predict", exported("panoptic"), folder, "-o", out, "--resume"])
     text, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "keeping the results of" in err
@@ -304,7 +298,7 @@ def test_a_stopped_run_keeps_its_results_and_goes_on(exported, gradient, tmp_pat
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("seconds", [0, 0.01, 0.05, 0.2])
 def test_ctrl_c_while_the_command_exits_shows_no_traceback(exported, picture, tmp_path, seconds):
-    process = start(exported("semantic"), picture, tmp_path / "out")
+    process = forked.start(["predict", exported("semantic"), picture, "-o", tmp_path / "out"])
     assert process.stdout.readline().startswith("wrote 1 of 1")
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
@@ -325,7 +319,11 @@ def test_the_first_line_of_the_command_comes_before_its_imports():
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("seconds", [0, 0.1, 0.2, 0.4, 0.8])
 def test_ctrl_c_at_any_time_shows_no_traceback(exported, picture, tmp_path, seconds):
-    process = start(exported("semantic"), picture, tmp_path / "out", program=("-c", ANNOUNCED))
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANNOUNCED, "predict", exported("semantic"), picture, "-o",
+         tmp_path / "out"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stdout.readline() == "started\n"
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)

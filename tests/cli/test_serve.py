@@ -9,9 +9,17 @@ import socket
 import subprocess
 import sys
 
+import forked
 import httpx
 import pytest
 import served
+
+
+@pytest.fixture(autouse=True)
+def _forked_workers():
+    """Only the servers of the command line in their own processes start new interpreters."""
+    with served.forked_workers():
+        yield
 
 
 @pytest.mark.parametrize(
@@ -67,12 +75,13 @@ def test_token_from_the_environment_and_log(exported):
     """Neither the token nor the query is in the log."""
     model = exported("panoptic")
     command = [
-        sys.executable, "-m", "eomt_deploy", "serve", f"first={model}", f"second={model}",
-        "--port", "0", "--grpc-port", "0", "--host", "0.0.0.0", "--log", "json",
-        "--backend", "onnxruntime", "--threads", "1",
+        "serve", f"first={model}", f"second={model}", "--port", "0", "--grpc-port", "0",
+        "--host", "0.0.0.0", "--log", "json", "--backend", "onnxruntime", "--threads", "1",
     ]  # fmt: skip
     environment = os.environ | {"EOMT_DEPLOY_TOKEN": served.TOKEN}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = forked.start(
+        command, imports=served.IMPORTS, env=environment, stdout=subprocess.DEVNULL
+    )
     lines = []
     for line in process.stderr or ():
         lines.append(line)

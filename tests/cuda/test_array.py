@@ -48,18 +48,18 @@ def test_memory_is_freed_exactly_once():
     memory.free()
     memory.free()
     del memory
-    gc.collect()
+    gc.collect(1)
     assert not gpu.live
 
 
 def test_memory_lives_as_long_as_any_view_of_it():
     gpu = SimulatedGpu()
     rows = DeviceArray.empty(gpu, (4, 3), np.float32).rows(1, 3)
-    gc.collect()
+    gc.collect(1)
     assert len(gpu.live) == 1
     assert (rows.shape, rows.nbytes, len(rows)) == ((2, 3), 24, 2)
     del rows
-    gc.collect()
+    gc.collect(1)
     assert not gpu.live
 
 
@@ -90,11 +90,11 @@ def test_stream_goes_with_the_last_that_holds_it():
         gpu.fill_zero(array.pointer, 4, array.stream)
     rows = array.rows(1, 3)
     del array
-    gc.collect()
+    gc.collect(1)
     assert gpu.streams == {LEGACY_STREAM, rows.stream}
     assert rows.copy_to_host().tolist() == [0, 0]
     del rows
-    gc.collect()
+    gc.collect(1)
     assert gpu.streams == {LEGACY_STREAM}
 
 
@@ -142,7 +142,7 @@ def test_wrapping_keeps_the_owner_and_never_frees():
     array = DeviceArray.wrap(foreign, gpu)
     assert array.owner is foreign
     del array
-    gc.collect()  # 4096 was never allocated: freeing it would be a KeyError
+    gc.collect(1)  # 4096 was never allocated: freeing it would be a KeyError
 
 
 @pytest.mark.parametrize(
@@ -247,17 +247,17 @@ def test_numpy_and_torch_read_our_capsules():
 
 @pytest.mark.parametrize("consume", [True, False])
 def test_capsule_keeps_its_owner_until_the_reader_is_done(consume):
-    gc.collect()
+    gc.collect(1)
     before = len(dlpack._lent)
     host = OnHost(np.ones((2, 2), np.float32))
     held = torch.from_dlpack(host) if consume else host.__dlpack__()
     del host
-    gc.collect()
+    gc.collect(1)
     assert len(dlpack._lent) == before + 1
     if consume:
         assert held.sum() == 4
     del held
-    gc.collect()
+    gc.collect(1)
     assert len(dlpack._lent) == before
 
 
@@ -277,10 +277,10 @@ def test_capsule_says_what_the_array_is():
     assert tensor.byte_offset == 0
     # The capsule is the last reference and frees the memory.
     del array, tensor, managed
-    gc.collect()
+    gc.collect(1)
     assert len(gpu.live) == 1
     del capsule
-    gc.collect()
+    gc.collect(1)
     assert not gpu.live
 
 

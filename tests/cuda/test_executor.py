@@ -230,7 +230,7 @@ def test_close_frees_all_but_what_somebody_holds():
     assert (gpu.streams, gpu.events, gpu.graphs) == ({LEGACY_STREAM, outputs[0].stream}, {}, {})
     assert gpu.live == {o.pointer for o in outputs}
     del outputs
-    gc.collect()
+    gc.collect(1)
     assert (gpu.live, gpu.streams) == (set(), {LEGACY_STREAM})
     with pytest.raises(UsageError, match="closed"):
         executor.run(pictures(1))
@@ -250,7 +250,7 @@ def test_executor_of_a_thread_is_freed_with_it():
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    gc.collect()
+    gc.collect(1)
     assert (gpu.live, gpu.streams, gpu.events) == (set(), {LEGACY_STREAM}, {})
 
 
@@ -275,13 +275,13 @@ def test_outputs_outlive_their_executor(thread):
     worker = threading.Thread(target=work)
     worker.start()
     worker.join()
-    gc.collect()
+    gc.collect(1)
     check([output.copy_to_host().astype(np.float32) for output in outputs], images)
     with gpu.active():
         outputs[0].make_wait(LEGACY_STREAM)
     outputs[1].__dlpack__(stream=LEGACY_STREAM)
     outputs.clear()
-    gc.collect()
+    gc.collect(1)
     assert (gpu.live, gpu.streams) == ({source.pointer}, {LEGACY_STREAM})
 
 

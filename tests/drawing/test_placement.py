@@ -26,7 +26,7 @@ def cut(labels: np.ndarray, rectangle) -> np.ndarray:
     return labels[y0:y1, x0:x1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_labels_do_not_overlap_and_are_inside_the_image(seed, thing):
     rng = np.random.default_rng(seed)

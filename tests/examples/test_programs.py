@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import runpy
@@ -14,7 +16,8 @@ import nbformat
 import numpy as np
 import pytest
 import tiny
-from nbclient import NotebookClient
+from IPython.core.displayhook import CapturingDisplayHook
+from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from eomt_deploy import Segmenter
@@ -32,7 +35,7 @@ def model(tmp_path_factory):
     return path
 
 
-def run(name, *arguments):
+def run_process(name, *arguments):
     return subprocess.run(
         [sys.executable, ROOT / "examples" / name, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -41,8 +44,28 @@ def run(name, *arguments):
     )
 
 
+def run(name, *arguments):
+    """Like :func:`run_process`, but in this process, so that nothing is imported again."""
+    path, code = str(ROOT / "examples" / name), 0
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", [path, *map(str, arguments)])
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        if isinstance(code, str):  # as the interpreter handles it
+            print(code, file=sys.stderr)
+            code = 1
+    return subprocess.CompletedProcess(path, code, out.getvalue(), err.getvalue())
+
+
 def test_predict(model, tmp_path):
-    done = run("predict.py", model, SCENE, tmp_path / "seen.png")
+    done = run_process("predict.py", model, SCENE, tmp_path / "seen.png")
     assert done.returncode == 0, done.stderr
     first, *regions = done.stdout.splitlines()
     assert first == f"Segmentation(panoptic, 240x320, {len(regions)} segments)"
@@ -51,7 +74,7 @@ def test_predict(model, tmp_path):
 
 
 def test_predict_shows_errors_in_words(model, tmp_path):
-    done = run("predict.py", tmp_path / "missing.onnx", SCENE, tmp_path / "seen.png")
+    done = run_process("predict.py", tmp_path / "missing.onnx", SCENE, tmp_path / "seen.png")
     assert done.returncode == 1
     assert done.stderr.startswith("error E205: There is no model at")
     assert "Traceback" not in done.stderr
@@ -144,29 +167,39 @@ def test_supervision_annotate(model, tmp_path):
     assert 0.05 < (changed.max(-1) > 0).mean() < 0.3  # the objects and their labels, nothing else
 
 
-def test_notebook(tmp_path):
-    """It runs from the first cell to the last, and prints what its stored outputs show."""
+def test_notebook(tmp_path, monkeypatch):
+    """It runs from the first cell to the last, and prints what its stored outputs show.
+
+    In this process, so that PyTorch is not imported again.
+    """
     path = ROOT / "examples" / "quick_start.ipynb"
-    stored, fresh = (nbformat.read(path, as_version=4) for _ in range(2))
-    client = NotebookClient(fresh, timeout=300, resources={"metadata": {"path": str(path.parent)}})
-    startup = tmp_path / "profile_default" / "startup" / "traces.py"
-    startup.parent.mkdir(parents=True)
-    startup.write_text("import traces; traces.install()")
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    client.execute(env=os.environ | {"PYTHONPATH": paths, "IPYTHONDIR": str(tmp_path)})
-    assert [texts(cell) for cell in fresh.cells] == [texts(cell) for cell in stored.cells]
-    assert any(texts(cell) for cell in stored.cells)
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.kernelspec.name == "python3"
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # IPython replaces it
+    shell, values = InteractiveShell(), []
+    shell.display_trap.hook = CapturingDisplayHook(shell, values)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in cells:
+        values.clear()
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            shell.run_cell(cell.source).raise_error()
+        found = [printed.getvalue(), *(value["data"]["text/plain"] for value in values)]
+        assert [without_addresses(text) for text in found if text] == stored(cell)
+    assert any(stored(cell) for cell in cells)
 
 
-def texts(cell):
+def stored(cell):
     """What a cell printed on stdout, and its value as text."""
-    outputs = [o for o in cell.get("outputs", ()) if o.get("name") != "stderr"]
-    # The kernel may send the text of one cell in several messages.
-    printed = "".join(o.text for o in outputs if o.output_type == "stream")
-    results = [o.data.get("text/plain") for o in outputs if o.output_type != "stream"]
-    values = [*([printed] if printed else []), *results]
-    # The address of an object in memory is different in each run.
-    return [re.sub(r" at 0x[0-9A-F]+", "", value) for value in values]
+    outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    texts = (o.text if o.output_type == "stream" else o.data["text/plain"] for o in outputs)
+    return [without_addresses(text) for text in texts]
+
+
+def without_addresses(text):
+    """The address of an object in memory is different in each run."""
+    return re.sub(r" at 0x[0-9A-F]+", "", text)
 
 
 def test_own_engine_gives_the_same_result(model):

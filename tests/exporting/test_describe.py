@@ -23,11 +23,29 @@ NAMES = [c["name"] for c in tiny.CLASSES]
 def described(files, **changes):
     """The spec and the warnings of an export, without the export itself."""
     config = ExportConfig(str(files.checkpoint), Path("m.onnx"), classes=files.classes)
-    config = replace(config, **({"task": "panoptic"} | changes))
+    return described_by(replace(config, **({"task": "panoptic"} | changes)))
+
+
+def described_by(config):
     source = describe.find_source(config)
     checkpoint = read_checkpoint(source.location, weights_key=config.weights_key)
     spec = describe.describe(config, source, checkpoint)
     return spec, describe.warnings(config, source, checkpoint, spec)
+
+
+@pytest.mark.parametrize("size", [(48, 96), (128, 32)])
+def test_sizes_far_from_the_trained_one(files, size):
+    spec, notes = described(files, size=size)
+    assert spec.image_size == size
+    assert any("far from the trained size 64x64" in note for note in notes)
+
+
+def test_another_task_than_in_the_catalog():
+    config = ExportConfig("eomt-tiny-scenes", Path("m.onnx"), task="semantic")
+    spec, notes = described_by(config)
+    wanted = "trained for panoptic segmentation, but is exported for semantic segmentation"
+    assert any(wanted in note for note in notes)
+    assert spec.name == "m"
 
 
 def class_list(folder, things):

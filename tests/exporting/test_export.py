@@ -109,10 +109,9 @@ def test_fixed_batch(files, tmp_path):
     np.testing.assert_allclose(three[1][2:], last[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(48, 96), (128, 32)])
-def test_other_sizes_warn_when_far_from_the_trained_one(files, tmp_path, size):
-    report = export(config(files, tmp_path / "m.onnx", size=size))
-    assert report.spec.image_size == size
+def test_another_size_than_the_trained_one(files, tmp_path):
+    report = export(config(files, tmp_path / "m.onnx", size=(48, 96)))
+    assert report.spec.image_size == (48, 96)
     assert any("far from the trained size 64x64" in w for w in report.warnings)
     with Segmenter(tmp_path / "m.onnx") as segmenter:
         assert segmenter.predict(np.zeros((50, 70, 3), np.uint8)).size == (50, 70)
@@ -155,7 +154,7 @@ def test_large_weights_go_to_a_side_file(files, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("mlp", "precision"),
-    [("gelu", "fp32"), ("gelu", "fp16"), ("gelu", "bf16"), ("swiglu", "fp16")],
+    [("gelu", "fp32"), ("gelu", "bf16"), ("swiglu", "fp16")],
 )
 def test_models_larger_than_the_memory_give_the_same_file(tmp_path, monkeypatch, mlp, precision):
     files = tiny.write(tmp_path, tiny.network(replace(tiny.ARCH, mlp=mlp)))
@@ -281,13 +280,6 @@ def test_metadata_is_readable_by_plain_onnx(exported):
     model = onnx.load(exported("semantic"))
     metadata = {p.key: p.value for p in model.metadata_props}
     assert json.loads(metadata[METADATA_KEY])["task"] == "semantic"
-
-
-def test_another_task_than_in_the_catalog_is_reported(tmp_path):
-    report = export(ExportConfig("eomt-tiny-scenes", tmp_path / "m.onnx", task="semantic"))
-    wanted = "trained for panoptic segmentation, but is exported for semantic segmentation"
-    assert any(wanted in warning for warning in report.warnings)
-    assert report.spec.name == "m"
 
 
 def test_output_that_is_not_finite_fails(exported, files, image_path):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 from PIL import Image
-from traces import command_line
 
 from eomt_deploy.journal import JOURNAL_NAME
 
@@ -110,21 +111,23 @@ def compare(inputs: Inputs, out: Path) -> list[object]:
 Command = Callable[[Inputs, Path], list[object]]
 
 
-def start(arguments: list[object]) -> subprocess.Popen[str]:
-    """The command line in a process of its own, in a session of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
-    return subprocess.Popen(
-        command_line(arguments), cwd=ROOT, env=environment | {"PYTHONPATH": f"{ROOT}:{TESTS}"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-        start_new_session=True,
+def start(arguments: list[object], printed: int = subprocess.DEVNULL) -> forked.Started:
+    """The command line in a process of its own."""
+    code, imports = forked.COMMAND, (*forked.IMAGES, "eomt_deploy.evaluation")
+    if arguments[0] == "export":
+        code, imports = forked.EXPORT, forked.EXPORTS
+    return forked.start(
+        arguments, code=code, imports=imports, stdout=printed, stderr=printed,
+        env=os.environ | {"TERM": "dumb"},
     )  # fmt: skip
 
 
 def run(arguments: list[object]) -> tuple[int, str]:
     """Exit code, and all that was printed."""
-    process = start(arguments)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out + err
+    with tempfile.TemporaryFile() as file:
+        code = start(arguments, file.fileno()).wait(300)
+        file.seek(0)
+        return code, file.read().decode(errors="replace")
 
 
 def unfinished(folder: Path) -> list[str]:

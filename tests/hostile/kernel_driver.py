@@ -28,7 +28,7 @@ def logits(rng: Random, *shape: int) -> np.ndarray:
     """Logits that are smooth, noisy, huge, equal or not finite."""
     generator = np.random.default_rng(rng.getrandbits(32))
     kind = rng.choice(("noise", "noise", "blobs", "huge", "equal", "nan", "inf", "mixed"))
-    values = generator.normal(size=shape, scale=5).astype(np.float32)
+    values = generator.standard_normal(shape, np.float32) * np.float32(5)
     if kind == "blobs":
         values = np.repeat(values[..., :1], shape[-1], axis=-1)
     elif kind == "huge":

@@ -1,4 +1,4 @@
-"""A hundred hostile inputs of each kind; `python -m tests.hostile` runs any number."""
+"""Fifty hostile inputs of each kind; `python -m tests.hostile` runs any number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hostile.campaign import Job, Result, Worker, tallies
 from hostile.targets import TARGETS
 
-SEED, COUNT = 14, 100
+SEED, COUNT = 14, 50
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="memory is limited by setrlimit")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +12,39 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eomt_deploy import Segmenter
+from eomt_deploy.checkpoints import read_checkpoint
 from eomt_deploy.exporting import ExportConfig, export
+from eomt_deploy.exporting.network import build_network
+from eomt_deploy.network.folds import fold
+from eomt_deploy.processing import Processor
 from eomt_deploy.sources import load_image
 
 transformers = pytest.importorskip("transformers")
 
 SIZE = 64
-QUERIES = 20
-TASKS = ("semantic", "panoptic", "instance")
+OURS = {
+    "num_attention_heads": 1, "num_queries": tiny.ARCH.num_queries,
+    "num_register_tokens": tiny.ARCH.registers,
+}  # fmt: skip
+"""Settings of the tiny network, whose graph other tests have traced already."""
+RATIOS = {"gelu": 1.5, "swiglu": 2.25}
+"""The ratios with which an MLP has the hidden size of the tiny network."""
 
 
-def make_folder(folder: Path, *, swiglu: bool, annealed: bool = True):
+def make_folder(folder: Path, *, swiglu: bool, annealed: bool = True, ratio: float = 4, **settings):
     """Write a Hugging Face model folder with random, confident weights; return the model."""
     torch.manual_seed(3)
+    known = {"num_attention_heads": 2, "num_queries": 20, "num_register_tokens": 3}
     config = transformers.EomtConfig(
         hidden_size=64,
         num_hidden_layers=3,
-        num_attention_heads=2,
         num_blocks=2,
-        num_queries=QUERIES,
         image_size=SIZE,
-        num_register_tokens=3,
         use_swiglu_ffn=swiglu,
         id2label={i: c["name"] for i, c in enumerate(tiny.CLASSES)},
+        **(known | settings),
     )
+    vars(config)["mlp_ratio"] = ratio  # the network takes fractions too, but the check does not
     model = transformers.EomtForUniversalSegmentation(config).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -49,12 +59,6 @@ def make_folder(folder: Path, *, swiglu: bool, annealed: bool = True):
     return model
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["gelu", "swiglu"])
-def saved(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hf")
-    return folder, make_folder(folder, swiglu=request.param)
-
-
 def processor_for(task: str) -> transformers.EomtImageProcessorPil:
     if task == "semantic":
         size = {"shortest_edge": SIZE, "longest_edge": None}
@@ -63,9 +67,34 @@ def processor_for(task: str) -> transformers.EomtImageProcessorPil:
     return transformers.EomtImageProcessorPil(do_split_image=False, do_pad=True, size=size)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_same_logits_and_results(saved, task, tmp_path, files, image_path):
-    folder, model = saved
+@pytest.mark.parametrize("swiglu", [False, True], ids=["gelu", "swiglu"])
+def test_same_network(tmp_path, swiglu):
+    model = make_folder(tmp_path, swiglu=swiglu)
+    checkpoint = read_checkpoint(tmp_path)
+    arch = checkpoint.architecture
+    assert (arch.heads, arch.registers, arch.num_queries) == (2, 3, 20)
+    images = torch.from_numpy(tiny.images(2))
+    network = build_network(checkpoint, (SIZE, SIZE))
+    pixels = images.permute(0, 3, 1, 2) / 255
+    pixels = (pixels - network.pixel_mean) / network.pixel_std
+    with torch.inference_mode():
+        outputs = model(pixels, patch_offsets=None)
+        for found in (network(images), fold(network)(images)):
+            for have, want in (
+                (found[0], outputs.class_queries_logits),
+                (found[1], outputs.masks_queries_logits),
+            ):
+                assert (have - want).abs().max() < 1e-4 * want.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("mlp", "task"),
+    [("gelu", "semantic"), ("gelu", "instance"), ("gelu", "panoptic"), ("swiglu", "panoptic")],
+)
+def test_same_logits_and_results(mlp, task, tmp_path, files, image_path):
+    folder = tmp_path / "hf"
+    model = make_folder(folder, swiglu=mlp == "swiglu", ratio=RATIOS[mlp], **OURS)
+    assert read_checkpoint(folder).architecture == replace(tiny.ARCH, mlp=mlp)
     path = tmp_path / "m.onnx"
     allow = task == "instance"
     export(ExportConfig(str(folder), path, task=task, classes=files.classes, allow_stuff=allow))
@@ -86,9 +115,15 @@ def test_same_logits_and_results(saved, task, tmp_path, files, image_path):
         ):
             assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
         # Random masks overlap much more than trained ones: keep segments that win few pixels.
+        processor = segmenter.processor
+        if task == "instance":  # twice the queries: more candidates than the official maximum
+            processor = Processor(replace(processor.spec, num_queries=2 * tiny.ARCH.num_queries))
+            class_logits, mask_logits = (
+                np.concatenate([x, x], axis=1) for x in (class_logits, mask_logits)
+            )
         lenient = {"score_threshold": 0.5, "overlap_threshold": 0.05}
         thresholds = lenient if task == "panoptic" else {}
-        result = segmenter.processor.postprocess(class_logits, mask_logits, geometry, **thresholds)
+        result = processor.postprocess(class_logits, mask_logits, geometry, **thresholds)
 
     if task == "semantic":
         wanted = theirs.post_process_semantic_segmentation(outputs, [pixels.shape[:2]])[0]
@@ -124,8 +159,6 @@ def test_swiglu_folder_of_transformers_4(tmp_path, files):
         tensors[key.replace("down_proj", "weights_out")] = tensors.pop(key)
     save_file(tensors, old / "model.safetensors", metadata={"format": "pt"})
     (old / "config.json").write_text((new / "config.json").read_text())
-
-    from eomt_deploy.checkpoints import read_checkpoint
 
     first, second = read_checkpoint(new), read_checkpoint(old)
     assert first.architecture == second.architecture

@@ -43,7 +43,7 @@ def logits_of(spec, size, seed):
     return make_logits(spec, geometry.num_inputs, seed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(TASKS), st.tuples(st.integers(1, 6), st.integers(1, 6)), st.integers(1, 250),
     st.integers(1, 250), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99), share, share,

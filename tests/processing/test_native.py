@@ -157,7 +157,7 @@ def test_windows_of_a_few_pixels(size, image, classes):
 def test_thousands_of_classes_and_queries():
     """The class lists of a part do not fit on the stack of a thread."""
     spec = make_spec("semantic", (64, 64), queries=70, classes=5000)
-    geometry = plan((90, 130), (64, 64), "windows")
+    geometry = plan((66, 70), (64, 64), "windows")
     classes, masks = make_logits(spec, geometry.num_inputs, 1)
     scores = literal.class_scores(classes, masks, geometry)
     best = scores.topk(2, dim=0).values

@@ -22,7 +22,7 @@ TIE = 1e-4
 """Values this close may be ordered either way by rounding."""
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     image=st.tuples(st.integers(1, 300), st.integers(1, 300)),
@@ -70,7 +70,7 @@ def test_panoptic_is_the_literal_rule(seed, image, size, mask, thresholds):
         assert segment.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     queries=st.integers(1, 40),
@@ -99,7 +99,7 @@ def test_instances_are_the_literal_rule(seed, queries, image):
     assert [i.score for i in kept] == [i.score for i in found if i.score >= 0.3]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     image=st.tuples(st.integers(20, 300), st.integers(20, 300)),

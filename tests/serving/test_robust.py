@@ -15,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import numpy as np
 import pytest
-from served import encoded, running
+from served import IMPORTS, encoded, running
 
 from eomt_deploy import Segmenter
 
@@ -34,6 +35,11 @@ def model(exported: Any) -> Path:
 def expected(model: Path) -> list[Any]:
     with Segmenter(model, backend="onnxruntime", threads=1) as segmenter:
         return [segmenter.predict(image).to_dict(masks="rle") for image in IMAGES]
+
+
+def start(command: list[str]) -> forked.Started:
+    """A server with a process group of its own."""
+    return forked.start(command, imports=IMPORTS, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def until(condition: Any, seconds: float = 30) -> None:
@@ -173,10 +179,10 @@ def _place(address: str) -> tuple[str, int]:
 def test_a_signal_finishes_the_queue(model, expected, name):
     """The signal goes to all processes of the group, as Ctrl-C and service managers send it."""
     command = [
-        sys.executable, "-m", "eomt_deploy", "serve", f"m={model}", "--port", "0", "--no-grpc",
+        "serve", f"m={model}", "--port", "0", "--no-grpc",
         "--backend", "onnxruntime", "--threads", "1", "--log", "json", "--max-batch", "1",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start(command)
     try:
         lines = []
         for line in process.stderr or ():
@@ -222,11 +228,11 @@ def test_a_signal_finishes_the_queue(model, expected, name):
 def test_a_second_signal_does_not_wait(model):
     """The first one waits for a worker that hangs, the second one kills it."""
     command = [
-        sys.executable, "-m", "eomt_deploy", "serve", f"m={model}", "--port", "0", "--no-grpc",
+        "serve", f"m={model}", "--port", "0", "--no-grpc",
         "--backend", "onnxruntime", "--threads", "1", "--drain-seconds", "60", "--timeout", "60",
         "--max-batch", "1",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start(command)
     try:
         address = next(x for x in process.stderr or () if x.startswith("serving at ")).split()[2]
         with httpx.Client(base_url=address.rstrip(";"), timeout=60) as web:
@@ -290,10 +296,10 @@ def _group(number: int) -> bool:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_workers_end_when_the_server_is_killed(model):
     command = [
-        sys.executable, "-m", "eomt_deploy", "serve", f"m={model}", "--port", "0", "--no-grpc",
+        "serve", f"m={model}", "--port", "0", "--no-grpc",
         "--backend", "onnxruntime", "--threads", "1",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = start(command)
     for line in process.stderr or ():
         if line.startswith("serving at "):
             break

@@ -1,4 +1,4 @@
-"""One compiled package for all tests of this folder."""
+"""One compiled package for all tests of this folder, in all test workers."""
 
 from __future__ import annotations
 
@@ -8,32 +8,37 @@ from typing import Any
 
 import pytest
 import tiny
+from filelock import FileLock
 
 from eomt_deploy.exporting import ExportConfig, export
 
 
 @pytest.fixture(scope="session")
 def fast_compiler() -> AbstractContextManager[Any]:
-    """Compile without optimization, which takes less time."""
+    """Compile without optimization, and without another compilation that tries the instructions of
+    this CPU."""
     from torch._inductor import config  # every worker would import it
 
     return config.patch(
-        {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.debug_compile": True}
+        {
+            "aot_inductor.compile_wrapper_opt_level": "O0",
+            "aot_inductor.debug_compile": True,  # the only setting that compiles kernels with -O0
+            "cpp.vec_isa_ok": True,
+        }
     )
 
 
 @pytest.fixture(scope="session")
-def package(
-    tmp_path_factory: pytest.TempPathFactory,
-    files: tiny.Files,
-    fast_compiler: AbstractContextManager[Any],
-) -> Path:
-    path = tmp_path_factory.mktemp("pt2") / "tiny.pt2"
-    config = ExportConfig(
-        str(files.checkpoint), path, task="panoptic", classes=files.classes, device="cpu"
-    )
-    with fast_compiler:
-        report = export(config)
-    assert report.verification.relative_max < 1e-3
-    assert report.files == (path,)
+def package(common: Path, files: tiny.Files, request: pytest.FixtureRequest) -> Path:
+    path = common / "pt2" / "tiny.pt2"
+    with FileLock(common / "pt2.lock"):
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            config = ExportConfig(
+                str(files.checkpoint), path, task="panoptic", classes=files.classes, device="cpu"
+            )
+            with request.getfixturevalue("fast_compiler"):
+                report = export(config)
+            assert report.verification.relative_max < 1e-3
+            assert report.files == (path,)
     return path

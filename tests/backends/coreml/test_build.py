@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
 import onnx
 import pytest
+from support_page import check
 
 from eomt_deploy.backends import open_engine
 from eomt_deploy.backends.coreml import build as build_module
@@ -19,12 +22,20 @@ from eomt_deploy.errors import BuildError, ModelFileError, UsageError, Verificat
 from eomt_deploy.model_file import CORE_ML_MODEL, CORE_ML_WEIGHTS, read_core_ml, read_model_file
 from eomt_deploy.support.networks import write_model
 
-# Not imported here: that takes nine seconds, in each test worker.
+# Not imported here: that takes seconds, in each test worker.
 pytestmark = pytest.mark.skipif(
     find_spec("coremltools") is None, reason="coremltools is not installed"
 )
 IOS_18 = 9
 """Version of the format, from coremltools' documentation of `specificationVersion`."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """coremltools searches all modules for garbage in each conversion."""
+    import coremltools  # noqa: F401
+
+    gc.freeze()
 
 
 def load_spec(path):
@@ -38,6 +49,18 @@ def package(exported, tmp_path_factory):
     """The FP32 package of the tiny model, and the report of its build."""
     path = tmp_path_factory.mktemp("coreml") / "m.mlpackage"
     return path, build_core_ml(CoreMlConfig(exported("panoptic"), path))
+
+
+@pytest.fixture(scope="module")
+def smaller(exported, tmp_path_factory):
+    """Packages with smaller weights and the reports of their builds; each is built once."""
+
+    @cache
+    def get(weights):
+        path = tmp_path_factory.mktemp("coreml") / "m.mlpackage"
+        return path, build_core_ml(CoreMlConfig(exported("panoptic"), path, weights=weights))
+
+    return get
 
 
 def operations(path):
@@ -90,6 +113,12 @@ def test_the_program_computes_what_onnx_runtime_computes(package, exported):
             np.testing.assert_allclose(found, right, atol=2e-5 * np.abs(right).max())
 
 
+@pytest.mark.parametrize(("family", "precision"), [("DINOv2", "fp32"), ("DINOv3", "fp16")])
+def test_what_is_verified_is_verified_again(family, precision):
+    """As in `tests/support/test_trial.py`."""
+    check(["coreml"], family, precision)
+
+
 def test_rope_and_swiglu(tmp_path):
     write_model("DINOv3 huge", "semantic", "fp32", tmp_path / "m.onnx")
     report = build_core_ml(CoreMlConfig(tmp_path / "m.onnx", tmp_path / "m.mlpackage"))
@@ -110,10 +139,9 @@ def test_fp16(saved, tmp_path):
     ("weights", "kind", "bits"),
     [("int8", "int8", 8), ("palette8", "uint8", 8), ("palette6", "uint6", 6)],
 )
-def test_smaller_weights(weights, kind, bits, package, exported, tmp_path):
+def test_smaller_weights(weights, kind, bits, package, smaller):
     _, plain = package
-    small = tmp_path / "m.mlpackage"
-    report = build_core_ml(CoreMlConfig(exported("panoptic"), small, weights=weights))
+    small, report = smaller(weights)
     linear = [o for o in operations(small) if o.type == "linear"]
     assert report.weight_types[kind] == len(linear) == plain.operators["linear"]
     assert report.operators == plain.operators
@@ -121,12 +149,11 @@ def test_smaller_weights(weights, kind, bits, package, exported, tmp_path):
     assert report.bytes < plain.bytes
 
 
-def test_int8_in_the_file_is_the_rounded_matrix(exported, tmp_path):
+def test_int8_in_the_file_is_the_rounded_matrix(exported, smaller):
     """An expansion that shares no code with the build: the stored bytes times the scales."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    path = tmp_path / "m.mlpackage"
-    build_core_ml(CoreMlConfig(exported("panoptic"), path, weights="int8"))
+    path, _ = smaller("int8")
     proto = load_spec(path)
     program = load(
         proto,
@@ -207,7 +234,7 @@ def test_command_line(exported, cli, tmp_path):
     assert json.loads(cli("inspect", f"{path}/", "--json")[1])["spec"]["batch"] == 1
 
     # Ours is replaced; other files are not.
-    code, _, err = cli(*build)
+    code, _, err = cli(*build, "--no-check")
     assert code == 0, err
     (path / "notes.txt").write_text("mine")
     code, _, err = cli(*build)
@@ -217,7 +244,7 @@ def test_command_line(exported, cli, tmp_path):
     (path / CORE_ML_MODEL).write_bytes(b"of somebody else")
     code, _, err = cli(*build)
     assert (code, "did not write" in err) == (2, True)
-    assert cli(*build, "--overwrite")[0] == 0
+    assert cli(*build, "--overwrite", "--no-check")[0] == 0
 
     (path / CORE_ML_WEIGHTS).write_bytes(b"0")
     code, _, err = cli("inspect", path)
@@ -245,8 +272,8 @@ def test_models_that_cannot_be_built(saved, exported, tmp_path):
             build_core_ml(CoreMlConfig(saved(precision), path))
         assert words in error.value.why
         assert "--precision fp16" in error.value.fix
-    with pytest.raises(UsageError, match="fixed batch size 4"):
-        build_core_ml(CoreMlConfig(saved("fp32", 4), path))
+    with pytest.raises(UsageError, match="fixed batch size 2"):
+        build_core_ml(CoreMlConfig(saved("fp32", 2), path))
     build_core_ml(CoreMlConfig(saved("fp32", 1), path, check=False))
     with pytest.raises(UsageError, match="--weights 'int3' is unknown"):
         CoreMlConfig(exported("panoptic"), path, weights="int3")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from support_page import check
 
 from eomt_deploy import Segmenter
 from eomt_deploy.backends import open_engine
@@ -32,24 +34,48 @@ SCENES = sorted((Path(__file__).parents[3] / "examples" / "scenes").glob("*.png"
 
 
 @pytest.fixture(scope="module")
-def program(exported, tmp_path_factory, image_path):
-    """The tiny panoptic model as a program; tests must not change it."""
-    output = tmp_path_factory.mktemp("executorch") / "m.pte"
-    config = ExecuTorchConfig(exported("panoptic"), output, check_images=image_path)
-    return build_executorch(config)
+def built(tmp_path_factory):
+    """The model and the program of the support matrix's cell, which is compared with its page.
+
+    A build takes long, so there is no other one.
+    """
+    folder, reports = tmp_path_factory.mktemp("executorch"), []
+
+    def keep(config, progress):
+        reports.append(build_executorch(config, progress))
+        return reports[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eomt_deploy.support.trial.TemporaryDirectory", lambda: nullcontext(folder))
+        patch.setattr("eomt_deploy.backends.executorch.build.build_executorch", keep)
+        check(["executorch"], "DINOv2", "fp32")
+    (report,), (onnx,) = reports, folder.glob("*.onnx")
+    return onnx, report
+
+
+@pytest.fixture(scope="module")
+def model(built):
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def program(built):
+    """The report of the build; tests must not change its files."""
+    return built[1]
 
 
 @pytest.fixture
 def copy(program, tmp_path):
     """A copy of the program and its description."""
-    for file in program.files:
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path / "m.pte"
+    copies = [tmp_path / file.name.replace("built", "m") for file in program.files]
+    for file, copied in zip(program.files, copies, strict=True):
+        copied.write_bytes(file.read_bytes())
+    return copies[0]
 
 
-def test_it_computes_what_the_graph_says(exported, program):
+def test_it_computes_what_the_graph_says(model, program):
     with (
-        open_engine(exported("panoptic"), backend="onnxruntime") as one,
+        open_engine(model, backend="onnxruntime") as one,
         open_engine(program.files[0], threads=1) as two,
     ):
         assert two.where == "executorch on cpu"
@@ -62,9 +88,9 @@ def test_it_computes_what_the_graph_says(exported, program):
             assert np.abs(have - want).max() < 1e-4 * np.abs(want).max()
 
 
-def test_label_maps_are_those_of_onnxruntime(exported, program):
+def test_label_maps_are_those_of_onnxruntime(model, program):
     with (
-        Segmenter(exported("panoptic"), backend="onnxruntime") as one,
+        Segmenter(model, backend="onnxruntime") as one,
         Segmenter(program.files[0]) as two,
     ):
         for scene in SCENES:

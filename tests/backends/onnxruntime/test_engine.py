@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -87,37 +86,26 @@ def test_fp32_exceptions_leave_no_casts_behind(traced, tmp_path):
         assert np.abs(have - want).max() < 1e-2 * np.abs(want).max()
 
 
-def traced_with(**changes):
-    """The tiny network with another architecture, in FP32."""
-    arch = replace(tiny.ARCH, **changes)
-    return graph.to_proto(graph.trace(fold(tiny.network(arch)), tiny.spec()), tiny.spec())
-
-
-def test_fusing_alone_changes_nothing_but_the_last_digits():
-    model = traced_with(heads=4, depth=2, num_blocks=1)
-    outputs = []
-    for depth in (0, 2):
-        assert depth == 0 or fuse_attention(model) == depth
-        onnx.checker.check_model(model)
-        session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])
-        outputs.append(session.run(OUTPUTS, {"images": tiny.images(2)}))
-    for have, want in zip(*outputs, strict=True):
-        np.testing.assert_allclose(have, want, atol=1e-5 * np.abs(want).max())
+def traced_shallow(family):
+    """A network with two blocks, in FP32."""
+    network = tiny.network(tiny.SHALLOW[family])
+    return graph.to_proto(graph.trace(fold(network), tiny.spec()), tiny.spec())
 
 
 def test_rotated_queries_stay_written_out():
-    model = traced_with(rope_theta=100.0, norm_eps=1e-5, depth=2, num_blocks=1)
+    model = traced_shallow("dinov3")
     assert fuse_attention(model) == 0
     assert [node.op_type for node in model.graph.node].count("Softmax") == 2
 
 
-@pytest.mark.parametrize("rope", [None, 100.0])
-def test_fusing_for_a_gpu_changes_nothing_but_the_last_digits(rope):
-    changes = {} if rope is None else {"rope_theta": rope, "norm_eps": 1e-5}
-    model = traced_with(heads=4, depth=2, num_blocks=1, **changes)
+@pytest.mark.parametrize(
+    ("family", "gpu"), [("dinov2 giant", False), ("dinov2 giant", True), ("dinov3", True)]
+)
+def test_fusing_changes_nothing_but_the_last_digits(family, gpu):
+    model = traced_shallow(family)
     session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])
     wanted = session.run(OUTPUTS, {"images": tiny.images(2)})
-    assert fuse_attention(model, gpu=True) == 2
+    assert fuse_attention(model, gpu=gpu) == 2
     onnx.checker.check_model(model)
     assert "Softmax" not in [node.op_type for node in model.graph.node]
     session = ort.InferenceSession(model.SerializeToString(), providers=[CPU])

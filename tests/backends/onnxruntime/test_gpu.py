@@ -28,10 +28,15 @@ from eomt_deploy.labels import label_map
 from eomt_deploy.processing.cuda.kernels import Kernels
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", np.float32), ("fp16", np.float16)])
-@pytest.mark.parametrize("batch", [None, 2])
-def test_results_are_those_of_the_cpu(saved, precision, dtype, batch, seed):
+@pytest.mark.parametrize(
+    ("seed", "precision", "batch"),
+    [
+        (0, "fp32", None), (1, "fp32", None), (2, "fp32", 2),
+        (3, "fp16", None), (4, "fp16", None), (5, "fp16", 2),
+    ],
+)  # fmt: skip
+def test_results_are_those_of_the_cpu(saved, precision, batch, seed):
+    dtype = {"fp32": np.float32, "fp16": np.float16}[precision]
     path = saved(precision, batch)
     images = tiny.images(11)
     wanted = OnnxRuntimeEngine(path, device="cpu", reshape=False).run(images)

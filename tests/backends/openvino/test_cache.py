@@ -140,19 +140,21 @@ def test_a_model_that_changes_meanwhile_is_not_kept(saved, cache, tmp_path, monk
     assert not cache.exists() or list(cache.iterdir()) == []
 
 
-def test_two_processes_start_at_once(saved, cache):
+def test_two_processes_start_at_once(saved, cache, tmp_path):
     path = saved("fp32")
     program = (
-        "import sys, tiny\n"
+        "import sys, numpy as np\n"  # no PyTorch, which takes longer than the runs
         "from eomt_deploy.backends.openvino.engine import OpenVinoEngine\n"
         "from pathlib import Path\n"
+        "images = np.load(sys.argv[2])\n"
         "for _ in range(4):\n"
         "    with OpenVinoEngine(Path(sys.argv[1]), threads=1) as engine:\n"
-        "        classes, masks = engine.run(tiny.images(2))\n"
+        "        classes, masks = engine.run(images)\n"
         "        print(engine.from_cache, engine.remarks, classes.sum(), masks.sum())\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program, str(path)]
+    np.save(tmp_path / "images.npy", tiny.images(2))
+    command = [sys.executable, "-c", program, path, tmp_path / "images.npy"]
     running = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import hand_made
 import onnx
 import pytest
@@ -273,23 +274,20 @@ def test_network_must_compute_in_what_the_model_says():
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_stopped_build_leaves_no_engine(made, name):
     config = made()
-    command = [
-        sys.executable, "-m", "eomt_deploy", "build", str(config.onnx), "-o", str(config.output),
-        "--target", "tensorrt-rtx",
-    ]  # fmt: skip
     config.output.parent.mkdir()
     config.output.write_bytes(b"old")
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Shells start background jobs with SIGINT ignored, and this test run may be such a job.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    process = forked.start(
+        ["build", config.onnx, "-o", config.output, "--target", "tensorrt-rtx", "--overwrite"],
+        imports=(*forked.PARSER, "eomt_deploy.backends.tensorrt.build"),
+        stdout=subprocess.DEVNULL,
     )
     assert process.stderr is not None
+    lines = []
     for line in process.stderr:
+        lines.append(line)
         if line.startswith("preparing graph"):
             break
+    assert lines[-1].startswith("preparing graph"), (lines, process.wait(60))
     process.send_signal(getattr(signal, name))
     rest = process.stderr.read()
     assert process.wait(timeout=60) != 0, rest

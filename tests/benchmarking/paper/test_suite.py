@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 from collections.abc import Callable
@@ -30,11 +31,14 @@ TINY = {
     "suite": SUITE, "rows": ("step 4", "step 5"), "size": (64, 64), "backbone": "tiny",
     "device": "cpu", "rounds": Rounds(4, 1), "probe": False, "threads": 1,
 }  # fmt: skip
+STEP_5 = TINY | {"rows": ("step 5",)}
 PNG = b"\x89PNG"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def short():
+    gc.collect()
+    gc.freeze()  # each run of a suite collects garbage several times
     with small_baseline():
         yield
 
@@ -184,9 +188,7 @@ def test_the_waterfall_draws_valid_rows():
 
 
 def test_several_reports_take_the_first_that_has_the_picture(report):
-    sweep = run_suite(
-        SuiteConfig(**(TINY | {"rows": ("step 5",)}), scenario="offline", batches=(1, 2))
-    )
+    sweep = run_suite(SuiteConfig(**STEP_5, scenario="offline", batches=(1, 2)))
     assert {m.batch for m in sweep.measurements} == {1, 2}
     assert sweep.measurements[1].fps == pytest.approx(2000 / sweep.measurements[1].percentile(50))
     assert "batches" in plots.drawable([report, sweep])
@@ -196,9 +198,7 @@ def test_several_reports_take_the_first_that_has_the_picture(report):
 
 
 def test_server_scenario_reports_latency_and_loss():
-    config = SuiteConfig(
-        **(TINY | {"rows": ("step 5",)}), scenario="server", rate=30.0, serve_seconds=0.3
-    )
+    config = SuiteConfig(**STEP_5, scenario="server", rate=30.0, serve_seconds=0.3)
     found = run_suite(config)
     assert [s.row for s in found.served] == ["step 0", "step 5"]
     assert all(0 <= s.loss <= 1 and s.seconds > 0 for s in found.served)
@@ -353,10 +353,8 @@ def test_the_baseline_and_the_last_step_are_opened_first():
 )
 def test_a_clock_that_is_wrong_makes_no_number_valid(monkeypatch, ticks, words, tmp_path):
     monkeypatch.setattr("time.perf_counter_ns", lambda: next(ticks))
-    config = SuiteConfig(
-        **(TINY | {"probe": True, "rounds": Rounds(8, 1)}), scenario="server", serve_seconds=0.1
-    )
-    found = run_suite(config)
+    options = STEP_5 | {"probe": True, "rounds": Rounds(8, 1)}
+    found = run_suite(SuiteConfig(**options, scenario="server", serve_seconds=0.1))
     assert found.measurements
     for m in found.measurements:
         assert str(m.verdict).startswith("INVALID: clock")
@@ -375,7 +373,7 @@ def test_a_clock_that_is_wrong_makes_no_number_valid(monkeypatch, ticks, words, 
 
 def test_random_weights_that_give_nan_are_remarked(monkeypatch):
     monkeypatch.setattr(TorchRunning, "run", lambda self, images: (np.zeros(1), np.array([np.nan])))
-    found = run_suite(SuiteConfig(**TINY))
+    found = run_suite(SuiteConfig(**STEP_5))
     assert {m.remark for m in found.measurements} == {NOT_FINITE}
     assert NOT_FINITE in tables.markdown(found)
 

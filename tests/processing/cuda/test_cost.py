@@ -103,10 +103,10 @@ def test_image_on_the_gpu_is_kept_until_the_next(host):
     pointer = device_image.pointer
     host.processor(spec).preprocess(device_image)
     del device_image
-    gc.collect()
+    gc.collect(1)
     assert pointer in host.device.live
     host.processor(spec).preprocess(put(host.device, np.zeros((50, 60, 3), np.uint8)))
-    gc.collect()
+    gc.collect(1)
     assert pointer not in host.device.live
 
 

@@ -25,7 +25,7 @@ from eomt_deploy.model_file import read_core_ml
 pytestmark = pytest.mark.skipif(
     find_spec("coremltools") is None, reason="coremltools is not installed"
 )
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROGRAM = ROOT / "examples" / "coreml" / "verify_on_mac.py"
 SCENE = ROOT / "examples" / "scenes" / "scene-1.png"
 
