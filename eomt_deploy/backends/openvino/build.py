@@ -128,6 +128,7 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
         VERSION,
         OpenVinoEngine,
         able,
+        open_core,
         read_model,
     )
 
@@ -137,7 +138,7 @@ def build_openvino(config: OpenVinoConfig, progress: Progress = no_progress) -> 
     check = Check(config)
     progress("reading the model", None)
     spec = read_model_file(config.onnx).spec
-    core = openvino.Core()
+    core = open_core()
     possible = able(core)
     requested = config.arithmetic
     if requested != "auto" and requested not in possible:

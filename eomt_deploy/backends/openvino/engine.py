@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -77,7 +78,7 @@ class OpenVinoEngine(Engine):
     ) -> None:
         super().__init__()
         self.path: Path = path
-        core = openvino.Core()
+        core = open_core()
         self.spec, built, certified = describe(core, path)
         wanted = arithmetic or built or default_arithmetic(self.spec.precision)
         self.arithmetic: Arithmetic = wanted if wanted in able(core) else "fp32"
@@ -264,6 +265,19 @@ def default_arithmetic(precision: str) -> Arithmetic:
     if precision in QUANTIZED and computes_in_bf16():
         return "bf16"
     return ARITHMETIC.get(precision, "fp32")
+
+
+def open_core() -> Any:
+    """OpenVINO with its plugin for the CPU.
+
+    The plugin gives the thread that loads it a signal stack, and takes it back only if the same
+    thread closes plugins in the reverse order. Otherwise the next signal there, e.g. Ctrl-C, would
+    end the process with a segmentation fault. So the plugin is loaded by a thread that ends.
+    """
+    core = openvino.Core()
+    with ThreadPoolExecutor(1) as loading:
+        loading.submit(able, core).result()
+    return core
 
 
 def able(core: Any) -> list[Arithmetic]:

@@ -52,7 +52,7 @@ def _arithmetic_remarks(arithmetic: str | None) -> tuple[str, ...]:
     """The remark that opening it would give if this CPU lacks the arithmetic of the build."""
     if arithmetic in (None, "fp32") or not BACKENDS["openvino"].installed:
         return ()
-    from eomt_deploy.backends.openvino.engine import able, arithmetic_remarks, openvino
+    from eomt_deploy.backends.openvino.engine import able, arithmetic_remarks, open_core
 
-    used = arithmetic if arithmetic in able(openvino.Core()) else "fp32"
+    used = arithmetic if arithmetic in able(open_core()) else "fp32"
     return arithmetic_remarks(arithmetic, used)

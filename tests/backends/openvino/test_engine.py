@@ -245,3 +245,26 @@ def test_closing_right_after_a_run_never_ends_the_process(saved, tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", program, saved("fp32"), tmp_path / "images.npy"]
     subprocess.run(command, env=environment, check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO has signal stacks only there")
+def test_a_signal_after_closing_in_any_order_and_thread(saved):
+    """OpenVINO restores the signal stack of a thread only in the reverse order, in that thread."""
+    program = (
+        "import signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "from eomt_deploy.backends.openvino.engine import OpenVinoEngine\n"
+        "opened = [OpenVinoEngine(Path(sys.argv[1]), threads=1) for _ in range(3)]\n"
+        "close = lambda: opened.pop(0).close()\n"
+        "close()\n"
+        "thread = threading.Thread(target=close)\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "close()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", program, saved("fp32")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
