@@ -31,7 +31,7 @@ from eomt_deploy.cli import (
 )
 from eomt_deploy.cli.cache import app as cache_app
 from eomt_deploy.cli.completion import with_completion
-from eomt_deploy.cli.console import say, say_last, stderr
+from eomt_deploy.cli.console import say, stderr
 from eomt_deploy.cli.examples import EXAMPLES, epilog
 from eomt_deploy.cli.stopping import Stopped, received_signal
 from eomt_deploy.errors import FILE_SYSTEM_ID, EomtDeployError, UsageError
@@ -162,4 +162,4 @@ def _parse_and_run(arguments: list[str]) -> int:
 
 
 def _say_stopped(stop: Stopped) -> None:
-    say_last(f"stopped by {stop.signal_name}")
+    say(f"stopped by {stop.signal_name}", stderr)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eomt_deploy.batch.config import SHARD_SIZE, BatchConfig
-from eomt_deploy.cli.console import say, say_last, scored_bar, stderr, stdout, warn, write_json
+from eomt_deploy.cli.console import say, scored_bar, stderr, stdout, warn, write_json
 from eomt_deploy.cli.options import (
     Arithmetic,
     Backend,
@@ -117,9 +117,10 @@ def batch(
             stack.close()
             if last:
                 done, total = last[-1].done + last[-1].kept, last[-1].left + last[-1].kept
-                say_last(
+                say(
                     f"about {done} of {counted(total, 'image')} are done; finished shards are in "
-                    f"{output}\n  fix: run the same command again to do the rest"
+                    f"{output}\n  fix: run the same command again to do the rest",
+                    stderr,
                 )
             raise
     for note in report.notes:

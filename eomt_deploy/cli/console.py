@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from eomt_deploy.cli.stopping import received_signal
 from eomt_deploy.errors import UsageError
 from eomt_deploy.files import GENERATOR, write_atomically
 from eomt_deploy.units import time_text
@@ -53,15 +53,10 @@ stderr = _console(to_stderr=True)
 
 def say(text: str, console: Console = stdout, style: str | None = None) -> None:
     """Print one line of text without wrapping or markup."""
-    console.print(text, style=style, soft_wrap=True)
-
-
-def say_last(text: str) -> None:
-    """Print a line on stderr that may follow a signal.
-
-    Not with rich: if the exception of a signal ends one of its prints, it keeps all later text.
-    """
-    print(text, file=sys.stderr)
+    if received_signal():  # if its exception ended a print of rich, rich keeps all later text
+        print(text, file=console.file)
+    else:
+        console.print(text, style=style, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -100,7 +95,7 @@ def ending_with(note: str) -> Iterator[None]:
         yield
     finally:
         if note:
-            say_last(note)
+            say(note, stderr)
 
 
 def times(elapsed: float, remaining: float | None) -> str:

@@ -10,16 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eomt_deploy.addresses import without_secrets
-from eomt_deploy.cli.console import (
-    bar,
-    ending_with,
-    say,
-    say_last,
-    say_remarks,
-    stderr,
-    stdout,
-    warn,
-)
+from eomt_deploy.cli.console import bar, ending_with, say, say_remarks, stderr, stdout, warn
 from eomt_deploy.cli.predict_video import chosen_classes
 from eomt_deploy.cli.stopping import uninterrupted
 from eomt_deploy.drawing import OverlayStyle
@@ -255,9 +246,10 @@ def _predict_folder(
             print(part, end="")
     place = f"{folder.folder}/"
     if stopped is not None:
-        say_last(
+        say(
             f"{written} of {len(left)} images are done; their results and predictions.json are in "
-            f"{place}\n  fix: repeat the command with --resume to do the rest"
+            f"{place}\n  fix: repeat the command with --resume to do the rest",
+            stderr,
         )
         raise stopped
     total = f"{written} of {len(left)}" + (f" results (and kept {kept})" if kept else " results")

@@ -42,8 +42,8 @@ ALIGNMENT = 4096
 TRACED = 100_000
 """New objects after which garbage is searched while a network is traced."""
 BATCH = 1_000_003
-"""Batch size while a network for any batch size is traced: a prime that is no other size. Nothing
-is computed, and PyTorch needs twice the time for a symbol."""
+"""A network for any batch size is traced with this one, because PyTorch needs twice the time for a
+symbol. It is a prime, so that no other size in a graph is this number or a multiple of it."""
 BLOCKS = "backbone.blocks."
 """Prefix of the weights that the graph loads lazily; the others are small."""
 RULES = (
@@ -124,7 +124,9 @@ def free_batch(graph: ir.Graph) -> bool:
 
 def simplify(model: ir.Model) -> None:
     """Fold constants and remove redundant nodes, as ``onnxscript.optimizer.optimize_ir`` does."""
-    known = [getattr(rules, name) for name in RULES if hasattr(rules, name)]  # not all are old
+    known = [
+        getattr(rules, name) for name in RULES if hasattr(rules, name)
+    ]  # an older onnxscript has fewer
     for _ in range(2):
         fold_constants_ir(model, onnx_shape_inference=True)
         rewrite(model, known)

@@ -37,7 +37,7 @@ SCENES = sorted((Path(__file__).parents[3] / "examples" / "scenes").glob("*.png"
 def built(tmp_path_factory):
     """The model and the program of the support matrix's cell, which is compared with its page.
 
-    A build takes long, so there is no other one.
+    A build takes long, so all tests share this one.
     """
     folder, reports = tmp_path_factory.mktemp("executorch"), []
 
