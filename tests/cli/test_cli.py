@@ -27,6 +27,19 @@ def test_version_and_help(cli):
         assert verb in done.stdout
 
 
+def test_the_end_of_a_command_does_not_examine_all_objects():
+    code = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 10_000))\n"
+        "sys.argv[1:] = ['--version']\n"
+        "from eomt_deploy.cli import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["True"]
+
+
 def test_list(cli):
     code, out, _ = cli("list")
     assert code == 0
