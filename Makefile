@@ -11,7 +11,7 @@ WORKERS ?= 3
 # Tests start many programs: Python must keep the compiled code of our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check setup wheels native docs clean
+.PHONY: demo test test-external check setup wheels native docs clean
 
 setup: $(READY)
 
@@ -39,8 +39,15 @@ check: $(READY)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/check_links.py
 
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 test: check
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(PYTEST) -m "not external and not slow"
+	@echo "Not run: tests with Ray, browsers and compilers of other projects; see make test-external."
+
+# Few tests, but 40% of the time of all: they start many processes of other projects.
+test-external: $(READY)
+	$(PYTEST) -m "external and not slow"
 
 # Warnings are errors, e.g. a link to a page or heading that does not exist.
 docs: $(READY)

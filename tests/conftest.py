@@ -1,12 +1,19 @@
+# ruff: noqa: E402
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 
 # Must be set before NumPy and PyTorch are imported. On the small tensors of tiny networks, several
 # threads are slower than one, above all with several test workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import gc
+# Imports and traces create millions of small objects; with the default thresholds, a fifth of the
+# time is spent on searching them for garbage. At the end, nothing needs to be searched.
+gc.set_threshold(100_000, 50, 50)
+atexit.register(gc.freeze)
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,11 +37,6 @@ from eomt_deploy.network.folds import fold
 from eomt_deploy.spec import Task
 
 SHARED = Path(__file__).parents[2] / "shared"
-
-
-# Tracing creates millions of small objects; with the default thresholds, a fifth of its time is
-# spent on searching them for garbage.
-gc.set_threshold(100_000, 50, 50)
 
 
 # Modules with the longest tests, or with a fixture that takes long, the longest first.

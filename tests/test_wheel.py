@@ -15,6 +15,8 @@ from packaging.requirements import Requirement
 
 from eomt_deploy.processing.cuda import kernels
 
+pytestmark = pytest.mark.external
+
 ROOT = Path(__file__).parents[1]
 
 

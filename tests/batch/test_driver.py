@@ -21,7 +21,7 @@ from eomt_deploy.batch.cluster import _only_needed_processes
 from eomt_deploy.batch.driver import State
 from eomt_deploy.errors import ImageError, UsageError, VerificationError
 
-pytestmark = pytest.mark.usefixtures("ray_here")
+pytestmark = [pytest.mark.external, pytest.mark.usefixtures("ray_here")]
 OPTIONS = {"backend": "onnxruntime", "threads": 1}
 
 

@@ -20,7 +20,7 @@ from eomt_deploy.batch.settings import read_spec
 from eomt_deploy.batch.workers import Decoder, Helpers, Job, Ready
 from eomt_deploy.errors import ImageError
 
-pytestmark = pytest.mark.usefixtures("ray_here")
+pytestmark = [pytest.mark.external, pytest.mark.usefixtures("ray_here")]
 
 
 class FragileDecoder(Decoder):

@@ -15,6 +15,8 @@ import pytest
 from batch_helpers import check_complete, write_images
 from pyarrow import parquet
 
+pytestmark = pytest.mark.external
+
 HEAD, OTHER = "10.231.77.1", "10.231.77.2"
 WAIT_SECONDS = 180
 

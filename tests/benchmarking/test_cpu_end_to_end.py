@@ -36,7 +36,7 @@ def test_both_give_the_same_result(task, size):
 
 @pytest.mark.parametrize(("task", "kind"), HARD)
 def test_hard_outputs_give_the_same_result_too(task, kind):
-    jobs = post_jobs(task, (512, 600), kind)
+    jobs = post_jobs(task, (200, 240), kind)
     mine = jobs[OURS]()
     assert mine.regions()
     assert agreement(task, mine, jobs[BASE]()) > 0.999

@@ -44,6 +44,7 @@ def until(condition):
         time.sleep(0.05)
 
 
+@pytest.mark.external
 def test_kill_9_and_again_gives_each_image_once(exported, tmp_path):
     """The second run is watched: it contacts nobody, and leaves no file elsewhere."""
     paths = write_images(tmp_path / "in", 160)
@@ -76,6 +77,7 @@ def test_kill_9_and_again_gives_each_image_once(exported, tmp_path):
         until(lambda process=process: not Path(f"/proc/{process}").exists())
 
 
+@pytest.mark.external
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_leaves_no_process(exported, tmp_path, number):
     write_images(tmp_path / "in", 600)

@@ -24,7 +24,10 @@ sys.path.insert(0, str(ROOT))
 import hatch_build  # noqa: E402
 
 SCENES = sorted((ROOT / "examples" / "scenes").glob("*.png"))
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="links a Linux library")
+pytestmark = [
+    pytest.mark.external,
+    pytest.mark.skipif(sys.platform != "linux", reason="links a Linux library"),
+]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,10 @@ from eomt_deploy.serving.run import Running
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+pytestmark = [
+    pytest.mark.external,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
+]
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 TIMEOUT = 20_000
 

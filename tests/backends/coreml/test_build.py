@@ -23,9 +23,10 @@ from eomt_deploy.model_file import CORE_ML_MODEL, CORE_ML_WEIGHTS, read_core_ml,
 from eomt_deploy.support.networks import write_model
 
 # Not imported here: that takes seconds, in each test worker.
-pytestmark = pytest.mark.skipif(
-    find_spec("coremltools") is None, reason="coremltools is not installed"
-)
+pytestmark = [
+    pytest.mark.external,
+    pytest.mark.skipif(find_spec("coremltools") is None, reason="coremltools is not installed"),
+]
 IOS_18 = 9
 """Version of the format, from coremltools' documentation of `specificationVersion`."""
 

@@ -22,9 +22,10 @@ from eomt_deploy.backends.coreml.config import CoreMlConfig
 from eomt_deploy.errors import UsageError
 from eomt_deploy.model_file import read_core_ml
 
-pytestmark = pytest.mark.skipif(
-    find_spec("coremltools") is None, reason="coremltools is not installed"
-)
+pytestmark = [
+    pytest.mark.external,
+    pytest.mark.skipif(find_spec("coremltools") is None, reason="coremltools is not installed"),
+]
 ROOT = Path(__file__).parents[3]
 PROGRAM = ROOT / "examples" / "coreml" / "verify_on_mac.py"
 SCENE = ROOT / "examples" / "scenes" / "scene-1.png"

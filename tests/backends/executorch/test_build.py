@@ -29,6 +29,8 @@ from eomt_deploy.errors import DeviceError, MissingDependencyError, ModelFileErr
 from eomt_deploy.outputs import is_ours
 from eomt_deploy.sidecar import read_sidecar, sha256, sidecar_path, write_sidecar
 
+pytestmark = pytest.mark.external
+
 pytest.importorskip("executorch", reason="ExecuTorch is not installed (extra executorch).")
 SCENES = sorted((Path(__file__).parents[3] / "examples" / "scenes").glob("*.png"))
 

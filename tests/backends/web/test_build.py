@@ -12,6 +12,8 @@ from eomt_deploy.backends.web import runtime
 from eomt_deploy.backends.web.config import WebConfig
 from eomt_deploy.errors import UsageError
 
+pytestmark = pytest.mark.external
+
 
 @pytest.fixture
 def build(cli, package, exported):

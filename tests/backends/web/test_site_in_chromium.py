@@ -22,7 +22,10 @@ from eomt_deploy.backends.web.config import WebConfig
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+pytestmark = [
+    pytest.mark.external,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
+]
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 # To optimise ONNX Runtime's code costs more than these tests compute.
 RARELY_OPTIMISED = "--js-flags=--wasm-tiering-budget=100000000"

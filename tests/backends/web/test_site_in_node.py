@@ -10,6 +10,8 @@ from eomt_deploy import Segmenter
 from eomt_deploy.backends.web.build import build_web
 from eomt_deploy.backends.web.config import WebConfig
 
+pytestmark = pytest.mark.external
+
 LOW = {
     "semantic": {},
     "panoptic": {"score": 0.1, "mask": 0.4, "overlap": 0.1},
