@@ -6,8 +6,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 RUN := $(VENV)/.run
 READY := $(VENV)/.ready
 DEMO := demo
-# One more than the cores of a small machine: some tests wait for other processes.
-WORKERS ?= 3
+# The cores of a small machine.
+WORKERS ?= 2
 # Tests start many programs: Python must keep the compiled code of our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -39,15 +39,16 @@ check: $(READY)
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/check_links.py
 
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest --dist worksteal
 
 test: check
-	$(PYTEST) -m "not external and not slow"
-	@echo "Not run: tests with Ray, browsers and compilers of other projects; see make test-external."
+	$(PYTEST) -n $(WORKERS) -m "not external and not slow"
+	@echo "Not run: tests with Ray, browsers, compilers and many commands; see make test-external."
 
-# Few tests, but 40% of the time of all: they start many processes of other projects.
+# Few tests, but 40% of the time of all: they start many processes, most of other projects. They often
+# wait for these, so there is one worker more.
 test-external: $(READY)
-	$(PYTEST) -m "external and not slow"
+	$(PYTEST) -n $$(($(WORKERS) + 1)) -m "external and not slow"
 
 # Warnings are errors, e.g. a link to a page or heading that does not exist.
 docs: $(READY)

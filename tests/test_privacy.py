@@ -92,12 +92,14 @@ def watched(tmp_path_factory, shim, files, data) -> Iterator[dict[str, Watched]]
         one.proxy.close()
 
 
+@pytest.mark.external
 def test_no_command_contacts_anybody(watched, shim):
     assert {name: one.contacts for name, one in watched.items() if one.contacts} == {}
     if shim is None:
         pytest.skip("without a C compiler only what uses a proxy is counted")
 
 
+@pytest.mark.external
 def test_no_command_writes_outside_the_cache_folder(watched):
     assert {name: one.files() for name, one in watched.items() if one.files()} == {}
     folders = (one.home / "cache" / "eomt-deploy" for one in watched.values())
@@ -126,6 +128,7 @@ def opt_in_to_openvino(one: Watched) -> None:
     (folder / "openvino_telemetry").write_text("1")
 
 
+@pytest.mark.external
 def test_a_users_own_choice_stays(tmp_path, shim):
     """Also checks that our counters detect the telemetry of both libraries."""
     pytest.importorskip("openvino_telemetry")

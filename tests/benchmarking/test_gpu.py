@@ -43,7 +43,7 @@ def test_every_section_is_run_and_reported(section, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "KILL_SECONDS", 1)
     sections = [
         section("a", PASSES), section("b", FAILS), section("c", CRASHES),
-        section("d", HANGS, seconds=3), section("e", PASSES),
+        section("d", HANGS, seconds=2), section("e", PASSES),
     ]  # fmt: skip
     folder = tmp_path / "results"
     folder.mkdir()

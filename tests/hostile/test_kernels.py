@@ -13,6 +13,8 @@ from filelock import FileLock
 
 from eomt_deploy.processing import compiled
 
+pytestmark = pytest.mark.external
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SEED, COUNT = 0, 150

@@ -245,7 +245,7 @@ def test_a_second_signal_does_not_wait(model):
                 until(lambda: _waiting(web) > 0)  # the others are in the worker
                 process.send_signal(signal.SIGTERM)
                 with pytest.raises(subprocess.TimeoutExpired):
-                    process.wait(3)
+                    process.wait(1)
                 process.send_signal(signal.SIGTERM)
                 process.wait(30)
                 for answer in answers:

@@ -18,6 +18,7 @@ import tritonclient.grpc
 from served import TOKEN, encoded, running
 
 from eomt_deploy.errors import UsageError
+from eomt_deploy.serving import run
 from eomt_deploy.serving.config import check_access, is_local, named_models
 from eomt_deploy.serving.run import Running
 
@@ -195,8 +196,9 @@ def _is_closed(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/unknown"])
-def test_a_body_that_nobody_needs(server, path):
+def test_a_body_that_nobody_needs(server, path, monkeypatch):
     """A slow body after the answer does not keep a connection open."""
+    monkeypatch.setattr(run, "LINGER_SECONDS", 0.5)
     with connect(server) as client:
         client.sendall(
             f"GET {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n".encode()

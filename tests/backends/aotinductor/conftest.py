@@ -12,6 +12,17 @@ from filelock import FileLock
 
 from eomt_deploy.exporting import ExportConfig, export
 
+COMPILED = {"package", "fast_compiler"}
+"""Fixtures that run the C++ compiler."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and COMPILED.intersection(
+            getattr(item, "fixturenames", ())
+        ):
+            item.add_marker(pytest.mark.external)
+
 
 @pytest.fixture(scope="session")
 def fast_compiler() -> AbstractContextManager[Any]:

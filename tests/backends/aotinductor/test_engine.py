@@ -40,7 +40,6 @@ def test_package_equals_the_onnx_file(
             np.testing.assert_allclose(have, want, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.external
 def test_an_fp8_package(tmp_path: Path, fast_compiler):
     arch = replace(tiny.ARCH, depth=1, num_blocks=1, num_upscale=1)  # quickly compiled
     files = tiny.write(tmp_path, tiny.network(arch))
