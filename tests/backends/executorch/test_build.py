@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import threading
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from filelock import FileLock
 from support_page import check
 
 from eomt_deploy import Segmenter
@@ -36,23 +38,28 @@ SCENES = sorted((Path(__file__).parents[3] / "examples" / "scenes").glob("*.png"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(common):
     """The model and the program of the support matrix's cell, which is compared with its page.
 
-    A build takes long, so all tests share this one.
+    A build takes long, so all tests share this one, in all test workers.
     """
-    folder, reports = tmp_path_factory.mktemp("executorch"), []
+    folder = common / "executorch"
+    kept = folder / "report.pickle"
 
     def keep(config, progress):
-        reports.append(build_executorch(config, progress))
-        return reports[-1]
+        report = build_executorch(config, progress)
+        kept.write_bytes(pickle.dumps(report))
+        return report
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eomt_deploy.support.trial.TemporaryDirectory", lambda: nullcontext(folder))
-        patch.setattr("eomt_deploy.backends.executorch.build.build_executorch", keep)
-        check(["executorch"], "DINOv2", "fp32")
-    (report,), (onnx,) = reports, folder.glob("*.onnx")
-    return onnx, report
+    with FileLock(common / "executorch.lock"), pytest.MonkeyPatch.context() as patch:
+        if not kept.exists():
+            folder.mkdir(exist_ok=True)
+            where = "eomt_deploy.support.trial.TemporaryDirectory"
+            patch.setattr(where, lambda: nullcontext(folder))
+            patch.setattr("eomt_deploy.backends.executorch.build.build_executorch", keep)
+            check(["executorch"], "DINOv2", "fp32")
+    (onnx,) = folder.glob("*.onnx")
+    return onnx, pickle.loads(kept.read_bytes())
 
 
 @pytest.fixture(scope="module")
