@@ -45,8 +45,8 @@ test: check
 	$(PYTEST) -n $(WORKERS) -m "not external and not slow"
 	@echo "Not run: tests with Ray, browsers, compilers and many commands; see make test-external."
 
-# Few tests, but 40% of the time of all: they start many processes, most of other projects. They often
-# wait for these, so there is one worker more.
+# Few tests, but 40% of the time of all: they start many processes, most of other projects. They
+# often wait for these, so there is one worker more.
 test-external: $(READY)
 	$(PYTEST) -n $$(($(WORKERS) + 1)) -m "external and not slow"
 

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own_process = arguments is None
     if own_process:
         # Registered first, it runs last. Without it, Python examines each object at the end of the
-        # process, which is a sixth of the time of a short command, and more with PyTorch.
+        # process, which is about a seventh of the time of a command.
         atexit.register(gc.freeze)
     if own_process and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
