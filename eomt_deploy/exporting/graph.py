@@ -124,9 +124,8 @@ def free_batch(graph: ir.Graph) -> bool:
 
 def simplify(model: ir.Model) -> None:
     """Fold constants and remove redundant nodes, as ``onnxscript.optimizer.optimize_ir`` does."""
-    known = [
-        getattr(rules, name) for name in RULES if hasattr(rules, name)
-    ]  # an older onnxscript has fewer
+    # An older onnxscript has fewer rules.
+    known = [getattr(rules, name) for name in RULES if hasattr(rules, name)]
     for _ in range(2):
         fold_constants_ir(model, onnx_shape_inference=True)
         rewrite(model, known)
